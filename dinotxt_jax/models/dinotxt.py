@@ -1,0 +1,213 @@
+"""dino.txt: a frozen vision transformer, a trainable head on it, and a text transformer.
+
+Source: `dinov2/hub/dinotxt.py` and `dinov2/eval/text/` of facebookresearch/dinov2; arXiv 2412.16334.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dinotxt_jax.models.layers import (
+    Block,
+    BlockConfig,
+    DTypes,
+    LayerNorm,
+    apply_stack,
+    constant,
+    parameter,
+    stack,
+)
+from dinotxt_jax.models.text import TextConfig, TextTransformer
+from dinotxt_jax.models.vit import VisionConfig, VisionTransformer
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+POOLINGS = ("mean", "max", "gem")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """Architecture of the vision head: SwiGLU blocks on the backbone's final-normed tokens.
+
+    Attributes:
+        num_blocks: number of blocks.
+        num_heads: attention heads of a block.
+        mlp_hidden_dim: SwiGLU hidden width (`swiglu_hidden_dim` gives the released rule).
+        pooling: how patch tokens become one vector: "mean", "max" or "gem".
+        layer_scale: initial LayerScale factor.
+        layer_norm_epsilon: added to the variance.
+    """
+
+    num_blocks: int
+    num_heads: int
+    mlp_hidden_dim: int
+    pooling: str = "mean"
+    layer_scale: float = 1e-5
+    layer_norm_epsilon: float = 1e-5
+
+
+def swiglu_hidden_dim(dim: int) -> int:
+    """The head's SwiGLU width: two thirds of 4 dim, rounded up to a multiple of 64."""
+    return (int(4 * dim * 2 / 3) + 63) // 64 * 64
+
+
+@dataclasses.dataclass(frozen=True)
+class DinoTxtConfig:
+    """Architecture of a whole dino.txt."""
+
+    vision: VisionConfig
+    head: HeadConfig
+    text: TextConfig
+
+    def __post_init__(self) -> None:
+        if self.text.embed_dim != 2 * self.vision.dim:
+            raise ValueError(
+                f"text features of {self.text.embed_dim} dimensions cannot be compared with "
+                f"[class; patches] of 2 x {self.vision.dim}: set embed_dim={2 * self.vision.dim}"
+            )
+
+
+class VisionHead(nnx.Module):
+    """Blocks and a LayerNorm on top of all tokens of the backbone."""
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        dim: int,
+        *,
+        dtypes: DTypes,
+        rngs: nnx.Rngs,
+        drop_path: float = 0.0,
+        remat: str = "none",
+    ):
+        block = BlockConfig(
+            dim=dim,
+            num_heads=config.num_heads,
+            mlp_hidden_dim=config.mlp_hidden_dim,
+            mlp="swiglu",
+            qkv_bias=False,
+            layer_scale=config.layer_scale,
+            drop_path=drop_path,
+            layer_norm_epsilon=config.layer_norm_epsilon,
+        )
+        self.dtypes = dtypes
+        self.remat = remat
+        self.blocks = stack(
+            lambda rngs: Block(block, dtypes=dtypes, rngs=rngs), config.num_blocks, rngs
+        )
+        self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
+
+    def __call__(
+        self, tokens: Float[Array, "b t d"], key: jax.Array | None = None
+    ) -> Float[Array, "b t d"]:
+        """The head's tokens; `key` turns drop path on."""
+        x = tokens.astype(self.dtypes.compute)
+        x, _ = apply_stack(self.blocks, x, key=key, remat=self.remat)
+        return self.norm(x)
+
+
+class ImageFeatures(NamedTuple):
+    """What the head makes of an image: class token [b d], patch tokens [b n d]."""
+
+    class_token: jax.Array
+    patch_tokens: jax.Array
+
+
+class DinoTxt(nnx.Module):
+    """Image descriptors [class token; pooled patch tokens] and text features, comparable by cosine.
+
+    Sub-modules, and so the names at the top of every tree of arrays: `backbone` (frozen), `head`,
+    `text` and `logit_scale` (trained).
+    """
+
+    def __init__(
+        self,
+        config: DinoTxtConfig,
+        *,
+        dtypes: DTypes,
+        rngs: nnx.Rngs,
+        frozen_dtypes: DTypes | None = None,
+        drop_path: float = 0.0,
+        remat: str = "none",
+    ):
+        """Args:
+        config: architecture.
+        dtypes: precisions of what is trained.
+        rngs: initialisation.
+        frozen_dtypes: precisions of the backbone; `dtypes` if not given.
+        drop_path: of the head's blocks, in training.
+        remat: what the backward pass recomputes (`layers.apply_stack`).
+        """
+        self.config = config
+        trained: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, remat=remat)
+        self.backbone = VisionTransformer(config.vision, dtypes=frozen_dtypes or dtypes, rngs=rngs)
+        self.head = VisionHead(config.head, config.vision.dim, drop_path=drop_path, **trained)
+        self.text = TextTransformer(config.text, **trained)
+        self.logit_scale = parameter(rngs, constant(INITIAL_LOGIT_SCALE), (), (), dtypes)
+
+    def encode_image(
+        self, images: Float[Array, "b h w 3"], normalize: bool = False
+    ) -> Float[Array, "b D"]:
+        """The descriptor of normalised images, D = 2 d."""
+        return self.describe_tokens(self.backbone.tokens(images), normalize)
+
+    def encode_patches(self, images: Float[Array, "b h w 3"]) -> ImageFeatures:
+        """The head's class token [b d] and patch tokens as a grid [b gh gw d]."""
+        patch = self.config.vision.patch_size
+        features = self.encode_tokens(self.backbone.tokens(images))
+        grid = (images.shape[1] // patch, images.shape[2] // patch)
+        patches = features.patch_tokens
+        return ImageFeatures(
+            features.class_token, patches.reshape(patches.shape[0], *grid, patches.shape[-1])
+        )
+
+    def encode_tokens(
+        self, tokens: Float[Array, "b t d"], key: jax.Array | None = None
+    ) -> ImageFeatures:
+        """The head on [class, registers, patches] of the backbone; `key` turns drop path on."""
+        head = self.head(tokens, key)
+        return ImageFeatures(head[:, 0], head[:, 1 + self.config.vision.num_registers :])
+
+    def describe_tokens(
+        self, tokens: Float[Array, "b t d"], normalize: bool = False
+    ) -> Float[Array, "b D"]:
+        """The descriptor of images whose backbone tokens are at hand."""
+        descriptor = self.descriptor(self.encode_tokens(tokens))
+        return normalized(descriptor) if normalize else descriptor
+
+    def descriptor(self, features: ImageFeatures) -> Float[Array, "b D"]:
+        """[class token; pooled patch tokens], float32, not normalised."""
+        patches = features.patch_tokens.astype("float32")
+        pooled = pool(patches, self.config.head.pooling)
+        return jnp.concatenate([features.class_token.astype("float32"), pooled], axis=-1)
+
+    def encode_text(
+        self, tokens: Int[Array, "b l"], normalize: bool = False
+    ) -> Float[Array, "b D"]:
+        """Features of token rows, float32."""
+        features = self.text(tokens).astype("float32")
+        return normalized(features) if normalize else features
+
+
+def pool(patches: Float[Array, "b n d"], pooling: str) -> Float[Array, "b d"]:
+    """Patch tokens to one vector: "mean", "max", or "gem" (generalised mean, p = 3)."""
+    if pooling == "mean":
+        return patches.mean(axis=1)
+    if pooling == "max":
+        return patches.max(axis=1)
+    if pooling == "gem":
+        return jnp.cbrt((jnp.maximum(patches, 1e-6) ** 3).mean(axis=1))
+    raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+
+
+def normalized(features: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+    """Each row divided by its L2 norm (at least 1e-12), in float32 or wider."""
+    wide = features.astype(jnp.promote_types(features.dtype, "float32"))
+    norm = jnp.sqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True))
+    return wide / jnp.maximum(norm, 1e-12)

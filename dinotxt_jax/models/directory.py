@@ -1,0 +1,258 @@
+"""Model directories: Orbax arrays beside a readable `model.json`.
+
+    model.json      architecture, preprocessing, tokenizer, sources and their sha256, version
+    arrays/         parts "backbone", "head", "text", "logit_scale", each readable alone
+    tokenizer files whatever `model.json` names under "tokenizer"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from dinotxt_jax import sharding, storage
+from dinotxt_jax.config import from_dict
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.models.dinotxt import DinoTxt, DinoTxtConfig, HeadConfig
+from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.text import TextConfig
+from dinotxt_jax.models.vit import VisionConfig, VisionTransformer
+
+FORMAT_VERSION = 1
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How the backbone wants its images.
+
+    Attributes:
+        mean, std: per RGB channel, of pixels in [0, 1].
+        resize, crop: evaluation: short side, then side of the center crop, pixels.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    resize: int = 256
+    crop: int = 224
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file that a model directory was made from."""
+
+    file: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """What `model.json` says.
+
+    Attributes:
+        vision, head, text: architecture; head and text are None for a backbone alone.
+        preprocessing: of images.
+        fingerprint: sha256 over the backbone's arrays (`fingerprint`).
+        tokenizer: what `tokenizers.load_tokenizer` takes; None for a backbone alone.
+        preset: name of the architecture, if it has one.
+        sources: the files converted.
+        backbone_path: model directory that holds the backbone's arrays, if not this one.
+        format_version: of the layout of the directory.
+    """
+
+    vision: VisionConfig
+    preprocessing: Preprocessing
+    fingerprint: str
+    head: HeadConfig | None = None
+    text: TextConfig | None = None
+    tokenizer: dict[str, Any] | None = None
+    preset: str | None = None
+    sources: tuple[Source, ...] = ()
+    backbone_path: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def dinotxt(self) -> DinoTxtConfig:
+        """The whole architecture; raises `UserError` for a backbone alone."""
+        if self.head is None or self.text is None:
+            raise UserError(
+                "the model directory holds a backbone without head and text transformer; train "
+                "them (python -m dinotxt_jax.train) or use dt.load_backbone."
+            )
+        return DinoTxtConfig(self.vision, self.head, self.text)
+
+
+def write_model_directory(
+    path: epath.PathLike,
+    description: ModelDescription,
+    arrays: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    write_tokenizer: Callable[[epath.Path], None] | None = None,
+) -> None:
+    """Writes a model directory; it appears under its name only when it is complete.
+
+    Args:
+        path: the directory.
+        description: becomes `model.json`.
+        arrays: `{"backbone": tree, "head": tree, "text": tree, "logit_scale": array}` or some.
+        overwrite: replace a directory of that name.
+        write_tokenizer: puts the tokenizer's files into the folder it is given.
+
+    Raises:
+        UserError: the directory exists and `overwrite` is off.
+    """
+    path = epath.Path(path)
+    try:
+        with storage.new_folder(path, overwrite) as folder:
+            storage.save_arrays(folder / "arrays", arrays)
+            if write_tokenizer is not None:
+                write_tokenizer(folder)
+            text = json.dumps(dataclasses.asdict(description), indent=2)
+            (folder / "model.json").write_text(text + "\n")
+    except FileExistsError:
+        raise UserError(f"{path} exists already; remove it or choose another output.") from None
+
+
+def read_description(path: epath.PathLike) -> ModelDescription:
+    """`model.json` of a model directory.
+
+    Raises:
+        UserError: no model directory, not readable, or of a newer format.
+    """
+    file = epath.Path(path) / "model.json"
+    if not file.exists():
+        raise UserError(
+            f"{path or repr('')} is not a model directory (no model.json in it); make one with "
+            "python -m weights_convert SOURCE --output=DIR."
+        )
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); convert the model again.") from error
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{file} has format version {version}, this dinotxt_jax reads {FORMAT_VERSION}; "
+            "use the dinotxt_jax that wrote it, or convert the model again."
+        )
+    return from_dict(ModelDescription, values, str(file))
+
+
+def fingerprint(arrays: Any) -> str:
+    """sha256 over names, dtypes, shapes and values of a tree of arrays, in order of names."""
+    digest = hashlib.sha256()
+    for name, array in sorted(_named(arrays)):
+        value = np.ascontiguousarray(array)
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.view(np.uint8).data if value.size else b"")
+    return digest.hexdigest()
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+
+
+def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
+    """Shapes, dtypes and shardings of a module's arrays, as a nested dict, without making them.
+
+    Args:
+        module: makes the module.
+        mesh: None puts everything on the first device.
+    """
+    state = nnx.state(nnx.eval_shape(module))
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def struct(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+        axes = variable.get_metadata("logical_axes")
+        placed = (
+            single
+            if mesh is None
+            else jax.sharding.NamedSharding(
+                mesh, sharding.partition_spec(axes, variable.shape, mesh.shape)
+            )
+        )
+        return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=placed)
+
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    return nnx.to_pure_dict(jax.tree.map(struct, state, is_leaf=is_variable))
+
+
+def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays of a model directory, each read straight into its dtype and sharding.
+
+    Args:
+        path: the model directory; a backbone that it only names is read from where it lies.
+        abstract: `{part: tree of jax.ShapeDtypeStruct}`.
+
+    Raises:
+        UserError: the backbone is not where it should be, or is another one.
+    """
+    path = epath.Path(path)
+    description = read_description(path)
+    wanted = dict(abstract)
+    loaded: dict[str, Any] = {}
+    if description.backbone_path is not None and "backbone" in wanted:
+        elsewhere = read_description(description.backbone_path)
+        if elsewhere.fingerprint != description.fingerprint:
+            raise UserError(
+                f"{path} was trained on the backbone {description.fingerprint[:12]}, but "
+                f"{description.backbone_path} now holds {elsewhere.fingerprint[:12]}; put the "
+                "first one back or train again."
+            )
+        backbone = {"backbone": wanted.pop("backbone")}
+        loaded |= load_parts(description.backbone_path, backbone)
+    return loaded | (storage.load_arrays(path / "arrays", wanted) if wanted else {})
+
+
+def load_stored(path: epath.PathLike, part: str, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """One part in the dtypes it is stored in, placed as `abstract[part]` says."""
+    description = read_description(path)
+    holder = description.backbone_path if part == "backbone" else None
+    shapes = storage.stored_shapes(epath.Path(holder or path) / "arrays")[part]
+    placed = jax.tree.map(
+        lambda stored, wanted: jax.ShapeDtypeStruct(
+            wanted.shape, stored.dtype, sharding=wanted.sharding
+        ),
+        shapes,
+        abstract[part],
+    )
+    return load_parts(path, {part: placed})
+
+
+def load_vision_transformer(
+    path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
+) -> tuple[VisionTransformer, ModelDescription]:
+    """The backbone of any model directory, and the directory's description."""
+    description = read_description(path)
+
+    def create() -> VisionTransformer:
+        return VisionTransformer(description.vision, dtypes=dtypes, rngs=nnx.Rngs(0))
+
+    parts = load_parts(path, {"backbone": abstract_arrays(create, mesh)})
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts["backbone"]), description
+
+
+def load_dinotxt(
+    path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
+) -> tuple[DinoTxt, ModelDescription]:
+    """A whole dino.txt, and its directory's description."""
+    description = read_description(path)
+    config = description.dinotxt
+
+    def create() -> DinoTxt:
+        return DinoTxt(config, dtypes=dtypes, rngs=nnx.Rngs(0))
+
+    parts = load_parts(path, abstract_arrays(create, mesh))
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts), description
