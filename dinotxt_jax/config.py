@@ -1,8 +1,8 @@
 """Every setting of the project: frozen dataclasses, and the one place where a key is checked.
 
-A file in `configs/` returns an `ml_collections.ConfigDict` made by `default_config()` and changed;
-`--config.KEY=VALUE` changes it further; `from_dict` turns it into the dataclass that everything
-else takes. A key that no dataclass has, or a value of another type, is a `UserError`.
+A file in `configs/` returns `to_config_dict(Config(...))`; `--config.KEY=VALUE` changes it;
+`from_dict` turns it back into the dataclass that everything else takes. A key that no dataclass
+has, or a value of another type, is a `UserError`.
 """
 
 from __future__ import annotations
@@ -253,20 +253,17 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-def default_config() -> ml_collections.ConfigDict:
-    """The released recipe as a `ConfigDict`, to be changed by a file in `configs/`."""
-    return to_config_dict(Config())
-
-
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:
-    """Any of these dataclasses as a locked `ConfigDict` (unknown keys raise where they are set)."""
+    """Any of these dataclasses as a locked `ConfigDict`: setting a key it lacks raises."""
     return ml_collections.ConfigDict(dataclasses.asdict(config)).lock()
 
 
 DataclassT = TypeVar("DataclassT")
 
 
-def from_dict(cls: type[DataclassT], values: Mapping[str, Any], where: str = "config") -> DataclassT:
+def from_dict(
+    cls: type[DataclassT], values: Mapping[str, Any], where: str = "config"
+) -> DataclassT:
     """A dataclass from a (nested) mapping, every key and type checked.
 
     Args:
@@ -282,7 +279,9 @@ def from_dict(cls: type[DataclassT], values: Mapping[str, Any], where: str = "co
     for key in values:
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
-            advice = f"did you mean {where}.{close[0]}?" if close else f"known: {', '.join(fields)}."
+            advice = (
+                f"did you mean {where}.{close[0]}?" if close else f"known: {', '.join(fields)}."
+            )
             raise UserError(f"{where}.{key} is not a setting; {advice}")
     converted = {
         key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()
@@ -301,6 +300,8 @@ def from_dict(cls: type[DataclassT], values: Mapping[str, Any], where: str = "co
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type that a field is annotated with."""
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(hint, value, where)  # type: ignore[arg-type]
@@ -320,9 +321,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint):
-        if not (hint is int and isinstance(value, bool)):
-            return value
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    ):
+        return value
     expected = getattr(hint, "__name__", str(hint))
     raise UserError(f"{where} is {value!r}, expected {expected}; correct its value.")
 

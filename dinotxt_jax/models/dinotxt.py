@@ -1,6 +1,7 @@
 """dino.txt: a frozen vision transformer, a trainable head on it, and a text transformer.
 
-Source: `dinov2/hub/dinotxt.py` and `dinov2/eval/text/` of facebookresearch/dinov2; arXiv 2412.16334.
+Source: `dinov2/hub/dinotxt.py` and `dinov2/eval/text/` of facebookresearch/dinov2;
+arXiv 2412.16334.
 """
 
 from __future__ import annotations

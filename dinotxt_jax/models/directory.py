@@ -1,8 +1,8 @@
 """Model directories: Orbax arrays beside a readable `model.json`.
 
-    model.json      architecture, preprocessing, tokenizer, sources and their sha256, version
-    arrays/         parts "backbone", "head", "text", "logit_scale", each readable alone
-    tokenizer files whatever `model.json` names under "tokenizer"
+model.json      architecture, preprocessing, tokenizer, sources and their sha256, version
+arrays/         parts "backbone", "head", "text", "logit_scale", each readable alone
+tokenizer files whatever `model.json` names under "tokenizer"
 """
 
 from __future__ import annotations

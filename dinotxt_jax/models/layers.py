@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from dinotxt_jax.sharding import constrain
 
@@ -247,7 +247,7 @@ class SwiGlu(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attention(norm1(x)), then + mlp(norm2(x)); each branch scaled and dropped as configured."""
+    """x + attention(norm1(x)), then + mlp(norm2(x)), each branch with LayerScale and drop path."""
 
     def __init__(self, config: BlockConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
         self.drop_path = config.drop_path
@@ -302,62 +302,38 @@ def add_branch(
     batch = x.shape[0]
     group = math.gcd(batch, DROP_PATH_GROUP)
     kept = max(int(group * (1 - drop_path)), 1)
-    shuffled = jax.random.uniform(key, (batch // group, group)).argsort(-1)
-    rows, places = shuffled[:, :kept], shuffled.argsort(-1)
-    update = branch(take_rows(x, rows, places)) * (group / kept)
-    return x + put_rows(update, rows, places)
+    drawn = jax.random.uniform(key, (batch // group, group)).argsort(-1)[:, :kept]
+    chosen = jax.nn.one_hot(drawn, group, dtype=x.dtype)
+    return x + put_rows(branch(take_rows(x, chosen)) * (group / kept), chosen)
 
 
-def take_rows(
-    x: Float[Array, "b n d"], rows: Int[Array, "g c"], places: Int[Array, "g s"]
-) -> Float[Array, "(g c) n d"]:
-    """The examples `rows` of each of the g groups that `x` consists of."""
-    return _gather_rows(x, rows, places)
+# Taking rows and putting them back are products with a 0/1 matrix: exact, each other's transpose
+# for autodiff, and fast everywhere; gathers and scatters of rows run element by element on CPUs.
+def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[Array, "(g c) n d"]:
+    """The chosen examples of each of the g groups of s that `x` consists of.
+
+    Args:
+        x: examples.
+        chosen: one-hot: which example of its group each taken one is.
+    """
+    grouped = x.reshape(*chosen.shape[::2], -1)
+    taken = jnp.einsum("gcs,gsx->gcx", chosen, grouped, precision="highest")
+    return taken.reshape(-1, *x.shape[1:])
 
 
 def put_rows(
-    update: Float[Array, "(g c) n d"], rows: Int[Array, "g c"], places: Int[Array, "g s"]
+    taken: Float[Array, "(g c) n d"], chosen: Float[Array, "g c s"]
 ) -> Float[Array, "(g s) n d"]:
     """The inverse of `take_rows`: each example back in its place, zero where none was taken."""
-    return _scatter_rows(update, rows, places)
-
-
-# Taking and putting are each other's transpose, so both directions of both are written as
-# gathers: a scatter, which autodiff would derive, runs row by row on CPUs.
-@jax.custom_vjp
-def _gather_rows(x: jax.Array, rows: jax.Array, places: jax.Array) -> jax.Array:
-    groups, kept = rows.shape
-    grouped = x.reshape(groups, -1, *x.shape[1:])
-    return grouped[jnp.arange(groups)[:, None], rows].reshape(groups * kept, *x.shape[1:])
-
-
-@jax.custom_vjp
-def _scatter_rows(update: jax.Array, rows: jax.Array, places: jax.Array) -> jax.Array:
-    groups, kept = rows.shape
-    grouped = update.reshape(groups, kept, *update.shape[1:])
-    back = grouped[jnp.arange(groups)[:, None], jnp.minimum(places, kept - 1)]
-    taken = (places < kept).reshape(*places.shape, *(1,) * (update.ndim - 1))
-    return jnp.where(taken, back, 0).reshape(-1, *update.shape[1:])
-
-
-def _gather_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple:
-    return _scatter_rows(gradient, *residuals), None, None
-
-
-def _scatter_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple:
-    return _gather_rows(gradient, *residuals), None, None
-
-
-_gather_rows.defvjp(lambda x, r, p: (_gather_rows(x, r, p), (r, p)), _gather_backward)
-_scatter_rows.defvjp(lambda u, r, p: (_scatter_rows(u, r, p), (r, p)), _scatter_backward)
+    grouped = taken.reshape(*chosen.shape[:2], -1)
+    back = jnp.einsum("gcs,gcx->gsx", chosen, grouped, precision="highest")
+    return back.reshape(-1, *taken.shape[1:])
 
 
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 
 
-def stack(
-    create: Callable[[nnx.Rngs], ModuleT], num_layers: int, rngs: nnx.Rngs
-) -> ModuleT:
+def stack(create: Callable[[nnx.Rngs], ModuleT], num_layers: int, rngs: nnx.Rngs) -> ModuleT:
     """`num_layers` equal modules as one, every array with a leading "layers" dimension."""
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: create(nnx.Rngs(0))))
     arrays = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(create(nnx.Rngs(key)))))(

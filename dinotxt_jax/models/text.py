@@ -62,9 +62,7 @@ class TextConfig:
 class TextTransformer(nnx.Module):
     """Token ids to one feature vector a row."""
 
-    def __init__(
-        self, config: TextConfig, *, dtypes: DTypes, rngs: nnx.Rngs, remat: str = "none"
-    ):
+    def __init__(self, config: TextConfig, *, dtypes: DTypes, rngs: nnx.Rngs, remat: str = "none"):
         self.config = config
         self.dtypes = dtypes
         self.remat = remat

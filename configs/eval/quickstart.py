@@ -1,0 +1,17 @@
+"""Retrieval on the 500 held-out drawn scenes of configs/quickstart.py."""
+
+from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_config_dict
+
+
+def get_config():
+    data = DataConfig(
+        source="scenes",
+        split="test",
+        num_scenes=500,
+        image_size=98,
+        augmentation="squash",
+        threads=2,
+    )
+    return to_config_dict(
+        EvaluationConfig(tasks={"scenes": TaskConfig(kind="retrieval", data=data)})
+    )

@@ -1,0 +1,95 @@
+"""How every command starts: flags, configs, and one sentence for what the user got wrong."""
+
+from __future__ import annotations
+
+import importlib
+import logging as std_logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import ml_collections
+from absl import app, flags, logging
+
+from dinotxt_jax.config import from_dict
+from dinotxt_jax.errors import UserError, exit_with
+
+COMMANDS = {
+    "convert": "weights_convert.__main__",
+    "train": "dinotxt_jax.train",
+    "precompute": "dinotxt_jax.precompute",
+    "evaluate": "dinotxt_jax.evaluate",
+}
+
+
+def run(body: Callable[[], None]) -> None:
+    """Parses the flags of an entry point and runs its body.
+
+    A flag or a config key that does not exist, and every `UserError`, ends in one sentence on
+    standard error and exit code 2.
+    """
+
+    def main(_: Sequence[str]) -> None:
+        logging.set_verbosity(logging.INFO)
+        std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+        try:
+            body()
+        except UserError as error:
+            exit_with(error)
+
+    app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+    if any(argument in ("-h", "--help", "-help", "--helpshort") for argument in arguments):
+        print(_help(arguments[0]))
+        raise SystemExit(0)
+    try:
+        rest = flags.FLAGS(list(arguments))
+        flags.FLAGS.validate_all_flags()
+    except UserError as error:
+        exit_with(error)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        exit_with(UserError(f"{_one_line(error)}; see --help."))
+    if len(rest) > 1:
+        exit_with(UserError(f"{rest[1]!r} is not a flag; flags are --NAME=VALUE, see --help."))
+    return rest
+
+
+def _help(program: str) -> str:
+    """The entry point's docstring and its own flags."""
+    main = sys.modules["__main__"]
+    own = flags.FLAGS.get_key_flags_for_module(main) or []
+    lines = [(main.__doc__ or "").strip(), "", "flags:"]
+    lines += [f"  --{flag.name}: {flag.help}" for flag in own]
+    return "\n".join(lines)
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if error.args else str(error)
+    return " ".join(text.split()).rstrip(".")
+
+
+DataclassT = TypeVar("DataclassT")
+
+
+def checked(config: ml_collections.ConfigDict, cls: type[DataclassT]) -> DataclassT:
+    """The config flag's value as a dataclass; raises `UserError` for what is wrong in it."""
+    return from_dict(cls, config.to_dict())
+
+
+def dispatch() -> None:
+    """`dinotxt NAME ...`: the same as `python -m` of that entry point."""
+    names = ", ".join(COMMANDS)
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(f"usage: dinotxt COMMAND [flags]\n\ncommands: {names}\n\ndinotxt COMMAND --help")
+        raise SystemExit(0 if len(sys.argv) > 1 else 2)
+    name = sys.argv.pop(1)
+    if name not in COMMANDS:
+        exit_with(UserError(f"{name!r} is not a command; choose among {names}."))
+    module = importlib.import_module(COMMANDS[name])
+    raise SystemExit(module.main())
+
+
+if __name__ == "__main__":
+    dispatch()

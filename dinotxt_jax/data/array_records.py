@@ -1,0 +1,137 @@
+"""ArrayRecord files of msgpack maps `{image: bytes, captions: [str], key: str, split?: str}`."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinotxt_jax.data.examples import Example, checked_captions, nothing_left, shortened
+from dinotxt_jax.data.transforms import decode_image
+from dinotxt_jax.errors import UserError
+
+
+class ArrayRecordSource:
+    """ArrayRecord files of msgpack records (see the module's docstring).
+
+    `path` is a file, a folder (its files with `.array_record` in the name) or a glob; files are
+    taken in the order of their names. Keeping only one `split` reads every record once on opening,
+    which is slow for large data: write one set of files a split instead.
+    """
+
+    def __init__(self, path: str | Path, *, split: str = "") -> None:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._path = str(path)
+        try:
+            self._records = ArrayRecordDataSource(_array_record_files(self._path))
+        except RuntimeError as error:
+            raise UserError(
+                f"{self._path} cannot be read as ArrayRecord ({error}), expected whole files "
+                "written by write_array_record; write them again or correct config.data.path."
+            ) from error
+        self._kept = np.arange(len(self._records))
+        if split:
+            found = [self._read(number).get("split", "") for number in range(len(self._records))]
+            self._kept = np.flatnonzero(np.asarray(found, object) == split)
+            if not len(self._kept):
+                raise nothing_left(self._path, split, set(found))
+        if not len(self._kept):
+            raise nothing_left(self._path, split, set())
+        self[0]
+
+    def _read(self, number: int) -> Mapping[str, Any]:
+        import msgpack
+
+        where = f"{self._path}, record {number}"
+        try:
+            record = msgpack.unpackb(self._records[number])
+        except ValueError as error:
+            raise UserError(
+                f"{where}: this is not a msgpack map ({error}), expected records written by "
+                "write_array_record; write the file again."
+            ) from error
+        if not isinstance(record, dict) or not {"image", "captions", "key"} <= set(record):
+            raise UserError(
+                f"{where}: this record is {shortened(record)}, expected a map with image, "
+                "captions and key; write the file again."
+            )
+        return record
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> Example:
+        record, captions = self._entry(index)
+        return Example(record["image"], captions, record["key"])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._entry(index)[1]
+
+    def _entry(self, index: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+        """An example's record and its captions."""
+        number = int(self._kept[index])
+        record = self._read(number)
+        return record, checked_captions(record["captions"], f"{self._path}, record {number}")
+
+
+def _array_record_files(path: str) -> list[str]:
+    if os.path.isdir(path):
+        files = glob.glob(os.path.join(glob.escape(path), "*.array_record*"))
+    else:
+        files = [path] if os.path.isfile(path) else glob.glob(path)
+    if not files:
+        raise UserError(
+            f"no ArrayRecord file was found at {path}, expected a file, a folder of "
+            "*.array_record files or a glob; correct config.data.path."
+        )
+    return sorted(files)
+
+
+def write_array_record(path: str | Path, examples: Iterable[Example], *, split: str = "") -> int:
+    """Writes examples as one ArrayRecord file, which appears under `path` only when complete.
+
+    Arrays of pixels are stored as PNG, without loss.
+
+    Returns:
+        The number of examples written.
+    """
+    import msgpack
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    partial = f"{path}.partial"
+    # One record a group gives random access; images are compressed already.
+    writer = ArrayRecordWriter(partial, "group_size:1,uncompressed")
+    count = 0
+    try:
+        for example in examples:
+            record: dict[str, Any] = {
+                "image": _encoded(example.image),
+                "captions": list(example.captions),
+                "key": example.key,
+            }
+            if split:
+                record["split"] = split
+            writer.write(msgpack.packb(record))
+            count += 1
+        writer.close()
+        os.replace(partial, path)
+    except BaseException:
+        if writer.is_open():
+            writer.close()
+        Path(partial).unlink(missing_ok=True)
+        raise
+    return count
+
+
+def _encoded(image: bytes | np.ndarray) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    buffer = io.BytesIO()
+    decode_image(image).save(buffer, "PNG")
+    return buffer.getvalue()

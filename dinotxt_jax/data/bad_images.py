@@ -1,0 +1,59 @@
+"""Images that cannot be read or decoded: skipped and counted, and an error when too many."""
+
+from __future__ import annotations
+
+from dinotxt_jax.errors import UserError
+
+
+class BadImageError(Exception):
+    """One image that cannot be read or decoded; the pipeline skips and counts it."""
+
+
+def too_many_bad(bad: int, examples: int, limit: float) -> UserError:
+    """The error that `bad` of `examples` images are over `config.data.max_bad_fraction`."""
+    return UserError(
+        f"{bad} of {examples} images ({bad / examples:.2%}) could not be read or decoded, expected "
+        f"at most config.data.max_bad_fraction = {limit} ({limit:.2%}); the log names them: repair "
+        "or remove them, or raise the limit."
+    )
+
+
+class BadImageMonitor:
+    """Counts the bad images that a run skipped, and ends it when there are too many.
+
+    The limit is `max_bad_fraction` of the examples seen, or of the data set as long as less than
+    one epoch was seen, so that a bad image among the first ten does not end a long run.
+    """
+
+    def __init__(self, max_bad_fraction: float, dataset_size: int) -> None:
+        self._max_bad_fraction = max_bad_fraction
+        self._dataset_size = dataset_size
+        self._seen = self._skipped = 0
+
+    def update(self, examples: int, skipped: int) -> int:
+        """Counts one global batch.
+
+        Args:
+            examples: its rows.
+            skipped: images passed over to fill them, in all processes together.
+
+        Returns:
+            The number skipped since training began.
+
+        Raises:
+            UserError: that number is over the limit.
+        """
+        self._seen += examples
+        self._skipped += skipped
+        expected = max(self._seen, self._dataset_size)
+        if self._skipped > self._max_bad_fraction * expected:
+            raise too_many_bad(self._skipped, expected, self._max_bad_fraction)
+        return self._skipped
+
+    def get_state(self) -> dict[str, int]:
+        """What `set_state` needs to count on after a restart."""
+        return {"seen": self._seen, "skipped": self._skipped}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Counts on from `state`."""
+        self._seen, self._skipped = int(state["seen"]), int(state["skipped"])

@@ -1,0 +1,280 @@
+"""The training pipeline on Grain: batches, resume, bad images; and batches for evaluation.
+
+Neither the number of processes, threads or workers, nor where a run was interrupted, changes what
+row r of the global batch of step s holds (see `dinotxt_jax.data.order`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
+from typing import TYPE_CHECKING, TypeVar
+
+import grain
+import numpy as np
+from absl import flags, logging
+from grain.experimental import ThreadPrefetchIterDataset
+from jaxtyping import UInt8
+from PIL import Image
+
+from dinotxt_jax.data.bad_images import BadImageError, BadImageMonitor, too_many_bad
+from dinotxt_jax.data.examples import Example, Source
+from dinotxt_jax.data.order import MAX_EXAMPLES, Draw, Turns
+from dinotxt_jax.data.transforms import TrainTransform, decode_image
+from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
+
+__all__ = [
+    "BadImageMonitor",
+    "Draw",
+    "ImageTextExample",
+    "TrainingIterator",
+    "evaluation_batches",
+    "in_threads",
+    "make_training_iterator",
+]
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
+    """Batches without end; its state is the number of the next step and nothing of the machinery.
+
+    A state saved with one number of processes, threads or workers is therefore good for any other.
+    """
+
+    def __init__(
+        self,
+        turns: Turns,
+        make_example: Callable[[Draw], dict[str, np.ndarray]],
+        *,
+        threads: int,
+        prefetch: int,
+        workers: int,
+    ) -> None:
+        super().__init__()
+        self._turns = turns
+        self._make_example = make_example
+        self._threads, self._prefetch, self._workers = threads, prefetch, workers
+        self._next_step = turns.first_step
+        self._batches: grain.DatasetIterator[dict[str, np.ndarray]] | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            self._batches = self._started()
+        try:
+            batch: dict[str, np.ndarray] = next(self._batches)
+        except BaseException:
+            self._stop()  # so that another call tries the same step again and skips nothing
+            raise
+        self._next_step += 1
+        return batch
+
+    def _started(self) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+        turns = dataclasses.replace(self._turns, first_step=self._next_step)
+        split = max(1, self._workers)
+        threads = -(-self._threads // split)
+        prefetch = max(threads, -(-self._prefetch // split))
+        examples = (
+            grain.MapDataset.source(turns)
+            .map(self._make_example)
+            .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
+        )
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads flags; outside absl.app none are parsed
+                flags.FLAGS.mark_as_parsed()
+            # Workers deal out single examples in turn; batched before, the rows of a batch would
+            # depend on the number of workers.
+            options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=prefetch)
+            examples = examples.mp_prefetch(options)
+        batches = examples.batch(turns.batch_size // turns.process_count, drop_remainder=True)
+        return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+
+    def get_state(self) -> dict[str, int]:
+        turns = self._turns
+        return {
+            "next_step": self._next_step,
+            "batch_size": turns.batch_size,
+            "dataset_size": turns.dataset_size,
+            "seed": turns.seed,
+        }
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues where `state` was taken.
+
+        Raises:
+            UserError: it was taken with another batch size, seed or number of examples.
+        """
+        here = self.get_state()
+        for name in ("batch_size", "dataset_size", "seed"):
+            if state[name] != here[name]:
+                raise UserError(
+                    f"the saved data position has {name} {state[name]}, this run has {here[name]}, "
+                    "and a position means nothing under another one; resume with the data and "
+                    "config of the run, or start in a new work directory."
+                )
+        self._stop()
+        self._next_step = int(state["next_step"])
+
+    def _stop(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def close(self) -> None:
+        """Ends threads and worker processes."""
+        self._closed = True
+        self._stop()
+
+
+def make_training_iterator(
+    source: Sized,
+    make_example: Callable[[Draw], dict[str, np.ndarray]],
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 16,
+    prefetch: int = 64,
+    workers: int = 0,
+    shuffle: bool = True,
+) -> TrainingIterator:
+    """This process's share of every global batch, from step 0 and without end.
+
+    Args:
+        source: anything whose length is the number of examples.
+        make_example: arrays of one example, e.g. `ImageTextExample`; called from many threads, and
+            pickled if there are workers.
+        batch_size: rows of the global batch.
+        seed: of the order, the augmentation and the choice of captions; not negative.
+        process_index, process_count: which contiguous part of the rows.
+        threads: for `make_example`, all workers together (0: none).
+        prefetch: examples made ahead. workers: processes to make them in (0: threads alone).
+        shuffle: whether each epoch has its own order, or always the source's.
+
+    Raises:
+        UserError: no examples, more than 2^32 - 1, or a batch that does not divide.
+    """
+    size = len(source)
+    if not 0 < size <= MAX_EXAMPLES:
+        raise UserError(
+            f"the data has {size} examples, expected 1 to {MAX_EXAMPLES}; correct config.data."
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"the global batch of {batch_size} does not divide among {process_count} processes, "
+            "expected a multiple of their number; change config.batch_size or the processes."
+        )
+    turns = Turns(size, batch_size, seed, shuffle, process_index, process_count, first_step=0)
+    return TrainingIterator(
+        turns, make_example, threads=threads, prefetch=prefetch, workers=workers
+    )
+
+
+class ImageTextExample:
+    """Reads, augments and tokenizes the example of a draw.
+
+    An image that does not decode is named in the log once, and the next index takes its place,
+    with its own captions and augmentation. A run of bad images longer than `max_bad_fraction` of
+    the data set ends in a `UserError`, so that data without a single good image ends too.
+
+    Gives image uint8 [s s 3] (not normalised), tokens int32 [l], index int64 (of the example
+    used), skipped int32 (bad images passed over to find it).
+    """
+
+    def __init__(
+        self, source: Source, config: DataConfig, tokenize: Callable[[str], np.ndarray]
+    ) -> None:
+        self._source = source
+        self._transform = TrainTransform(config)
+        self._tokenize = tokenize
+        self._max_bad_fraction = config.max_bad_fraction
+        self._named: dict[int, object] = {}
+
+    def __call__(self, draw: Draw) -> dict[str, np.ndarray]:
+        example, image, draw, skipped = self._first_good(draw)
+        caption = example.captions[draw.caption_index(len(example.captions))]
+        return {
+            "image": self._transform(image, draw.rng()),
+            "tokens": np.asarray(self._tokenize(caption), np.int32),
+            "index": np.asarray(draw.index, np.int64),
+            "skipped": np.asarray(skipped, np.int32),
+        }
+
+    def _first_good(self, draw: Draw) -> tuple[Example, Image.Image, Draw, int]:
+        size = len(self._source)
+        for skipped in range(size):
+            index = (draw.index + skipped) % size
+            try:
+                example = self._source[index]
+                image = _decoded(example)
+            except BadImageError as error:
+                self._name_once(index, error)
+            else:
+                return example, image, dataclasses.replace(draw, index=index), skipped
+            if skipped + 1 > self._max_bad_fraction * size:
+                raise too_many_bad(skipped + 1, size, self._max_bad_fraction)
+        raise too_many_bad(size, size, self._max_bad_fraction)
+
+    def _name_once(self, index: int, error: BadImageError) -> None:
+        ours = object()
+        if self._named.setdefault(index, ours) is ours:  # atomic: other threads lose
+            logging.warning("skipped a bad image, example %d: %s", index, error)
+
+
+def _decoded(example: Example) -> Image.Image:
+    try:
+        return decode_image(example.image)
+    except BadImageError as error:
+        raise BadImageError(f"{example.key} does not decode: {error}") from error
+
+
+def in_threads(
+    items: Sequence[ItemT], function: Callable[[ItemT], ResultT], threads: int, prefetch: int
+) -> Generator[ResultT, None, None]:
+    """function(item) for every item, in order, up to `prefetch` of them computed ahead."""
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))
+    results = iter(grain.MapDataset.source(items).map(function).to_iter_dataset(reading))
+    try:
+        yield from results
+    finally:
+        results.close()
+
+
+EvaluationBatch = tuple[UInt8[np.ndarray, "b h w 3"], list[tuple[str, ...]], list[str]]
+
+
+def evaluation_batches(
+    source: Source,
+    transform: Callable[[Image.Image], UInt8[np.ndarray, "h w 3"]],
+    batch_size: int,
+    threads: int = 16,
+    count: int = 0,
+) -> Iterator[EvaluationBatch]:
+    """The first `count` examples (0: all) once, in order: (images, captions, keys).
+
+    The last batch may be short.
+
+    Raises:
+        UserError: an image cannot be read or decoded; skipping it would change the result.
+    """
+
+    def load(index: int) -> tuple[np.ndarray, tuple[str, ...], str]:
+        try:
+            example = source[index]
+            return transform(_decoded(example)), example.captions, example.key
+        except BadImageError as error:
+            raise UserError(
+                f"example {index} cannot be evaluated ({error}), expected an image that decodes; "
+                "repair or remove it."
+            ) from error
+
+    examples = in_threads(range(count or len(source)), load, threads, 2 * batch_size)
+    while rows := list(itertools.islice(examples, batch_size)):
+        images, captions, keys = zip(*rows, strict=True)
+        yield np.stack(images), list(captions), list(keys)

@@ -1,0 +1,267 @@
+"""Drawn scenes with captions and masks: real supervision that needs no download.
+
+A scene is one to three coloured shapes, apart from each other, on a coloured and textured ground.
+Everything that a caption may say (shape, colour, size, place, relation, ground) is first drawn as
+a description; the picture, the mask and the captions are then made from that description, so that
+captions are true and masks exact.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dinotxt_jax.data.drawing import (
+    CLASSES,
+    COLOURS,
+    GROUNDS,
+    TEXTURES,
+    SceneObject,
+    around,
+    draw_scene,
+)
+from dinotxt_jax.data.examples import Example
+from dinotxt_jax.errors import UserError
+
+T = TypeVar("T")
+_Spot = tuple[str, tuple[int, int], tuple[float, float], float, float]
+
+# Names of a shape, the class name first.
+SHAPES: dict[str, tuple[str, ...]] = {
+    "circle": ("circle", "disc"),
+    "square": ("square",),
+    "triangle": ("triangle",),
+    "diamond": ("diamond",),
+    "star": ("star",),
+    "cross": ("cross", "plus sign"),
+    "ring": ("ring", "hoop"),
+    "heart": ("heart",),
+    "crescent": ("crescent", "moon"),
+}
+# Names of a size, and the radius as a fraction of the image side.
+SIZES: dict[str, tuple[tuple[str, ...], float]] = {
+    "small": (("small", "little"), 0.12),
+    "medium": (("medium-sized",), 0.17),
+    "large": (("large", "big"), 0.23),
+}
+# Names of a place, by row and column of the 3 x 3 grid of places.
+PLACES: dict[tuple[int, int], tuple[str, ...]] = {
+    (0, 0): ("at the top left", "in the top left corner"),
+    (0, 1): ("at the top", "at the top centre"),
+    (0, 2): ("at the top right", "in the top right corner"),
+    (1, 0): ("on the left", "on the left side"),
+    (1, 1): ("in the centre", "in the middle"),
+    (1, 2): ("on the right", "on the right side"),
+    (2, 0): ("at the bottom left", "in the bottom left corner"),
+    (2, 1): ("at the bottom", "at the bottom centre"),
+    (2, 2): ("at the bottom right", "in the bottom right corner"),
+}
+_OBJECT_COUNTS = (1, 2, 2, 2, 3, 3)
+_CONTRAST = 125.0  # least RGB distance between an object and its ground
+_GAP = 0.03  # least distance between two objects, as a fraction of the image side
+_HELD_OUT = 5  # one in this many descriptions belongs to the test split
+_GRID = (0.28, 0.5, 0.72)  # where the columns and rows of places are
+_SMALLEST_IMAGE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One picture with everything that is known of it.
+
+    Attributes:
+        image: uint8 [h w 3].
+        mask: uint8 [h w], indices into `SceneSource.CLASSES`.
+        captions: five true ones, no two the same; the first says everything.
+        objects: the shapes in the order of drawing; they do not overlap.
+        texture: a key of `TEXTURES`.
+        ground: a key of `GROUNDS`.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    mask: UInt8[np.ndarray, "h w"]
+    captions: tuple[str, ...]
+    objects: tuple[SceneObject, ...]
+    texture: str
+    ground: str
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """A random-access source of drawn scenes; nothing is stored, so it pickles to a few bytes.
+
+    Scene `i` depends on (seed, split, i) alone: the same captions, places and colours on every
+    platform, and pixels up to the rounding of the installed Pillow. A description (all shapes,
+    colours, sizes and places, the ground and its texture) belongs to `test` if its hash is 0 modulo
+    5, else to `train`, whatever the seed. So no test scene, and no caption that says everything of
+    one, is ever trained on; colours, shapes and words are shared.
+
+    Attributes:
+        num_scenes: the length of the source.
+        split: "train" or "test".
+        image_size: side of the square images, in pixels.
+        seed: another seed gives other scenes of the same split.
+
+    Raises:
+        UserError: unknown split, a negative number of scenes, or images too small to show shapes.
+    """
+
+    num_scenes: int
+    _: KW_ONLY
+    split: str = "train"
+    image_size: int = 98
+    seed: int = 0
+
+    CLASSES: ClassVar[tuple[str, ...]] = CLASSES
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "test"):
+            raise UserError(f"there are no scenes of split {self.split!r}; use 'train' or 'test'.")
+        if self.num_scenes < 1 or self.image_size < _SMALLEST_IMAGE:
+            raise UserError(
+                f"{self.num_scenes} scenes of {self.image_size} pixels cannot be drawn; ask for at "
+                f"least 1 scene of {_SMALLEST_IMAGE} pixels."
+            )
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def __getitem__(self, index: int) -> Example:
+        scene = self.scene(index)
+        key = f"scene-{self.split}-{self.seed}-{index:06d}"
+        return Example(image=scene.image, captions=scene.captions, key=key)
+
+    def scene(self, index: int) -> Scene:
+        """Scene `index` with its mask and its description; the same picture as `self[index]`."""
+        rng, objects, texture, ground, captions = self._described(index)
+        image, mask = draw_scene(rng, self.image_size, objects, texture, ground)
+        return Scene(image, mask, captions, objects, texture, ground)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._described(index)[-1]
+
+    def _described(
+        self, index: int
+    ) -> tuple[random.Random, tuple[SceneObject, ...], str, str, tuple[str, ...]]:
+        """Everything about scene `index` but its picture, and the randomness left for that."""
+        if not 0 <= index < self.num_scenes:
+            raise IndexError(f"scene {index} of {self.num_scenes}")
+        # Seeding by text and `random()` are what Python promises never to change; hence `_pick`.
+        rng = random.Random(f"{self.seed}/{self.split}/{index}")
+        objects, texture, ground = _description(rng, held_out=self.split == "test")
+        return rng, objects, texture, ground, _captions(rng, objects, texture, ground)
+
+
+def _pick(rng: random.Random, options: Sequence[T]) -> T:
+    return options[int(rng.random() * len(options))]
+
+
+def _description(rng: random.Random, *, held_out: bool) -> tuple[tuple[SceneObject, ...], str, str]:
+    """Objects, texture and ground of a scene, drawn again until they belong to the split."""
+    layout = _layout(rng, _pick(rng, _OBJECT_COUNTS))
+    while True:
+        texture, ground = _pick(rng, tuple(TEXTURES)), _pick(rng, tuple(GROUNDS))
+        colours = _visible_colours(ground)
+        objects = tuple(
+            SceneObject(_pick(rng, tuple(SHAPES)), _pick(rng, colours), *spot) for spot in layout
+        )
+        if len({(o.shape, o.colour) for o in objects}) < len(objects):
+            continue  # two objects would answer to the same name
+        said = sorted((o.shape, o.colour, o.size, o.place) for o in objects)
+        digest = hashlib.blake2b(repr((said, texture, ground)).encode(), digest_size=8).digest()
+        if (int.from_bytes(digest, "big") % _HELD_OUT == 0) == held_out:
+            return objects, texture, ground
+
+
+def _layout(rng: random.Random, count: int) -> list[_Spot]:
+    """The fields of some `SceneObject`s from `size` on, no two of them touching or in one place."""
+    while True:
+        spots = []
+        for _ in range(count):
+            size, (row, column) = _pick(rng, tuple(SIZES)), _pick(rng, tuple(PLACES))
+            centre = (around(rng, _GRID[column], 0.03), around(rng, _GRID[row], 0.03))
+            radius = SIZES[size][1] * around(rng, 1.0, 0.05)
+            spots.append((size, (row, column), centre, radius, around(rng, 0.0, 0.2)))
+        if all(
+            a[1] != b[1] and math.dist(a[2], b[2]) >= a[3] + b[3] + _GAP
+            for a, b in itertools.combinations(spots, 2)
+        ):
+            return spots
+
+
+@functools.cache
+def _visible_colours(ground: str) -> tuple[str, ...]:
+    near = GROUNDS[ground]
+    return tuple(name for name, rgb in COLOURS.items() if math.dist(rgb, near) >= _CONTRAST)
+
+
+def _captions(
+    rng: random.Random, objects: Sequence[SceneObject], texture: str, ground: str
+) -> tuple[str, ...]:
+    """Five captions: everything by place; by relation; without the ground; a list; one object."""
+    behind = f"{_pick(rng, ('on', 'against', 'over'))} a {texture} {ground} background"
+    opening = _pick(rng, ("", "a picture of ", "an image of ", "a drawing of "))
+    by_place = f"{opening}{_listed([_placed(rng, o) for o in objects])}, {behind}"
+
+    first, *others = objects
+    clauses = [f"{_noun(rng, first)} is {_pick(rng, PLACES[first.place])}"]
+    for other in others:
+        relation = " and ".join(_relations(rng, other, first))
+        clauses.append(f"{_noun(rng, other)} is {relation} the {_name(rng, first)}")
+    by_relation = _listed([*clauses, f"the background is {texture} {ground}"])
+
+    if others:
+        one, two = _pick(rng, [(a, b) for a in objects for b in objects if a is not b])
+        relation = _pick(rng, _relations(rng, one, two))
+        without_ground = f"{_noun(rng, one)} {relation} {_noun(rng, two)}"
+    else:
+        without_ground = f"there is {_placed(rng, first)}"
+
+    counted = ("one shape: ", "two shapes: ", "three shapes: ")[len(others)]
+    names = [_with_article(_name(rng, o)) for o in reversed(objects)]
+    as_list = f"{_pick(rng, ('', counted))}{_listed(names)} {behind}"
+
+    one = _pick(rng, objects)
+    place = _pick(rng, PLACES[one.place])
+    focused = f"{_with_article(_name(rng, one))} {place}, with a {ground} background"
+    return by_place, by_relation, without_ground, as_list, focused
+
+
+def _name(rng: random.Random, thing: SceneObject) -> str:
+    return f"{thing.colour} {_pick(rng, SHAPES[thing.shape])}"
+
+
+def _noun(rng: random.Random, thing: SceneObject) -> str:
+    return f"a {_pick(rng, SIZES[thing.size][0])} {_name(rng, thing)}"
+
+
+def _placed(rng: random.Random, thing: SceneObject) -> str:
+    return f"{_noun(rng, thing)} {_pick(rng, PLACES[thing.place])}"
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _relations(rng: random.Random, one: SceneObject, two: SceneObject) -> list[str]:
+    """Where `one` is, seen from `two`: one word or two, as they differ in row and column."""
+    rows, columns = (a - b for a, b in zip(one.place, two.place, strict=True))
+    words = []
+    if rows:
+        words.append("above" if rows < 0 else _pick(rng, ("below", "under")))
+    if columns:
+        side = "left" if columns < 0 else "right"
+        words.append(_pick(rng, (f"to the {side} of", f"{side} of")))
+    return words
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))

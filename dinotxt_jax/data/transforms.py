@@ -1,0 +1,242 @@
+"""Images: decoding to RGB, crops, resizes and flips in PIL, and normalisation on any array.
+
+Everything up to `normalize` works on 8-bit RGB; a pipeline hands over uint8 and the device
+normalises, which moves a quarter of the bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+    from dinotxt_jax.config import DataConfig
+
+AUGMENTATIONS = ("random_resized_crop", "center_crop", "squash")
+
+_CROP_TRIES = 10
+_BICUBIC = Image.Resampling.BICUBIC
+_EXIF_ORIENTATION = 0x0112
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+ArrayT = TypeVar("ArrayT", np.ndarray, "jax.Array")
+
+
+def decode_image(image: bytes | np.ndarray) -> Image.Image:
+    """An encoded image, or an array of pixels, as upright 8-bit RGB.
+
+    The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit greyscale is
+    scaled to 8 bits (PIL alone would clip it to white); CMYK, palettes and the rest are converted
+    by PIL. Of an animation, the first frame.
+
+    Args:
+        image: the bytes of an image file, or uint8 [h w] or [h w c] with c 1, 3 or 4, or
+            uint16 [h w].
+
+    Raises:
+        BadImageError: it is not an image, is truncated, or has pixels without a defined range.
+    """
+    try:
+        opened = _from_array(image) if isinstance(image, np.ndarray) else _from_bytes(image)
+        return _to_rgb(opened)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image in a format that PIL knows") from error
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...
+        raise BadImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _from_bytes(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    # ImageOps.exif_transpose also writes the EXIF block anew, and fails where a camera broke it.
+    turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
+    return image if turn is None else image.transpose(turn)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    grey = pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16)
+    colour = pixels.ndim == 3 and pixels.shape[-1] in (3, 4) and pixels.dtype == np.uint8
+    if pixels.size == 0 or not (grey or colour):
+        raise ValueError(f"an array {pixels.dtype}{list(pixels.shape)} is not an image")
+    return Image.fromarray(pixels)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # "I" is how PIL opens 16-bit PGM and, before version 10, 16-bit PNG: the same scale.
+        wide = np.clip(np.asarray(image).astype(np.int32), 0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def sample_crop(
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """Draws a crop as torchvision's `RandomResizedCrop.get_params` does.
+
+    Up to ten times: an area uniform in `scale` times the image's, an aspect ratio log-uniform in
+    `ratio`; the first pair that fits is placed uniformly. Otherwise the largest central crop
+    whose aspect ratio lies within `ratio`.
+
+    Returns:
+        (left, top, width, height) in pixels.
+    """
+    area = width * height
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_CROP_TRIES):
+        target = area * rng.uniform(scale[0], scale[1])
+        aspect = math.exp(rng.uniform(log_low, log_high))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(0, height - h + 1))
+            left = int(rng.integers(0, width - w + 1))
+            return left, top, w, h
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> Image.Image:
+    """A random crop (see `sample_crop`) resized to size x size, antialiased bicubic.
+
+    Cropped first and resized then, as torchvision does: PIL's `resize(box=...)` would let the
+    filter read pixels beyond the crop.
+    """
+    left, top, w, h = sample_crop(image.width, image.height, scale, ratio, rng)
+    crop = image.crop((left, top, left + w, top + h))
+    return crop.resize((size, size), _BICUBIC)
+
+
+def center_crop(image: Image.Image, resize: int, size: int) -> Image.Image:
+    """Short side to `resize` (the long side rounded down), then the central size x size.
+
+    The arithmetic of torchvision's `Resize(resize)` and `CenterCrop(size)`.
+    """
+    short, long = sorted(image.size)
+    long = int(resize * long / short)
+    shape = (resize, long) if image.width <= image.height else (long, resize)
+    image = image.resize(shape, _BICUBIC)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def squash(image: Image.Image, size: int) -> Image.Image:
+    """The whole image resized to size x size, antialiased bicubic, whatever its aspect ratio."""
+    return image.resize((size, size), _BICUBIC)
+
+
+def normalize(images: ArrayT, mean: Sequence[float], std: Sequence[float]) -> ArrayT:
+    """(x / 255 - mean) / std in float32, for numpy and JAX arrays alike, also under `jax.jit`.
+
+    Args:
+        images: uint8 [... h w 3].
+        mean, std: per channel, in the units of pixels scaled to [0, 1].
+
+    Returns:
+        float32, of the same shape.
+    """
+    unit = images.astype(np.float32) / np.float32(255)
+    return (unit - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+
+
+def _check_augmentation(config: DataConfig) -> None:
+    if config.augmentation not in AUGMENTATIONS:
+        raise UserError(
+            f"config.data.augmentation is {config.augmentation!r}, expected one of "
+            f"{', '.join(AUGMENTATIONS)}; set it to one of these."
+        )
+
+
+def _check_center_crop(config: DataConfig) -> None:
+    if config.resize < config.image_size:
+        raise UserError(
+            f"config.data.resize is {config.resize}, expected at least config.data.image_size = "
+            f"{config.image_size}; raise it, or set config.data.augmentation=squash."
+        )
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """The training view of an image: random crop and flip, or a fixed view, as `config` says."""
+
+    config: DataConfig
+
+    def __post_init__(self) -> None:
+        _check_augmentation(self.config)
+        if self.config.augmentation == "center_crop":
+            _check_center_crop(self.config)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "s s 3"]:
+        config = self.config
+        size = config.image_size
+        if config.augmentation == "random_resized_crop":
+            image = random_resized_crop(image, size, config.crop_scale, config.crop_ratio, rng)
+            if rng.random() < config.flip_probability:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        elif config.augmentation == "center_crop":
+            image = center_crop(image, config.resize, size)
+        else:
+            image = squash(image, size)
+        return np.asarray(image)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """The same view of an image every time: squashed if `config` says so, else its center crop."""
+
+    config: DataConfig
+
+    def __post_init__(self) -> None:
+        _check_augmentation(self.config)
+        if self.config.augmentation != "squash":
+            _check_center_crop(self.config)
+
+    def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "s s 3"]:
+        config = self.config
+        if config.augmentation == "squash":
+            return np.asarray(squash(image, config.image_size))
+        return np.asarray(center_crop(image, config.resize, config.image_size))

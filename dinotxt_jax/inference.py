@@ -1,0 +1,194 @@
+"""Using a model: `load` and `load_backbone`, compiled once per shape."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from dinotxt_jax import sharding
+from dinotxt_jax.data.transforms import normalize
+from dinotxt_jax.models import directory
+from dinotxt_jax.models.dinotxt import ImageFeatures
+from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.vit import VisionConfig, VisionOutput, VisionTransformer
+from dinotxt_jax.tokenizers import Tokenizer, load_tokenizer
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "method", "options"))
+def _run(graphdef: Any, arrays: Any, method: str, options: tuple[Any, ...], *inputs: Any) -> Any:
+    """One method of a module as a pure function; compiled once per module, options and shapes."""
+    return getattr(nnx.merge(graphdef, arrays), method)(*inputs, *options)
+
+
+class Backbone:
+    """A frozen VisionTransformer: callable, compiled once per image shape.
+
+    Attributes:
+        config: architecture.
+        description: what the model directory's `model.json` says (preprocessing, fingerprint).
+    """
+
+    def __init__(self, module: VisionTransformer, description: directory.ModelDescription):
+        self.config: VisionConfig = module.config
+        self.description = description
+        self._graphdef, state = nnx.split(module)
+        self._arrays = nnx.to_pure_dict(state)
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
+        """Class [b d], register [b r d] and patch tokens [b n d] after the final LayerNorm.
+
+        Args:
+            images: RGB, normalised with `description.preprocessing`.
+        """
+        return _run(self._graphdef, self._arrays, "__call__", (), jnp.asarray(images))
+
+    def hidden_tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "l b t d"]:
+        """[class, registers, patches] after every block, before the final LayerNorm."""
+        return _run(self._graphdef, self._arrays, "hidden_tokens", (), jnp.asarray(images))
+
+
+class Model:
+    """A dino.txt model: methods are compiled once per shape.
+
+    Attributes:
+        description: what the model directory's `model.json` says.
+        tokenizer: the one it was trained with.
+    """
+
+    def __init__(
+        self,
+        graphdef: Any,
+        arrays: dict[str, Any],
+        description: directory.ModelDescription,
+        tokenizer: Tokenizer,
+        mesh: Mesh | None = None,
+    ):
+        self.description = description
+        self.tokenizer = tokenizer
+        self._graphdef = graphdef
+        self._arrays = arrays
+        self._mesh = mesh
+
+    @property
+    def logit_scale(self) -> float:
+        """Its exp() multiplies cosine similarities."""
+        return float(self._arrays["logit_scale"])
+
+    def encode_image(
+        self, images: Float[Array, "b h w 3"], normalize: bool = False
+    ) -> Float[Array, "b D"]:
+        """Descriptors [class token; pooled patch tokens] of normalised RGB images, float32."""
+        return self._call("encode_image", (normalize,), images)
+
+    def encode_patches(self, images: Float[Array, "b h w 3"]) -> ImageFeatures:
+        """The head's class token [b d] and patch tokens [b gh gw d] of normalised RGB images."""
+        return self._call("encode_patches", (), images)
+
+    def encode_text(
+        self, tokens: Int[Array, "b l"], normalize: bool = False
+    ) -> Float[Array, "b D"]:
+        """Features of token rows (`tokenizer(texts)`), float32."""
+        return self._call("encode_text", (normalize,), tokens)
+
+    def _call(self, method: str, options: tuple[Any, ...], *inputs: Any) -> Any:
+        # The mesh is part of jit's cache key, so that activations are pinned where there is one.
+        if self._mesh is None:
+            return _run(self._graphdef, self._arrays, method, options, *map(jnp.asarray, inputs))
+        with jax.set_mesh(self._mesh):
+            return _run(self._graphdef, self._arrays, method, options, *inputs)
+
+    def embed_images(
+        self, batches: Iterable[np.ndarray], batch_size: int
+    ) -> Iterator[Float[np.ndarray, "b D"]]:
+        """L2-normalised descriptors of batches of uint8 images [b h w 3], batch by batch.
+
+        Short batches are padded to `batch_size`, so that one shape is compiled.
+        """
+        wanted = self.description.preprocessing
+        for images in batches:
+            images = normalize(images, wanted.mean, wanted.std)
+            yield self._in_batch("encode_image", (True,), images, batch_size)
+
+    def embed_backbone_tokens(
+        self, batches: Iterable[np.ndarray], batch_size: int
+    ) -> Iterator[Float[np.ndarray, "b D"]]:
+        """As `embed_images`, from cached tokens [b t d] of the backbone."""
+        for tokens in batches:
+            yield self._in_batch("describe_tokens", (True,), tokens, batch_size)
+
+    def embed_texts(
+        self, texts: Sequence[str], batch_size: int, trim: int = 8
+    ) -> Float[np.ndarray, "n D"]:
+        """L2-normalised features of texts, in their order.
+
+        Texts are encoded in order of length and cut to multiples of `trim` tokens: the same
+        features (attention is causal), a fraction of the work.
+        """
+        tokens = self.tokenizer(list(texts))
+        lengths = self.tokenizer.lengths(tokens)
+        order = np.argsort(lengths, kind="stable")
+        features: np.ndarray | None = None
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            length = trimmed_length(int(lengths[rows].max()), trim, tokens.shape[1])
+            encoded = self._in_batch("encode_text", (True,), tokens[rows, :length], batch_size)
+            if features is None:
+                features = np.empty((len(order), encoded.shape[-1]), np.float32)
+            features[rows] = encoded
+        assert features is not None, "no texts"
+        return features
+
+    def _in_batch(
+        self, method: str, options: tuple[Any, ...], rows: np.ndarray, batch_size: int
+    ) -> np.ndarray:
+        """Encodes up to `batch_size` rows, padded by repeating the last."""
+        missing = batch_size - len(rows)
+        padded = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+        if self._mesh is not None:
+            padded = jax.device_put(padded, sharding.batch_sharding(self._mesh))
+        return np.asarray(self._call(method, options, padded))[: len(rows)]
+
+
+def trimmed_length(longest: int, multiple: int, context_length: int) -> int:
+    """`longest` rounded up to a multiple, at most the context length."""
+    return min(-(-longest // multiple) * multiple, context_length)
+
+
+def load_backbone(path: epath.PathLike, dtype: str = "float32") -> Backbone:
+    """The backbone of a model directory.
+
+    Args:
+        path: a directory made by `python -m weights_convert` or by training.
+        dtype: of arrays and matrix products; "float32" or "bfloat16".
+
+    Raises:
+        UserError: not a model directory.
+    """
+    module, description = directory.load_vision_transformer(path, DTypes(dtype, dtype))
+    return Backbone(module, description)
+
+
+def load(path: epath.PathLike, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
+    """A whole dino.txt model.
+
+    Args:
+        path: a directory made by `python -m weights_convert` or by training.
+        dtype: of arrays and matrix products; "float32" or "bfloat16".
+        mesh: shards arrays and batches over it; None uses the first device.
+
+    Raises:
+        UserError: not a model directory, or one with a backbone only.
+    """
+    module, description = directory.load_dinotxt(path, DTypes(dtype, dtype), mesh)
+    tokenizer = load_tokenizer(description.tokenizer or {}, epath.Path(path))
+    graphdef, state = nnx.split(module)
+    return Model(graphdef, nnx.to_pure_dict(state), description, tokenizer, mesh)

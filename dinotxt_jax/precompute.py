@@ -1,0 +1,36 @@
+"""Runs the frozen backbone once over the images of a config and keeps its tokens.
+
+    python -m dinotxt_jax.precompute --config=configs/NAME.py --config.features=DIR \\
+        [--config.feature_views=K] [--config.KEY=VALUE ...]
+
+Training with the same --config.features then never runs the backbone; its evaluation tasks are
+encoded too. Interrupted, the same command goes on. docs/data.md says how large DIR becomes.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+from ml_collections import config_flags
+
+from dinotxt_jax import cli
+from dinotxt_jax.config import Config
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+flags.mark_flag_as_required("config")
+
+
+def _body() -> None:
+    from dinotxt_jax.training.features import precompute
+
+    config = cli.checked(_CONFIG.value, Config)
+    precompute(config)
+    print(f"features: {config.features}")
+
+
+def main() -> None:
+    """The command."""
+    cli.run(_body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""Text to token ids: the CLIP byte-pair encoding, and one trained on one's own captions.
+
+Both clean a caption the same way (mojibake and HTML entities repaired, white space collapsed, lower
+case) and write a row as `[start, ids..., end, 0, ...]`. The end-of-text id is the largest id, so
+that `argmax` over a row finds the first end of text, where the text transformer is read. Ids after
+it, and the padding id 0 (in CLIP also the token `!`), are never told apart from text by their id.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import html
+import http.client
+import itertools
+import json
+import os
+import tempfile
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ftfy
+import numpy as np
+import regex
+from etils import epath
+from jaxtyping import Int
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Engine
+
+from dinotxt_jax.errors import UserError
+
+CLIP_VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
+CLIP_VOCABULARY_URL = f"https://dl.fbaipublicfiles.com/dinov2/thirdparty/{CLIP_VOCABULARY_FILE}"
+CLIP_VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+
+_START, _END, _PADDING = "<|startoftext|>", "<|endoftext|>", "<|padding|>"
+_WORD_END = "</w>"
+_CLIP_VOCABULARY_SIZE = 49408
+_CLIP_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_WORDS_AND_SPECIALS = regex.compile(
+    rf"{regex.escape(_START)}|{regex.escape(_END)}|{_CLIP_WORDS.removeprefix('(?i)')}",
+    regex.IGNORECASE,
+)
+_BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+_DOWNLOAD_TIMEOUT = 60.0
+
+
+def clean_caption(text: str) -> str:
+    """The caption as it is tokenized: ftfy, HTML unescaped twice, one space between words, lower.
+
+    Raises:
+        UserError: `text` is not a `str`.
+    """
+    if not isinstance(text, str):
+        raise UserError(
+            f"a caption is {text!r:.60} of type {type(text).__name__}, but captions are text; "
+            "correct or remove that record."
+        )
+    # Nothing can need repair in printable ASCII without entities, and ftfy costs more than the BPE.
+    if not (text.isascii() and text.isprintable() and "&" not in text):
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+class Tokenizer:
+    """What both tokenizers do; picklable, so that data workers can carry one.
+
+    Attributes:
+        kind: the name of the subclass in `model.json`.
+        file: the name of the tokenizer's one file in a model directory.
+        context_length: ids in a row.
+        vocabulary_size: rows of the embedding table; every id is smaller.
+        start_id: the first id of every row.
+        end_id: the id after the text, always `vocabulary_size - 1`.
+    """
+
+    kind: ClassVar[str]
+    file: ClassVar[str]
+
+    def __init__(
+        self, engine: Engine, content: bytes, vocabulary_size: int, context_length: int
+    ) -> None:
+        if context_length < 3:
+            raise UserError(
+                f"context_length is {context_length}, but start, end and one token need 3; "
+                "give a larger one."
+            )
+        self._engine = engine
+        self._content = content
+        self.vocabulary_size = vocabulary_size
+        self.context_length = context_length
+        self.start_id = vocabulary_size - 2
+        self.end_id = vocabulary_size - 1
+
+    def spec(self) -> dict[str, Any]:
+        """What `load_tokenizer` needs to know, as JSON values for `model.json`."""
+        return {
+            "kind": self.kind,
+            "context_length": self.context_length,
+            "vocabulary_size": self.vocabulary_size,
+            "vocabulary": self.file,
+            "sha256": _sha256(self._content),
+        }
+
+    def save(self, directory: epath.PathLike) -> None:
+        """Writes the tokenizer's file into an existing model directory."""
+        (epath.Path(directory) / self.file).write_bytes(self._content)
+
+    def encode(self, text: str) -> Int[np.ndarray, " l"]:
+        """The int32 row of one caption, `context_length` ids; see `__call__`."""
+        return self([text])[0]
+
+    def __call__(self, texts: str | Sequence[str]) -> Int[np.ndarray, "n l"]:
+        """The int32 rows of some captions, `[n, context_length]`, zero padded.
+
+        A caption that is too long keeps its beginning, and the last id of its row is `end_id`.
+
+        Raises:
+            UserError: a caption is not a `str`.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = np.zeros((len(texts), self.context_length), np.int32)
+        room = self.context_length - 2
+        for row, ids in zip(rows, self._text_ids([clean_caption(t) for t in texts]), strict=True):
+            used = min(len(ids), room)
+            row[0] = self.start_id
+            row[1 : 1 + used] = ids[:used]
+            row[1 + used] = self.end_id
+        return rows
+
+    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+        """The ids of cleaned captions, without start and end."""
+        return [encoding.ids for encoding in self._engine.encode_batch_fast(texts)]
+
+    def lengths(self, tokens: Int[np.ndarray, "*n l"]) -> Int[np.ndarray, "*n"]:
+        """Ids of each row up to and with the first end of text; what follows has no effect."""
+        return np.argmax(tokens, axis=-1).astype(np.int32) + 1
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The cleaned text of one row: what stands between the start and the first end of text."""
+        text_ids = itertools.takewhile(lambda token_id: token_id != self.end_id, map(int, ids))
+        return self._engine.decode([i for i in text_ids if i != self.start_id]).strip()
+
+
+class ClipTokenizer(Tokenizer):
+    """The tokenizer of CLIP and of the released dino.txt models (Radford et al. 2021, section 2.4).
+
+    Byte-level BPE of 49,408 ids with end-of-word marks, no unknowns; a literal `<|startoftext|>` or
+    `<|endoftext|>` in a caption becomes that id, as it does in the official code. Only characters
+    newer than the engine's Unicode tables (letters of rare scripts) may be split differently.
+
+    Args:
+        vocabulary: path of `bpe_simple_vocab_16e6.txt.gz`; by default the copy in the cache folder
+            (`$DINOTXT_CACHE`, or `~/.cache/dinotxt_jax`), downloaded on first use.
+        context_length: ids in a row; 77 in all released models.
+
+    Raises:
+        UserError: the file is missing, cannot be downloaded, or is not the official one.
+    """
+
+    kind = "clip"
+    file = CLIP_VOCABULARY_FILE
+
+    def __init__(self, vocabulary: epath.PathLike | None = None, context_length: int = 77) -> None:
+        content = (
+            _cached_clip_vocabulary() if vocabulary is None else _read_clip_vocabulary(vocabulary)
+        )
+        super().__init__(_clip_engine(content), content, _CLIP_VOCABULARY_SIZE, context_length)
+
+    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+        rows = super()._text_ids(texts)
+        for i, text in enumerate(texts):
+            if _START in text or _END in text:
+                rows[i] = self._ids_with_specials(text)
+        return rows
+
+    def _ids_with_specials(self, text: str) -> list[int]:
+        # Only the official word pattern knows whether a literal counts: in "!<|endoftext|>" the
+        # punctuation swallows its beginning. An added token of the engine would split there.
+        specials = {_START: [self.start_id], _END: [self.end_id]}
+        words = _CLIP_WORDS_AND_SPECIALS.findall(text)
+        return [i for word in words for i in specials.get(word) or self._engine.encode(word).ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of one row, one space between words: the ids do not tell where spaces were."""
+        return super().decode(ids).replace(_WORD_END, " ").strip()
+
+
+class TrainedTokenizer(Tokenizer):
+    """A lossless byte-level BPE learned from captions; any text encodes, without unknowns.
+
+    Ids: 0 padding (never text), then the 256 bytes, then merges by frequency, `vocabulary_size - 2`
+    start, `vocabulary_size - 1` end. Where the captions support fewer merges than asked for, the
+    ids between are unused: the size of the embedding table is known before any caption is read.
+    A word carries its leading space, so that `decode` gives back the cleaned caption exactly.
+
+    Args:
+        description: the content of a `tokenizer.json` that `save` wrote; `train` makes a new one.
+        context_length: ids in a row.
+
+    Raises:
+        UserError: the description is that of another kind of tokenizer.
+    """
+
+    kind = "bpe"
+    file = "tokenizer.json"
+
+    def __init__(self, description: bytes, context_length: int = 77) -> None:
+        engine = Engine.from_str(description.decode())
+        end = engine.token_to_id(_END)
+        if end is None:
+            raise UserError(
+                f"the tokenizer has no token {_END}, which must be its largest id; use a "
+                f"{self.file} that TrainedTokenizer.save wrote."
+            )
+        super().__init__(engine, description, end + 1, context_length)
+
+    @classmethod
+    def train(
+        cls, captions: Iterable[str], vocabulary_size: int, context_length: int = 77
+    ) -> TrainedTokenizer:
+        """Learns the merges; the result depends on the captions only, not on order or threads.
+
+        Args:
+            captions: all training captions, consumed once and never held together.
+            vocabulary_size: ids in all, with the 256 bytes and 3 reserved ones.
+            context_length: ids in a row.
+
+        Raises:
+            UserError: nothing to learn from, a caption that is not a `str`, too small a vocabulary.
+        """
+        smallest = len(_BYTES) + 3 + 1
+        if vocabulary_size < smallest:
+            raise UserError(
+                f"vocabulary_size is {vocabulary_size}, but the 256 bytes, 3 reserved ids and one "
+                f"merge need {smallest}; give a larger one."
+            )
+        engine = _lossless_engine(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size - 3,
+            min_frequency=2,
+            show_progress=False,
+            initial_alphabet=_BYTES,
+        )
+        engine.train_from_iterator(map(clean_caption, captions), trainer)
+        merges = [(left, right) for left, right in json.loads(engine.to_str())["model"]["merges"]]
+        if not merges:
+            raise UserError(
+                "the captions hold no two characters that stand together twice, so there is no "
+                "merge to learn; check the captions of the data source."
+            )
+        tokens = dict.fromkeys([_PADDING, *_BYTES, *(left + right for left, right in merges)])
+        vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
+        vocabulary |= {_START: vocabulary_size - 2, _END: vocabulary_size - 1}
+        trained = _lossless_engine(models.BPE(vocabulary, merges))
+        return cls(trained.to_str(pretty=True).encode(), context_length)
+
+
+def load_tokenizer(spec: Mapping[str, Any], directory: epath.PathLike) -> Tokenizer:
+    """The tokenizer that `spec()` described and `save(directory)` wrote.
+
+    A CLIP tokenizer whose vocabulary is not in the directory comes from the cache or the network.
+
+    Raises:
+        UserError: unknown kind, or a file that is missing or is not the one the spec names.
+    """
+    kind = spec.get("kind")
+    if kind == "clip":
+        path = epath.Path(directory) / CLIP_VOCABULARY_FILE
+        return ClipTokenizer(path if path.exists() else None, spec["context_length"])
+    if kind != "bpe":
+        raise UserError(f"tokenizer kind {kind!r} is unknown; model.json must say 'clip' or 'bpe'.")
+    path = epath.Path(directory) / TrainedTokenizer.file
+    if not path.exists():
+        raise UserError(f"{path} is missing; copy the whole model directory, or train it again.")
+    description = path.read_bytes()
+    _check_sha256(description, spec["sha256"], path, "restore the file saved with the model")
+    return TrainedTokenizer(description, spec["context_length"])
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_sha256(content: bytes, expected: str, origin: epath.PathLike, cure: str) -> None:
+    if _sha256(content) != expected:
+        raise UserError(
+            f"{origin} holds {len(content)} bytes with sha256 {_sha256(content)}, but {expected} "
+            f"is expected; {cure}."
+        )
+
+
+def _lossless_engine(model: models.BPE) -> Engine:
+    engine = Engine(model)
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
+    engine.decoder = decoders.ByteLevel()
+    return engine
+
+
+def _clip_engine(vocabulary: bytes) -> Engine:
+    """The CLIP vocabulary as an engine: bytes, bytes that end a word, merges by rank, specials."""
+    lines = gzip.decompress(vocabulary).decode().split("\n")
+    # Line 0 is a version; the file goes on after the last merge that CLIP uses.
+    count = _CLIP_VOCABULARY_SIZE - 2 * len(_BYTES) - 2
+    merges = [(left, right) for left, right in map(str.split, lines[1 : 1 + count])]
+    tokens = [*_BYTES, *(byte + _WORD_END for byte in _BYTES)]
+    tokens += [left + right for left, right in merges] + [_START, _END]
+    ids = {token: token_id for token_id, token in enumerate(tokens)}
+    engine = Engine(models.BPE(ids, merges, end_of_word_suffix=_WORD_END))
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    engine.decoder = decoders.ByteLevel()
+    return engine
+
+
+def _read_clip_vocabulary(path: epath.PathLike) -> bytes:
+    if not epath.Path(path).is_file():
+        raise UserError(
+            f"the CLIP vocabulary {path} does not exist; give the path of {CLIP_VOCABULARY_FILE}, "
+            "or none to have it downloaded."
+        )
+    content = epath.Path(path).read_bytes()
+    cure = f"delete the file and fetch {CLIP_VOCABULARY_URL}"
+    _check_sha256(content, CLIP_VOCABULARY_SHA256, path, cure)
+    return content
+
+
+def _cached_clip_vocabulary() -> bytes:
+    """The vocabulary from the cache folder, put there first, verified and in one rename."""
+    cache = Path(os.environ.get("DINOTXT_CACHE", "~/.cache/dinotxt_jax")).expanduser()
+    path = cache / CLIP_VOCABULARY_FILE
+    if path.is_file():
+        return _read_clip_vocabulary(path)
+    try:
+        with urllib.request.urlopen(CLIP_VOCABULARY_URL, timeout=_DOWNLOAD_TIMEOUT) as response:
+            content: bytes = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"the CLIP vocabulary could not be downloaded from {CLIP_VOCABULARY_URL} ({error}); "
+            f"put the file at {path}, give its path, or train a tokenizer on your captions."
+        ) from error
+    cure = f"put the official file at {path}"
+    _check_sha256(content, CLIP_VOCABULARY_SHA256, CLIP_VOCABULARY_URL, cure)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        partial = Path(folder) / CLIP_VOCABULARY_FILE
+        partial.write_bytes(content)
+        partial.replace(path)
+    return content

@@ -1,0 +1,39 @@
+"""Trains the head and the text transformer against a frozen backbone, or resumes.
+
+    python -m dinotxt_jax.train --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE ...]
+
+Running the same command again goes on from the newest checkpoint in DIR. DIR receives
+metrics.jsonl, curves.png, tensorboard/, checkpoints/ and, at the end, model/ (see `dt.load`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from dinotxt_jax import cli
+from dinotxt_jax.config import Config
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for everything the run writes.", required=True
+)
+flags.mark_flag_as_required("config")
+
+
+def _body() -> None:
+    from dinotxt_jax.training.loop import train
+
+    model = train(cli.checked(_CONFIG.value, Config), Path(_WORKDIR.value))
+    print(f"model: {model}")
+
+
+def main() -> None:
+    """The command."""
+    cli.run(_body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Training checkpoints: what is in one, and which work directory a run may go on in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dinotxt_jax.config import Config, flatten
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage import Checkpoints
+from dinotxt_jax.training.step import TrainState
+
+# What may change between a run and its continuation: none of it changes what is computed.
+FREE_SETTINGS = (
+    "config.backbone",
+    "config.checkpoint.",
+    "config.data.image_root",
+    "config.data.path",
+    "config.data.prefetch",
+    "config.data.threads",
+    "config.data.workers",
+    "config.evaluation.",
+    "config.features",
+    "config.include_backbone",
+    "config.log_every",
+    "config.mesh.",
+    "config.remat",
+    "config.text.trim",
+    "config.tokenizer.vocabulary",
+)
+
+
+def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
+    """Raises `UserError` when `workdir` holds a run of another backbone or config.
+
+    Args:
+        workdir: the work directory, which need not exist.
+        config: of the run that wants to go on there.
+        fingerprint: of its backbone.
+    """
+    file = workdir / "run.json"
+    if not file.exists():
+        return
+    stored = json.loads(file.read_text())
+    if stored["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{workdir} was trained on the backbone {stored['fingerprint'][:12]} and this run has "
+            f"{fingerprint[:12]}; give that backbone or another --workdir."
+        )
+    # Through JSON, so that tuples compare equal to the lists they were written as.
+    now = flatten(json.loads(json.dumps(dataclasses.asdict(config))))
+    before = flatten(stored["config"])
+    changed = [
+        f"{key} ({before.get(key)!r} there, {now.get(key)!r} here)"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _is_free(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} was trained with another config: {', '.join(changed)}; use those settings "
+            "or another --workdir."
+        )
+
+
+def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
+    """Writes `run.json`, by which a later run knows whose directory this is."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    run = {"fingerprint": fingerprint, "config": dataclasses.asdict(config)}
+    partial = workdir / "run.json.partial"
+    partial.write_text(json.dumps(run, indent=2) + "\n")
+    partial.replace(workdir / "run.json")
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or (free[-1] == "." and key.startswith(free)) for free in FREE_SETTINGS)
+
+
+def save_state(checkpoints: Checkpoints, state: TrainState, positions: Mapping[str, Any]) -> None:
+    """Starts saving a state and the positions that belong to it.
+
+    Args:
+        checkpoints: of the run.
+        state: after `state.step` updates.
+        positions: plain JSON: the data iterator's state, the count of bad images, the seed that
+            every random key is derived from together with the step.
+    """
+    parts = {"trainable": state.trainable, "optimizer": state.optimizer}
+    checkpoints.save(int(state.step), parts, positions)
+
+
+def restore_state(
+    checkpoints: Checkpoints, step: int, abstract: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the positions saved at `step`, every array read into its sharding."""
+    parts, positions = checkpoints.load(
+        step, {"trainable": abstract.trainable, "optimizer": abstract.optimizer}
+    )
+    counter = jax.device_put(np.asarray(step, abstract.step.dtype), abstract.step.sharding)
+    return TrainState(counter, parts["trainable"], parts["optimizer"]), positions

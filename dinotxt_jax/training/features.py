@@ -1,0 +1,278 @@
+"""The frozen-feature cache: backbone tokens written once, trained from without the backbone.
+
+A cache is a folder:
+
+    features.json       what was encoded: backbone fingerprint, data settings, shape, dtype, views
+    v000-s00000.npy     tokens [examples, t, d] of one view of one run of `SHARD` examples
+                        (bfloat16 stored as its bits, uint16), beside
+    v000-s00000.skipped.npy  bad images passed over for each example (see `ImageTextExample`)
+
+View v holds what epoch v would have seen (the same crops and flips), so that training from the
+cache equals training with the backbone as long as epochs do not outnumber views. Shards appear
+under their name when they are complete; an interrupted run goes on with the first missing one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from dinotxt_jax import sharding
+from dinotxt_jax.config import Config, DataConfig
+from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.order import Draw
+from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
+from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.data.transforms import normalize
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.models.directory import load_vision_transformer
+from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.progress import progress_bar
+
+SHARD = 512
+# What decides which pixels the backbone sees; the rest of DataConfig may change under a cache.
+_DATA_KEYS = (
+    "source",
+    "name",
+    "split",
+    "num_scenes",
+    "image_size",
+    "augmentation",
+    "resize",
+    "crop_scale",
+    "crop_ratio",
+    "flip_probability",
+)
+
+
+def describe(
+    data: DataConfig, *, fingerprint: str, dtype: str, seed: int, views: int, examples: int
+) -> dict[str, Any]:
+    """`features.json`: equal descriptions mean equal tokens."""
+    settings = {key: getattr(data, key) for key in _DATA_KEYS}
+    description = {
+        "fingerprint": fingerprint,
+        "dtype": dtype,
+        "seed": seed,
+        "views": views,
+        "examples": examples,
+        "data": settings,
+    }
+    return json.loads(json.dumps(description))
+
+
+class FeatureCache:
+    """Reads a cache by (view, example).
+
+    Args:
+        folder: the cache.
+        expected: what `describe` says of the run that wants to use it.
+
+    Raises:
+        UserError: no cache there, not complete, or of something else.
+    """
+
+    def __init__(self, folder: Path, expected: dict[str, Any]):
+        self._folder = folder
+        stored = _stored_description(folder)
+        cure = f"run python -m dinotxt_jax.precompute with this config, or correct {folder}"
+        if stored is None:
+            raise UserError(
+                f"{folder} holds no features.json, expected a cache of backbone tokens; {cure}."
+            )
+        _check_same(folder, stored, expected)
+        self.views, self._examples = expected["views"], expected["examples"]
+        shards = range(-(-self._examples // SHARD))
+        absent = [s for v in range(self.views) for s in shards if not _shard(folder, v, s).exists()]
+        if absent:
+            raise UserError(
+                f"{folder} lacks {len(absent)} of {self.views * len(shards)} shards: the encoding "
+                f"was interrupted; {cure}."
+            )
+        self._dtype = np.dtype(getattr(ml_dtypes, stored["dtype"], stored["dtype"]))
+        self.skipped = [
+            np.concatenate([np.load(_skipped(folder, view, shard)) for shard in shards])
+            for view in range(self.views)
+        ]
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def tokens(self, view: int, index: int) -> Float[np.ndarray, "t d"]:
+        """[class, registers, patches] of one view of one example."""
+        shard, row = divmod(index, SHARD)
+        return self._mapped(view, shard)[row].view(self._dtype)
+
+    @functools.cache  # noqa: B019 - one cache lives as long as a run
+    def _mapped(self, view: int, shard: int) -> np.ndarray:
+        return np.load(_shard(self._folder, view, shard), mmap_mode="r")
+
+
+class CachedExample:
+    """The `make_example` of training from a cache: tokens of the backbone instead of an image."""
+
+    def __init__(self, cache: FeatureCache, source: Source, tokenize: Callable[[str], np.ndarray]):
+        self._cache = cache
+        self._source = source
+        self._tokenize = tokenize
+
+    def __call__(self, draw: Draw) -> dict[str, np.ndarray]:
+        view = draw.epoch % self._cache.views
+        skipped = self._cache.skipped[view][draw.index]
+        used = dataclasses.replace(draw, index=(draw.index + int(skipped)) % len(self._cache))
+        captions = self._source.captions(used.index)
+        return {
+            "features": self._cache.tokens(view, draw.index),
+            "tokens": np.asarray(self._tokenize(captions[used.caption_index(len(captions))])),
+            "index": np.asarray(used.index, np.int64),
+            "skipped": np.asarray(skipped, np.int32),
+        }
+
+
+def task_folder(features: str, task: str) -> Path:
+    """Where the tokens of an evaluation task of a training run are cached."""
+    return Path(features) / "tasks" / task
+
+
+def precompute(config: Config) -> None:
+    """Writes the caches of a run's training data and evaluation tasks, where they are not yet.
+
+    Raises:
+        UserError: settings or data that cannot be used; a cache of something else is in the way.
+    """
+    if not config.features:
+        raise UserError(
+            "config.features is empty, expected the folder to write backbone tokens to; set "
+            "--config.features=DIR."
+        )
+    folder = Path(config.features)
+    encode_source(config, config.data, folder, config.feature_views, "training images")
+    for name, task in config.evaluation.tasks.items():
+        data = dataclasses.replace(task.data, max_bad_fraction=0.0)
+        encode_source(config, data, task_folder(config.features, name), 1, name)
+
+
+def encode_source(config: Config, data: DataConfig, folder: Path, views: int, title: str) -> None:
+    """Writes the tokens of `views` views of every example of one source."""
+    mesh = sharding.make_mesh(fsdp=1, devices=jax.local_devices())
+    frozen = config.precision.frozen
+    dtypes = DTypes(frozen, frozen, config.precision.normalization)
+    backbone, description = load_vision_transformer(config.backbone, dtypes, mesh)
+    source = open_source(data)
+    expected = describe(
+        data,
+        fingerprint=description.fingerprint,
+        dtype=frozen,
+        seed=config.seed,
+        views=views,
+        examples=len(source),
+    )
+    stored = _stored_description(folder)
+    if stored is not None:
+        _check_same(folder, stored, expected)
+    make_example = ImageTextExample(source, data, lambda _: np.zeros(0, np.int32))
+    graphdef, state = nnx.split(backbone)
+    wanted = description.preprocessing
+
+    @jax.jit
+    def encode(arrays: Any, images: jax.Array) -> jax.Array:
+        images = normalize(images, wanted.mean, wanted.std)
+        return nnx.merge(graphdef, arrays).tokens(images)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "features.json").write_text(json.dumps(expected, indent=2) + "\n")
+    jobs = [(v, s) for v in range(views) for s in range(-(-len(source) // SHARD))]
+    mine = jobs[jax.process_index() :: jax.process_count()]
+    missing = [job for job in mine if not _shard(folder, *job).exists()]
+    rows = {job: min(SHARD, len(source) - job[1] * SHARD) for job in mine}
+    done = sum(rows.values()) - sum(rows[job] for job in missing)
+    arrays = nnx.to_pure_dict(state)
+    with (
+        progress_bar(sum(rows.values()), done, "image", f"encoding {title}") as bar,
+        jax.set_mesh(mesh),
+    ):
+        for view, shard in missing:
+            first = shard * SHARD
+            draws = [Draw(view, i, i, config.seed) for i in range(first, first + rows[view, shard])]
+            examples = in_threads(draws, make_example, data.threads, data.prefetch)
+            tokens, skipped = [], []
+            for images, passed in _batches(examples, min(config.evaluation.batch_size, SHARD)):
+                placed = jax.device_put(_padded(images, mesh.size), sharding.batch_sharding(mesh))
+                tokens.append(np.asarray(encode(arrays, placed))[: len(images)])
+                skipped.append(passed)
+                bar.update(len(images))
+            _write(_skipped(folder, view, shard), np.concatenate(skipped))
+            _write(_shard(folder, view, shard), _bits(np.concatenate(tokens)))
+
+
+def _batches(
+    examples: Iterator[dict[str, np.ndarray]], size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(images, skipped) in batches of up to `size`."""
+    rows: list[dict[str, np.ndarray]] = []
+    for example in examples:
+        rows.append(example)
+        if len(rows) == size:
+            yield _stacked(rows)
+            rows = []
+    if rows:
+        yield _stacked(rows)
+
+
+def _stacked(rows: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.stack([r["image"] for r in rows]), np.stack([r["skipped"] for r in rows])
+
+
+def _padded(images: np.ndarray, multiple: int) -> np.ndarray:
+    missing = -len(images) % multiple
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+
+
+def _bits(tokens: np.ndarray) -> np.ndarray:
+    return tokens.view(np.uint16) if tokens.dtype == ml_dtypes.bfloat16 else tokens
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.replace(path)
+
+
+def _shard(folder: Path, view: int, shard: int) -> Path:
+    return folder / f"v{view:03d}-s{shard:05d}.npy"
+
+
+def _skipped(folder: Path, view: int, shard: int) -> Path:
+    return folder / f"v{view:03d}-s{shard:05d}.skipped.npy"
+
+
+def _stored_description(folder: Path) -> dict[str, Any] | None:
+    file = folder / "features.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _check_same(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+    """A `UserError` naming every difference between two descriptions."""
+    before = {**stored, **stored["data"]}
+    now = {**expected, **expected["data"]}
+    changed = [
+        f"{key} {before.get(key)!r} (this run: {value!r})"
+        for key, value in now.items()
+        if key != "data" and before.get(key) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} holds tokens of something else: {', '.join(changed)}; use those settings, "
+            "or set config.features to a new folder and run python -m dinotxt_jax.precompute."
+        )

@@ -1,0 +1,312 @@
+"""Training from a config and a work directory: start or resume, log, evaluate, save, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from dinotxt_jax import sharding
+from dinotxt_jax.config import Config
+from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.pipeline import (
+    BadImageMonitor,
+    ImageTextExample,
+    TrainingIterator,
+    make_training_iterator,
+)
+from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.retrieval import embed_set
+from dinotxt_jax.inference import Model, trimmed_length
+from dinotxt_jax.models.directory import (
+    ModelDescription,
+    load_parts,
+    load_stored,
+    read_description,
+    write_model_directory,
+)
+from dinotxt_jax.progress import progress_bar
+from dinotxt_jax.storage import Checkpoints
+from dinotxt_jax.tokenizers import ClipTokenizer, Tokenizer, TrainedTokenizer, load_tokenizer
+from dinotxt_jax.training.checkpoints import (
+    check_workdir,
+    claim_workdir,
+    restore_state,
+    save_state,
+)
+from dinotxt_jax.training.features import CachedExample, FeatureCache, describe, task_folder
+from dinotxt_jax.training.metrics import MetricsWriter, Throughput, read_metrics
+from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
+from dinotxt_jax.visualize import training_curves
+
+
+def train(config: Config, workdir: Path) -> Path:
+    """Trains, or goes on where `workdir`'s newest checkpoint stands, to the last step.
+
+    Args:
+        config: the run.
+        workdir: where everything it writes goes.
+
+    Returns:
+        The model directory written at the end, `workdir / "model"`.
+
+    Raises:
+        UserError: settings or data that cannot be used, or a work directory of another run;
+            nothing has been written then.
+    """
+    run = _Run(config, workdir)
+    with jax.set_mesh(run.mesh):
+        return run.train()
+
+
+class _Run:
+    """One call of `train`: everything is checked here before the first file is written."""
+
+    def __init__(self, config: Config, workdir: Path):
+        _check(config)
+        self.config, self.workdir = config, workdir
+        self.mesh: Mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+        self.backbone = read_description(config.backbone)
+        check_workdir(workdir, config, self.backbone.fingerprint)
+        self.source = open_source(config.data)
+        self.cache = self._open_cache(Path(config.features), config.data, config.feature_views)
+        self.task_caches = {
+            name: self._open_cache(task_folder(config.features, name), task.data, 1)
+            for name, task in config.evaluation.tasks.items()
+        }
+        self.tokenizer = make_tokenizer(config, workdir, self.source)
+        self.trainer: Trainer = make_trainer(
+            config, self.backbone, self.tokenizer.vocabulary_size, self.mesh
+        )
+        self.batches = self._open_batches()
+        self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
+
+    def _open_cache(self, folder: Path, data: Any, views: int) -> FeatureCache | None:
+        if not self.config.features:
+            return None
+        examples = len(self.source if data is self.config.data else open_source(data))
+        expected = describe(
+            data,
+            fingerprint=self.backbone.fingerprint,
+            dtype=self.config.precision.frozen,
+            seed=self.config.seed,
+            views=views,
+            examples=examples,
+        )
+        return FeatureCache(folder, expected)
+
+    def _open_batches(self) -> TrainingIterator:
+        config, tokenize = self.config, self.tokenizer.encode
+        make_example = (
+            ImageTextExample(self.source, config.data, tokenize)
+            if self.cache is None
+            else CachedExample(self.cache, self.source, tokenize)
+        )
+        return make_training_iterator(
+            self.source,
+            make_example,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            workers=config.data.workers if self.cache is None else 0,
+        )
+
+    def train(self) -> Path:
+        config = self.config
+        claim_workdir(self.workdir, config, self.backbone.fingerprint)
+        save_tokenizer(self.tokenizer, self.workdir / "tokenizer")
+        checkpoints = Checkpoints(self.workdir / "checkpoints", config.checkpoint.keep)
+        state = self._start(checkpoints)
+        first = int(state.step)
+        frozen = self._load_backbone() if self.cache is None else {}
+        step_function = jax.jit(self.trainer.train_step, donate_argnums=0)
+        writer = MetricsWriter(self.workdir, first)
+        throughput = Throughput()
+        try:
+            with progress_bar(config.steps, first, "step", "training") as bar:
+                for step in range(first + 1, config.steps + 1):
+                    waited = time.perf_counter()
+                    batch = self._next_batch()
+                    throughput.add(config.batch_size, time.perf_counter() - waited)
+                    state, metrics = step_function(state, frozen, batch)
+                    if step % config.log_every == 0 or step == config.steps:
+                        self._report(step, metrics, writer, throughput, bar)
+                    bar.update()
+                    if self._is_due(step, config.checkpoint.every):
+                        self._save(checkpoints, state)
+                    if config.evaluation.every and self._is_due(step, config.evaluation.every):
+                        writer.write(step, self._evaluate(state, frozen))
+                        throughput = Throughput()
+        finally:
+            self.batches.close()
+            checkpoints.close()
+            writer.close()
+        self._draw_curves()
+        return self._export(state)
+
+    def _start(self, checkpoints: Checkpoints) -> TrainState:
+        """The newest checkpoint's state, with data position and counters set; or a fresh one."""
+        newest = checkpoints.latest()
+        if newest is None:
+            return self.trainer.create_state()
+        logging.info("resuming from step %d in %s", newest, self.workdir)
+        state, positions = restore_state(checkpoints, newest, self.trainer.abstract_state())
+        self.batches.set_state(positions["data"])
+        self.bad_images.set_state(positions["bad_images"])
+        return state
+
+    def _save(self, checkpoints: Checkpoints, state: TrainState) -> None:
+        positions = {
+            "data": self.batches.get_state(),
+            "bad_images": self.bad_images.get_state(),
+            "seed": self.config.seed,
+        }
+        save_state(checkpoints, state, positions)
+
+    def _load_backbone(self) -> dict[str, Any]:
+        wanted = {"backbone": self.trainer.abstract["backbone"]}
+        return load_parts(self.config.backbone, wanted)
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.config.steps
+
+    def _next_batch(self) -> dict[str, jax.Array]:
+        """The next global batch on the mesh, its token rows trimmed."""
+        batch = next(self.batches)
+        tokens = batch["tokens"]
+        # What all processes must agree on: how long rows are, and when bad images end the run.
+        longest, skipped = int(self.tokenizer.lengths(tokens).max()), int(batch["skipped"].sum())
+        if jax.process_count() > 1:
+            everywhere = multihost_utils.process_allgather(np.asarray([longest, skipped]))
+            longest, skipped = int(everywhere[:, 0].max()), int(everywhere[:, 1].sum())
+        self.skipped = self.bad_images.update(self.config.batch_size, skipped)
+        if self.config.text.trim:
+            length = trimmed_length(longest, self.config.text.trim, tokens.shape[1])
+            tokens = tokens[:, :length]
+        image = "image" if self.cache is None else "features"
+        return sharding.global_batch({"tokens": tokens, image: batch[image]}, self.mesh)
+
+    def _report(
+        self,
+        step: int,
+        metrics: dict[str, jax.Array],
+        writer: MetricsWriter,
+        throughput: Throughput,
+        bar: tqdm,
+    ) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        rates = throughput.report()
+        writer.write(step, values | rates | {"bad_images": self.skipped})
+        bar.set_postfix(loss=f"{values['loss']:.4f}", pairs_s=f"{rates['pairs_per_second']:.0f}")
+
+    def _evaluate(self, state: TrainState, frozen: dict[str, Any]) -> dict[str, float]:
+        """Every task's results, the task's name before each."""
+        model = self._model(state, frozen)
+        size = self.config.evaluation.batch_size
+        results: dict[str, float] = {}
+        for name, task in self.config.evaluation.tasks.items():
+            outcome = embed_set(
+                model, task, batch_size=size, title=name, cache=self.task_caches[name]
+            )
+            results |= {f"{name}/{key}": value for key, value in outcome.metrics().items()}
+        return results
+
+    def _description(self) -> ModelDescription:
+        config = self.config
+        return dataclasses.replace(
+            self.backbone,
+            head=self.trainer.model.head,
+            text=self.trainer.model.text,
+            tokenizer=self.tokenizer.spec(),
+            backbone_path=None if config.include_backbone else str(Path(config.backbone).resolve()),
+        )
+
+    def _model(self, state: TrainState, frozen: dict[str, Any]) -> Model:
+        arrays = self.trainer.abstract | self._trained(state) | frozen
+        return Model(self.trainer.graphdef, arrays, self._description(), self.tokenizer, self.mesh)
+
+    def _draw_curves(self) -> None:
+        """Writes curves.png; a run does not end in an error for want of matplotlib."""
+        try:
+            training_curves(
+                read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png"
+            )
+        except UserError as error:
+            logging.warning("no curves.png: %s", error)
+
+    def _export(self, state: TrainState) -> Path:
+        """Writes the model directory, the backbone's arrays as they were converted."""
+        arrays = self._trained(state)
+        if self.config.include_backbone:
+            arrays |= load_stored(self.config.backbone, "backbone", self.trainer.abstract)
+        path = self.workdir / "model"
+        write_model_directory(
+            path,
+            self._description(),
+            arrays,
+            overwrite=True,
+            write_tokenizer=self.tokenizer.save,
+        )
+        return path
+
+    def _trained(self, state: TrainState) -> dict[str, Any]:
+        """The trained arrays that belong to a model (the sigmoid loss's bias does not)."""
+        return {name: state.trainable[name] for name in ("head", "text", "logit_scale")}
+
+
+def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
+    """The tokenizer of a run; one of its own is trained once and then kept in `workdir`.
+
+    Raises:
+        UserError: an unknown kind, or a vocabulary that cannot be had.
+    """
+    settings = config.tokenizer
+    if settings.kind == "clip":
+        return ClipTokenizer(settings.vocabulary or None, settings.context_length)
+    if settings.kind != "bpe":
+        raise UserError(f"config.tokenizer.kind={settings.kind!r} is unknown; choose clip or bpe.")
+    folder = workdir / "tokenizer"
+    if (folder / "spec.json").exists():
+        return load_tokenizer(json.loads((folder / "spec.json").read_text()), folder)
+    captions = (text for index in range(len(source)) for text in source.captions(index))
+    return TrainedTokenizer.train(captions, settings.vocabulary_size, settings.context_length)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Keeps a run's tokenizer, its description last, so that an interrupted write is noticed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    (folder / "spec.json").write_text(json.dumps(tokenizer.spec(), indent=2) + "\n")
+
+
+def _check(config: Config) -> None:
+    """What can be known to be wrong from the numbers alone."""
+    positive = {
+        "config.steps": config.steps,
+        "config.batch_size": config.batch_size,
+        "config.log_every": config.log_every,
+        "config.checkpoint.every": config.checkpoint.every,
+        "config.checkpoint.keep": config.checkpoint.keep,
+        "config.feature_views": config.feature_views,
+    }
+    for name, value in positive.items():
+        if value < 1:
+            raise UserError(f"{name}={value} is not positive; set it to 1 or more.")
+    if not config.backbone:
+        raise UserError(
+            "config.backbone is empty, expected the model directory of the frozen backbone; make "
+            "one with python -m weights_convert and set --config.backbone=DIR."
+        )

@@ -1,0 +1,85 @@
+"""What a run reports: `metrics.jsonl`, TensorBoard, and rates."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl` (one JSON object a line) and to TensorBoard.
+
+    Args:
+        workdir: the work directory.
+        first_step: lines of steps after this one are dropped: a resumed run writes them again.
+    """
+
+    def __init__(self, workdir: Path, first_step: int):
+        self.path = workdir / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.replace(self.path)
+        self._file = self.path.open("a")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line; values that are not finite become null, so that it stays JSON."""
+        row: dict[str, Any] = {"step": step}
+        row |= {name: v if math.isfinite(v) else None for name, v in values.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that a crash cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Throughput:
+    """Pairs a second, and the share of time spent waiting for data, between two reports."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._cpu = time.process_time()
+        self._waited = 0.0
+        self._pairs = 0
+
+    def add(self, pairs: int, waited: float) -> None:
+        """One step of `pairs` pairs that waited `waited` seconds for its data."""
+        self._pairs += pairs
+        self._waited += waited
+
+    def report(self) -> dict[str, float]:
+        """The rates since the last report."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        cpu = time.process_time() - self._cpu
+        rates = {
+            "pairs_per_second": self._pairs / elapsed,
+            "data_wait_fraction": self._waited / elapsed,
+            "wall_seconds": elapsed,
+            "cpu_seconds": cpu,
+        }
+        self.__init__()  # type: ignore[misc]
+        return rates

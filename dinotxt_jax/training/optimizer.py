@@ -1,0 +1,75 @@
+"""AdamW with the official schedule and weight-decay rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dinotxt_jax.config import OptimizerConfig
+from dinotxt_jax.errors import UserError
+
+
+def learning_rate_schedule(peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then a cosine that reaches 0 with the last step.
+
+    The official trainer indexes an array of `steps` rates: rate[0] = 0, rate[warmup_steps] = peak,
+    rate[steps - 1] = 0 (`CosineScheduler` of facebookresearch/dinov2).
+    """
+
+    def schedule(step: Any) -> jax.Array:
+        step = jnp.asarray(step, "float32")
+        warmup = peak * step / max(warmup_steps, 1)
+        progress = (step - warmup_steps) / max(steps - 1 - warmup_steps, 1)
+        cosine = peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+        return jnp.where(step < warmup_steps, warmup, cosine)
+
+    return schedule
+
+
+def decay_mask(logical_axes: Any) -> Any:
+    """Which arrays are decayed: those of two or more dimensions, as in the official code.
+
+    The "layers" dimension of stacked blocks does not count, so that biases, norms and LayerScale
+    are not decayed; token and position embeddings are.
+
+    Args:
+        logical_axes: tree of tuples of dimension names.
+    """
+
+    def decayed(axes: tuple[str, ...]) -> bool:
+        return len([name for name in axes if name != "layers"]) >= 2
+
+    return jax.tree.map(decayed, logical_axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps: int, logical_axes: Any
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW over the trained arrays, and its schedule.
+
+    Args:
+        config: rates and betas.
+        steps: length of the run.
+        logical_axes: tree of tuples of dimension names, like the trained arrays.
+
+    Raises:
+        UserError: the warm-up is not shorter than the run.
+    """
+    if not 0 <= config.warmup_steps < steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps={config.warmup_steps} leaves nothing of the "
+            f"{steps} steps; set it below config.steps."
+        )
+    schedule = learning_rate_schedule(config.learning_rate, config.warmup_steps, steps)
+    optimizer = optax.adamw(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decay_mask(logical_axes),
+    )
+    return optimizer, schedule

@@ -1,0 +1,290 @@
+"""The train step: a plain function of (state, frozen, batch), differentiated in what is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from dinotxt_jax import sharding
+from dinotxt_jax.config import Config
+from dinotxt_jax.data.transforms import normalize
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.losses import LOSSES, gram_loss, sigmoid_contrastive_loss, softmax_contrastive_loss
+from dinotxt_jax.models.dinotxt import (
+    POOLINGS,
+    DinoTxt,
+    DinoTxtConfig,
+    HeadConfig,
+    ImageFeatures,
+    normalized,
+    swiglu_hidden_dim,
+)
+from dinotxt_jax.models.directory import ModelDescription, Preprocessing, abstract_arrays
+from dinotxt_jax.models.layers import REMAT_POLICIES, DTypes
+from dinotxt_jax.models.text import TextConfig
+from dinotxt_jax.training.optimizer import make_optimizer
+
+Arrays = dict[str, Any]
+# SigLIP's starting point: nearly all pairs are negatives (arXiv 2303.15343, section 3.2).
+INITIAL_LOGIT_BIAS = -10.0
+
+
+class TrainState(NamedTuple):
+    """All that training changes.
+
+    Attributes:
+        step: number of updates made, int32.
+        trainable: {"head", "text", "logit_scale"} (and "logit_bias" with the sigmoid loss).
+        optimizer: optax's state.
+    """
+
+    step: jax.Array
+    trainable: Arrays
+    optimizer: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """The pieces of a training run that do not change while it runs; `make_trainer` builds it.
+
+    Attributes:
+        config: the run.
+        model: architecture.
+        graphdef: `DinoTxt` without arrays.
+        abstract: its arrays' shapes, dtypes and shardings, as a nested dict.
+        logical_axes: dimension names of the trained arrays.
+        optimizer, schedule: AdamW and its learning rate.
+        preprocessing: of the backbone.
+        mesh: where everything lives.
+    """
+
+    config: Config
+    model: DinoTxtConfig
+    graphdef: Any
+    abstract: Arrays
+    logical_axes: Arrays
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    preprocessing: Preprocessing
+    mesh: Mesh
+
+    def create_state(self) -> TrainState:
+        """Freshly initialised, already sharded: nothing is first built whole on one device."""
+        placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        return jax.jit(self._initial_state, out_shardings=placed)()
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        state = jax.eval_shape(self._initial_state)
+        placed = sharding.shardings(self.logical_axes, state.trainable, self.mesh)
+        whole = sharding.replicated(self.mesh)
+        # Moments lie like the arrays they belong to; what else the optimizer keeps are counters.
+        moments = optax.tree_utils.tree_map_params(
+            self.optimizer,
+            lambda _, place: place,
+            state.optimizer,
+            placed,
+            transform_non_params=lambda _: whole,
+        )
+        places = state._replace(step=whole, trainable=placed, optimizer=moments)
+        return jax.tree.map(
+            lambda array, place: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place),
+            state,
+            places,
+        )
+
+    def _initial_state(self) -> TrainState:
+        model = create_model(self.model, self.config)
+        trainable = trained_part(nnx.to_pure_dict(nnx.state(model)))
+        if self.config.loss.kind == "sigmoid":
+            trainable["logit_bias"] = jnp.full((), INITIAL_LOGIT_BIAS)
+            trainable["logit_scale"] = jnp.full((), math.log(10.0))
+        return TrainState(jnp.zeros((), "int32"), trainable, self.optimizer.init(trainable))
+
+    def merge(self, arrays: Arrays) -> DinoTxt:
+        """The model with these parts; those not given have shapes only and cannot be run."""
+        known = {name: tree for name, tree in arrays.items() if name in self.abstract}
+        return nnx.merge(self.graphdef, self.abstract | known)
+
+    def train_step(
+        self, state: TrainState, frozen: Arrays, batch: Mapping[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update.
+
+        Args:
+            state: before the step.
+            frozen: {"backbone": arrays}; empty if the batch brings the backbone's tokens.
+            batch: "tokens" int[b l], and "image" uint8[b h w 3] or "features" float[b t d].
+
+        Returns:
+            The next state, and scalars: loss, its parts, logit_scale (before the step),
+            learning_rate, grad_norm.
+        """
+        key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+        tokens = self.backbone_tokens(frozen, batch)
+        (loss, parts), gradients = jax.value_and_grad(self.loss, has_aux=True)(
+            state.trainable, tokens, batch["tokens"], key
+        )
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        ceiling = math.log(self.config.loss.max_logit_scale)
+        clamped = jnp.clip(trainable["logit_scale"], 0.0, ceiling)
+        metrics = {
+            "loss": loss,
+            **parts,
+            "logit_scale": state.trainable["logit_scale"],
+            "learning_rate": self.schedule(state.step),
+            "grad_norm": optax.global_norm(gradients),
+        }
+        return TrainState(state.step + 1, trainable | {"logit_scale": clamped}, optimizer), metrics
+
+    def backbone_tokens(self, frozen: Arrays, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """[class, registers, patches] of the frozen backbone, [b t d]: cached, or computed."""
+        if "features" in batch:
+            return batch["features"]
+        images = normalize(batch["image"], self.preprocessing.mean, self.preprocessing.std)
+        images = sharding.constrain(images, "batch", None, None, None)
+        return jax.lax.stop_gradient(self.merge(frozen).backbone.tokens(images))
+
+    def loss(
+        self, trainable: Arrays, tokens: jax.Array, text_tokens: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The objective of one global batch, and its parts by name."""
+        config = self.config.loss
+        model = self.merge(trainable)
+        drop_key, patch_key = jax.random.split(key)
+        features = model.encode_tokens(tokens, drop_key)
+        image = normalized(model.descriptor(features))
+        text = model.encode_text(text_tokens, normalize=True)
+        scale = jnp.exp(trainable["logit_scale"])
+        if config.kind == "sigmoid":
+            loss = sigmoid_contrastive_loss(image, text, scale, trainable["logit_bias"])
+        else:
+            loss = softmax_contrastive_loss(image, text, scale)
+        if not config.gram_weight:
+            return loss, {}
+        gram = self._gram_loss(features, tokens, patch_key)
+        return loss + config.gram_weight * gram, {"contrastive_loss": loss, "gram_loss": gram}
+
+    def _gram_loss(self, features: ImageFeatures, tokens: jax.Array, key: jax.Array) -> jax.Array:
+        config = self.config.loss
+        head = features.patch_tokens
+        backbone = tokens[:, 1 + self.model.vision.num_registers :]
+        if config.gram_patches:
+            drawn = jax.random.permutation(key, head.shape[1])[: config.gram_patches]
+            head, backbone = head[:, drawn], backbone[:, drawn]
+        return gram_loss(head, backbone, normalize=config.gram_normalize)
+
+
+def trained_part(arrays: Arrays) -> Arrays:
+    """Everything but the backbone."""
+    return {name: tree for name, tree in arrays.items() if name != "backbone"}
+
+
+def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
+    """The model of a run, freshly initialised from `config.seed`."""
+    precision = config.precision
+    trained = DTypes(precision.parameters, precision.compute, precision.normalization)
+    frozen = DTypes(precision.frozen, precision.frozen, precision.normalization)
+    return DinoTxt(
+        model,
+        dtypes=trained,
+        frozen_dtypes=frozen,
+        rngs=nnx.Rngs(config.seed),
+        drop_path=config.head.drop_path,
+        remat=config.remat,
+    )
+
+
+def model_config(config: Config, backbone: ModelDescription, vocabulary_size: int) -> DinoTxtConfig:
+    """The architecture that a run trains on a backbone.
+
+    Raises:
+        UserError: heads that do not divide a width, or a choice that does not exist.
+    """
+    vision, text = backbone.vision, config.text
+    heads = config.head.num_heads or vision.num_heads
+    for name, width, count in (
+        ("config.head.num_heads", vision.dim, heads),
+        ("config.text.num_heads", text.width, text.num_heads),
+    ):
+        if count < 1 or width % count:
+            raise UserError(
+                f"{name}={count} does not divide the width {width}; take a divisor of {width}."
+            )
+    for name, value, choices in (
+        ("config.head.pooling", config.head.pooling, POOLINGS),
+        ("config.loss.kind", config.loss.kind, LOSSES),
+        ("config.remat", config.remat, REMAT_POLICIES),
+    ):
+        if value not in choices:
+            raise UserError(f"{name}={value!r} is unknown; choose among {', '.join(choices)}.")
+    return DinoTxtConfig(
+        vision,
+        HeadConfig(
+            num_blocks=config.head.num_blocks,
+            num_heads=heads,
+            mlp_hidden_dim=swiglu_hidden_dim(vision.dim),
+            pooling=config.head.pooling,
+            layer_scale=config.head.layer_scale,
+        ),
+        TextConfig(
+            vocabulary_size=vocabulary_size,
+            context_length=config.tokenizer.context_length,
+            width=text.width,
+            depth=text.depth,
+            num_heads=text.num_heads,
+            mlp_hidden_dim=4 * text.width,
+            embed_dim=2 * vision.dim,
+        ),
+    )
+
+
+def make_trainer(
+    config: Config, backbone: ModelDescription, vocabulary_size: int, mesh: Mesh
+) -> Trainer:
+    """Everything a run needs before its first array exists.
+
+    Args:
+        config: the run.
+        backbone: what the backbone's model directory says.
+        vocabulary_size: of the tokenizer.
+        mesh: where the run will live.
+
+    Raises:
+        UserError: settings that cannot be run.
+    """
+    sharding.check_batch(config.batch_size, mesh)
+    model = model_config(config, backbone, vocabulary_size)
+    abstract_model = nnx.eval_shape(lambda: create_model(model, config))
+    axes = trained_part(
+        nnx.to_pure_dict(
+            jax.tree.map(
+                lambda variable: variable.get_metadata("logical_axes"),
+                nnx.state(abstract_model),
+                is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+            )
+        )
+    )
+    if config.loss.kind == "sigmoid":
+        axes["logit_bias"] = ()
+    optimizer, schedule = make_optimizer(config.optimizer, config.steps, axes)
+    return Trainer(
+        config=config,
+        model=model,
+        graphdef=nnx.graphdef(abstract_model),
+        abstract=abstract_arrays(lambda: create_model(model, config), mesh),
+        logical_axes=axes,
+        optimizer=optimizer,
+        schedule=schedule,
+        preprocessing=backbone.preprocessing,
+        mesh=mesh,
+    )

@@ -1,0 +1,333 @@
+"""Order, resume, captions, bad images and evaluation batches of `dinotxt_jax.data.pipeline`."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import os
+
+import numpy as np
+import pytest
+from absl import logging
+
+from dinotxt_jax.config import DataConfig
+from dinotxt_jax.data.pipeline import (
+    BadImageMonitor,
+    Draw,
+    ImageTextExample,
+    evaluation_batches,
+    in_threads,
+    make_training_iterator,
+)
+from dinotxt_jax.data.sources import Example
+from dinotxt_jax.data.transforms import EvalTransform
+from dinotxt_jax.errors import UserError
+
+CONFIG = DataConfig(image_size=8, resize=8, max_bad_fraction=0.5)
+
+
+def draw_as_arrays(draw: Draw) -> dict[str, np.ndarray]:
+    return {
+        "position": np.asarray(draw.position),
+        "epoch": np.asarray(draw.epoch),
+        "index": np.asarray(draw.index),
+        "noise": draw.rng().random(3),
+        "process": np.asarray(os.getpid()),
+    }
+
+
+def batches(count: int, size: int = 10, batch_size: int = 4, seed: int = 0, **options):
+    iterator = make_training_iterator(
+        range(size), draw_as_arrays, batch_size=batch_size, seed=seed, **options
+    )
+    result = list(itertools.islice(iterator, count))
+    iterator.close()
+    return result
+
+
+def joined(parts: list[dict[str, np.ndarray]], name: str = "index") -> list:
+    return np.concatenate([part[name] for part in parts]).tolist()
+
+
+class Images:
+    """Flat images whose grey level is the index; those in `bad` do not decode."""
+
+    def __init__(self, size: int, bad: tuple[int, ...] = (), captions: int = 1) -> None:
+        self.size, self.bad, self.captions = size, frozenset(bad), captions
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Example:
+        image = np.full((12, 16, 3), index, np.uint8)
+        texts = tuple(f"{index} {number}" for number in range(self.captions))
+        return Example(b"broken" if index in self.bad else image, texts, f"image {index}")
+
+
+def tokenize(text: str) -> np.ndarray:
+    return np.array([int(word) for word in text.split()])
+
+
+def test_every_epoch_is_a_new_permutation_of_all_examples():
+    positions = joined(batches(15))
+    epochs = [positions[i : i + 10] for i in range(0, 60, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_the_order_depends_on_the_seed():
+    assert joined(batches(5, seed=3)) == joined(batches(5, seed=3))
+    orders = {tuple(joined(batches(5, size=20, seed=seed))) for seed in range(5)}
+    # A run's second epoch must not be another seed's first.
+    later = {tuple(joined(batches(10, size=20, seed=seed))[20:]) for seed in range(5)}
+    assert len(orders | later) == 10
+
+
+def test_without_shuffle_the_order_is_the_source_s():
+    assert joined(batches(5, shuffle=False)) == list(range(10)) * 2
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_together_give_the_batches_of_one(process_count):
+    alone = batches(7, batch_size=8)
+    shares = [
+        batches(7, batch_size=8, process_index=p, process_count=process_count)
+        for p in range(process_count)
+    ]
+    for step, whole in enumerate(alone):
+        for name in ("position", "index", "epoch", "noise"):
+            together = np.concatenate([share[step][name] for share in shares])
+            np.testing.assert_array_equal(together, whole[name])
+    assert joined(alone, "position") == list(range(56))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 7])
+def test_threads_change_nothing(threads):
+    assert joined(batches(6, threads=threads), "noise") == joined(batches(6), "noise")
+
+
+def test_workers_change_nothing_and_do_the_work():
+    parallel = batches(6, workers=2)
+    for name in ("index", "noise"):
+        assert joined(parallel, name) == joined(batches(6), name)
+    assert len(set(joined(parallel, "process")) - {os.getpid()}) == 2
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone():
+    assert Draw(2, 7, 30, 5).rng().random() == Draw(2, 7, 99, 5).rng().random()
+    draws = [Draw(2, 7, 30, 5), Draw(3, 7, 30, 5), Draw(2, 8, 30, 5), Draw(2, 7, 30, 6)]
+    assert len({draw.rng().random() for draw in draws}) == 4
+
+
+def test_the_random_stream_is_pinned():
+    """Resumed runs need the same crops from another version of this code."""
+    assert Draw(epoch=1, index=2, position=3, seed=4).rng().integers(0, 2**32) == 4184274796
+    assert joined(batches(3, size=12)) == [3, 6, 10, 1, 7, 4, 2, 9, 11, 8, 5, 0]
+
+
+@pytest.mark.parametrize("size", [10, 16])  # of an epoch: no whole number of batches, or one
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_resume_continues_exactly(size, stop):
+    options = {"batch_size": 4, "seed": 1, "threads": 2, "prefetch": 8}
+    first = make_training_iterator(range(size), draw_as_arrays, **options)
+    for _ in range(stop):
+        next(first)
+    state = json.loads(json.dumps(first.get_state()))
+    expected = list(itertools.islice(first, 4))
+    first.close()
+
+    resumed = make_training_iterator(range(size), draw_as_arrays, **options)
+    resumed.set_state(state)
+    assert resumed.get_state() == state
+    for ours, theirs in zip(itertools.islice(resumed, 4), expected, strict=True):
+        for name, value in theirs.items():
+            np.testing.assert_array_equal(ours[name], value)
+    resumed.set_state(state)  # also back, on an iterator that is running
+    np.testing.assert_array_equal(next(resumed)["index"], expected[0]["index"])
+    resumed.close()
+
+
+def test_a_position_is_good_for_other_numbers_of_processes_threads_and_workers():
+    alone = make_training_iterator(range(10), draw_as_arrays, batch_size=4, seed=0)
+    for _ in range(3):
+        next(alone)
+    state, expected = alone.get_state(), next(alone)["noise"]
+    alone.close()
+    parts = []
+    for process in range(2):
+        iterator = make_training_iterator(
+            range(10),
+            draw_as_arrays,
+            batch_size=4,
+            seed=0,
+            process_index=process,
+            process_count=2,
+            threads=3,
+            workers=process,
+        )
+        iterator.set_state(state)
+        parts.append(next(iterator)["noise"])
+        iterator.close()
+    np.testing.assert_array_equal(np.concatenate(parts), expected)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 5}, {"seed": 1}, {"size": 11}])
+def test_a_position_of_another_run_is_refused(change):
+    settings = {"size": 10, "batch_size": 4, "seed": 0}
+
+    def iterator(size, **options):
+        return make_training_iterator(range(size), draw_as_arrays, **options)
+
+    state = iterator(**settings).get_state()
+    name = "dataset_size" if "size" in change else next(iter(change))
+    with pytest.raises(UserError, match=f"the saved data position has {name}"):
+        iterator(**(settings | change)).set_state(state)
+
+
+def test_a_batch_that_does_not_divide_is_a_user_error():
+    with pytest.raises(UserError, match="batch of 6 does not divide among 4 processes"):
+        batches(1, batch_size=6, process_count=4)
+    with pytest.raises(UserError, match="the data has 0 examples"):
+        batches(1, size=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_in_n_epochs_every_caption_is_used_once(count):
+    source = Images(7, captions=count)
+    iterator = make_training_iterator(
+        source, ImageTextExample(source, CONFIG, tokenize), batch_size=7, seed=0
+    )
+    for _ in range(2):
+        tokens = np.concatenate([next(iterator)["tokens"] for _ in range(count)])
+        assert sorted(map(tuple, tokens)) == list(itertools.product(range(7), range(count)))
+    iterator.close()
+
+
+def test_captions_are_drawn_in_another_order_for_another_example_and_seed():
+    firsts = collections.Counter(Draw(0, index, 0, 0).caption_index(5) for index in range(1000))
+    assert sorted(firsts) == list(range(5))
+    assert min(firsts.values()) > 140  # 200 expected, standard deviation 13
+    assert any(
+        Draw(0, i, 0, 0).caption_index(5) != Draw(0, i, 0, 1).caption_index(5) for i in range(20)
+    )
+
+
+def test_examples_are_uint8_images_with_tokens_index_and_count():
+    source = Images(6)
+    iterator = make_training_iterator(
+        source, ImageTextExample(source, CONFIG, tokenize), batch_size=3, seed=0
+    )
+    batch = next(iterator)
+    iterator.close()
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
+        "image": ((3, 8, 8, 3), np.dtype(np.uint8)),
+        "tokens": ((3, 2), np.dtype(np.int32)),
+        "index": ((3,), np.dtype(np.int64)),
+        "skipped": ((3,), np.dtype(np.int32)),
+    }
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+    np.testing.assert_array_equal(batch["tokens"][:, 0], batch["index"])
+    assert not batch["skipped"].any()
+
+
+def test_bad_images_are_replaced_by_the_next_good_one_counted_and_named_once(monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
+    source = Images(10, bad=(3, 4, 9))
+    iterator = make_training_iterator(
+        source,
+        ImageTextExample(source, CONFIG, tokenize),
+        batch_size=10,
+        seed=0,
+        shuffle=False,
+    )
+    for _ in range(2):
+        batch = next(iterator)
+        assert batch["index"].tolist() == [0, 1, 2, 5, 5, 5, 6, 7, 8, 0]
+        assert batch["tokens"][:, 0].tolist() == batch["index"].tolist()
+        assert batch["image"][:, 0, 0, 0].tolist() == batch["index"].tolist()
+        assert batch["skipped"].tolist() == [0, 0, 0, 2, 1, 0, 0, 0, 0, 1]
+    iterator.close()
+    assert sorted(lines) == [
+        f"skipped a bad image, example {i}: image {i} does not decode: "
+        "not an image in a format that PIL knows"
+        for i in (3, 4, 9)
+    ]
+
+
+@pytest.mark.parametrize(("fraction", "workers"), [(0.1, 0), (1.0, 0), (0.1, 1)])
+def test_data_without_a_good_image_ends_in_a_user_error(fraction, workers):
+    source = Images(20, bad=tuple(range(20)))
+    config = DataConfig(image_size=8, max_bad_fraction=fraction)
+    iterator = make_training_iterator(
+        source, ImageTextExample(source, config, tokenize), batch_size=4, seed=0, workers=workers
+    )
+    with pytest.raises(UserError, match=r"of 20 images .* could not be read or decoded"):
+        next(iterator)
+    iterator.close()
+
+
+def test_an_error_of_an_example_reaches_the_caller_and_skips_no_step():
+    broken = {"yes": True}
+
+    def sometimes(draw: Draw) -> dict[str, np.ndarray]:
+        if draw.position == 5 and broken["yes"]:
+            raise OSError("the disk is gone")
+        return draw_as_arrays(draw)
+
+    iterator = make_training_iterator(range(10), sometimes, batch_size=4, seed=0)
+    next(iterator)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(iterator)
+    broken["yes"] = False
+    assert next(iterator)["position"].tolist() == [4, 5, 6, 7]
+    iterator.close()
+
+
+def test_monitor_adds_up_and_stops_over_the_limit():
+    monitor = BadImageMonitor(0.05, dataset_size=100)
+    assert monitor.update(4, 3) == 3
+    assert monitor.update(2, 2) == 5
+    with pytest.raises(
+        UserError, match=r"6 of 100 images \(6\.00%\) .* config\.data\.max_bad_fraction = 0\.05 "
+    ):
+        monitor.update(1, 1)
+
+
+def test_monitor_counts_on_after_a_restart_and_grows_with_the_epochs():
+    monitor = BadImageMonitor(0.05, dataset_size=100)
+    monitor.update(100, 5)
+    resumed = BadImageMonitor(0.05, dataset_size=100)
+    resumed.set_state(json.loads(json.dumps(monitor.get_state())))
+    assert resumed.update(100, 5) == 10  # two epochs, twice the limit
+    with pytest.raises(UserError, match="11 of 201 images"):
+        resumed.update(1, 1)
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+def test_evaluation_batches_are_in_order_with_a_short_last_one(threads):
+    source = Images(7, captions=2)
+    found = list(evaluation_batches(source, EvalTransform(CONFIG), 3, threads))
+    assert [images.shape for images, _, _ in found] == [(3, 8, 8, 3), (3, 8, 8, 3), (1, 8, 8, 3)]
+    assert np.concatenate([x for x, _, _ in found])[:, 0, 0, 0].tolist() == list(range(7))
+    assert [key for _, _, keys in found for key in keys] == [f"image {i}" for i in range(7)]
+    assert found[1][1] == [(f"{i} 0", f"{i} 1") for i in (3, 4, 5)]
+
+
+def test_an_undecodable_image_ends_an_evaluation_by_name():
+    with pytest.raises(UserError, match=r"example 4 cannot be evaluated \(image 4 does not decode"):
+        list(evaluation_batches(Images(7, bad=(4,)), EvalTransform(CONFIG), 3))
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_in_threads_keeps_the_order_and_stops_when_closed(threads):
+    assert list(in_threads(range(3, 50), str, threads, 4)) == [str(i) for i in range(3, 50)]
+    started: list[int] = []
+    results = in_threads(range(1000), started.append, threads, 4)
+    results.close()
+    assert not started
+    results = in_threads(range(1000), lambda i: started.append(i) or i, threads, 4)
+    assert next(results) == 0
+    results.close()
+    assert len(started) <= 6

@@ -1,0 +1,126 @@
+"""Recall at k against a plain computation, ties, chance, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinotxt_jax import UserError
+from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig
+from dinotxt_jax.evaluation.report import evaluate
+from dinotxt_jax.evaluation.retrieval import chance_recalls, recalls
+
+
+def features(rng: np.random.Generator, rows: int) -> np.ndarray:
+    values = rng.normal(size=(rows, 8)).astype(np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def plain_recalls(images: np.ndarray, texts: np.ndarray, owners: np.ndarray) -> dict[str, float]:
+    """By sorting the full similarity matrix."""
+    similarity = images @ texts.T
+    by_image = owners[np.argsort(-similarity, axis=1)]
+    by_text = np.argsort(-similarity, axis=0).T
+    rows = np.arange(len(images))[:, None]
+    result = {}
+    for k in (1, 5, 10):
+        result[f"image_to_text_r{k}"] = 100 * (by_image[:, :k] == rows).any(1).mean()
+        result[f"text_to_image_r{k}"] = 100 * (by_text[:, :k] == owners[:, None]).any(1).mean()
+    return result
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_recalls_equal_those_from_the_sorted_matrix(block: int) -> None:
+    rng = np.random.default_rng(0)
+    images = features(rng, 40)
+    owners = np.repeat(np.arange(40), rng.integers(1, 6, 40))
+    texts = images[owners] + 0.6 * features(rng, len(owners))
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    found = recalls(images, texts, owners, block)
+    expected = plain_recalls(images, texts, owners)
+    assert 5 < expected["image_to_text_r1"] < 95
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value), key
+    assert found["mean_recall"] == pytest.approx(np.mean(list(expected.values())))
+
+
+def test_constant_features_score_nothing() -> None:
+    same = np.ones((20, 4), np.float32) / 2
+    assert set(recalls(same, same, np.arange(20)).values()) == {0.0}
+
+
+def test_chance_is_what_random_features_score() -> None:
+    rng = np.random.default_rng(1)
+    owners = np.repeat(np.arange(50), 5)
+    runs = [recalls(features(rng, 50), features(rng, 250), owners) for _ in range(60)]
+    chance = chance_recalls(owners)
+    assert chance["text_to_image_r1"] == pytest.approx(2.0)
+    for key, value in chance.items():
+        scores = [run[key] for run in runs]
+        margin = 4 * np.std(scores) / np.sqrt(len(scores))
+        assert np.mean(scores) == pytest.approx(value, abs=margin), key
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with a tokenizer, after one step of training."""
+    from dinotxt_jax.config import Config, OptimizerConfig, TextTrainingConfig, TokenizerConfig
+    from dinotxt_jax.training.loop import train
+
+    config = Config(
+        steps=1,
+        batch_size=8,
+        backbone=str(tiny_backbone),
+        data=DataConfig(num_scenes=16, image_size=56),
+        tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=300, context_length=64),
+        text=TextTrainingConfig(width=32, depth=1, num_heads=2),
+        optimizer=OptimizerConfig(warmup_steps=0),
+    )
+    return train(config, tmp_path_factory.mktemp("run") / "run")
+
+
+def scenes(**changes: object) -> EvaluationConfig:
+    settings: dict = {"split": "test", "num_scenes": 13, "image_size": 56, "augmentation": "squash"}
+    data = DataConfig(**(settings | changes))
+    return EvaluationConfig(tasks={"scenes": TaskConfig(data=data)}, batch_size=8)
+
+
+def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path) -> None:
+    written = evaluate(str(model), scenes(), tmp_path / "report")
+    assert sorted(path.name for path in written) == ["report.md", "results.json", "scenes.png"]
+    result = json.loads((tmp_path / "report/results.json").read_text())["scenes"]
+    assert (result["images"], result["captions"]) == (13, 65)
+    assert result["task"]["data"]["image_size"] == 56
+    assert len(result["backbone_fingerprint"]) == 64
+    report = (tmp_path / "report/report.md").read_text()
+    assert f"| scenes | chance | {result['chance']['image_to_text_r1']:.1f} /" in report
+    assert "13 images, 65 captions, squash 56 px" in report
+    assert Image.open(tmp_path / "report/scenes.png").size == (1260, 920)
+
+
+def test_a_limit_evaluates_the_first_examples_only(model: Path, tmp_path: Path) -> None:
+    tasks = {"scenes": TaskConfig(data=scenes().tasks["scenes"].data, max_examples=5)}
+    evaluate(str(model), EvaluationConfig(tasks=tasks, batch_size=8), tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["scenes"]["images"] == 5
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (EvaluationConfig(), "config.tasks is empty"),
+        (EvaluationConfig(tasks={"a": TaskConfig(kind="sums")}), "config.tasks.a.kind='sums' is"),
+        (EvaluationConfig(tasks={"a": TaskConfig()}, batch_size=3), "batch_size=3 does not divide"),
+        (scenes(augmentation="random_resized_crop"), "would be evaluated on random crops"),
+        (scenes(source="jsonl", path="no.jsonl"), "no.jsonl is not a file"),
+    ],
+)
+def test_what_cannot_be_evaluated_writes_nothing(
+    config: EvaluationConfig, message: str, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(str(model), config, tmp_path / "report")
+    assert not (tmp_path / "report").exists()

@@ -1,0 +1,141 @@
+"""Head, text transformer and descriptors against the official code."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from dinotxt_jax.models.dinotxt import (
+    DinoTxt,
+    DinoTxtConfig,
+    HeadConfig,
+    normalized,
+    swiglu_hidden_dim,
+)
+from dinotxt_jax.models.directory import load_dinotxt
+from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.presets import PRESETS, dinotxt_for
+from dinotxt_jax.models.text import TextConfig
+
+FEATURES = 5e-5
+NORMALIZED = 5e-6
+
+
+@pytest.fixture(scope="module")
+def model(tiny_dinotxt: Path) -> DinoTxt:
+    return load_dinotxt(tiny_dinotxt, DTypes())[0]
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    return dict(np.load(Path(__file__).parent.parent / "goldens/dinotxt_v2/out.npz"))
+
+
+def test_descriptors_equal_the_official_code(model: DinoTxt, expected: dict) -> None:
+    images = np.moveaxis(expected["image_98x98"], 1, -1)
+    features = model.encode_patches(images)
+    for name, found, tolerance in (
+        ("class_token", features.class_token, FEATURES),
+        ("patch_tokens", features.patch_tokens.reshape(2, 49, 64), FEATURES),
+        ("encode_image", model.encode_image(images), FEATURES),
+        ("encode_image_normalized", model.encode_image(images, normalize=True), NORMALIZED),
+    ):
+        np.testing.assert_allclose(found, expected[f"98x98/{name}"], rtol=0, atol=tolerance)
+
+
+def test_text_features_equal_the_official_code(model: DinoTxt, expected: dict) -> None:
+    tokens = expected["tokens"]
+    found = model.encode_text(tokens)
+    np.testing.assert_allclose(found, expected["text/encode_text"], rtol=0, atol=FEATURES)
+    found = model.encode_text(tokens, normalize=True)
+    np.testing.assert_allclose(
+        found, expected["text/encode_text_normalized"], rtol=0, atol=NORMALIZED
+    )
+
+
+def test_logits_equal_the_official_code(model: DinoTxt, expected: dict) -> None:
+    images = np.moveaxis(expected["image_98x98"], 1, -1)
+    scale = np.exp(model.logit_scale[...])
+    text = model.encode_text(expected["tokens"], normalize=True)
+    logits = scale * model.encode_image(images, normalize=True) @ text.T
+    np.testing.assert_allclose(logits, expected["98x98/image_logits"], rtol=0, atol=FEATURES)
+
+
+def test_max_pooling_equals_the_official_code(model: DinoTxt, expected: dict) -> None:
+    _graphdef, state = nnx.split(model)
+    head = dataclasses.replace(model.config.head, pooling="max")
+    config = dataclasses.replace(model.config, head=head)
+    variant = nnx.eval_shape(lambda: DinoTxt(config, dtypes=DTypes(), rngs=nnx.Rngs(0)))
+    variant = nnx.merge(nnx.graphdef(variant), nnx.to_pure_dict(state))
+    found = variant.encode_image(np.moveaxis(expected["image_98x98"], 1, -1))
+    np.testing.assert_allclose(
+        found, expected["variant/pool_max/encode_image"], rtol=0, atol=FEATURES
+    )
+
+
+def test_padding_behind_the_end_of_text_changes_nothing(model: DinoTxt, expected: dict) -> None:
+    tokens = expected["tokens"][:1]
+    end = int(tokens.argmax())
+    np.testing.assert_allclose(
+        model.encode_text(tokens[:, : end + 1]), model.encode_text(tokens), rtol=0, atol=1e-5
+    )
+
+
+def test_rows_longer_than_the_context_are_refused(model: DinoTxt) -> None:
+    with pytest.raises(ValueError, match="rows of 78 tokens.* has 77 positions"):
+        model.encode_text(np.zeros((1, 78), np.int32))
+
+
+def test_every_size_and_shape_on_the_full_reference_set(
+    shared_goldens: Path, tmp_path: Path
+) -> None:
+    from weights_convert.architecture import parse_settings
+    from weights_convert.convert import convert
+
+    folder = shared_goldens / "dinotxt_v2"
+    names = ("backbone.pth", "vision_head.pth", "text_encoder.pth")
+    settings = parse_settings(["num_heads=4", "text_num_heads=4"])
+    convert([folder / n for n in names], tmp_path / "m", settings=settings, show_progress=False)
+    model, _ = load_dinotxt(tmp_path / "m", DTypes())
+    inputs, out = np.load(folder / "inputs.npz"), np.load(folder / "out.npz")
+    found = model.encode_text(inputs["tokens"])
+    np.testing.assert_allclose(found, out["text/encode_text"], rtol=0, atol=FEATURES)
+    images = np.moveaxis(inputs["image_98x98"], 1, -1)
+    found = model.encode_image(images)
+    np.testing.assert_allclose(found, out["98x98/encode_image"], rtol=0, atol=FEATURES)
+
+
+def test_normalized_rows_have_length_one_and_zero_stays_zero() -> None:
+    rows = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
+    np.testing.assert_allclose(normalized(rows), [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
+
+
+def test_generalised_mean_pooling_lies_between_mean_and_max() -> None:
+    from dinotxt_jax.models.dinotxt import pool
+
+    patches = np.random.default_rng(0).uniform(0.1, 1, (2, 9, 4)).astype(np.float32)
+    gem = pool(patches, "gem")
+    np.testing.assert_allclose(gem, (patches**3).mean(1) ** (1 / 3), rtol=1e-5)
+    assert (gem > pool(patches, "mean")).all()
+    assert (gem < pool(patches, "max")).all()
+
+
+def test_text_and_image_widths_must_agree() -> None:
+    vision = PRESETS["dinov2_vits14"]
+    head = HeadConfig(num_blocks=2, num_heads=6, mlp_hidden_dim=swiglu_hidden_dim(384))
+    with pytest.raises(ValueError, match="set embed_dim=768"):
+        DinoTxtConfig(vision, head, TextConfig(embed_dim=2048))
+
+
+def test_the_released_model_has_the_released_sizes() -> None:
+    config = dinotxt_for(PRESETS["dinov2_vitl14_reg"])
+    assert config.head.mlp_hidden_dim == 2752
+    assert config.text.embed_dim == 2048
+    abstract = nnx.eval_shape(lambda: DinoTxt(config, dtypes=DTypes(), rngs=nnx.Rngs(0)))
+    text = nnx.to_pure_dict(nnx.state(abstract.text))
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(text)) == 538_131_200

@@ -1,0 +1,144 @@
+"""Model directories: exact round trips, sharded reading, and errors that say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import dinotxt_jax as dt
+from dinotxt_jax import sharding
+from dinotxt_jax.models.dinotxt import DinoTxt
+from dinotxt_jax.models.directory import (
+    abstract_arrays,
+    fingerprint,
+    load_dinotxt,
+    load_parts,
+    load_vision_transformer,
+    read_description,
+    write_model_directory,
+)
+from dinotxt_jax.models.layers import DTypes
+
+
+def arrays_of(module: nnx.Module) -> dict:
+    return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))
+
+
+def test_the_fingerprint_is_of_the_arrays_that_are_stored(tiny_backbone: Path) -> None:
+    module, description = load_vision_transformer(tiny_backbone, DTypes())
+    arrays = arrays_of(module)
+    assert fingerprint(arrays) == description.fingerprint
+    arrays["norm"]["bias"] = arrays["norm"]["bias"] + 1e-3
+    assert fingerprint(arrays) != description.fingerprint
+
+
+def test_arrays_arrive_sharded_and_unchanged(tiny_dinotxt: Path) -> None:
+    mesh = sharding.make_mesh(data=4, fsdp=2)
+    placed, description = load_dinotxt(tiny_dinotxt, DTypes(), mesh)
+    whole, _ = load_dinotxt(tiny_dinotxt, DTypes())
+    kernel = placed.text.blocks.mlp.fc1.kernel[...]
+    assert kernel.sharding.shard_shape(kernel.shape) == (3, 32, 256)
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(placed), arrays_of(whole))
+    assert fingerprint(arrays_of(placed.backbone)) == description.fingerprint
+
+
+def test_arrays_are_cast_on_reading(tiny_backbone: Path) -> None:
+    module, _ = load_vision_transformer(tiny_backbone, DTypes("bfloat16", "bfloat16"))
+    assert module.norm.scale.dtype == jax.numpy.bfloat16
+
+
+def test_a_backbone_can_be_read_out_of_a_whole_model(
+    tiny_dinotxt: Path, tiny_backbone: Path
+) -> None:
+    inside, alone = dt.load_backbone(tiny_dinotxt), dt.load_backbone(tiny_backbone)
+    images = np.ones((1, 98, 98, 3), np.float32)
+    np.testing.assert_array_equal(inside(images).class_token, alone(images).class_token)
+
+
+def referenced(model: Path, backbone: Path, output: Path) -> Path:
+    """A copy of a model that names its backbone instead of holding it."""
+    description = dataclasses.replace(read_description(model), backbone_path=str(backbone))
+
+    def create() -> DinoTxt:
+        return DinoTxt(description.dinotxt, dtypes=DTypes(), rngs=nnx.Rngs(0))
+
+    abstract = abstract_arrays(create, None)
+    arrays = load_parts(model, {k: abstract[k] for k in ("head", "text", "logit_scale")})
+    write_model_directory(output, description, arrays)
+    return output
+
+
+def test_a_model_finds_the_backbone_that_it_names(
+    tiny_dinotxt: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    model = referenced(tiny_dinotxt, tiny_backbone, tmp_path / "model")
+    whole, parts = load_dinotxt(tiny_dinotxt, DTypes())[0], load_dinotxt(model, DTypes())[0]
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(whole), arrays_of(parts))
+
+
+def test_another_backbone_in_its_place_is_refused(
+    tiny_dinotxt: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    module, description = load_vision_transformer(tiny_backbone, DTypes())
+    arrays = arrays_of(module)
+    arrays["norm"]["bias"] = arrays["norm"]["bias"] + 1
+    other = dataclasses.replace(description, fingerprint=fingerprint(arrays))
+    write_model_directory(tmp_path / "other", other, {"backbone": arrays})
+    model = referenced(tiny_dinotxt, tmp_path / "other", tmp_path / "model")
+    with pytest.raises(dt.UserError, match=r"was trained on the backbone .* but .*other now holds"):
+        load_dinotxt(model, DTypes())
+
+
+def test_a_directory_is_not_overwritten_by_accident(tiny_backbone: Path, tmp_path: Path) -> None:
+    module, description = load_vision_transformer(tiny_backbone, DTypes())
+    parts = {"backbone": arrays_of(module)}
+    write_model_directory(tmp_path / "model", description, parts)
+    with pytest.raises(dt.UserError, match="exists already"):
+        write_model_directory(tmp_path / "model", description, parts)
+    write_model_directory(tmp_path / "model", description, parts, overwrite=True)
+
+
+def test_a_failure_while_writing_leaves_nothing(tiny_backbone: Path, tmp_path: Path) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("disk full")
+
+    module, description = load_vision_transformer(tiny_backbone, DTypes())
+    parts = {"backbone": arrays_of(module)}
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_model_directory(tmp_path / "model", description, parts, write_tokenizer=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_model_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        dt.UserError, match=r"is not a model directory .* python -m weights_convert"
+    ):
+        dt.load_backbone(tmp_path)
+
+
+def test_a_backbone_is_not_taken_for_a_whole_model(tiny_backbone: Path) -> None:
+    with pytest.raises(dt.UserError, match="a backbone without head and text transformer"):
+        dt.load(tiny_backbone)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "has format version 99, this dinotxt_jax reads 1"),
+        ({"colour": "red"}, "colour is not a setting"),
+        ({"vision": {"dim": "wide"}}, "vision.dim is 'wide', expected int"),
+    ],
+)
+def test_a_description_that_cannot_be_used_says_why(
+    change: dict, message: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    values = json.loads((tiny_backbone / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(values | change))
+    with pytest.raises(dt.UserError, match=message):
+        read_description(tmp_path)

@@ -1,0 +1,94 @@
+"""Configs: every shipped one is valid, and every mistake is one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinotxt_jax import UserError
+from dinotxt_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    TaskConfig,
+    flatten,
+    from_dict,
+    to_config_dict,
+)
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def load_config(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__doc__
+    return module.get_config()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_shipped_training_configs_are_valid(path: Path) -> None:
+    config = from_dict(Config, load_config(path).to_dict())
+    assert config.optimizer.warmup_steps < config.steps
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.py")), ids=lambda path: path.stem)
+def test_shipped_evaluation_configs_are_valid(path: Path) -> None:
+    assert from_dict(EvaluationConfig, load_config(path).to_dict()).tasks
+
+
+def test_a_config_survives_the_way_through_a_config_dict() -> None:
+    config = Config(
+        steps=7,
+        data=DataConfig(crop_scale=(0.4, 1.0)),
+        evaluation=EvaluationConfig(tasks={"a": TaskConfig(max_examples=3)}),
+    )
+    assert from_dict(Config, to_config_dict(config).to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batchsize": 3}, "config.batchsize is not a setting; did you mean config.batch_size"),
+        ({"zzz": 3}, "config.zzz is not a setting; known: seed, steps"),
+        ({"data": {"path": 3}}, "config.data.path is 3, expected str"),
+        ({"steps": True}, "config.steps is True, expected int"),
+        ({"steps": 1.5}, "config.steps is 1.5, expected int"),
+        ({"data": {"crop_scale": [0.1]}}, r"config.data.crop_scale is \[0.1\], expected tuple"),
+        (
+            {"data": {"crop_scale": [0.1, "x"]}},
+            r"config.data.crop_scale\[1\] is 'x', expected float",
+        ),
+        ({"evaluation": {"tasks": {"a": {"kin": 1}}}}, "config.evaluation.tasks.a.kin is not"),
+        ({"data": 3}, "config.data is 3, expected DataConfig"),
+    ],
+)
+def test_mistakes_name_the_key_and_what_was_expected(values: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_dict(Config, values)
+
+
+def test_whole_numbers_are_taken_for_fractions() -> None:
+    assert from_dict(Config, {"optimizer": {"learning_rate": 1}}).optimizer.learning_rate == 1.0
+
+
+def test_what_has_no_default_must_be_given() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Strict:
+        needed: int
+
+    with pytest.raises(UserError, match="config lacks needed"):
+        from_dict(Strict, {})
+
+
+def test_flattening_names_every_setting() -> None:
+    flat = flatten(Config())
+    assert flat["config.data.image_size"] == 224
+    assert flat["config.optimizer.beta2"] == 0.99

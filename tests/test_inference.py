@@ -1,0 +1,77 @@
+"""Encoding batches: padding, order and trimming change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import dinotxt_jax as dt
+from dinotxt_jax import sharding
+from dinotxt_jax.inference import Model, trimmed_length
+from dinotxt_jax.models.directory import load_dinotxt
+from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.tokenizers import TrainedTokenizer
+
+
+def make_model(path: Path, mesh: jax.sharding.Mesh | None) -> Model:
+    tokenizer = TrainedTokenizer.train(["a red circle"] * 2, 300, 77)
+    module, description = load_dinotxt(path, DTypes(), mesh)
+    graphdef, state = nnx.split(module)
+    return Model(graphdef, nnx.to_pure_dict(state), description, tokenizer, mesh)
+
+
+class Letters(TrainedTokenizer):
+    """Ids below the reference model's vocabulary of 133; the last is the end of text."""
+
+    def __init__(self) -> None:
+        self.context_length = 77
+
+    def __call__(self, texts: list[str]) -> np.ndarray:  # type: ignore[override]
+        rows = np.zeros((len(texts), 77), np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            row[: len(text) + 1] = [*(ord(c) % 130 for c in text), 132]
+        return rows
+
+    def lengths(self, tokens: np.ndarray) -> np.ndarray:
+        return tokens.argmax(-1) + 1
+
+
+@pytest.fixture(scope="module", params=["one device", "eight devices"])
+def model(request: pytest.FixtureRequest, tiny_dinotxt: Path) -> Model:
+    mesh = sharding.make_mesh(data=4, fsdp=2) if request.param == "eight devices" else None
+    made = make_model(tiny_dinotxt, mesh)
+    made.tokenizer = Letters()
+    return made
+
+
+def test_texts_keep_their_order_whatever_their_length(model: Model) -> None:
+    texts = ["z" * n for n in (30, 2, 17, 70, 5, 9, 1, 40, 3)]
+    together = model.embed_texts(texts, batch_size=8)
+    for text, features in zip(texts, together, strict=True):
+        alone = model.embed_texts([text], batch_size=8, trim=77)[0]
+        np.testing.assert_allclose(features, alone, rtol=0, atol=2e-6)
+
+
+def test_short_batches_are_padded_and_cut_again(model: Model) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (11, 56, 56, 3), np.uint8)
+    found = list(model.embed_images([images[:8], images[8:]], batch_size=8))
+    assert [len(rows) for rows in found] == [8, 3]
+    again = np.concatenate(list(model.embed_images([images[8:]], batch_size=8)))
+    np.testing.assert_allclose(found[1], again, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate(found), axis=1), 1, rtol=1e-5)
+
+
+def test_the_logit_scale_is_the_logarithm(model: Model) -> None:
+    assert model.logit_scale == pytest.approx(2.65926, abs=1e-5)
+
+
+def test_rows_are_cut_to_multiples_within_the_context() -> None:
+    assert [trimmed_length(n, 8, 77) for n in (1, 8, 9, 76)] == [8, 8, 16, 77]
+
+
+def test_the_public_names_are_few() -> None:
+    assert dt.__all__ == ["UserError", "load", "load_backbone"]

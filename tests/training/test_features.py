@@ -1,0 +1,137 @@
+"""The frozen-feature cache: resumable, checked, and equal to running the backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import dinotxt_jax as dt
+from dinotxt_jax import UserError
+from dinotxt_jax.config import Config, DataConfig, PrecisionConfig
+from dinotxt_jax.data.order import Draw
+from dinotxt_jax.data.pipeline import ImageTextExample
+from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.data.transforms import normalize
+from dinotxt_jax.models.directory import read_description
+from dinotxt_jax.training import features
+from dinotxt_jax.training.features import FeatureCache, describe, precompute
+
+
+def config(backbone: Path, folder: Path, **changes: object) -> Config:
+    settings: dict = {
+        "backbone": str(backbone),
+        "features": str(folder),
+        "feature_views": 2,
+        "data": DataConfig(num_scenes=20, image_size=56, threads=2, prefetch=8),
+        "precision": PrecisionConfig(frozen="float32"),
+    }
+    return Config(**(settings | changes))
+
+
+def open_cache(run: Config) -> FeatureCache:
+    expected = describe(
+        run.data,
+        fingerprint=read_description(run.backbone).fingerprint,
+        dtype=run.precision.frozen,
+        seed=run.seed,
+        views=run.feature_views,
+        examples=20,
+    )
+    return FeatureCache(Path(run.features), expected)
+
+
+def direct_tokens(run: Config, view: int, index: int) -> np.ndarray:
+    """What the backbone makes of what epoch `view` sees of an example."""
+    example = ImageTextExample(open_source(run.data), run.data, lambda _: np.zeros(0, np.int32))
+    pixels = example(Draw(view, index, 0, run.seed))["image"]
+    backbone = dt.load_backbone(run.backbone)
+    wanted = backbone.description.preprocessing
+    out = backbone(normalize(pixels[None], wanted.mean, wanted.std))
+    return np.concatenate([out.class_token[:, None], out.register_tokens, out.patch_tokens], 1)[0]
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "SHARD", 8)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_cached_tokens_are_those_of_the_backbone(tiny_backbone: Path, tmp_path: Path) -> None:
+    run = config(tiny_backbone, tmp_path / "features")
+    precompute(run)
+    cache = open_cache(run)
+    assert len(cache) == 20
+    for view, index in ((0, 0), (0, 19), (1, 7), (1, 8)):
+        np.testing.assert_allclose(
+            cache.tokens(view, index), direct_tokens(run, view, index), rtol=0, atol=5e-6
+        )
+    assert np.abs(cache.tokens(0, 3) - cache.tokens(1, 3)).max() > 0.01
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_interrupted_encoding_goes_on_where_it_stopped(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(tiny_backbone, tmp_path / "features")
+    original, written = features._write, []
+
+    def failing(path: Path, array: np.ndarray) -> None:
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(path)
+        original(path, array)
+
+    monkeypatch.setattr(features, "_write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        precompute(run)
+    with pytest.raises(UserError, match=r"lacks 4 of 6 shards: the encoding was interrupted"):
+        open_cache(run)
+    kept = {path: path.stat().st_mtime_ns for path in written}
+    monkeypatch.setattr(features, "_write", original)
+    precompute(run)
+    assert {path: path.stat().st_mtime_ns for path in written[:4]} == dict(list(kept.items())[:4])
+    np.testing.assert_allclose(
+        open_cache(run).tokens(1, 19), direct_tokens(run, 1, 19), rtol=0, atol=5e-6
+    )
+
+
+def test_bfloat16_tokens_come_back_as_bfloat16(tiny_backbone: Path, tmp_path: Path) -> None:
+    run = config(
+        tiny_backbone, tmp_path / "f", precision=PrecisionConfig(frozen="bfloat16"), feature_views=1
+    )
+    precompute(run)
+    tokens = open_cache(run).tokens(0, 0)
+    assert tokens.dtype == ml_dtypes.bfloat16
+    # bfloat16 has eight bits: about 1 % after three blocks.
+    np.testing.assert_allclose(
+        tokens.astype(np.float32), direct_tokens(run, 0, 0), rtol=0.1, atol=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, r"holds tokens of something else: seed 0 \(this run: 1\)"),
+        ({"feature_views": 1}, r"views 2 \(this run: 1\)"),
+        ({"data": DataConfig(num_scenes=20, image_size=70)}, r"image_size 56 \(this run: 70\)"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused(
+    change: dict, message: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    run = config(tiny_backbone, tmp_path / "features")
+    precompute(run)
+    other = dataclasses.replace(run, **change)
+    with pytest.raises(UserError, match=message):
+        open_cache(other)
+    with pytest.raises(UserError, match=message):
+        precompute(other)
+
+
+def test_a_folder_must_be_named(tiny_backbone: Path) -> None:
+    with pytest.raises(UserError, match="config.features is empty"):
+        precompute(Config(backbone=str(tiny_backbone)))

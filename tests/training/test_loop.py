@@ -1,0 +1,303 @@
+"""Whole runs on drawn scenes: learning, exact resume, caching, and work directories."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dinotxt_jax as dt
+from dinotxt_jax import UserError
+from dinotxt_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    HeadTrainingConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    TaskConfig,
+    TextTrainingConfig,
+    TokenizerConfig,
+)
+from dinotxt_jax.training.features import precompute
+from dinotxt_jax.training.loop import train
+from dinotxt_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent.parent
+HELD_OUT = DataConfig(split="test", num_scenes=24, image_size=56, augmentation="squash", threads=2)
+
+
+def config(backbone: Path, **changes: Any) -> Config:
+    """A run of a few seconds with everything in it: crops, drop path, evaluation, checkpoints."""
+    settings = {
+        "steps": 12,
+        "batch_size": 16,
+        "backbone": str(backbone),
+        "log_every": 1,
+        "data": DataConfig(num_scenes=40, image_size=56, threads=2, prefetch=16),
+        "tokenizer": TokenizerConfig(kind="bpe", vocabulary_size=300, context_length=64),
+        "text": TextTrainingConfig(width=32, depth=2, num_heads=2),
+        "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+        "precision": PrecisionConfig(compute="float32", frozen="float32"),
+        "checkpoint": CheckpointConfig(every=4),
+    }
+    return Config(**(settings | changes))
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    evaluation = EvaluationConfig(
+        tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=6, batch_size=8
+    )
+    train(config(tiny_backbone, evaluation=evaluation), workdir)
+    return workdir
+
+
+def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
+    rows = read_metrics(finished / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    promised = ("loss", "logit_scale", "learning_rate", "grad_norm", "pairs_per_second")
+    for key in (*promised, "data_wait_fraction", "bad_images"):
+        assert all(isinstance(row[key], int | float) for row in steps), key
+    assert 0 <= steps[-1]["data_wait_fraction"] <= 1
+    results = [row for row in rows if "scenes/mean_recall" in row]
+    assert [row["step"] for row in results] == [6, 12]
+    assert Image.open(finished / "curves.png").size[0] > 600
+    assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_the_final_model_is_read_by_load(finished: Path, tiny_backbone: Path) -> None:
+    model = dt.load(finished / "model")
+    tokens = model.tokenizer(["a red circle", "a red circle", "a blue star"])
+    features = np.asarray(model.encode_text(tokens, normalize=True))
+    np.testing.assert_allclose(features[0], features[1], atol=1e-6)
+    assert features.shape == (3, 128)
+    images = np.zeros((2, 56, 56, 3), np.float32)
+    assert model.encode_image(images).shape == (2, 128)
+    assert model.encode_patches(images).patch_tokens.shape == (2, 4, 4, 64)
+    inside, alone = dt.load_backbone(finished / "model"), dt.load_backbone(tiny_backbone)
+    np.testing.assert_array_equal(inside(images).class_token, alone(images).class_token)
+
+
+def test_the_evaluation_of_the_final_model_is_that_of_the_last_step(
+    finished: Path, tmp_path: Path
+) -> None:
+    from dinotxt_jax.evaluation.report import evaluate
+
+    tasks = EvaluationConfig(tasks={"scenes": TaskConfig(data=HELD_OUT)}, batch_size=8)
+    evaluate(str(finished / "model"), tasks, tmp_path / "report")
+    results = json.loads((tmp_path / "report/results.json").read_text())
+    last = read_metrics(finished / "metrics.jsonl")[-1]
+    for key, value in results["scenes"]["metrics"].items():
+        assert last[f"scenes/{key}"] == pytest.approx(value, abs=1e-9)
+
+
+def test_running_the_finished_command_again_trains_nothing(
+    finished: Path, tiny_backbone: Path
+) -> None:
+    before = losses(finished)
+    train(config(tiny_backbone), finished)
+    assert losses(finished) == before
+
+
+def test_a_run_started_in_parts_equals_one_in_whole(
+    finished: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """InterruptedRunError between checkpoints: the steps after the newest one are made again."""
+    from dinotxt_jax.training import loop
+
+    class InterruptedRunError(Exception):
+        pass
+
+    original, calls = loop._Run._next_batch, []
+
+    def interrupting(run: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 7:
+            raise InterruptedRunError
+        return original(run)
+
+    monkeypatch.setattr(loop._Run, "_next_batch", interrupting)
+    with pytest.raises(InterruptedRunError):
+        train(config(tiny_backbone), tmp_path / "run")
+    assert max(losses(tmp_path / "run")) == 6
+    train(config(tiny_backbone), tmp_path / "run")
+    assert len(calls) == 7 + 8  # six steps and the interruption, then on from step 4
+    assert losses(tmp_path / "run") == losses(finished)
+
+
+def start(workdir: Path, backbone: Path) -> subprocess.Popen[bytes]:
+    """The command, in a process of its own."""
+    flags = [
+        f"--config={ROOT / 'configs/quickstart.py'}",
+        f"--workdir={workdir}",
+        f"--config.backbone={backbone}",
+        "--config.steps=30",
+        "--config.batch_size=16",
+        "--config.log_every=1",
+        "--config.data.num_scenes=40",
+        "--config.data.augmentation=random_resized_crop",
+        "--config.checkpoint.every=5",
+        "--config.evaluation.every=0",
+        "--config.optimizer.warmup_steps=3",
+        "--config.text.width=32",
+        "--config.head.drop_path=0.3",
+    ]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "dinotxt_jax.train", *flags]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output.decode()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_by_bit(tiny_backbone: Path, tmp_path: Path) -> None:
+    """`kill -9` at three points; every loss of the resumed run equals the uninterrupted one's."""
+    finish(start(tmp_path / "whole", tiny_backbone))
+    expected = losses(tmp_path / "whole")
+    assert sorted(expected) == list(range(1, 31))
+    workdir = tmp_path / "killed"
+    for point in (3, 11, 21):
+        process = start(workdir, tiny_backbone)
+        while max(losses(workdir), default=0) < point:
+            assert process.poll() is None, process.communicate()[0].decode()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(start(workdir, tiny_backbone))
+    assert losses(workdir) == expected
+
+
+def test_training_from_cached_features_equals_running_the_backbone(
+    finished: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Two cached views, and epochs 0 to 4: exact as long as views last (5 steps are 2 epochs)."""
+    evaluation = EvaluationConfig(
+        tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=6, batch_size=8
+    )
+    cached = config(
+        tiny_backbone,
+        features=str(tmp_path / "features"),
+        feature_views=2,
+        evaluation=evaluation,
+    )
+    precompute(cached)
+    train(cached, tmp_path / "run")
+    found, expected = losses(tmp_path / "run"), losses(finished)
+    for step in range(1, 6):
+        assert found[step] == pytest.approx(expected[step], abs=1e-6)
+    assert found[9] != pytest.approx(expected[9], abs=1e-6)
+    results = [row for row in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" not in row]
+    assert [row["step"] for row in results] == [6, 12]
+
+
+def test_trimming_rows_changes_nothing(finished: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    trimmed = config(tiny_backbone, steps=12)
+    trimmed = dataclasses.replace(trimmed, text=dataclasses.replace(trimmed.text, trim=16))
+    train(trimmed, tmp_path / "run")
+    found, expected = losses(tmp_path / "run"), losses(finished)
+    for step in range(1, 7):
+        assert found[step] == pytest.approx(expected[step], abs=2e-6)
+
+
+def test_a_model_that_names_its_backbone(tiny_backbone: Path, tmp_path: Path) -> None:
+    model = train(config(tiny_backbone, steps=3, include_backbone=False), tmp_path / "run")
+    description = json.loads((model / "model.json").read_text())
+    assert Path(description["backbone_path"]) == tiny_backbone.resolve()
+    assert dt.load(model).encode_image(np.zeros((1, 56, 56, 3), np.float32)).shape == (1, 128)
+
+
+def test_a_work_directory_of_another_config_is_refused(finished: Path, tiny_backbone: Path) -> None:
+    other = config(tiny_backbone, batch_size=8, seed=3)
+    with pytest.raises(
+        UserError,
+        match=r"trained with another config: config.batch_size \(16 there, 8 here\), config.seed",
+    ):
+        train(other, finished)
+
+
+def test_a_work_directory_of_another_backbone_is_refused(
+    finished: Path, tmp_path: Path, tiny_backbone: Path
+) -> None:
+    import jax
+    from flax import nnx
+
+    from dinotxt_jax.models.directory import load_vision_transformer, write_model_directory
+    from dinotxt_jax.models.layers import DTypes
+
+    module, description = load_vision_transformer(tiny_backbone, DTypes())
+    arrays = {"backbone": jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))}
+    other = dataclasses.replace(description, fingerprint="0" * 64)
+    write_model_directory(tmp_path / "other", other, arrays)
+    with pytest.raises(UserError, match=r"was trained on the backbone .* and this run has 0000"):
+        train(config(tmp_path / "other"), finished)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": ""}, "config.backbone is empty"),
+        ({"steps": 0}, "config.steps=0 is not positive"),
+        ({"batch_size": 12}, "batch_size=12 does not divide over 8 devices"),
+        ({"features": "nowhere"}, "nowhere holds no features.json"),
+        ({"data": DataConfig(source="jsonl", path="missing.jsonl")}, "missing.jsonl is not a file"),
+        ({"tokenizer": TokenizerConfig(kind="words")}, "config.tokenizer.kind='words' is unknown"),
+        ({"head": HeadTrainingConfig(num_heads=7)}, "config.head.num_heads=7 does not divide"),
+    ],
+)
+def test_what_cannot_be_run_leaves_no_work_directory(
+    changes: dict, message: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(config(tiny_backbone, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def jsonl(folder: Path, broken: int, total: int = 60) -> DataConfig:
+    """Photos of noise, some of which do not decode."""
+    lines = []
+    for number in range(total):
+        file = folder / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(file)
+        if number < broken:
+            file.write_bytes(file.read_bytes()[:40])
+        lines.append(json.dumps({"image": file.name, "captions": [f"noise number {number}"]}))
+    (folder / "index.jsonl").write_text("\n".join(lines))
+    return DataConfig(
+        source="jsonl", path=str(folder / "index.jsonl"), image_size=56, max_bad_fraction=0.05
+    )
+
+
+def test_bad_images_are_counted_in_the_metrics(tiny_backbone: Path, tmp_path: Path) -> None:
+    train(config(tiny_backbone, data=jsonl(tmp_path, 1), steps=4), tmp_path / "run")
+    assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["bad_images"] == 1
+
+
+def test_too_many_bad_images_end_the_run(tiny_backbone: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config.data.max_bad_fraction = 0.05"):
+        train(config(tiny_backbone, data=jsonl(tmp_path, 12)), tmp_path / "run")

@@ -1,0 +1,48 @@
+"""metrics.jsonl: what a resumed run keeps, and what a crash may leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dinotxt_jax.training.metrics import MetricsWriter, Throughput, read_metrics
+
+
+def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    for step in range(1, 6):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    resumed = MetricsWriter(tmp_path, 3)
+    resumed.write(4, {"loss": 40.0})
+    resumed.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_what_is_not_finite_stays_json(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    writer.write(1, {"loss": float("nan"), "grad_norm": float("inf")})
+    writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": None, "grad_norm": None}
+    ]
+
+
+def test_rates_are_of_the_time_since_the_last_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dinotxt_jax.training import metrics
+
+    clock = iter([0.0, 4.0, 4.0, 6.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    throughput = Throughput()
+    throughput.add(100, 1.0)
+    throughput.add(100, 0.0)
+    first = throughput.report()
+    assert (first["pairs_per_second"], first["data_wait_fraction"]) == (50.0, 0.25)
+    throughput.add(30, 2.0)
+    second = throughput.report()
+    assert (second["pairs_per_second"], second["data_wait_fraction"]) == (15.0, 1.0)

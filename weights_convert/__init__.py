@@ -1,0 +1,1 @@
+"""Converts released checkpoints into model directories, without the framework that wrote them."""

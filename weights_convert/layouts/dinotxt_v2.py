@@ -1,0 +1,56 @@
+"""The trained parts of dino.txt on DINOv2: `..._vision_head.pth` and `..._text_encoder.pth`.
+
+Axes: d width (of the component), f hidden width, h heads, k width of a head, v vocabulary,
+t context length, e width shared by image and text descriptors. Names read off
+`dinov2/hub/dinotxt.py` and `dinov2/eval/text/` of facebookresearch/dinov2. The release holds no
+logit_scale: it stays at ln(1/0.07).
+"""
+
+from weights_convert.layouts.dinov2 import ATTENTION_BLOCK, LAYER_SCALE
+from weights_convert.layouts.rules import Layout, Rule, under
+
+SWIGLU = (
+    Rule("mlp.w1.weight", "mlp/gate/kernel", "f d -> d f"),
+    Rule("mlp.w1.bias", "mlp/gate/bias", "f -> f"),
+    Rule("mlp.w2.weight", "mlp/up/kernel", "f d -> d f"),
+    Rule("mlp.w2.bias", "mlp/up/bias", "f -> f"),
+    Rule("mlp.w3.weight", "mlp/down/kernel", "d f -> f d"),
+    Rule("mlp.w3.bias", "mlp/down/bias", "d -> d"),
+)
+
+TEXT_BLOCK = (
+    Rule("attention_norm.weight", "norm1/scale", "d -> d"),
+    Rule("attention_norm.bias", "norm1/bias", "d -> d"),
+    Rule("attention.qkv.weight", "attention/qkv/kernel", "(three h k) d -> d three h k"),
+    Rule("attention.proj.weight", "attention/out/kernel", "d (h k) -> h k d"),
+    Rule("attention.proj.bias", "attention/out/bias", "d -> d"),
+    Rule("ffn_norm.weight", "norm2/scale", "d -> d"),
+    Rule("ffn_norm.bias", "norm2/bias", "d -> d"),
+    Rule("feed_forward.fc1.weight", "mlp/fc1/kernel", "f d -> d f"),
+    Rule("feed_forward.fc1.bias", "mlp/fc1/bias", "f -> f"),
+    Rule("feed_forward.fc2.weight", "mlp/fc2/kernel", "d f -> f d"),
+    Rule("feed_forward.fc2.bias", "mlp/fc2/bias", "d -> d"),
+)
+
+VISION_HEAD = Layout(
+    name="dinotxt_v2_head",
+    title="dino.txt vision head",
+    rules=(
+        *under("block_list.{layer}.", "head/blocks/", (*ATTENTION_BLOCK, *LAYER_SCALE, *SWIGLU)),
+        Rule("ln_final.weight", "head/norm/scale", "d -> d"),
+        Rule("ln_final.bias", "head/norm/bias", "d -> d"),
+    ),
+)
+
+TEXT_ENCODER = Layout(
+    name="dinotxt_v2_text",
+    title="dino.txt text encoder",
+    rules=(
+        Rule("backbone.token_embedding.weight", "text/token_embedding", "v d -> v d"),
+        Rule("backbone.positional_embedding", "text/position_embedding", "t d -> t d"),
+        *under("backbone.blocks.{layer}.", "text/blocks/", TEXT_BLOCK),
+        Rule("backbone.ln_final.weight", "text/norm/scale", "d -> d"),
+        Rule("backbone.ln_final.bias", "text/norm/bias", "d -> d"),
+        Rule("head.linear_projection.weight", "text/projection/kernel", "e d -> d e"),
+    ),
+)

@@ -1,0 +1,226 @@
+"""Reads the `.pth` files that `torch.save` writes, without torch and without executing anything.
+
+The format is an uncompressed zip: `NAME/data.pkl` says which tensors there are, `NAME/data/0`,
+`NAME/data/1`, ... hold their elements. The pickle is read as data (`torch_pickle`), and every
+tensor is mapped from the file where it lies, so that opening a file of many gigabytes costs nothing
+and reading it needs one tensor's memory at a time.
+"""
+
+import bisect
+import os
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from dinotxt_jax.errors import UserError
+from weights_convert.messages import quoted
+from weights_convert.torch_pickle import RefusedPickleError, TensorRef, load_refs
+
+MAX_PICKLE_BYTES = 8 * 2**20
+"""The pickle of a 7B state dict is a fifth of a megabyte; the arrays lie outside it."""
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_LOCAL_MAGIC = b"PK\x03\x04"
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    struct.error,
+    ValueError,
+    OverflowError,
+    RuntimeError,
+)
+
+
+@dataclass(frozen=True)
+class TorchArray:
+    """One tensor of a file; its elements are read when asked for.
+
+    Attributes:
+        shape: its sizes.
+        dtype: the numpy type of its elements; bfloat16 is `ml_dtypes.bfloat16`.
+    """
+
+    path: Path
+    start: int
+    count: int
+    offset: int
+    strides: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self) -> np.ndarray:
+        """Maps the tensor read-only, for as long as an array made from it lives."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        size = self.count * self.dtype.itemsize
+        mapped = np.memmap(self.path, np.uint8, mode="r", offset=self.start, shape=(size,))
+        elements = np.asarray(mapped).view(self.dtype)[self.offset :]
+        strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
+        return np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, TorchArray]:
+    """Opens a `.pth` file that holds a plain state dict.
+
+    Args:
+        path: a file written by `torch.save(model.state_dict(), path)` with torch 1.6 or newer.
+
+    Returns:
+        Array name -> `TorchArray`, in the order of the file. No array is read yet.
+
+    Raises:
+        UserError: the file is missing, truncated, of another format, holds anything but a flat
+            dictionary of tensors, or its pickle asks for anything but tensors (a foreign global is
+            refused by name, none is imported).
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            archive = _Archive(path, file)
+            value = load_refs(archive.pickle())
+            return {name: archive.array(ref) for name, ref in _state_dict(value).items()}
+    except RefusedPickleError as refused:
+        raise UserError(
+            f"{path} is refused: {refused}; use a file from its official source."
+        ) from refused
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _state_dict(value: Any) -> Mapping[str, TensorRef]:
+    if not isinstance(value, dict):
+        raise RefusedPickleError(
+            f"it holds a {type(value).__name__} where a dictionary of tensors is expected"
+        )
+    others = [
+        key
+        for key, item in value.items()
+        if not isinstance(item, TensorRef) or not isinstance(key, str)
+    ]
+    if others or not value:
+        found = ", ".join(quoted(key) for key in list(value)[:12])
+        raise RefusedPickleError(
+            f"it is not a plain state dict (name -> tensor) but a dictionary with the keys "
+            f"{found or '(none)'}; save the state dict of the model alone"
+        )
+    return value
+
+
+class _Archive:
+    """The zip around the pickle: records that are whole, uncompressed and do not overlap."""
+
+    def __init__(self, path: Path, file: Any):
+        self.path = path
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+        magic = file.read(4)
+        if magic != _LOCAL_MAGIC:
+            self._fail(_describe_magic(magic))
+        try:
+            directory = zipfile.ZipFile(file)
+            entries = directory.infolist()
+        except _ZIP_ERRORS:
+            self._fail(
+                "is damaged or truncated (its zip directory cannot be read); download it again"
+            )
+        self.entries = {entry.filename: entry for entry in entries}
+        if len(self.entries) != len(entries):
+            self._fail("has two records of one name, which torch never writes")
+        pickles = [
+            name for name in self.entries if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
+        if len(pickles) != 1:
+            self._fail(
+                f"is a zip with {len(pickles)} NAME/data.pkl records where a torch file has one"
+            )
+        self.prefix = pickles[0].removesuffix("data.pkl")
+        self.begins = sorted([*(entry.header_offset for entry in entries), directory.start_dir])
+        self.spans: dict[str, tuple[int, int]] = {}
+        self._check_byte_order()
+
+    def pickle(self) -> bytes:
+        name = f"{self.prefix}data.pkl"
+        if self.entries[name].file_size > MAX_PICKLE_BYTES:
+            self._fail(
+                f"has a data.pkl of more than {MAX_PICKLE_BYTES} bytes, far more than arrays need"
+            )
+        return self._read(name)
+
+    def array(self, ref: TensorRef) -> TorchArray:
+        """Places a tensor in the file."""
+        storage = ref.storage
+        start, size = self._span(f"{self.prefix}data/{storage.key}")
+        expected = storage.count * storage.dtype.itemsize
+        if size != expected:
+            self._fail(
+                f"has {size} bytes in storage {quoted(storage.key)}, and its pickle says {expected}"
+            )
+        return TorchArray(
+            self.path, start, storage.count, ref.offset, ref.strides, ref.shape, storage.dtype
+        )
+
+    def _read(self, name: str) -> bytes:
+        start, size = self._span(name)
+        self.file.seek(start)
+        return self.file.read(size)
+
+    def _check_byte_order(self) -> None:
+        name = f"{self.prefix}byteorder"
+        if (
+            name in self.entries
+            and self.entries[name].file_size < 16
+            and self._read(name) != b"little"
+        ):
+            self._fail(
+                "is not little-endian; load it with torch on a usual machine and save it again"
+            )
+
+    def _span(self, name: str) -> tuple[int, int]:
+        """Where the bytes of a record lie: (start, size)."""
+        if name in self.spans:
+            return self.spans[name]
+        if name not in self.entries:
+            self._fail(
+                f"lacks the record {quoted(name)}; it is damaged or was not written by torch"
+            )
+        entry = self.entries[name]
+        if (
+            entry.compress_type != zipfile.ZIP_STORED
+            or entry.flag_bits & 1
+            or entry.compress_size != entry.file_size
+        ):
+            self._fail(
+                f"has the record {quoted(name)} compressed or encrypted, which torch never does; "
+                "unpack it and pack it again with zip -0"
+            )
+        self.file.seek(entry.header_offset)
+        header = self.file.read(_LOCAL_HEADER.size)
+        if len(header) != _LOCAL_HEADER.size or header[:4] != _LOCAL_MAGIC:
+            self._fail(f"is damaged (no record lies where {quoted(name)} should begin)")
+        _, name_size, extra_size = _LOCAL_HEADER.unpack(header)
+        start = entry.header_offset + _LOCAL_HEADER.size + name_size + extra_size
+        if start + entry.file_size > self.size:
+            self._fail(f"is truncated (the record {quoted(name)} ends beyond it)")
+        following = bisect.bisect_left(self.begins, entry.header_offset) + 1
+        if self.begins[following] < start + entry.file_size:
+            self._fail(
+                f"has other records inside the record {quoted(name)}, which torch never writes"
+            )
+        self.spans[name] = (start, entry.file_size)
+        return self.spans[name]
+
+    def _fail(self, found: str) -> NoReturn:
+        raise UserError(f"{self.path} {found.rstrip('.')}.")
+
+
+def _describe_magic(magic: bytes) -> str:
+    if not magic:
+        return "is empty"
+    if magic[:1] == b"\x80":
+        return "has the format of torch before 1.6; load it with torch and save it again"
+    return "is not a torch file (a zip with data.pkl); pass a .pth or .safetensors file"

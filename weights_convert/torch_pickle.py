@@ -1,0 +1,298 @@
+"""Reads the pickle inside a torch file as data: a closed list of opcodes, none of which can import.
+
+Python's own unpickler is a machine that runs whatever program the file holds, and guarding its
+hooks has failed before. Here the opcodes are decoded by `pickletools.genops`, which builds no
+objects, and interpreted one by one. A name the pickle asks to import stays a name: it is looked up
+in a closed table and never imported.
+"""
+
+import math
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import ml_dtypes
+import numpy as np
+
+from weights_convert.messages import quoted
+
+STORAGE_DTYPES: dict[str, np.dtype] = {
+    "torch.DoubleStorage": np.dtype(np.float64),
+    "torch.FloatStorage": np.dtype(np.float32),
+    "torch.HalfStorage": np.dtype(np.float16),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.LongStorage": np.dtype(np.int64),
+    "torch.IntStorage": np.dtype(np.int32),
+    "torch.ShortStorage": np.dtype(np.int16),
+    "torch.CharStorage": np.dtype(np.int8),
+    "torch.ByteStorage": np.dtype(np.uint8),
+    "torch.BoolStorage": np.dtype(np.bool_),
+}
+"""The storage types a file may name, and the numpy type of their elements."""
+
+MAX_OPCODES = 1_000_000
+"""A state dict takes about 40 opcodes an array; ten thousand arrays are well below this."""
+
+_ORDERED_DICT = "collections.OrderedDict"
+_REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
+_REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
+_ALLOWED = {_ORDERED_DICT, _REBUILD_TENSOR, _REBUILD_PARAMETER, *STORAGE_DTYPES}
+_MAX_DIMENSIONS = 16
+_MAX_EMPTY = 2**31
+
+
+class RefusedPickleError(Exception):
+    """The pickle holds something other than plain values and tensors; a clause says what."""
+
+
+@dataclass(frozen=True)
+class StorageRef:
+    """A run of elements in the record `key` of the archive."""
+
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A view of a storage, in elements; checked to lie inside the storage."""
+
+    storage: StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A name the pickle wants imported; it is never imported."""
+
+    name: str
+
+
+class _Mark:
+    """What MARK pushes."""
+
+
+def load_refs(pickled: bytes) -> Any:
+    """Interprets a pickle and returns its value, in which every tensor is a `TensorRef`.
+
+    Args:
+        pickled: the bytes of `data.pkl`.
+
+    Returns:
+        Plain values: None, bool, int, float, str, list, tuple, dict, OrderedDict and `TensorRef`.
+
+    Raises:
+        RefusedPickleError: for any other global, opcode or malformed pickle. Nothing is executed.
+    """
+    machine = _Machine()
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+            if count >= MAX_OPCODES:
+                _refuse(f"its pickle has more than {MAX_OPCODES} opcodes")
+            machine.step(opcode.name, argument)
+    except RefusedPickleError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise RefusedPickleError(f"its pickle is damaged ({quoted(str(error))})") from error
+    if len(machine.stack) != 1 or isinstance(machine.stack[0], _Global | StorageRef | _Mark):
+        _refuse("its pickle is damaged (it does not end with one value)")
+    return machine.stack[0]
+
+
+class _Machine:
+    """The stack and the memo, and what each allowed opcode does to them."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, opcode: str, argument: Any) -> None:
+        if opcode in _CONSTANTS:
+            self.stack.append(_CONSTANTS[opcode]())
+        elif opcode in _LITERALS:
+            self.stack.append(argument)
+        elif opcode in _ACTIONS:
+            _ACTIONS[opcode](self, argument)
+        elif opcode == "INST":
+            _check_global(argument)
+            _refuse("its pickle uses the opcode INST, which builds objects")
+        elif opcode not in _IGNORED:
+            _refuse(f"its pickle uses the opcode {opcode}, which no tensor file needs")
+
+    def pop_to_mark(self) -> list[Any]:
+        for index in range(len(self.stack) - 1, -1, -1):
+            if isinstance(self.stack[index], _Mark):
+                items = self.stack[index + 1 :]
+                del self.stack[index:]
+                return items
+        _refuse("its pickle is damaged (a list without a beginning)")
+
+    def pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count or any(isinstance(item, _Mark) for item in self.stack[-count:]):
+            _refuse("its pickle is damaged (a value is missing)")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def push_stack_global(self, _: Any) -> None:
+        module, name = self.pop(2)
+        if not isinstance(module, str) or not isinstance(name, str):
+            _refuse("its pickle imports something that has no name")
+        self.stack.append(_check_global(f"{module} {name}"))
+
+    def push_storage(self, _: Any) -> None:
+        self.stack.append(_storage(self.pop(1)[0]))
+
+    def reduce(self, _: Any) -> None:
+        function, arguments = self.pop(2)
+        if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+            _refuse("its pickle calls something that is not a tensor rebuild")
+        if function.name == _ORDERED_DICT and not arguments:
+            self.stack.append(OrderedDict())
+        elif function.name == _REBUILD_TENSOR:
+            self.stack.append(_tensor(arguments))
+        elif (
+            function.name == _REBUILD_PARAMETER
+            and arguments
+            and isinstance(arguments[0], TensorRef)
+        ):
+            self.stack.append(arguments[0])
+        else:
+            _refuse(
+                f"its pickle calls {quoted(function.name)} with arguments that torch never writes"
+            )
+
+    def build(self, _: Any) -> None:
+        """Drops the one attribute that torch writes: `_metadata`, the versions of layers."""
+        state = self.pop(1)[0]
+        target = self.stack[-1] if self.stack else None
+        if (
+            not isinstance(target, OrderedDict)
+            or not isinstance(state, dict)
+            or set(state) - {"_metadata"}
+        ):
+            _refuse("its pickle sets attributes other than the _metadata of a state dict")
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1] if self.stack else None
+        if not isinstance(target, dict) or len(items) % 2:
+            _refuse("its pickle is damaged (entries without a dictionary)")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Only flat keys: hashing nested tuples that share their parts takes exponential time.
+            if type(key) not in (str, int):
+                _refuse("its pickle has a dictionary key that is neither text nor a number")
+            target[key] = value
+
+    def extend(self, items: list[Any]) -> None:
+        target = self.stack[-1] if self.stack else None
+        if not isinstance(target, list):
+            _refuse("its pickle is damaged (items without a list)")
+        target.extend(items)
+
+    def remember(self, key: int | None) -> None:
+        if not self.stack or isinstance(self.stack[-1], _Mark):
+            _refuse("its pickle is damaged (it remembers a value that is missing)")
+        self.memo[len(self.memo) if key is None else key] = self.stack[-1]
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise RefusedPickleError(reason)
+
+
+def _check_global(argument: str) -> _Global:
+    """The name of an import, "MODULE NAME", if it is in the closed table."""
+    name = argument.replace(" ", ".", 1)
+    if name not in _ALLOWED:
+        _refuse(f"it asks to import {quoted(name)}, and only tensor rebuilds are allowed")
+    return _Global(name)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _storage(reference: Any) -> StorageRef:
+    """A persistent id: ("storage", type, record key, device, element count)."""
+    if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
+        _refuse("its pickle refers to something that is not a storage")
+    _, kind, key, _, count = reference
+    if not isinstance(kind, _Global) or kind.name not in STORAGE_DTYPES:
+        _refuse("its pickle has a storage without a known element type")
+    if not isinstance(key, str) or not _is_count(count):
+        _refuse("its pickle has a storage whose key or size makes no sense")
+    return StorageRef(key, STORAGE_DTYPES[kind.name], count)
+
+
+def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
+    """From the arguments of `_rebuild_tensor_v2`: storage, offset, size, stride, and flags."""
+    if len(arguments) < 4 or not isinstance(arguments[0], StorageRef):
+        _refuse("its pickle has a tensor without a storage")
+    storage, offset, shape, strides = arguments[:4]
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or len(shape) != len(strides):
+        _refuse("its pickle has a tensor whose sizes and strides do not match")
+    if len(shape) > _MAX_DIMENSIONS:
+        _refuse(f"its pickle has a tensor of {len(shape)} dimensions, more than {_MAX_DIMENSIONS}")
+    if not all(_is_count(number) for number in (offset, *shape, *strides)):
+        _refuse(
+            "its pickle has a tensor with a negative, absurd or non-integer size, stride or offset"
+        )
+    if 0 in shape:
+        if math.prod(max(size, 1) for size in shape) > _MAX_EMPTY:
+            _refuse("its pickle has an empty tensor of absurd sizes")
+        return TensorRef(storage, 0, shape, (0,) * len(shape))
+    # A stride that is never taken may be anything; as zero it cannot overflow.
+    strides = tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if last >= storage.count or math.prod(shape) > storage.count:
+        _refuse(
+            f"its storage {quoted(storage.key)} has {storage.count} elements, "
+            f"and a tensor of {math.prod(shape)} elements reaches for number {last}"
+        )
+    return TensorRef(storage, offset, shape, strides)
+
+
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "MARK": _Mark,
+}
+_LITERALS = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+}
+_IGNORED = {"PROTO", "FRAME", "STOP"}
+_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "GLOBAL": lambda machine, name: machine.stack.append(_check_global(name)),
+    "STACK_GLOBAL": _Machine.push_stack_global,
+    "BINPERSID": _Machine.push_storage,
+    "REDUCE": _Machine.reduce,
+    "BUILD": _Machine.build,
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
+    "APPEND": lambda machine, _: machine.extend(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
+    "TUPLE1": lambda machine, _: machine.stack.append(tuple(machine.pop(1))),
+    "TUPLE2": lambda machine, _: machine.stack.append(tuple(machine.pop(2))),
+    "TUPLE3": lambda machine, _: machine.stack.append(tuple(machine.pop(3))),
+    "BINGET": lambda machine, key: machine.stack.append(machine.memo[key]),
+    "LONG_BINGET": lambda machine, key: machine.stack.append(machine.memo[key]),
+    "BINPUT": _Machine.remember,
+    "LONG_BINPUT": _Machine.remember,
+    "MEMOIZE": _Machine.remember,
+}
