@@ -61,7 +61,10 @@ class Throughput:
     """Pairs a second, and the share of time spent waiting for data, between two reports."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self._restart(time.perf_counter())
+
+    def _restart(self, now: float) -> None:
+        self._start = now
         self._cpu = time.process_time()
         self._waited = 0.0
         self._pairs = 0
@@ -73,13 +76,13 @@ class Throughput:
 
     def report(self) -> dict[str, float]:
         """The rates since the last report."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        cpu = time.process_time() - self._cpu
+        now = time.perf_counter()
+        elapsed = max(now - self._start, 1e-9)
         rates = {
             "pairs_per_second": self._pairs / elapsed,
             "data_wait_fraction": self._waited / elapsed,
             "wall_seconds": elapsed,
-            "cpu_seconds": cpu,
+            "cpu_seconds": time.process_time() - self._cpu,
         }
-        self.__init__()  # type: ignore[misc]
+        self._restart(now)
         return rates

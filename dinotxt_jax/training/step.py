@@ -160,7 +160,8 @@ class Trainer:
         """The objective of one global batch, and its parts by name."""
         config = self.config.loss
         model = self.merge(trainable)
-        drop_key, patch_key = jax.random.split(key)
+        drop_key, patch_key, gram_key = jax.random.split(key, 3)
+        tokens = self._drawn_patches(tokens, self.config.head.patch_tokens, patch_key)
         features = model.encode_tokens(tokens, drop_key)
         image = normalized(model.descriptor(features))
         text = model.encode_text(text_tokens, normalize=True)
@@ -171,8 +172,16 @@ class Trainer:
             loss = softmax_contrastive_loss(image, text, scale)
         if not config.gram_weight:
             return loss, {}
-        gram = self._gram_loss(features, tokens, patch_key)
+        gram = self._gram_loss(features, tokens, gram_key)
         return loss + config.gram_weight * gram, {"contrastive_loss": loss, "gram_loss": gram}
+
+    def _drawn_patches(self, tokens: jax.Array, count: int, key: jax.Array) -> jax.Array:
+        """[class, registers, patches] with `count` of the patches, the same for all images."""
+        first = 1 + self.model.vision.num_registers
+        if count == 0 or count >= tokens.shape[1] - first:
+            return tokens
+        drawn = jax.random.permutation(key, tokens.shape[1] - first)[:count]
+        return tokens[:, jnp.concatenate([jnp.arange(first), first + drawn])]
 
     def _gram_loss(self, features: ImageFeatures, tokens: jax.Array, key: jax.Array) -> jax.Array:
         config = self.config.loss

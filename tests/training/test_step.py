@@ -88,10 +88,9 @@ def test_first_gradients_equal_the_official_ones(tiny_dinotxt: Path, shared_gold
     setting = Setting(tiny_dinotxt, CONFIG, 1)
     golden = np.load(shared_goldens / "train/grads_step0.npz")
     trained = {name: setting.parts[name] for name in ("head", "text", "logit_scale")}
+    features, key = setting.features(), jax.random.key(0)
     gradients = jax.grad(
-        lambda t: setting.trainer.loss(
-            t, setting.features(), setting.golden["tokens"], jax.random.key(0)
-        )[0]
+        lambda trained: setting.trainer.loss(trained, features, setting.golden["tokens"], key)[0]
     )(trained)
     sizes = {"h": 4, "k": 16, "v": 133}
     compared = 0
@@ -167,6 +166,18 @@ def test_the_gram_loss_is_added_with_its_weight(tiny_dinotxt: Path) -> None:
     assert with_gram["gram_loss"][0] > 0
     total = with_gram["contrastive_loss"][0] + 0.5 * with_gram["gram_loss"][0]
     assert with_gram["loss"][0] == pytest.approx(total, abs=1e-6)
+
+
+def test_the_head_sees_the_patches_that_are_drawn(tiny_dinotxt: Path) -> None:
+    head = dataclasses.replace(CONFIG.head, patch_tokens=20)
+    trainer = Setting(tiny_dinotxt, dataclasses.replace(CONFIG, head=head), 1).trainer
+    tokens = jnp.arange(54.0).reshape(1, 54, 1)
+    drawn = [trainer._drawn_patches(tokens, 20, jax.random.key(i))[0, :, 0] for i in (0, 0, 1)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert set(drawn[0].tolist()) != set(drawn[2].tolist())
+    np.testing.assert_array_equal(drawn[0][:5], np.arange(5.0))  # class and register tokens
+    assert len(set(drawn[0][5:].tolist())) == 20
+    assert trainer._drawn_patches(tokens, 0, jax.random.key(0)) is tokens
 
 
 def test_the_sigmoid_loss_trains_its_bias(tiny_dinotxt: Path) -> None:
