@@ -157,9 +157,12 @@ class LossConfig:
     gram_normalize: bool = True
 
 
+DTYPE_NAMES = ("float32", "bfloat16")
+
+
 @dataclasses.dataclass(frozen=True)
 class PrecisionConfig:
-    """Dtypes, by name ("float32", "bfloat16").
+    """Dtypes, by name (`DTYPE_NAMES`).
 
     Attributes:
         parameters: of trained arrays. compute: of matrix products in training.
@@ -333,6 +336,16 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return value
     expected = getattr(hint, "__name__", str(hint))
     raise UserError(f"{where} is {value!r}, expected {expected}; correct its value.")
+
+
+def check_image_size(data: DataConfig, patch_size: int, where: str = "config") -> None:
+    """Raises `UserError` when prepared images would not consist of whole patches."""
+    if data.image_size < patch_size or data.image_size % patch_size:
+        lower = max(data.image_size // patch_size, 1) * patch_size
+        raise UserError(
+            f"{where} has data.image_size={data.image_size}, but the backbone's patches have "
+            f"{patch_size} pixels; take a multiple ({lower} or {lower + patch_size})."
+        )
 
 
 def flatten(config: Any, prefix: str = "config") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from dinotxt_jax import sharding
 from dinotxt_jax.data.transforms import normalize
+from dinotxt_jax.errors import UserError
 from dinotxt_jax.models import directory
 from dinotxt_jax.models.dinotxt import ImageFeatures
 from dinotxt_jax.models.layers import DTypes
@@ -59,9 +60,11 @@ class Backbone:
 class Model:
     """A dino.txt model: methods are compiled once per shape.
 
-    Attributes:
+    Args:
+        graphdef, arrays: of a `DinoTxt`.
         description: what the model directory's `model.json` says.
-        tokenizer: the one it was trained with.
+        make_tokenizer: called when the tokenizer is first needed.
+        mesh: shards batches; None uses the first device.
     """
 
     def __init__(
@@ -69,14 +72,23 @@ class Model:
         graphdef: Any,
         arrays: dict[str, Any],
         description: directory.ModelDescription,
-        tokenizer: Tokenizer,
+        make_tokenizer: Callable[[], Tokenizer],
         mesh: Mesh | None = None,
     ):
         self.description = description
-        self.tokenizer = tokenizer
+        self._make_tokenizer = make_tokenizer
         self._graphdef = graphdef
         self._arrays = arrays
         self._mesh = mesh
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with.
+
+        Raises:
+            UserError: the model directory names none, or its vocabulary cannot be had.
+        """
+        return self._make_tokenizer()
 
     @property
     def logit_scale(self) -> float:
@@ -189,6 +201,14 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: Mesh | None = None)
         UserError: not a model directory, or one with a backbone only.
     """
     module, description = directory.load_dinotxt(path, DTypes(dtype, dtype), mesh)
-    tokenizer = load_tokenizer(description.tokenizer or {}, epath.Path(path))
     graphdef, state = nnx.split(module)
-    return Model(graphdef, nnx.to_pure_dict(state), description, tokenizer, mesh)
+
+    def make_tokenizer() -> Tokenizer:
+        if description.tokenizer is None:
+            raise UserError(
+                f"{path} names no tokenizer, so texts cannot be encoded, only token rows; use "
+                "model.encode_text(tokens) with ids of your own tokenizer."
+            )
+        return load_tokenizer(description.tokenizer, path)
+
+    return Model(graphdef, nnx.to_pure_dict(state), description, make_tokenizer, mesh)

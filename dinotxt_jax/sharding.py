@@ -72,14 +72,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     )
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises `UserError` when the global batch cannot be split over the mesh."""
+def check_batch(batch_size: int, mesh: Mesh, name: str = "config.batch_size") -> None:
+    """Raises `UserError` when a global batch, the setting `name`, cannot be split over the mesh."""
     parts = math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
-    if batch_size % parts:
+    if batch_size < 1 or batch_size % parts:
         lower = batch_size // parts * parts
         advice = f"{lower} or {lower + parts}" if lower else str(parts)
         raise UserError(
-            f"config.batch_size={batch_size} does not divide over {parts} devices; "
+            f"{name}={batch_size} does not divide over {parts} devices; "
             f"take a multiple of {parts} (for example {advice})."
         )
 

@@ -17,13 +17,6 @@ from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.tokenizers import TrainedTokenizer
 
 
-def make_model(path: Path, mesh: jax.sharding.Mesh | None) -> Model:
-    tokenizer = TrainedTokenizer.train(["a red circle"] * 2, 300, 77)
-    module, description = load_dinotxt(path, DTypes(), mesh)
-    graphdef, state = nnx.split(module)
-    return Model(graphdef, nnx.to_pure_dict(state), description, tokenizer, mesh)
-
-
 class Letters(TrainedTokenizer):
     """Ids below the reference model's vocabulary of 133; the last is the end of text."""
 
@@ -40,12 +33,16 @@ class Letters(TrainedTokenizer):
         return tokens.argmax(-1) + 1
 
 
+def make_model(path: Path, mesh: jax.sharding.Mesh | None) -> Model:
+    module, description = load_dinotxt(path, DTypes(), mesh)
+    graphdef, state = nnx.split(module)
+    return Model(graphdef, nnx.to_pure_dict(state), description, Letters, mesh)
+
+
 @pytest.fixture(scope="module", params=["one device", "eight devices"])
 def model(request: pytest.FixtureRequest, tiny_dinotxt: Path) -> Model:
     mesh = sharding.make_mesh(data=4, fsdp=2) if request.param == "eight devices" else None
-    made = make_model(tiny_dinotxt, mesh)
-    made.tokenizer = Letters()
-    return made
+    return make_model(tiny_dinotxt, mesh)
 
 
 def test_texts_keep_their_order_whatever_their_length(model: Model) -> None:
@@ -71,6 +68,13 @@ def test_the_logit_scale_is_the_logarithm(model: Model) -> None:
 
 def test_rows_are_cut_to_multiples_within_the_context() -> None:
     assert [trimmed_length(n, 8, 77) for n in (1, 8, 9, 76)] == [8, 8, 16, 77]
+
+
+def test_a_model_without_a_tokenizer_takes_token_rows(tiny_dinotxt: Path) -> None:
+    model = dt.load(tiny_dinotxt)
+    assert model.encode_text(np.array([[130, 5, 132, 0]])).shape == (1, 128)
+    with pytest.raises(dt.UserError, match="names no tokenizer"):
+        model.embed_texts(["a"], batch_size=1)
 
 
 def test_the_public_names_are_few() -> None:

@@ -16,9 +16,11 @@ from dinotxt_jax.evaluation.retrieval import (
     RECALLS,
     RetrievalSet,
     chance_recalls,
+    check_tasks,
     embed_set,
 )
 from dinotxt_jax.inference import load
+from dinotxt_jax.models.directory import read_description
 
 SHEET_IMAGES = 10
 
@@ -39,11 +41,8 @@ def evaluate(model_path: str, config: EvaluationConfig, output: Path) -> list[Pa
     """
     if not config.tasks:
         raise UserError("config.tasks is empty, expected at least one task; add one.")
-    for name, task in config.tasks.items():
-        if task.kind != "retrieval":
-            raise UserError(f"config.tasks.{name}.kind={task.kind!r} is unknown; choose retrieval.")
     mesh = sharding.make_mesh()
-    sharding.check_batch(config.batch_size, mesh)
+    check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")
     model = load(model_path, mesh=mesh)
     results: dict[str, Any] = {}
     pictures: list[Path] = []

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from dinotxt_jax.config import TaskConfig
+from dinotxt_jax import sharding
+from dinotxt_jax.config import EvaluationConfig, TaskConfig, check_image_size
 from dinotxt_jax.data.pipeline import evaluation_batches
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform
@@ -114,6 +116,22 @@ def _block_ranks(
     return jnp.sum((similarity >= best) & ~own, axis=1)
 
 
+def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: str) -> None:
+    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
+    sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
+    for name, task in config.tasks.items():
+        if task.kind != "retrieval":
+            raise UserError(
+                f"the task {name} has kind={task.kind!r}, which is unknown; choose retrieval."
+            )
+        if task.data.augmentation == "random_resized_crop":
+            raise UserError(
+                f"the task {name} would be evaluated on random crops; set its data.augmentation "
+                "to center_crop or squash."
+            )
+        check_image_size(task.data, patch_size, f"the task {name}")
+
+
 def embed_set(
     model: Model,
     task: TaskConfig,
@@ -134,11 +152,6 @@ def embed_set(
     Raises:
         UserError: data that cannot be used.
     """
-    if task.data.augmentation == "random_resized_crop":
-        raise UserError(
-            f"{title} would be evaluated on random crops; set its data.augmentation to "
-            "center_crop or squash."
-        )
     source = open_source(task.data)
     count = min(task.max_examples or len(source), len(source))
     captions: list[str] = []

@@ -307,8 +307,8 @@ def add_branch(
     return x + put_rows(branch(take_rows(x, chosen)) * (group / kept), chosen)
 
 
-# Taking rows and putting them back are products with a 0/1 matrix: exact, each other's transpose
-# for autodiff, and fast everywhere; gathers and scatters of rows run element by element on CPUs.
+# Taking rows and putting them back are products with a 0/1 matrix: exact, and each other's
+# transpose for autodiff, so that no backward pass scatters.
 def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[Array, "(g c) n d"]:
     """The chosen examples of each of the g groups of s that `x` consists of.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import Config, DataConfig
+from dinotxt_jax.config import Config, DataConfig, check_image_size
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
@@ -40,6 +41,7 @@ from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.progress import progress_bar
 
 SHARD = 512
+_SAMPLED = 256
 # What decides which pixels the backbone sees; the rest of DataConfig may change under a cache.
 _DATA_KEYS = (
     "source",
@@ -56,17 +58,26 @@ _DATA_KEYS = (
 
 
 def describe(
-    data: DataConfig, *, fingerprint: str, dtype: str, seed: int, views: int, examples: int
+    config: Config, data: DataConfig, source: Source, views: int, fingerprint: str
 ) -> dict[str, Any]:
-    """`features.json`: equal descriptions mean equal tokens."""
-    settings = {key: getattr(data, key) for key in _DATA_KEYS}
+    """`features.json`: equal descriptions mean equal tokens.
+
+    Args:
+        config: of the run. data: of the source, which need not be the run's training data.
+        source: the images; captions spread over it tell it from another of the same length.
+        views: views of each image.
+        fingerprint: of the backbone.
+    """
+    count = len(source)
+    sample = [source.captions(i * count // _SAMPLED) for i in range(min(count, _SAMPLED))]
     description = {
         "fingerprint": fingerprint,
-        "dtype": dtype,
-        "seed": seed,
+        "dtype": config.precision.frozen,
+        "seed": config.seed,
         "views": views,
-        "examples": examples,
-        "data": settings,
+        "examples": count,
+        "captions": hashlib.sha256(json.dumps(sample).encode()).hexdigest(),
+        "data": {key: getattr(data, key) for key in _DATA_KEYS},
     }
     return json.loads(json.dumps(description))
 
@@ -169,14 +180,8 @@ def encode_source(config: Config, data: DataConfig, folder: Path, views: int, ti
     dtypes = DTypes(frozen, frozen, config.precision.normalization)
     backbone, description = load_vision_transformer(config.backbone, dtypes, mesh)
     source = open_source(data)
-    expected = describe(
-        data,
-        fingerprint=description.fingerprint,
-        dtype=frozen,
-        seed=config.seed,
-        views=views,
-        examples=len(source),
-    )
+    check_image_size(data, description.vision.patch_size)
+    expected = describe(config, data, source, views, description.fingerprint)
     stored = _stored_description(folder)
     if stored is not None:
         _check_same(folder, stored, expected)

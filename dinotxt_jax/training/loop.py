@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import Config
+from dinotxt_jax.config import DTYPE_NAMES, Config, DataConfig, check_image_size
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.pipeline import (
     BadImageMonitor,
@@ -26,7 +26,7 @@ from dinotxt_jax.data.pipeline import (
 )
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.retrieval import embed_set
+from dinotxt_jax.evaluation.retrieval import check_tasks, embed_set
 from dinotxt_jax.inference import Model, trimmed_length
 from dinotxt_jax.models.directory import (
     ModelDescription,
@@ -77,6 +77,9 @@ class _Run:
         self.config, self.workdir = config, workdir
         self.mesh: Mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         self.backbone = read_description(config.backbone)
+        patch_size = self.backbone.vision.patch_size
+        check_image_size(config.data, patch_size)
+        check_tasks(config.evaluation, patch_size, self.mesh, "config.evaluation")
         check_workdir(workdir, config, self.backbone.fingerprint)
         self.source = open_source(config.data)
         self.cache = self._open_cache(Path(config.features), config.data, config.feature_views)
@@ -91,18 +94,11 @@ class _Run:
         self.batches = self._open_batches()
         self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
 
-    def _open_cache(self, folder: Path, data: Any, views: int) -> FeatureCache | None:
+    def _open_cache(self, folder: Path, data: DataConfig, views: int) -> FeatureCache | None:
         if not self.config.features:
             return None
-        examples = len(self.source if data is self.config.data else open_source(data))
-        expected = describe(
-            data,
-            fingerprint=self.backbone.fingerprint,
-            dtype=self.config.precision.frozen,
-            seed=self.config.seed,
-            views=views,
-            examples=examples,
-        )
+        source = self.source if data is self.config.data else open_source(data)
+        expected = describe(self.config, data, source, views, self.backbone.fingerprint)
         return FeatureCache(folder, expected)
 
     def _open_batches(self) -> TrainingIterator:
@@ -225,9 +221,14 @@ class _Run:
         return results
 
     def _description(self) -> ModelDescription:
-        config = self.config
+        config, data = self.config, self.config.data
+        # The view to evaluate with: what was trained on, or the usual margin around a center crop.
+        resize = data.resize if data.augmentation == "center_crop" else data.image_size * 8 // 7
         return dataclasses.replace(
             self.backbone,
+            preprocessing=dataclasses.replace(
+                self.backbone.preprocessing, resize=resize, crop=data.image_size
+            ),
             head=self.trainer.model.head,
             text=self.trainer.model.text,
             tokenizer=self.tokenizer.spec(),
@@ -236,7 +237,9 @@ class _Run:
 
     def _model(self, state: TrainState, frozen: dict[str, Any]) -> Model:
         arrays = self.trainer.abstract | self._trained(state) | frozen
-        return Model(self.trainer.graphdef, arrays, self._description(), self.tokenizer, self.mesh)
+        return Model(
+            self.trainer.graphdef, arrays, self._description(), lambda: self.tokenizer, self.mesh
+        )
 
     def _draw_curves(self) -> None:
         """Writes curves.png; a run does not end in an error for want of matplotlib."""
@@ -305,6 +308,11 @@ def _check(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name}={value} is not positive; set it to 1 or more.")
+    for name, dtype in dataclasses.asdict(config.precision).items():
+        if dtype not in DTYPE_NAMES:
+            raise UserError(
+                f"config.precision.{name}={dtype!r} is unknown; choose {' or '.join(DTYPE_NAMES)}."
+            )
     if not config.backbone:
         raise UserError(
             "config.backbone is empty, expected the model directory of the frozen backbone; make "

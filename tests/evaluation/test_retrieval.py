@@ -112,7 +112,7 @@ def test_a_limit_evaluates_the_first_examples_only(model: Path, tmp_path: Path) 
     ("config", "message"),
     [
         (EvaluationConfig(), "config.tasks is empty"),
-        (EvaluationConfig(tasks={"a": TaskConfig(kind="sums")}), "config.tasks.a.kind='sums' is"),
+        (EvaluationConfig(tasks={"a": TaskConfig(kind="sums")}), "the task a has kind='sums'"),
         (EvaluationConfig(tasks={"a": TaskConfig()}, batch_size=3), "batch_size=3 does not divide"),
         (scenes(augmentation="random_resized_crop"), "would be evaluated on random crops"),
         (scenes(source="jsonl", path="no.jsonl"), "no.jsonl is not a file"),

@@ -33,14 +33,9 @@ def config(backbone: Path, folder: Path, **changes: object) -> Config:
 
 
 def open_cache(run: Config) -> FeatureCache:
-    expected = describe(
-        run.data,
-        fingerprint=read_description(run.backbone).fingerprint,
-        dtype=run.precision.frozen,
-        seed=run.seed,
-        views=run.feature_views,
-        examples=20,
-    )
+    fingerprint = read_description(run.backbone).fingerprint
+    source = open_source(run.data)
+    expected = describe(run, run.data, source, run.feature_views, fingerprint)
     return FeatureCache(Path(run.features), expected)
 
 
@@ -118,6 +113,7 @@ def test_bfloat16_tokens_come_back_as_bfloat16(tiny_backbone: Path, tmp_path: Pa
         ({"seed": 1}, r"holds tokens of something else: seed 0 \(this run: 1\)"),
         ({"feature_views": 1}, r"views 2 \(this run: 1\)"),
         ({"data": DataConfig(num_scenes=20, image_size=70)}, r"image_size 56 \(this run: 70\)"),
+        ({"data": DataConfig(num_scenes=21, image_size=56)}, r"examples 20 \(this run: 21\), capt"),
     ],
 )
 def test_a_cache_of_something_else_is_refused(

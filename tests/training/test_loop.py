@@ -264,6 +264,13 @@ def test_a_work_directory_of_another_backbone_is_refused(
         ({"steps": 0}, "config.steps=0 is not positive"),
         ({"batch_size": 12}, "batch_size=12 does not divide over 8 devices"),
         ({"features": "nowhere"}, "nowhere holds no features.json"),
+        ({"data": DataConfig(image_size=60)}, r"data.image_size=60, .* 14 pixels; .* \(56 or 70\)"),
+        ({"precision": PrecisionConfig(compute="bf16")}, "config.precision.compute='bf16' is"),
+        ({"evaluation": EvaluationConfig(batch_size=9)}, "config.evaluation.batch_size=9 does not"),
+        (
+            {"evaluation": EvaluationConfig(tasks={"a": TaskConfig(kind="sums")})},
+            "the task a has kind='sums'",
+        ),
         ({"data": DataConfig(source="jsonl", path="missing.jsonl")}, "missing.jsonl is not a file"),
         ({"tokenizer": TokenizerConfig(kind="words")}, "config.tokenizer.kind='words' is unknown"),
         ({"head": HeadTrainingConfig(num_heads=7)}, "config.head.num_heads=7 does not divide"),

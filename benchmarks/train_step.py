@@ -1,0 +1,111 @@
+"""Times a train step and prints what each saving is worth, as ratios measured in one run.
+
+    python benchmarks/train_step.py [--dtype=float32|bfloat16] [--batch=256] [--steps=5]
+
+The model is that of configs/flickr8k_vit_tiny.py (ViT-Ti/16 at 224 px, random weights, random
+pixels and captions of Flickr8k's lengths). Every line changes one thing against the line named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from dinotxt_jax import sharding
+from dinotxt_jax.config import (
+    Config,
+    HeadTrainingConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    TextTrainingConfig,
+    TokenizerConfig,
+)
+from dinotxt_jax.models.directory import ModelDescription, Preprocessing
+from dinotxt_jax.models.presets import PRESETS
+from dinotxt_jax.training.step import create_model, make_trainer
+
+VOCABULARY, CONTEXT, LONGEST = 49_408, 77, 32
+BACKBONE = ModelDescription(PRESETS["vit_tiny_patch16_224"], Preprocessing(), fingerprint="")
+
+
+def seconds_per_step(config: Config, steps: int, *, cached: bool, row_length: int) -> float:
+    """The median time of a step, compilation left out."""
+    mesh = sharding.make_mesh()
+    trainer = make_trainer(config, BACKBONE, VOCABULARY, mesh)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, VOCABULARY - 1, (config.batch_size, row_length), dtype=np.int32)
+    tokens[:, LONGEST - 1 :] = 0
+    tokens[:, LONGEST - 1] = VOCABULARY - 1
+    batch = {"tokens": tokens}
+    if cached:
+        features = rng.normal(size=(config.batch_size, 197, 192)).astype(np.float32)
+        frozen_dtype = getattr(ml_dtypes, config.precision.frozen, np.float32)
+        batch["features"] = features.astype(frozen_dtype)
+    else:
+        batch["image"] = rng.integers(0, 256, (config.batch_size, 224, 224, 3), dtype=np.uint8)
+    with jax.set_mesh(mesh):
+        state = trainer.create_state()
+        frozen = {} if cached else frozen_arrays(config)
+        step = jax.jit(trainer.train_step, donate_argnums=0)
+        placed = sharding.global_batch(batch, mesh)
+        times = []
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            state, metrics = step(state, frozen, placed)
+            jax.block_until_ready(metrics)
+            times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def frozen_arrays(config: Config) -> dict:
+    """Random arrays of the backbone."""
+    from flax import nnx
+
+    from dinotxt_jax.training.step import model_config
+
+    model = create_model(model_config(config, BACKBONE, VOCABULARY), config)
+    return {"backbone": nnx.to_pure_dict(nnx.state(model.backbone))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=5)
+    options = parser.parse_args()
+    base = Config(
+        steps=100,
+        batch_size=options.batch,
+        text=TextTrainingConfig(width=256, depth=6, num_heads=4),
+        tokenizer=TokenizerConfig(context_length=CONTEXT),
+        optimizer=OptimizerConfig(warmup_steps=10),
+        precision=PrecisionConfig(compute=options.dtype, frozen=options.dtype),
+    )
+    half = dataclasses.replace(base, head=HeadTrainingConfig(patch_tokens=98))
+    no_drop = dataclasses.replace(base, head=HeadTrainingConfig(drop_path=0.0))
+    print(f"JAX {jax.__version__}, {jax.devices()[0].platform}, {options.dtype}")
+    print("| step | seconds | ratio |\n|---|---|---|")
+
+    def line(name: str, seconds: float, reference: float, against: str) -> float:
+        print(f"| {name} | {seconds:.2f} | {seconds / reference:.2f} of {against} |", flush=True)
+        return seconds
+
+    full = seconds_per_step(base, options.steps, cached=True, row_length=CONTEXT)
+    line("(a) cached features, rows of 77 tokens", full, full, "itself")
+    trimmed = seconds_per_step(base, options.steps, cached=True, row_length=LONGEST)
+    line("(b) rows trimmed to 32 tokens", trimmed, full, "(a)")
+    kept = seconds_per_step(no_drop, options.steps, cached=True, row_length=LONGEST)
+    line("(c) no drop path", kept, trimmed, "(b)")
+    halved = seconds_per_step(half, options.steps, cached=True, row_length=LONGEST)
+    line("(d) half of the patches", halved, trimmed, "(b)")
+    running = seconds_per_step(base, options.steps, cached=False, row_length=LONGEST)
+    line("(e) backbone run in the step", running, trimmed, "(b)")
+
+
+if __name__ == "__main__":
+    main()

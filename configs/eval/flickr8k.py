@@ -1,0 +1,23 @@
+"""Retrieval on the 1000 test photos of Flickr8k, five captions each.
+
+    python -m dinotxt_jax.evaluate --config=configs/eval/flickr8k.py --model=runs/flickr8k/model \\
+        --output=runs/flickr8k/evaluation
+
+What to expect: docs/flickr8k.md.
+"""
+
+from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_config_dict
+
+
+def get_config():
+    data = DataConfig(
+        source="jsonl",
+        path="data/flickr8k/captions.jsonl",
+        split="test",
+        image_size=224,
+        augmentation="squash",
+        threads=2,
+    )
+    return to_config_dict(
+        EvaluationConfig(tasks={"flickr8k": TaskConfig(kind="retrieval", data=data)})
+    )
