@@ -25,13 +25,13 @@ def get_config():
     held_out = DataConfig(source="scenes", split="test", num_scenes=500, **image)
     return to_config_dict(
         Config(
-            steps=600,
-            batch_size=128,
-            data=DataConfig(source="scenes", split="train", num_scenes=8192, **image),
-            tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=512, context_length=64),
+            steps=400,
+            batch_size=64,
+            data=DataConfig(source="scenes", split="train", num_scenes=4096, **image),
+            tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=512, context_length=56),
             head=HeadTrainingConfig(drop_path=0.0),
-            text=TextTrainingConfig(width=128, depth=3, num_heads=4, trim=16),
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=60),
+            text=TextTrainingConfig(width=128, depth=3, num_heads=4),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=40),
             precision=PrecisionConfig(compute="float32", frozen="float32"),
             checkpoint=CheckpointConfig(every=200),
             evaluation=EvaluationConfig(

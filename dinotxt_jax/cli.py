@@ -6,10 +6,12 @@ import importlib
 import logging as std_logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import ml_collections
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from dinotxt_jax.config import from_dict
 from dinotxt_jax.errors import UserError, exit_with
@@ -75,7 +77,16 @@ DataclassT = TypeVar("DataclassT")
 
 def checked(config: ml_collections.ConfigDict, cls: type[DataclassT]) -> DataclassT:
     """The config flag's value as a dataclass; raises `UserError` for what is wrong in it."""
-    return from_dict(cls, config.to_dict())
+    try:
+        values = config.to_dict()
+    except OSError as error:  # the flag was parsed, but its file could not be loaded
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        reason = _one_line(error) if Path(file).exists() else "there is no such file"
+        raise UserError(
+            f"the config file {file} could not be loaded ({reason}); give a file with "
+            "get_config(), such as configs/quickstart.py."
+        ) from error
+    return from_dict(cls, values)
 
 
 def dispatch() -> None:

@@ -49,7 +49,7 @@ def retrieval_sheet(
         for text, similarity, own in captions:
             mark, colour = ("+", _RIGHT) if own else ("-", _INK)
             draw.text((left + tile + 12, y), f"{mark} {similarity:.2f}", _FAINT, font)
-            for line in textwrap.wrap(text, 46)[:3]:
+            for line in textwrap.wrap(text, 46, max_lines=3, placeholder=" ..."):
                 draw.text((left + tile + 70, y), line, colour, font)
                 y += 18
             y += 6

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent.parent
 HELD_OUT = DataConfig(split="test", num_scenes=24, image_size=56, augmentation="squash", threads=2)
 
 
-def config(backbone: Path, **changes: Any) -> Config:
+def config(backbone: Path, /, **changes: Any) -> Config:
     """A run of a few seconds with everything in it: crops, drop path, evaluation, checkpoints."""
     settings = {
         "steps": 12,
