@@ -23,14 +23,14 @@ from dinotxt_jax.config import (
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def load_config(path: Path) -> Any:
+def load_config(path: Path, *arguments: str) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.__doc__
-    return module.get_config()
+    return module.get_config(*arguments)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
@@ -42,6 +42,20 @@ def test_shipped_training_configs_are_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.py")), ids=lambda path: path.stem)
 def test_shipped_evaluation_configs_are_valid(path: Path) -> None:
     assert from_dict(EvaluationConfig, load_config(path).to_dict()).tasks
+
+
+@pytest.mark.parametrize("backbone", ["vits14", "vitb14", "vitl14", "vitg14"])
+def test_the_released_recipe_has_the_released_numbers(backbone: str) -> None:
+    config = from_dict(Config, load_config(CONFIGS / "dinotxt_dinov2_reg.py", backbone).to_dict())
+    assert config.backbone == f"models/dinov2_{backbone}_reg"
+    assert (config.steps, config.batch_size) == (50_000, 65_536)
+    assert dataclasses.astuple(config.optimizer) == (7e-4, 0.9, 0.99, 1e-8, 1e-4, 2000)
+    assert (config.text.width, config.text.depth, config.head.drop_path) == (1280, 24, 0.3)
+
+
+def test_a_backbone_that_the_recipe_does_not_know_is_named() -> None:
+    with pytest.raises(ValueError, match="choose among vits14, vitb14, vitl14, vitg14"):
+        load_config(CONFIGS / "dinotxt_dinov2_reg.py", "vith14")
 
 
 def test_a_config_survives_the_way_through_a_config_dict() -> None:

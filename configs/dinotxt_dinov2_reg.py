@@ -1,0 +1,35 @@
+"""dino.txt on DINOv2 with registers: the released recipe at its full size, for each backbone.
+
+    python -m weights_convert dinov2_vitl14_reg4_pretrain.pth --output=models/dinov2_vitl14_reg
+    python -m dinotxt_jax.train --config=configs/dinotxt_dinov2_reg.py:vitl14 --workdir=runs/vitl14
+
+The argument behind the colon is the backbone: vits14, vitb14, vitl14 (the default) or vitg14.
+Intended for 256 chips of TPU v6e (mesh 16 x 16, 32 GB a chip). **Not run at full size here**: no
+time or result is promised. What is known is derived, not measured:
+
+- ViT-L trains 563 million parameters (text 538, head 25): 6.3 GiB with both moments of AdamW in
+  float32, 0.39 GiB a chip split 16 ways;
+- FLOPs a pair for ViT-L: frozen forward pass 165 G, text forward and backward on 77 tokens 220 G,
+  head 41 G; 1.4e21 in all.
+
+All else is a default of `Config`, and those are the released recipe (docs/recipes.md). A slice of
+256 chips has several hosts; docs/troubleshooting.md says what that still lacks.
+"""
+
+from dinotxt_jax.config import Config, DataConfig, MeshConfig, to_config_dict
+
+BACKBONES = ("vits14", "vitb14", "vitl14", "vitg14")
+
+
+def get_config(backbone="vitl14"):
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone {backbone!r} is unknown; choose among {', '.join(BACKBONES)}")
+    return to_config_dict(
+        Config(
+            backbone=f"models/dinov2_{backbone}_reg",
+            include_backbone=False,
+            remat="full" if backbone == "vitg14" else "dots",
+            data=DataConfig(source="array_record", path="data/pairs/*.array_record"),
+            mesh=MeshConfig(fsdp=16),
+        )
+    )
