@@ -69,6 +69,8 @@ def _help(program: str) -> str:
 
 def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else str(error)
+    if "Traceback (most recent call last)" in text:  # raised in the config file: its last line
+        text = text.strip().splitlines()[-1]
     return " ".join(text.split()).rstrip(".")
 
 

@@ -41,6 +41,10 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
         ((*TRAIN, "--workdir=W", "--config.steps=many"), "steps"),
         ((*TRAIN, "--workdir=W", "--colour=red"), "colour"),
         ((*TRAIN,), "workdir"),
+        (
+            (TRAIN[0], "--config=configs/dinotxt_dinov2_reg.py:vitz", "--workdir=W"),
+            "error: ValueError: backbone 'vitz' is unknown; choose among vits14, vitb14",
+        ),
         ((*TRAIN, "--workdir=W"), "config.backbone is empty"),
         ((*TRAIN, "--workdir=W", "--config.backbone=nowhere"), "nowhere is not a model directory"),
         (("dinotxt_jax.train", "--config=nowhere.py", "--workdir=W"), "nowhere.py"),
