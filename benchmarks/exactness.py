@@ -104,6 +104,7 @@ def twenty_steps(model: Path) -> None:
 
 
 def main() -> None:
+    """Prints the table."""
     print(f"JAX {jax.__version__}, {jax.devices()[0].platform}, float32\n")
     print("| | largest difference | official float32 against float64 |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
