@@ -88,11 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         help="what the arrays cannot tell: num_heads (backbone and vision head; default width/64), "
         "text_num_heads (default width/64), mean and std of the pixels (three numbers), resize and "
-        "crop in pixels; may be repeated",
+        "crop in pixels; several after one --set, or repeated, behind the sources",
     )
     parser.add_argument(
         "--dtype",

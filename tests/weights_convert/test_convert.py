@@ -135,7 +135,7 @@ def test_a_timm_classifier_is_left_out_and_said_so(dinov2_arrays, tmp_path, caps
     half = {name: array.astype(np.float16) for name, array in arrays.items()}
     half |= {"head.weight": np.zeros((5, 64), np.float16), "head.bias": np.zeros(5, np.float16)}
     save_file(half, tmp_path / "vit.safetensors")
-    options = ["--set", "std=1,1,1", "--set", "crop=32"]
+    options = ["--set", "std=1,1,1", "crop=32"]
     assert main([f"{tmp_path}/vit.safetensors", f"--output={tmp_path}/model", *options]) == 0
     assert "left out (2): 'head.bias', 'head.weight': the classifier" in capsys.readouterr().out
     description = read_description(tmp_path / "model")
