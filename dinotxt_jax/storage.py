@@ -23,9 +23,15 @@ std_logging.getLogger("absl").addFilter(
 )
 
 
+def _absolute(path: epath.PathLike) -> str:
+    """What Orbax wants: local paths absolute, gs:// paths as they are."""
+    path = epath.Path(path)
+    return str(path if path.is_absolute() else path.resolve())
+
+
 def save_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> None:
     """Writes `{part: tree of arrays}` (numpy or jax) to a new folder, atomically."""
-    ocp.save_checkpointables(str(path), dict(parts))
+    ocp.save_checkpointables(_absolute(path), dict(parts))
 
 
 def load_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,12 +42,12 @@ def load_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> dict[str, Any
         parts: `{part: tree of jax.ShapeDtypeStruct with sharding}`; each array is read straight
             into its sharding, and cast to the dtype asked for.
     """
-    return ocp.load_checkpointables(str(path), dict(parts))
+    return ocp.load_checkpointables(_absolute(path), dict(parts))
 
 
 def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
     """`{part: tree of (shape, dtype) structs}` of a folder, without reading arrays."""
-    parts = ocp.checkpointables_metadata(str(path)).metadata
+    parts = ocp.checkpointables_metadata(_absolute(path)).metadata
 
     def struct(leaf: Any) -> jax.ShapeDtypeStruct:
         dtype = getattr(leaf, "dtype", np.float32)
@@ -60,7 +66,7 @@ class Checkpoints:
 
     def __init__(self, path: epath.PathLike, keep: int):
         self._checkpointer = ocp.training.Checkpointer(
-            str(path), preservation_policy=ocp.training.preservation_policies.LatestN(keep)
+            _absolute(path), preservation_policy=ocp.training.preservation_policies.LatestN(keep)
         )
 
     def latest(self) -> int | None:

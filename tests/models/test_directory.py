@@ -95,6 +95,16 @@ def test_another_backbone_in_its_place_is_refused(
         load_dinotxt(model, DTypes())
 
 
+def test_relative_paths_are_taken_from_the_current_folder(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, description = load_vision_transformer(tiny_backbone, DTypes())
+    monkeypatch.chdir(tmp_path)
+    write_model_directory("models/tiny", description, {"backbone": arrays_of(module)})
+    assert dt.load_backbone("models/tiny").description == description
+    assert (tmp_path / "models/tiny/model.json").exists()
+
+
 def test_a_directory_is_not_overwritten_by_accident(tiny_backbone: Path, tmp_path: Path) -> None:
     module, description = load_vision_transformer(tiny_backbone, DTypes())
     parts = {"backbone": arrays_of(module)}

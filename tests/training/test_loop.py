@@ -224,8 +224,12 @@ def test_trimming_rows_changes_nothing(finished: Path, tiny_backbone: Path, tmp_
         assert found[step] == pytest.approx(expected[step], abs=2e-6)
 
 
-def test_a_model_that_names_its_backbone(tiny_backbone: Path, tmp_path: Path) -> None:
-    model = train(config(tiny_backbone, steps=3, include_backbone=False), tmp_path / "run")
+def test_a_model_that_names_its_backbone(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a work directory that is given relative to the current folder."""
+    monkeypatch.chdir(tmp_path)
+    model = train(config(tiny_backbone, steps=3, include_backbone=False), Path("run"))
     description = json.loads((model / "model.json").read_text())
     assert Path(description["backbone_path"]) == tiny_backbone.resolve()
     assert dt.load(model).encode_image(np.zeros((1, 56, 56, 3), np.float32)).shape == (1, 128)
