@@ -121,6 +121,7 @@ class _Run:
         )
 
     def train(self) -> Path:
+        """Starts or resumes, runs to the last step, and returns the model directory."""
         config = self.config
         claim_workdir(self.workdir, config, self.backbone.fingerprint)
         save_tokenizer(self.tokenizer, self.workdir / "tokenizer")
