@@ -183,6 +183,11 @@ def normalize(images: ArrayT, mean: Sequence[float], std: Sequence[float]) -> Ar
     return (unit - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
+def is_random(config: DataConfig) -> bool:
+    """Whether the training view of an image differs from one seed or epoch to another."""
+    return config.augmentation == "random_resized_crop"
+
+
 def _check_augmentation(config: DataConfig) -> None:
     if config.augmentation not in AUGMENTATIONS:
         raise UserError(
@@ -213,7 +218,7 @@ class TrainTransform:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "s s 3"]:
         config = self.config
         size = config.image_size
-        if config.augmentation == "random_resized_crop":
+        if is_random(config):
             image = random_resized_crop(image, size, config.crop_scale, config.crop_ratio, rng)
             if rng.random() < config.flip_probability:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

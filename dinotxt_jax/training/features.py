@@ -34,7 +34,7 @@ from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
 from dinotxt_jax.data.sources import open_source
-from dinotxt_jax.data.transforms import normalize
+from dinotxt_jax.data.transforms import is_random, normalize
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.directory import load_vision_transformer
 from dinotxt_jax.models.layers import DTypes
@@ -73,7 +73,7 @@ def describe(
     description = {
         "fingerprint": fingerprint,
         "dtype": config.precision.frozen,
-        "seed": config.seed,
+        "seed": config.seed if is_random(data) else None,
         "views": views,
         "examples": count,
         "captions": hashlib.sha256(json.dumps(sample).encode()).hexdigest(),

@@ -128,6 +128,13 @@ def test_a_cache_of_something_else_is_refused(
         precompute(other)
 
 
+def test_the_seed_matters_only_where_crops_are_random(tiny_backbone: Path, tmp_path: Path) -> None:
+    fixed = DataConfig(num_scenes=20, image_size=56, augmentation="squash", threads=2)
+    run = config(tiny_backbone, tmp_path / "features", data=fixed, feature_views=1)
+    precompute(run)
+    assert len(open_cache(dataclasses.replace(run, seed=1))) == 20
+
+
 def test_a_folder_must_be_named(tiny_backbone: Path) -> None:
     with pytest.raises(UserError, match="config.features is empty"):
         precompute(Config(backbone=str(tiny_backbone)))
