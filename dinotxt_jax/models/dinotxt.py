@@ -15,16 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dinotxt_jax.models.layers import (
-    Block,
-    BlockConfig,
-    DTypes,
-    LayerNorm,
-    apply_stack,
-    constant,
-    parameter,
-    stack,
-)
+from dinotxt_jax.models.blocks import Block, BlockConfig, apply_stack, stack
+from dinotxt_jax.models.layers import DTypes, LayerNorm, constant, parameter
 from dinotxt_jax.models.text import TextConfig, TextTransformer
 from dinotxt_jax.models.vit import VisionConfig, VisionTransformer
 
@@ -143,7 +135,7 @@ class DinoTxt(nnx.Module):
         rngs: initialisation.
         frozen_dtypes: precisions of the backbone; `dtypes` if not given.
         drop_path: of the head's blocks, in training.
-        remat: what the backward pass recomputes (`layers.apply_stack`).
+        remat: what the backward pass recomputes (`blocks.apply_stack`).
         """
         self.config = config
         trained: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, remat=remat)

@@ -11,17 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dinotxt_jax.models.layers import (
-    Block,
-    BlockConfig,
-    Dense,
-    DTypes,
-    LayerNorm,
-    apply_stack,
-    normal,
-    parameter,
-    stack,
-)
+from dinotxt_jax.models.blocks import Block, BlockConfig, apply_stack, stack
+from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, normal, parameter
 from dinotxt_jax.sharding import constrain
 
 

@@ -18,6 +18,7 @@ from dinotxt_jax.config import Config
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.losses import LOSSES, gram_loss, sigmoid_contrastive_loss, softmax_contrastive_loss
+from dinotxt_jax.models.blocks import REMAT_POLICIES
 from dinotxt_jax.models.dinotxt import (
     POOLINGS,
     DinoTxt,
@@ -28,7 +29,7 @@ from dinotxt_jax.models.dinotxt import (
     swiglu_hidden_dim,
 )
 from dinotxt_jax.models.directory import ModelDescription, Preprocessing, abstract_arrays
-from dinotxt_jax.models.layers import REMAT_POLICIES, DTypes
+from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.text import TextConfig
 from dinotxt_jax.training.optimizer import make_optimizer
 

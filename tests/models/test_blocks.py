@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dinotxt_jax.models.layers import (
+from dinotxt_jax.models.blocks import (
     DROP_PATH_GROUP,
     Block,
     BlockConfig,
-    DTypes,
-    LayerNorm,
     add_branch,
     apply_stack,
     put_rows,
     stack,
     take_rows,
 )
+from dinotxt_jax.models.layers import DTypes, LayerNorm
 
 CONFIG = BlockConfig(dim=16, num_heads=2, mlp_hidden_dim=24, mlp="swiglu", layer_scale=0.5)
 

@@ -1,0 +1,288 @@
+"""One attention, one block, one way to stack it: what every transformer here is made of.
+
+Shapes: b batch, n tokens, d width of the residual stream, h heads, k width of a head, f hidden
+width of the MLP, l layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dinotxt_jax.models.layers import Dense, DTypes, Initializer, LayerNorm, LayerScale, normal
+from dinotxt_jax.sharding import constrain
+
+REMAT_POLICIES = ("none", "full", "dots")
+
+
+def attention(
+    query: Float[Array, "b n h k"],
+    key: Float[Array, "b n h k"],
+    value: Float[Array, "b n h k"],
+    *,
+    causal: bool,
+    softmax_dtype: str,
+) -> Float[Array, "b n h k"]:
+    """Scaled dot-product attention; the one place in the project that computes it."""
+    scaled = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("bqhk,bnhk->bhqn", scaled, key).astype(softmax_dtype)
+    if causal:
+        n = logits.shape[-1]
+        logits = jnp.where(jnp.tri(n, dtype=bool), logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqn,bnhk->bqhk", weights, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """A pre-norm transformer block.
+
+    Attributes:
+        dim, num_heads, mlp_hidden_dim: widths; `dim` is a multiple of `num_heads`.
+        mlp: "mlp" (fc1, exact GELU, fc2) or "swiglu" (silu(gate) * up, down).
+        qkv_bias: whether the query/key/value projection has a bias (the others always do).
+        layer_scale: initial LayerScale factor, or None for no LayerScale.
+        causal: tokens see only themselves and what is before them.
+        drop_path: probability that an example skips a branch in training.
+        initialization: "vit" (N(0, 0.02)) or "clip" (scaled by `num_layers`; see `initializers`).
+        num_layers: depth of the stack, for the "clip" initialisation.
+    """
+
+    dim: int
+    num_heads: int
+    mlp_hidden_dim: int
+    mlp: str = "mlp"
+    qkv_bias: bool = True
+    layer_scale: float | None = None
+    causal: bool = False
+    drop_path: float = 0.0
+    layer_norm_epsilon: float = 1e-6
+    initialization: str = "vit"
+    num_layers: int = 1
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    def initializers(self) -> tuple[Initializer, Initializer, Initializer]:
+        """Initialisers of what reads the stream, of fc1/gate/up, and of what writes back.
+
+        "clip" is the text transformer's rule: attention in dim^-0.5, fc (2 dim)^-0.5, out
+        dim^-0.5 (2 num_layers)^-0.5.
+        """
+        if self.initialization == "clip":
+            width = self.dim**-0.5
+            out = width * (2 * self.num_layers) ** -0.5
+            return normal(width), normal((2 * self.dim) ** -0.5), normal(out)
+        small = jax.nn.initializers.truncated_normal(0.02)
+        return small, small, small
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one packed query/key/value projection."""
+
+    def __init__(self, config: BlockConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
+        dim, heads, width = config.dim, config.num_heads, config.head_dim
+        into, _, out = config.initializers()
+        self.causal = config.causal
+        self.softmax_dtype = dtypes.normalization
+        self.qkv = Dense(
+            (dim,),
+            (3, heads, width),
+            ("embed", "qkv", "heads", "head_dim"),
+            use_bias=config.qkv_bias,
+            initializer=into,
+            dtypes=dtypes,
+            rngs=rngs,
+        )
+        self.out = Dense(
+            (heads, width),
+            (dim,),
+            ("heads", "head_dim", "embed"),
+            use_bias=True,
+            initializer=out,
+            dtypes=dtypes,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)
+        y = attention(query, key, value, causal=self.causal, softmax_dtype=self.softmax_dtype)
+        return self.out(y)
+
+
+class Mlp(nnx.Module):
+    """fc2(gelu(fc1(x))) with the exact (erf) GELU."""
+
+    def __init__(self, config: BlockConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
+        _, into, out = config.initializers()
+        dim, hidden = config.dim, config.mlp_hidden_dim
+        common: dict[str, Any] = dict(use_bias=True, dtypes=dtypes, rngs=rngs)
+        self.fc1 = Dense((dim,), (hidden,), ("embed", "mlp"), initializer=into, **common)
+        self.fc2 = Dense((hidden,), (dim,), ("mlp", "embed"), initializer=out, **common)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class SwiGlu(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: BlockConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
+        _, into, out = config.initializers()
+        dim, hidden = config.dim, config.mlp_hidden_dim
+        common: dict[str, Any] = dict(use_bias=True, dtypes=dtypes, rngs=rngs)
+        self.gate = Dense((dim,), (hidden,), ("embed", "mlp"), initializer=into, **common)
+        self.up = Dense((dim,), (hidden,), ("embed", "mlp"), initializer=into, **common)
+        self.down = Dense((hidden,), (dim,), ("mlp", "embed"), initializer=out, **common)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """x + attention(norm1(x)), then + mlp(norm2(x)), each branch with LayerScale and drop path."""
+
+    def __init__(self, config: BlockConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
+        self.drop_path = config.drop_path
+        common: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs)
+        mlp = {"mlp": Mlp, "swiglu": SwiGlu}[config.mlp]
+        self.norm1 = LayerNorm(config.dim, config.layer_norm_epsilon, **common)
+        self.attention = Attention(config, **common)
+        self.norm2 = LayerNorm(config.dim, config.layer_norm_epsilon, **common)
+        self.mlp = mlp(config, **common)
+        scale = config.layer_scale
+        self.layer_scale1 = None if scale is None else LayerScale(config.dim, scale, **common)
+        self.layer_scale2 = None if scale is None else LayerScale(config.dim, scale, **common)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], key: jax.Array | None = None
+    ) -> Float[Array, "b n d"]:
+        def attend(rows: jax.Array) -> jax.Array:
+            y = self.attention(self.norm1(rows))
+            return y if self.layer_scale1 is None else self.layer_scale1(y)
+
+        def transform(rows: jax.Array) -> jax.Array:
+            y = self.mlp(self.norm2(rows))
+            return y if self.layer_scale2 is None else self.layer_scale2(y)
+
+        keys = (None, None) if key is None else jax.random.split(key)
+        for branch, branch_key in zip((attend, transform), keys, strict=True):
+            x = add_branch(x, branch, self.drop_path, branch_key)
+            x = constrain(x, "batch", "tokens", None)
+        return x
+
+
+# Drop path picks its examples within groups of this many consecutive examples of the global
+# batch: small enough that a device holds whole groups at any real batch size (so nothing crosses
+# devices), and fixed, so that the choice does not depend on the number of devices.
+DROP_PATH_GROUP = 32
+
+
+def add_branch(
+    x: Float[Array, "b n d"],
+    branch: Callable[[Float[Array, "c n d"]], Float[Array, "c n d"]],
+    drop_path: float,
+    key: jax.Array | None,
+) -> Float[Array, "b n d"]:
+    """`x + branch(x)`, with stochastic depth when `key` is given.
+
+    As in the official code the branch is *computed* only for the examples that keep it: of every
+    group of g examples, max(int(g (1 - drop_path)), 1) chosen at random, whose branch output is
+    multiplied by g / kept.
+    """
+    if key is None or drop_path == 0.0:
+        return x + branch(x)
+    batch = x.shape[0]
+    group = math.gcd(batch, DROP_PATH_GROUP)
+    kept = max(int(group * (1 - drop_path)), 1)
+    drawn = jax.random.uniform(key, (batch // group, group)).argsort(-1)[:, :kept]
+    chosen = jax.nn.one_hot(drawn, group, dtype=x.dtype)
+    return x + put_rows(branch(take_rows(x, chosen)) * (group / kept), chosen)
+
+
+# Taking rows and putting them back are products with a 0/1 matrix: exact, and each other's
+# transpose for autodiff, so that no backward pass scatters.
+def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[Array, "(g c) n d"]:
+    """The chosen examples of each of the g groups of s that `x` consists of.
+
+    Args:
+        x: examples.
+        chosen: one-hot: which example of its group each taken one is.
+    """
+    grouped = x.reshape(*chosen.shape[::2], -1)
+    taken = jnp.einsum("gcs,gsx->gcx", chosen, grouped, precision="highest")
+    return taken.reshape(-1, *x.shape[1:])
+
+
+def put_rows(
+    taken: Float[Array, "(g c) n d"], chosen: Float[Array, "g c s"]
+) -> Float[Array, "(g s) n d"]:
+    """The inverse of `take_rows`: each example back in its place, zero where none was taken."""
+    grouped = taken.reshape(*chosen.shape[:2], -1)
+    back = jnp.einsum("gcs,gcx->gsx", chosen, grouped, precision="highest")
+    return back.reshape(-1, *taken.shape[1:])
+
+
+ModuleT = TypeVar("ModuleT", bound=nnx.Module)
+
+
+def stack(create: Callable[[nnx.Rngs], ModuleT], num_layers: int, rngs: nnx.Rngs) -> ModuleT:
+    """`num_layers` equal modules as one, every array with a leading "layers" dimension."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: create(nnx.Rngs(0))))
+    arrays = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(create(nnx.Rngs(key)))))(
+        jax.random.split(rngs.params(), num_layers)
+    )
+    module = nnx.merge(graphdef, arrays)
+    for _, variable in nnx.iter_graph(module):
+        if isinstance(variable, nnx.Variable):
+            axes = ("layers", *variable.get_metadata("logical_axes"))
+            variable.set_metadata("logical_axes", axes)
+    return module
+
+
+def apply_stack(
+    blocks: Block,
+    x: Float[Array, "b n d"],
+    *,
+    key: jax.Array | None = None,
+    remat: str = "none",
+    keep_layers: bool = False,
+) -> tuple[Float[Array, "b n d"], Float[Array, "l b n d"] | None]:
+    """Runs stacked blocks one after the other with `jax.lax.scan`.
+
+    Args:
+        blocks: what `stack` returned.
+        x: tokens.
+        key: randomness for drop path; None evaluates without.
+        remat: what the backward pass recomputes: "none", "full" (everything), "dots" (all but
+            matrix products).
+        keep_layers: also return the output of every block.
+
+    Returns:
+        The last block's output, and every block's if `keep_layers`.
+    """
+    graphdef, state = nnx.split(blocks)
+    arrays = nnx.to_pure_dict(state)
+    num_layers = jax.tree.leaves(arrays)[0].shape[0]
+    keys = None if key is None else jax.random.split(key, num_layers)
+
+    def body(x: jax.Array, layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, Any]:
+        block_arrays, block_key = layer
+        x = nnx.merge(graphdef, block_arrays)(x, block_key)
+        return x, x if keep_layers else None
+
+    if remat == "full":
+        body = jax.checkpoint(body)
+    elif remat == "dots":
+        body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_saveable)
+    elif remat != "none":
+        raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT_POLICIES)}")
+    return jax.lax.scan(body, constrain(x, "batch", "tokens", None), (arrays, keys))
