@@ -5,17 +5,21 @@ from __future__ import annotations
 from tqdm import tqdm
 
 
-def progress_bar(total: int, initial: int, unit: str, description: str) -> tqdm:
+def progress_bar(
+    total: int | None, initial: int, unit: str, description: str, unit_scale: bool = False
+) -> tqdm:
     """A bar with rate and time left.
 
     Args:
-        total, initial: how many there are, and how many an earlier call has done.
+        total, initial: how many there are (None: unknown), and how many an earlier call has done.
         unit: what is counted. description: what is being done.
+        unit_scale: counts are shown in thousands, millions, ...
     """
     return tqdm(
         total=total,
         initial=initial,
         unit=unit,
+        unit_scale=unit_scale,
         desc=description,
         dynamic_ncols=True,
         smoothing=0.05,

@@ -11,14 +11,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import html
-import http.client
 import itertools
 import json
-import os
-import tempfile
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import ftfy
@@ -29,6 +24,7 @@ from jaxtyping import Int
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
+from dinotxt_jax.downloads import cache_folder, check_sha256, download
 from dinotxt_jax.errors import UserError
 
 CLIP_VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -44,7 +40,6 @@ _CLIP_WORDS_AND_SPECIALS = regex.compile(
     regex.IGNORECASE,
 )
 _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
-_DOWNLOAD_TIMEOUT = 60.0
 
 
 def clean_caption(text: str) -> str:
@@ -101,7 +96,7 @@ class Tokenizer:
             "context_length": self.context_length,
             "vocabulary_size": self.vocabulary_size,
             "vocabulary": self.file,
-            "sha256": _sha256(self._content),
+            "sha256": hashlib.sha256(self._content).hexdigest(),
         }
 
     def save(self, directory: epath.PathLike) -> None:
@@ -275,21 +270,8 @@ def load_tokenizer(spec: Mapping[str, Any], directory: epath.PathLike) -> Tokeni
     path = epath.Path(directory) / TrainedTokenizer.file
     if not path.exists():
         raise UserError(f"{path} is missing; copy the whole model directory, or train it again.")
-    description = path.read_bytes()
-    _check_sha256(description, spec["sha256"], path, "restore the file saved with the model")
-    return TrainedTokenizer(description, spec["context_length"])
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _check_sha256(content: bytes, expected: str, origin: epath.PathLike, cure: str) -> None:
-    if _sha256(content) != expected:
-        raise UserError(
-            f"{origin} holds {len(content)} bytes with sha256 {_sha256(content)}, but {expected} "
-            f"is expected; {cure}."
-        )
+    check_sha256(path, spec["sha256"], "restore the file saved with the model")
+    return TrainedTokenizer(path.read_bytes(), spec["context_length"])
 
 
 def _lossless_engine(model: models.BPE) -> Engine:
@@ -320,36 +302,16 @@ def _clip_engine(vocabulary: bytes) -> Engine:
 
 
 def _read_clip_vocabulary(path: epath.PathLike) -> bytes:
-    if not epath.Path(path).is_file():
+    path = epath.Path(path)
+    if not path.is_file():
         raise UserError(
             f"the CLIP vocabulary {path} does not exist; give the path of {CLIP_VOCABULARY_FILE}, "
             "or none to have it downloaded."
         )
-    content = epath.Path(path).read_bytes()
-    cure = f"delete the file and fetch {CLIP_VOCABULARY_URL}"
-    _check_sha256(content, CLIP_VOCABULARY_SHA256, path, cure)
-    return content
+    check_sha256(path, CLIP_VOCABULARY_SHA256, f"delete it and fetch {CLIP_VOCABULARY_URL}")
+    return path.read_bytes()
 
 
 def _cached_clip_vocabulary() -> bytes:
-    """The vocabulary from the cache folder, put there first, verified and in one rename."""
-    cache = Path(os.environ.get("DINOTXT_CACHE", "~/.cache/dinotxt_jax")).expanduser()
-    path = cache / CLIP_VOCABULARY_FILE
-    if path.is_file():
-        return _read_clip_vocabulary(path)
-    try:
-        with urllib.request.urlopen(CLIP_VOCABULARY_URL, timeout=_DOWNLOAD_TIMEOUT) as response:
-            content: bytes = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise UserError(
-            f"the CLIP vocabulary could not be downloaded from {CLIP_VOCABULARY_URL} ({error}); "
-            f"put the file at {path}, give its path, or train a tokenizer on your captions."
-        ) from error
-    cure = f"put the official file at {path}"
-    _check_sha256(content, CLIP_VOCABULARY_SHA256, CLIP_VOCABULARY_URL, cure)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        partial = Path(folder) / CLIP_VOCABULARY_FILE
-        partial.write_bytes(content)
-        partial.replace(path)
-    return content
+    path = cache_folder() / CLIP_VOCABULARY_FILE
+    return download(CLIP_VOCABULARY_URL, path, CLIP_VOCABULARY_SHA256).read_bytes()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -73,3 +77,58 @@ def _converted(tmp_path_factory: pytest.TempPathFactory, *files: str) -> Path:
     sources = [GOLDENS / file for file in files]
     convert(sources, output, settings=parse_settings(heads), show_progress=False)
     return output
+
+
+@dataclass
+class Web:
+    """A web server on this machine.
+
+    Attributes:
+        folder: what it serves.
+        requests: (path, Range header) of every request.
+        cut: connections end after so many bytes of a file.
+        ranges: whether it can send a file from the middle on.
+    """
+
+    folder: Path
+    root: str = ""
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    cut: int | None = None
+    ranges: bool = True
+
+    def url(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    """Serves `web.folder` at `web.url(NAME)`."""
+    site = Web(tmp_path / "served")
+    site.folder.mkdir()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            site.requests.append((self.path, wanted))
+            file = site.folder / self.path.lstrip("/")
+            if not file.is_file():
+                return self.send_error(404)
+            content = file.read_bytes()
+            first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            first = first if site.ranges else 0
+            if first and first >= len(content):
+                return self.send_error(416)
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(len(content) - first))
+            self.end_headers()
+            self.wfile.write(content[first : len(content) if site.cut is None else site.cut])
+            return None
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        site.root = f"http://127.0.0.1:{server.server_port}"
+        yield site
+        server.shutdown()

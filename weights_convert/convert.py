@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from dinotxt_jax.downloads import sha256_of
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
 from dinotxt_jax.models.directory import (
@@ -24,7 +25,7 @@ from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
 from weights_convert.matching import Match, recognise
 from weights_convert.messages import listed, quoted
-from weights_convert.sources import open_source, sha256
+from weights_convert.sources import open_source
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _PARTS = ("backbone", "head", "text")
@@ -224,7 +225,7 @@ def _describe(
     bar = tqdm(total=total, desc="sha256", unit="B", unit_scale=True, disable=not show_progress)
     with bar:
         sources = tuple(
-            Source(match.path.name, sha256(match.path, bar.update)) for match in matches
+            Source(match.path.name, sha256_of(match.path, bar.update)) for match in matches
         )
     return ModelDescription(
         vision=inferred.vision,

@@ -1,7 +1,5 @@
 """Opens checkpoint files of any format as named arrays that are read one at a time."""
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -99,13 +97,3 @@ def _open_safetensors(path: Path) -> dict[str, SafetensorsArray]:
             f"{path} is not a complete .safetensors file ({error}); download it again."
         ) from error
     return arrays
-
-
-def sha256(path: Path, progress: Callable[[int], object]) -> str:
-    """The sha256 of a file, in hexadecimal; `progress` is told the bytes of each piece read."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**22):
-            digest.update(piece)
-            progress(len(piece))
-    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""Files from the network: fetched once into the cache folder, whole and checked.
+
+The cache folder is `$DINOTXT_CACHE`, or `~/.cache/dinotxt_jax`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+from etils import epath
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.progress import progress_bar
+
+_TIMEOUT = 60.0
+_PIECE = 2**20
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("DINOTXT_CACHE", "~/.cache/dinotxt_jax")).expanduser()
+
+
+def sha256_of(path: epath.PathLike, progress: Callable[[int], object] = lambda _: None) -> str:
+    """The sha256 of a file, in hexadecimal; `progress` is told the bytes of each piece read."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while piece := file.read(4 * _PIECE):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
+
+
+def check_sha256(path: epath.PathLike, expected: str, cure: str) -> None:
+    """Raises `UserError` unless a file has this sha256; `cure` says what to do."""
+    sizes: list[int] = []
+    found = sha256_of(path, sizes.append)
+    if found != expected:
+        raise UserError(
+            f"{path} holds {sum(sizes)} bytes with sha256 {found}, but {expected} is expected; "
+            f"{cure}."
+        )
+
+
+def download(url: str, path: Path, sha256: str = "") -> Path:
+    """A file from the network, from `path` if it is there already.
+
+    It appears under its name when it is complete. An interrupted download goes on where it stopped,
+    if the server can.
+
+    Args:
+        url: http(s).
+        path: where it is kept.
+        sha256: what it must have; "" checks its length only.
+
+    Raises:
+        UserError: it cannot be had, or is not what it should be.
+    """
+    cure = f"fetch {url} yourself and put it at {path}"
+    if path.is_file():
+        if sha256:
+            check_sha256(path, sha256, f"delete it, or {cure}")
+        return path
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.is_file():  # another process may have been faster
+                _fetch(url, partial)
+                if sha256:
+                    check_sha256(partial, sha256, f"{url} sent another file; {cure}")
+                partial.replace(path)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(
+            f"{url} could not be downloaded ({error}); try again, or {cure}."
+        ) from error
+    except UserError:
+        partial.unlink(missing_ok=True)  # complete, and wrong: there is nothing to go on with
+        raise
+    return path
+
+
+def _fetch(url: str, partial: Path) -> None:
+    """Writes what the server sends, behind what an earlier try has left."""
+    done = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if done and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            partial.unlink()
+            return _fetch(url, partial)
+        raise
+    with response:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            done = 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        name = partial.name.removesuffix(".partial")
+        with (
+            partial.open("ab" if done else "wb") as file,
+            progress_bar(total, done, "B", f"downloading {name}", unit_scale=True) as bar,
+        ):
+            while piece := response.read(_PIECE):
+                file.write(piece)
+                bar.update(len(piece))
+    found = partial.stat().st_size
+    if total is not None and found != total:
+        raise OSError(f"the connection ended after {found} of {total} bytes")
