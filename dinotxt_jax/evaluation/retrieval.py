@@ -15,7 +15,7 @@ from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, TaskConfig, check_image_size
 from dinotxt_jax.data.pipeline import evaluation_batches
 from dinotxt_jax.data.sources import open_source
-from dinotxt_jax.data.transforms import EvalTransform
+from dinotxt_jax.data.transforms import EvalTransform, is_random
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference import Model
 from dinotxt_jax.progress import progress_bar
@@ -124,7 +124,7 @@ def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: st
             raise UserError(
                 f"the task {name} has kind={task.kind!r}, which is unknown; choose retrieval."
             )
-        if task.data.augmentation == "random_resized_crop":
+        if is_random(task.data):
             raise UserError(
                 f"the task {name} would be evaluated on random crops; set its data.augmentation "
                 "to center_crop or squash."
