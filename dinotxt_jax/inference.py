@@ -52,9 +52,41 @@ class Backbone:
         """
         return _run(self._graphdef, self._arrays, "__call__", (), jnp.asarray(images))
 
-    def hidden_tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "l b t d"]:
-        """[class, registers, patches] after every block, before the final LayerNorm."""
-        return _run(self._graphdef, self._arrays, "hidden_tokens", (), jnp.asarray(images))
+    def intermediate_layers(
+        self,
+        images: Float[Array, "b h w 3"],
+        layers: int | Sequence[int] = 1,
+        *,
+        normalize: bool = True,
+        as_grid: bool = False,
+    ) -> list[VisionOutput]:
+        """Tokens after some blocks, as the official `get_intermediate_layers` gives them.
+
+        Args:
+            images: RGB, normalised with `description.preprocessing`.
+            layers: the last so many blocks, or their numbers from 0 (negative ones count from the
+                end).
+            normalize: apply the final LayerNorm to them.
+            as_grid: patch tokens as [b gh gw d] instead of [b n d].
+
+        Returns:
+            One `VisionOutput` a layer, in the order asked for.
+
+        Raises:
+            UserError: a block that does not exist, or one twice.
+        """
+        depth = self.config.depth
+        numbers = range(depth - layers, depth) if isinstance(layers, int) else layers
+        chosen = tuple(n + depth if n < 0 else n for n in numbers)
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(depth)):
+            raise UserError(
+                f"layers={layers!r} does not name blocks of this backbone, which has {depth}; give "
+                f"a number from 1 to {depth}, or different block numbers from 0 to {depth - 1}."
+            )
+        options = (chosen, normalize, as_grid)
+        return _run(
+            self._graphdef, self._arrays, "intermediate_layers", options, jnp.asarray(images)
+        )
 
 
 class Model:

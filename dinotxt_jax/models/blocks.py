@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from dinotxt_jax.models.layers import Dense, DTypes, Initializer, LayerNorm, LayerScale, normal
+from dinotxt_jax.models.rope import Rotation, rotate
 from dinotxt_jax.sharding import constrain
 
 REMAT_POLICIES = ("none", "full", "dots")
@@ -48,6 +50,7 @@ class BlockConfig:
         dim, num_heads, mlp_hidden_dim: widths; `dim` is a multiple of `num_heads`.
         mlp: "mlp" (fc1, exact GELU, fc2) or "swiglu" (silu(gate) * up, down).
         qkv_bias: whether the query/key/value projection has a bias (the others always do).
+        qkv_bias_mask: whether that bias is multiplied by a stored mask.
         layer_scale: initial LayerScale factor, or None for no LayerScale.
         causal: tokens see only themselves and what is before them.
         drop_path: probability that an example skips a branch in training.
@@ -60,6 +63,7 @@ class BlockConfig:
     mlp_hidden_dim: int
     mlp: str = "mlp"
     qkv_bias: bool = True
+    qkv_bias_mask: bool = False
     layer_scale: float | None = None
     causal: bool = False
     drop_path: float = 0.0
@@ -98,6 +102,7 @@ class Attention(nnx.Module):
             (3, heads, width),
             ("embed", "qkv", "heads", "head_dim"),
             use_bias=config.qkv_bias,
+            use_bias_mask=config.qkv_bias_mask,
             initializer=into,
             dtypes=dtypes,
             rngs=rngs,
@@ -112,8 +117,12 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], rotation: Rotation | None = None
+    ) -> Float[Array, "b n d"]:
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         y = attention(query, key, value, causal=self.causal, softmax_dtype=self.softmax_dtype)
         return self.out(y)
 
@@ -163,10 +172,13 @@ class Block(nnx.Module):
         self.layer_scale2 = None if scale is None else LayerScale(config.dim, scale, **common)
 
     def __call__(
-        self, x: Float[Array, "b n d"], key: jax.Array | None = None
+        self,
+        x: Float[Array, "b n d"],
+        key: jax.Array | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Array, "b n d"]:
         def attend(rows: jax.Array) -> jax.Array:
-            y = self.attention(self.norm1(rows))
+            y = self.attention(self.norm1(rows), rotation)
             return y if self.layer_scale1 is None else self.layer_scale1(y)
 
         def transform(rows: jax.Array) -> jax.Array:
@@ -254,8 +266,9 @@ def apply_stack(
     *,
     key: jax.Array | None = None,
     remat: str = "none",
-    keep_layers: bool = False,
-) -> tuple[Float[Array, "b n d"], Float[Array, "l b n d"] | None]:
+    rotation: Rotation | None = None,
+    keep: Sequence[int] = (),
+) -> tuple[Float[Array, "b n d"], Float[Array, "l b n d"]]:
     """Runs stacked blocks one after the other with `jax.lax.scan`.
 
     Args:
@@ -264,20 +277,27 @@ def apply_stack(
         key: randomness for drop path; None evaluates without.
         remat: what the backward pass recomputes: "none", "full" (everything), "dots" (all but
             matrix products).
-        keep_layers: also return the output of every block.
+        rotation: rotary positions of the tokens, the same in every block.
+        keep: numbers of blocks, from 0, whose outputs are returned too; only these take memory.
 
     Returns:
-        The last block's output, and every block's if `keep_layers`.
+        The last block's output, and those of the blocks `keep`, in that order.
     """
     graphdef, state = nnx.split(blocks)
     arrays = nnx.to_pure_dict(state)
     num_layers = jax.tree.leaves(arrays)[0].shape[0]
     keys = None if key is None else jax.random.split(key, num_layers)
+    # Where each block's output is kept; what nobody asked for goes to one place behind the others.
+    places = np.full(num_layers, len(keep))
+    places[list(keep)] = np.arange(len(keep))
 
-    def body(x: jax.Array, layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, Any]:
-        block_arrays, block_key = layer
-        x = nnx.merge(graphdef, block_arrays)(x, block_key)
-        return x, x if keep_layers else None
+    def body(carry: Any, layer: Any) -> tuple[Any, None]:
+        x, kept = carry
+        block_arrays, block_key, place = layer
+        x = nnx.merge(graphdef, block_arrays)(x, block_key, rotation)
+        if keep:
+            kept = jax.lax.dynamic_update_index_in_dim(kept, x, place, axis=0)
+        return (x, kept), None
 
     if remat == "full":
         body = jax.checkpoint(body)
@@ -285,4 +305,7 @@ def apply_stack(
         body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_saveable)
     elif remat != "none":
         raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT_POLICIES)}")
-    return jax.lax.scan(body, constrain(x, "batch", "tokens", None), (arrays, keys))
+    kept = jnp.zeros((len(keep) + 1 if keep else 0, *x.shape), x.dtype)
+    x = constrain(x, "batch", "tokens", None)
+    (x, kept), _ = jax.lax.scan(body, (x, kept), (arrays, keys, places))
+    return x, kept[: len(keep)]

@@ -152,10 +152,9 @@ class DinoTxt(nnx.Module):
 
     def encode_patches(self, images: Float[Array, "b h w 3"]) -> ImageFeatures:
         """The head's class token [b d] and patch tokens as a grid [b gh gw d]."""
-        patch = self.config.vision.patch_size
         features = self.encode_tokens(self.backbone.tokens(images))
-        grid = (images.shape[1] // patch, images.shape[2] // patch)
         patches = features.patch_tokens
+        grid = self.backbone.grid(images)
         return ImageFeatures(
             features.class_token, patches.reshape(patches.shape[0], *grid, patches.shape[-1])
         )

@@ -60,7 +60,10 @@ def normal(stddev: float) -> Initializer:
 
 
 class Dense(nnx.Module):
-    """`x @ kernel + bias` over one or several trailing dimensions."""
+    """`x @ kernel + bias` over one or several trailing dimensions.
+
+    With `use_bias_mask` the bias is multiplied by a stored mask (DINOv3's keys have no bias).
+    """
 
     def __init__(
         self,
@@ -72,20 +75,26 @@ class Dense(nnx.Module):
         initializer: Initializer,
         dtypes: DTypes,
         rngs: nnx.Rngs,
+        use_bias_mask: bool = False,
     ):
         self.contracted = len(inputs)
         self.dtype = dtypes.compute
         self.kernel = parameter(rngs, initializer, inputs + outputs, axes, dtypes)
-        self.bias = (
-            parameter(rngs, constant(0.0), outputs, axes[len(inputs) :], dtypes)
-            if use_bias
-            else None
+        rest = axes[len(inputs) :]
+        self.bias = parameter(rngs, constant(0.0), outputs, rest, dtypes) if use_bias else None
+        self.bias_mask = (
+            parameter(rngs, constant(1.0), outputs, rest, dtypes) if use_bias_mask else None
         )
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         kernel = self.kernel[...].astype(self.dtype)
         y = jnp.tensordot(x.astype(self.dtype), kernel, self.contracted)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[...]
+        if self.bias_mask is not None:
+            bias = bias * self.bias_mask[...]
+        return y + bias.astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):

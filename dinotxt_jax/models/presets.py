@@ -1,25 +1,36 @@
-"""Architectures with a name: the released DINOv2 sizes and the dino.txt built on each.
+"""Architectures with a name: the released DINOv2 and DINOv3 sizes and the dino.txt built on each.
 
-Source: `dinov2/hub/backbones.py` (backbones, positions of 518 px / 14 = 37 patches a side) and
-`dinov2/hub/dinotxt.py` (head and text transformer) of facebookresearch/dinov2.
+Sources: `dinov2/hub/backbones.py` (positions of 518 px / 14 = 37 patches a side) and
+`dinov2/hub/dinotxt.py` (head and text transformer) of facebookresearch/dinov2;
+`dinov3/hub/backbones.py` of facebookresearch/dinov3.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 from dinotxt_jax.models.dinotxt import DinoTxtConfig, HeadConfig, swiglu_hidden_dim
 from dinotxt_jax.models.text import TextConfig
 from dinotxt_jax.models.vit import VisionConfig
 
-_SIZES = {  # dim, depth, heads
+_DINOV2_SIZES = {  # dim, depth, heads
     "vits14": (384, 12, 6),
     "vitb14": (768, 12, 12),
     "vitl14": (1024, 24, 16),
     "vitg14": (1536, 40, 24),
 }
+_DINOV3_SIZES = {  # dim, depth, heads, mlp, hidden width
+    "vits16": (384, 12, 6, "mlp", 1536),
+    "vits16plus": (384, 12, 6, "swiglu", 1536),
+    "vitb16": (768, 12, 12, "mlp", 3072),
+    "vitl16": (1024, 24, 16, "mlp", 4096),
+    "vith16plus": (1280, 32, 20, "swiglu", 5120),
+    "vit7b16": (4096, 40, 32, "swiglu", 8192),
+}
 
 
 def _dinov2(name: str, registers: int) -> VisionConfig:
-    dim, depth, heads = _SIZES[name]
+    dim, depth, heads = _DINOV2_SIZES[name]
     swiglu = name == "vitg14"
     return VisionConfig(
         patch_size=14,
@@ -33,11 +44,32 @@ def _dinov2(name: str, registers: int) -> VisionConfig:
     )
 
 
+def _dinov3(name: str) -> VisionConfig:
+    dim, depth, heads, mlp, hidden = _DINOV3_SIZES[name]
+    largest = name == "vit7b16"
+    return VisionConfig(
+        patch_size=16,
+        dim=dim,
+        depth=depth,
+        num_heads=heads,
+        mlp=mlp,
+        mlp_hidden_dim=hidden,
+        num_registers=4,
+        positions="rope",
+        qkv_bias=not largest,
+        qkv_bias_mask=not largest,
+        local_class_norm=largest,
+        layer_norm_epsilon=1e-5,
+    )
+
+
 PRESETS: dict[str, VisionConfig] = {
     f"dinov2_{name}{suffix}": _dinov2(name, registers)
-    for name in _SIZES
+    for name in _DINOV2_SIZES
     for suffix, registers in (("", 0), ("_reg", 4))
-} | {
+}
+PRESETS |= {f"dinov3_{name}": _dinov3(name) for name in _DINOV3_SIZES}
+PRESETS |= {
     "vit_tiny_patch16_224": VisionConfig(
         patch_size=16,
         dim=192,
@@ -49,6 +81,34 @@ PRESETS: dict[str, VisionConfig] = {
         mask_token=False,
     )
 }
+
+# What differs between files of one architecture: how positions are stored and brought to another
+# size, and arrays that are carried along unused.
+_STORAGE = {
+    "position_grid",
+    "position_interpolation",
+    "class_position",
+    "rope_theta",
+    "qkv_bias_mask",
+    "mask_token",
+    "local_class_norm",
+}
+
+
+def differences(vision: VisionConfig, preset: str) -> list[str]:
+    """Where a backbone departs from the architecture of that name, as readable clauses."""
+    expected = PRESETS[preset]
+    return [
+        f"{field.name} is {getattr(vision, field.name)} instead of {getattr(expected, field.name)}"
+        for field in dataclasses.fields(VisionConfig)
+        if field.name not in _STORAGE
+        and getattr(vision, field.name) != getattr(expected, field.name)
+    ]
+
+
+def find_preset(vision: VisionConfig) -> str | None:
+    """The name of a backbone's architecture, if it has one."""
+    return next((name for name in PRESETS if not differences(vision, name)), None)
 
 
 def head_for(vision: VisionConfig, num_blocks: int = 2, num_heads: int | None = None) -> HeadConfig:

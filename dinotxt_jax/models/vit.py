@@ -1,7 +1,8 @@
-"""The vision transformer of DINOv2; with LayerScale off also the plain ViT of timm.
+"""The vision transformer of DINOv2 and DINOv3; with LayerScale off also the plain ViT of timm.
 
-Source: `dinov2/models/vision_transformer.py` of facebookresearch/dinov2; arXiv 2304.07193 and,
-for register tokens, arXiv 2309.16588.
+Sources: `dinov2/models/vision_transformer.py` of facebookresearch/dinov2 (arXiv 2304.07193, and
+2309.16588 for register tokens); `dinov3/models/vision_transformer.py` of facebookresearch/dinov3
+(arXiv 2508.10104), whose "storage tokens" are called registers here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float
 
 from dinotxt_jax.models.blocks import Block, BlockConfig, apply_stack, stack
 from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, normal, parameter
+from dinotxt_jax.models.rope import Rotation, make_periods, make_rotation
 from dinotxt_jax.sharding import constrain
 
 
@@ -30,12 +32,19 @@ class VisionConfig:
         dim, depth, num_heads: width, number of blocks, attention heads.
         mlp, mlp_hidden_dim: "mlp" or "swiglu", and the hidden width.
         num_registers: register tokens between the class token and the patch tokens.
-        position_grid: side of the stored table of positions, in patches.
-        position_interpolation: how the table is brought to another grid (`interpolate_positions`).
+        positions: "learned" (a table, added to tokens) or "rope" (`models.rope`).
+        position_grid: learned: side of the stored table, in patches.
+        position_interpolation: learned: how the table is brought to another grid
+            (`interpolate_positions`).
+        class_position: learned: whether the table has a row for the class token.
+        rope_theta: rope: the longest period; what a checkpoint stores takes precedence.
         layer_scale: whether branches are scaled per channel.
         qkv_bias: whether the query/key/value projection has a bias.
+        qkv_bias_mask: whether the checkpoint carries a mask on it (DINOv3).
         layer_norm_epsilon: added to the variance.
-        mask_token: whether the checkpoint carries DINOv2's mask token (kept, never used here).
+        mask_token: whether the checkpoint carries the mask token of pretraining (kept, never used).
+        local_class_norm: whether it carries DINOv3's norm of class tokens of local crops (kept,
+            never used).
     """
 
     patch_size: int
@@ -45,12 +54,17 @@ class VisionConfig:
     mlp_hidden_dim: int
     mlp: str = "mlp"
     num_registers: int = 0
+    positions: str = "learned"
     position_grid: int = 37
     position_interpolation: str = "antialias"
+    class_position: bool = True
+    rope_theta: float = 100.0
     layer_scale: bool = True
     qkv_bias: bool = True
+    qkv_bias_mask: bool = False
     layer_norm_epsilon: float = 1e-6
     mask_token: bool = True
+    local_class_norm: bool = False
 
     def block(self) -> BlockConfig:
         """The configuration of one block."""
@@ -60,6 +74,7 @@ class VisionConfig:
             mlp_hidden_dim=self.mlp_hidden_dim,
             mlp=self.mlp,
             qkv_bias=self.qkv_bias,
+            qkv_bias_mask=self.qkv_bias_mask,
             layer_scale=1e-5 if self.layer_scale else None,
             layer_norm_epsilon=self.layer_norm_epsilon,
         )
@@ -77,7 +92,7 @@ class VisionOutput(NamedTuple):
 
 
 class VisionTransformer(nnx.Module):
-    """A DINOv2 (or plain) vision transformer."""
+    """A DINOv2, DINOv3 or plain vision transformer."""
 
     def __init__(self, config: VisionConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
         self.config = config
@@ -103,17 +118,36 @@ class VisionTransformer(nnx.Module):
         self.mask_token = (
             parameter(rngs, normal(1e-6), (dim,), ("embed",), dtypes) if config.mask_token else None
         )
-        self.position_embedding = parameter(
-            rngs,
-            jax.nn.initializers.truncated_normal(0.02),
-            (1 + config.position_grid**2, dim),
-            ("positions", "embed"),
-            dtypes,
+        rope = config.positions == "rope"
+        self.position_embedding = (
+            None
+            if rope
+            else parameter(
+                rngs,
+                jax.nn.initializers.truncated_normal(0.02),
+                (config.class_position + config.position_grid**2, dim),
+                ("positions", "embed"),
+                dtypes,
+            )
+        )
+        # Periods are never rounded to the dtype of other arrays: it would move every patch.
+        self.rope_periods = (
+            nnx.Param(
+                jnp.asarray(make_periods(config.rope_theta, dim // config.num_heads)),
+                logical_axes=("positions",),
+            )
+            if rope
+            else None
         )
         self.blocks = stack(
             lambda rngs: Block(config.block(), dtypes=dtypes, rngs=rngs), config.depth, rngs
         )
         self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
+        self.local_class_norm = (
+            LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
+            if config.local_class_norm
+            else None
+        )
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
         """Class, register and patch tokens of normalised images.
@@ -125,14 +159,37 @@ class VisionTransformer(nnx.Module):
 
     def tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
         """All tokens [class, registers, patches] after the final LayerNorm."""
-        x, _ = apply_stack(self.blocks, self.embed(images))
+        x, _ = apply_stack(self.blocks, self.embed(images), rotation=self.rotation(images))
         return self.norm(x)
 
-    def hidden_tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "l b t d"]:
-        """All tokens after every block, before the final LayerNorm."""
-        _, layers = apply_stack(self.blocks, self.embed(images), keep_layers=True)
-        assert layers is not None
-        return layers
+    def intermediate_layers(
+        self,
+        images: Float[Array, "b h w 3"],
+        layers: tuple[int, ...],
+        normalize: bool = True,
+        as_grid: bool = False,
+    ) -> list[VisionOutput]:
+        """Tokens after some blocks.
+
+        Args:
+            images: normalised.
+            layers: numbers of blocks from 0, each once.
+            normalize: apply the final LayerNorm to them.
+            as_grid: patch tokens as [b gh gw d] instead of [b n d].
+        """
+        x, rotation = self.embed(images), self.rotation(images)
+        _, kept = apply_stack(self.blocks, x, rotation=rotation, keep=layers)
+        outputs = [self.split_tokens(self.norm(x) if normalize else x) for x in kept]
+        if not as_grid:
+            return outputs
+        return [
+            out._replace(
+                patch_tokens=out.patch_tokens.reshape(
+                    len(images), *self.grid(images), self.config.dim
+                )
+            )
+            for out in outputs
+        ]
 
     def split_tokens(self, tokens: Float[Array, "b t d"]) -> VisionOutput:
         """[class, registers, patches] taken apart."""
@@ -142,65 +199,98 @@ class VisionTransformer(nnx.Module):
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
         """What enters the first block: patches and class token with positions, and registers."""
         patch = self.config.patch_size
-        batch, height, width, _ = images.shape
-        if height % patch or width % patch:
+        rows, columns = self.grid(images)
+        patches = einops.rearrange(
+            images[:, : rows * patch, : columns * patch],
+            "b (gh ph) (gw pw) c -> b (gh gw) ph pw c",
+            ph=patch,
+            pw=patch,
+        )
+        x = self.patch_embed(constrain(patches, "batch", "tokens", None, None, None))
+        first = self.class_token[...][None]
+        if self.position_embedding is not None:
+            table = self.position_embedding[...].astype("float32")
+            class_rows = int(self.config.class_position)
+            positions = interpolate_positions(
+                table[class_rows:], (rows, columns), self.config.position_interpolation
+            )
+            x = x + positions.astype(x.dtype)
+            if class_rows:
+                first = first.astype(x.dtype) + table[:1].astype(x.dtype)
+
+        def repeated(tokens: Float[Array, "r d"]) -> Float[Array, "b r d"]:
+            return jnp.broadcast_to(tokens.astype(x.dtype), (len(images), *tokens.shape))
+
+        registers = () if self.register_tokens is None else (repeated(self.register_tokens[...]),)
+        return jnp.concatenate([repeated(first), *registers, x], axis=1)
+
+    def grid(self, images: Float[Array, "b h w 3"]) -> tuple[int, int]:
+        """Rows and columns of patches.
+
+        Raises:
+            ValueError: height or width is not a multiple of the patch size, or, for models with
+                rotary positions (which leave out a remainder, as DINOv3 does), less than a patch.
+        """
+        patch = self.config.patch_size
+        height, width = images.shape[1:3]
+        remainder = height % patch or width % patch
+        if min(height, width) < patch or (remainder and self.config.positions != "rope"):
             raise ValueError(
                 f"an image of {height}x{width} pixels does not consist of {patch}x{patch} patches; "
                 f"resize it to multiples of {patch}"
             )
-        patches = einops.rearrange(
-            images, "b (gh ph) (gw pw) c -> b (gh gw) ph pw c", ph=patch, pw=patch
+        return height // patch, width // patch
+
+    def rotation(self, images: Float[Array, "b h w 3"]) -> Rotation | None:
+        """Rotary positions of all tokens, for models that have them."""
+        if self.rope_periods is None:
+            return None
+        return make_rotation(
+            self.rope_periods[...], self.grid(images), 1 + self.config.num_registers
         )
-        x = self.patch_embed(constrain(patches, "batch", "tokens", None, None, None))
-        positions = interpolate_positions(
-            self.position_embedding[...].astype("float32"),
-            (height // patch, width // patch),
-            self.config.position_interpolation,
-        ).astype(x.dtype)
-
-        def repeated(tokens: Float[Array, "r d"]) -> Float[Array, "b r d"]:
-            return jnp.broadcast_to(tokens.astype(x.dtype), (batch, *tokens.shape))
-
-        parts = [repeated(self.class_token[...][None] + positions[:1]), x + positions[1:]]
-        if self.register_tokens is not None:
-            parts.insert(1, repeated(self.register_tokens[...]))
-        return jnp.concatenate(parts, axis=1)
 
 
 def interpolate_positions(
-    table: Float[Array, "1+g*g d"], grid: tuple[int, int], rule: str
-) -> Float[Array, "1+n d"]:
-    """Position embeddings for a grid of patches, the class token's first.
+    table: Float[Array, "g*g d"], grid: tuple[int, int], rule: str
+) -> Float[Array, "n d"]:
+    """Position embeddings for a grid of patches.
 
     Args:
         table: the stored positions of a square grid, float32.
         grid: rows and columns of patches wanted. A square grid of the stored size takes the table
             as it is; everything else is interpolated.
         rule: "antialias": Keys cubic a = -0.5, antialiased, to the size (DINOv2 with registers,
-            timm); "offset": cubic a = -0.75, not antialiased, edges clamped, by the scale
-            (n + 0.1) / g (DINOv2 without registers, whose 0.1 guarded against rounding).
+            timm); "bicubic": a = -0.75, not antialiased, edges clamped, to the size (Dinov2 of
+            transformers); "offset": as that, but by the scale (n + 0.1) / g (official DINOv2
+            without registers, whose 0.1 guarded against rounding).
 
     Raises:
         ValueError: unknown rule.
     """
-    stored = round((table.shape[0] - 1) ** 0.5)
+    stored = round(table.shape[0] ** 0.5)
     if grid == (stored, stored):
         return table
-    square = table[1:].reshape(stored, stored, -1)
+    square = table.reshape(stored, stored, -1)
     if rule == "antialias":
         resized = jax.image.resize(square, (*grid, square.shape[-1]), "cubic", antialias=True)
-    elif rule == "offset":
-        rows, columns = (_offset_cubic_weights(stored, n) for n in grid)
+    elif rule in _SCALE_OFFSETS:
+        rows, columns = (_cubic_weights(stored, n, _SCALE_OFFSETS[rule]) for n in grid)
         resized = jnp.einsum("in,jm,nmd->ijd", rows, columns, square, precision="highest")
     else:
-        raise ValueError(f"position interpolation {rule!r} is neither 'antialias' nor 'offset'")
-    return jnp.concatenate([table[:1], resized.reshape(-1, square.shape[-1])])
+        raise ValueError(
+            f"position interpolation {rule!r} is none of {', '.join(POSITION_INTERPOLATIONS)}"
+        )
+    return resized.reshape(-1, square.shape[-1])
 
 
-def _offset_cubic_weights(stored: int, new: int) -> Float[np.ndarray, "n g"]:
-    """Weights of PyTorch's bicubic resampling, with DINOv2's scale of (new + 0.1) / stored."""
+_SCALE_OFFSETS = {"bicubic": 0.0, "offset": 0.1}
+POSITION_INTERPOLATIONS = ("antialias", *_SCALE_OFFSETS)
+
+
+def _cubic_weights(stored: int, new: int, offset: float) -> Float[np.ndarray, "n g"]:
+    """Weights of PyTorch's bicubic resampling with the scale (new + offset) / stored."""
     a = -0.75
-    centres = (np.arange(new) + 0.5) * stored / (new + 0.1) - 0.5
+    centres = (np.arange(new) + 0.5) * stored / (new + offset) - 0.5
     first = np.floor(centres).astype(int) - 1
     weights = np.zeros((new, stored))
     for tap in range(4):

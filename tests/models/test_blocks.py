@@ -34,13 +34,14 @@ def tokens(batch: int = 4, n: int = 5, dim: int = 16) -> jax.Array:
 def test_a_stack_is_its_layers_one_after_the_other() -> None:
     stacked, x = blocks(), tokens()
     graphdef, state = nnx.split(stacked)
-    found, layers = apply_stack(stacked, x, keep_layers=True)
-    assert layers is not None
+    found, layers = apply_stack(stacked, x, keep=(0, 1, 2))
     for layer in range(3):
         arrays = jax.tree.map(lambda leaf, layer=layer: leaf[layer], nnx.to_pure_dict(state))
         x = nnx.merge(graphdef, arrays)(x)
         np.testing.assert_allclose(layers[layer], x, rtol=0, atol=2e-6)
     np.testing.assert_array_equal(found, layers[-1])
+    _, some = apply_stack(stacked, tokens(), keep=(2, 0))
+    np.testing.assert_array_equal(some, layers[jnp.array([2, 0])])
 
 
 def test_stacked_layers_are_initialised_differently_and_name_the_layer_axis() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,9 +12,14 @@ import pytest
 from flax import nnx
 
 import dinotxt_jax as dt
+from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.presets import PRESETS
-from dinotxt_jax.models.vit import VisionTransformer, interpolate_positions
+from dinotxt_jax.models.vit import (
+    POSITION_INTERPOLATIONS,
+    VisionTransformer,
+    interpolate_positions,
+)
 from weights_convert.architecture import parse_settings
 from weights_convert.convert import convert
 
@@ -30,7 +37,6 @@ def check_backbone(model: Path, folder: Path, name: str) -> None:
     backbone = dt.load_backbone(model)
     images = np.load(folder / "images.npz")
     expected = np.load(folder / f"{name}_out.npz")
-    first_patch = 1 + backbone.config.num_registers
     for size in SIZES:
         x = channels_last(images[f"image_{size}"])
         out = backbone(x)
@@ -39,10 +45,11 @@ def check_backbone(model: Path, folder: Path, name: str) -> None:
             "x_norm_regtokens": out.register_tokens,
             "x_norm_patchtokens": out.patch_tokens,
         }
-        hidden = np.asarray(backbone.hidden_tokens(x))
-        for layer in range(backbone.config.depth):
-            found[f"inter{layer}_patch_nonorm"] = hidden[layer][:, first_patch:]
-            found[f"inter{layer}_cls_nonorm"] = hidden[layer][:, 0]
+        for normalize, suffix in ((True, ""), (False, "_nonorm")):
+            layers = backbone.intermediate_layers(x, backbone.config.depth, normalize=normalize)
+            for number, layer in enumerate(layers):
+                found[f"inter{number}_patch{suffix}"] = layer.patch_tokens
+                found[f"inter{number}_cls{suffix}"] = layer.class_token
         compared = [key for key in found if f"{size}/{key}" in expected]
         assert set(compared) >= {"x_norm_clstoken", "x_norm_patchtokens"}
         for key in compared:
@@ -73,22 +80,23 @@ def test_positions_are_interpolated_with_the_offset_of_models_without_registers(
     goldens: Path,
 ) -> None:
     tables = np.load(goldens / "backbones" / "positions_offset.npz")
-    stored = jnp.asarray(tables["98x98"])
+    stored = jnp.asarray(tables["98x98"])[1:]
     for grid in ((4, 6), (9, 9)):
-        expected = tables[f"{grid[0] * 14}x{grid[1] * 14}"]
+        expected = tables[f"{grid[0] * 14}x{grid[1] * 14}"][1:]
         found = interpolate_positions(stored, grid, "offset")
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
-def test_the_two_interpolation_rules_differ() -> None:
-    table = jnp.asarray(np.random.default_rng(0).normal(size=(50, 8)), "float32")
-    offset, antialias = (interpolate_positions(table, (4, 6), r) for r in ("offset", "antialias"))
-    assert np.abs(offset - antialias).max() > 0.05
+def test_the_interpolation_rules_differ() -> None:
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(49, 8)), "float32")
+    resized = [interpolate_positions(table, (4, 6), rule) for rule in POSITION_INTERPOLATIONS]
+    for one, other in itertools.combinations(resized, 2):
+        assert np.abs(one - other).max() > 0.005
 
 
 def test_a_grid_of_the_stored_size_takes_the_table_as_it_is() -> None:
-    table = jnp.arange(50.0 * 3).reshape(50, 3)
-    for rule in ("offset", "antialias"):
+    table = jnp.arange(49.0 * 3).reshape(49, 3)
+    for rule in POSITION_INTERPOLATIONS:
         assert interpolate_positions(table, (7, 7), rule) is table
 
 
@@ -113,13 +121,43 @@ def test_images_that_do_not_consist_of_patches_are_refused(tiny_backbone: Path) 
         ("dinov2_vitl14_reg", 304.37),
         ("dinov2_vitg14", 1136.48),
         ("vit_tiny_patch16_224", 5.52),
+        ("dinov3_vits16", 21.597),
+        ("dinov3_vits16plus", 28.693),
+        ("dinov3_vitb16", 85.660),
+        ("dinov3_vitl16", 303.129),
+        ("dinov3_vith16plus", 840.593),
+        ("dinov3_vit7b16", 6716.035),
     ],
 )
 def test_presets_have_the_released_number_of_parameters(preset: str, millions: float) -> None:
-    """Counts of the released files (mask token included); ViT-Ti without its classifier."""
+    """DINOv2: of the released files, mask token included; ViT-Ti without its classifier; DINOv3:
+    what transformers counts, which knows neither masks, periods nor the masked third of a bias."""
     config = PRESETS[preset]
     state = nnx.state(
         nnx.eval_shape(lambda: VisionTransformer(config, dtypes=DTypes(), rngs=nnx.Rngs(0)))
     )
-    count = sum(np.prod(v.shape) for _, v in nnx.to_flat_state(state))
-    assert count / 1e6 == pytest.approx(millions, abs=0.01)
+    count = sum(math.prod(v.shape) for _, v in nnx.to_flat_state(state))
+    if config.positions == "rope":
+        masked = config.depth * config.dim * (3 + 1) * config.qkv_bias_mask
+        unused = 2 * config.dim * config.local_class_norm
+        count -= masked + unused + config.dim // config.num_heads // 4
+    assert count / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+def test_unknown_blocks_are_refused(tiny_backbone: Path) -> None:
+    backbone = dt.load_backbone(tiny_backbone)
+    images = np.zeros((1, 28, 28, 3), np.float32)
+    for layers in (0, 4, (3,), (-4,), (1, -2), ()):
+        with pytest.raises(UserError, match="does not name blocks of this backbone, which has 3"):
+            backbone.intermediate_layers(images, layers)
+
+
+def test_intermediate_layers_come_in_the_order_asked_for_and_as_a_grid(tiny_backbone: Path) -> None:
+    backbone = dt.load_backbone(tiny_backbone)
+    images = np.random.default_rng(0).normal(size=(2, 28, 42, 3)).astype(np.float32)
+    last, first = backbone.intermediate_layers(images, (-1, 0), as_grid=True)
+    assert last.patch_tokens.shape == first.patch_tokens.shape == (2, 2, 3, 64)
+    out = backbone(images)
+    np.testing.assert_allclose(last.patch_tokens.reshape(2, 6, 64), out.patch_tokens, atol=1e-6)
+    np.testing.assert_allclose(last.register_tokens, out.register_tokens, atol=1e-6)
+    assert np.abs(first.class_token - out.class_token).max() > 0.1
