@@ -1,18 +1,26 @@
-"""Arrays on disk: the one module that calls Orbax (its v1 API).
+"""Arrays on disk: the one module that calls Orbax (its v1 API), and TensorStore below it.
 
 A tree of arrays is stored in named parts that can be read one without the others. Reading always
 states shapes, dtypes and shardings; otherwise Orbax would silently reuse the saved placement.
+
+Models larger than memory are written, and read back, one layer at a time: Orbax lays out the
+folder, and TensorStore, in whose format (Zarr v3 in an OCDBT database) Orbax stores arrays, fills
+it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import logging as std_logging
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import tensorstore
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -32,6 +40,111 @@ def _absolute(path: epath.PathLike) -> str:
 def save_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> None:
     """Writes `{part: tree of arrays}` (numpy or jax) to a new folder, atomically."""
     ocp.save_checkpointables(_absolute(path), dict(parts))
+
+
+class Piece(NamedTuple):
+    """A part of an array: all of it, or one layer of a stack.
+
+    Attributes:
+        place: its names from the part on.
+        layer: index on the first dimension; None for all of it.
+        values: the elements.
+    """
+
+    place: tuple[str, ...]
+    layer: int | None
+    values: np.ndarray
+
+
+def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Iterable[Piece]) -> None:
+    """Writes what `save_arrays` would, holding about one piece in memory.
+
+    Args:
+        path: a new folder.
+        parts: `{part: tree}` of arrays, which are written as they are, and of
+            `jax.ShapeDtypeStruct`, which `pieces` fill.
+        pieces: all pieces of one array before those of the next, in order of their layers.
+    """
+    empty = jax.tree.map(
+        # A zero seen as an array of any size takes no memory, and hardly any on disk.
+        lambda leaf: (
+            np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else leaf
+        ),
+        dict(parts),
+    )
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False
+    context.array.saving.scoped_storage_options_creator = _one_chunk_a_layer
+    with context:
+        ocp.save_checkpointables(_absolute(path), empty)
+    for place, group in itertools.groupby(pieces, key=lambda piece: piece.place):
+        array = _open(path, place)
+        if not _in_layers(array.shape, array.dtype.numpy_dtype.itemsize):
+            _write_whole(array, group)
+            continue
+        for piece in group:
+            array[piece.layer].write(piece.values).result()
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """An array in a folder, read when asked for: all of it, or one layer.
+
+    Attributes:
+        shape, dtype: of the array.
+    """
+
+    path: epath.Path
+    place: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, layer: int | None = None) -> np.ndarray:
+        """Its elements, or those of one index of the first dimension."""
+        array = _open(self.path, self.place)
+        return np.asarray((array if layer is None else array[layer]).read().result())
+
+
+def open_arrays(path: epath.PathLike) -> dict[tuple[str, ...], StoredArray]:
+    """All arrays of a folder by their names from the part on, none of them read."""
+    leaves = jax.tree_util.tree_leaves_with_path(stored_shapes(path))
+    found = {}
+    for keys, leaf in leaves:
+        place = tuple(str(getattr(key, "key", key)) for key in keys)
+        found[place] = StoredArray(epath.Path(path), place, leaf.shape, np.dtype(leaf.dtype))
+    return found
+
+
+# Arrays below this size are one chunk: many small ones would be slow to open.
+_LEAST_FOR_LAYERS = 2**25
+
+
+def _in_layers(shape: Sequence[int], itemsize: int) -> bool:
+    return len(shape) > 2 and math.prod(shape) * itemsize >= _LEAST_FOR_LAYERS
+
+
+def _one_chunk_a_layer(_: Any, value: Any) -> Any:
+    if not _in_layers(value.shape, value.dtype.itemsize):
+        return None
+    layer = math.prod(value.shape[1:]) * value.dtype.itemsize
+    return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=layer, shard_axes=(0,))
+
+
+def _write_whole(array: tensorstore.TensorStore, pieces: Iterable[Piece]) -> None:
+    values = np.zeros(array.shape, array.dtype.numpy_dtype)
+    for piece in pieces:
+        values[... if piece.layer is None else piece.layer] = piece.values
+    array.write(values).result()
+
+
+def _open(path: epath.PathLike, place: tuple[str, ...]) -> tensorstore.TensorStore:
+    part, *names = place
+    folder = _absolute(epath.Path(path) / part)
+    base = folder if "://" in folder else f"file://{folder}"
+    kvstore = {"driver": "ocdbt", "base": f"{base}/", "path": ".".join(names) + "/"}
+    return tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, open=True).result()
 
 
 def load_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> dict[str, Any]:

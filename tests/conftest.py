@@ -58,6 +58,20 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_dinov3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DINOv3 in the official layout, its numbers drawn, as a model directory."""
+    from drawn import checkpoint
+    from safetensors.numpy import save_file
+
+    from weights_convert.convert import convert
+
+    folder = tmp_path_factory.mktemp("dinov3")
+    save_file(checkpoint("dinov3", p=16, q=16, r=4), folder / "dinov3.safetensors")
+    convert([folder / "dinov3.safetensors"], folder / "model", show_progress=False)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
 def tiny_dinotxt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference dino.txt (vocabulary of 133, no tokenizer) as a model directory."""
     return _converted(

@@ -64,9 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Converts released checkpoints into a model directory for dinotxt_jax. The "
         "layout and the architecture are read off the arrays; .pth files are read without torch "
         "and nothing in them is executed.",
-        epilog=_EXAMPLES.format(
-            layouts=", ".join(layout.title for layout in LAYOUTS), presets=", ".join(PRESETS)
-        ),
+        epilog=_EXAMPLES.format(layouts=", ".join(LAYOUTS), presets=", ".join(PRESETS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -109,12 +107,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(conversion: Conversion, output: str) -> None:
     for match in conversion.matches:
-        print(f"{match.path}: {match.layout.title}, {len(match.entries)} arrays")
-        if match.ignored:
-            reasons = dict.fromkeys(
-                match.layout.ignored[key.split(".")[0]] for key in match.ignored
-            )
-            print(f"  {listed('left out', map(quoted, match.ignored))}: {'; '.join(reasons)}")
+        count = sum(len(entry.present) for entry in match.entries)
+        print(f"{match.name}: {match.layout.title}, {count} arrays")
+        if match.prefix:
+            print(f"  found under {quoted(match.prefix)}")
+        for reason in dict.fromkeys(match.ignored.values()):
+            names = [quoted(key) for key, found in match.ignored.items() if found == reason]
+            print(f"  {listed('left out', names)}: {reason}")
     vision, text = conversion.description.vision, conversion.description.text
     print(
         f"backbone: patch {vision.patch_size}, width {vision.dim}, {vision.depth} blocks, "

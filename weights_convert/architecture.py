@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.models import presets
 from dinotxt_jax.models.dinotxt import HeadConfig
 from dinotxt_jax.models.directory import Preprocessing
-from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.models.text import TextConfig
-from dinotxt_jax.models.vit import VisionConfig
+from dinotxt_jax.models.vit import POSITION_INTERPOLATIONS, VisionConfig
+from weights_convert.layouts.rules import Layout
 from weights_convert.matching import Match
 
 _HEAD_WIDTH = 64
@@ -24,12 +25,19 @@ class Settings:
     Attributes:
         num_heads: attention heads of backbone and vision head; default width / 64.
         text_num_heads: attention heads of the text transformer; default width / 64.
+        layer_norm_epsilon: of the backbone; default: as is usual for the layout.
+        rope_theta: longest period of rotary positions that are not stored; default 100.
+        position_interpolation: how learned positions are brought to other sizes; default: as the
+            library of the layout does it.
         mean, std: of the pixels that the backbone was trained on, in [0, 1] per channel.
         resize, crop: short side, then side of the center crop, pixels.
     """
 
     num_heads: int | None = None
     text_num_heads: int | None = None
+    layer_norm_epsilon: float | None = None
+    rope_theta: float | None = None
+    position_interpolation: str | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     resize: int | None = None
@@ -52,18 +60,38 @@ def parse_settings(pairs: Iterable[str]) -> Settings:
         UserError: an unknown key, or a value that is not of its kind.
     """
     values: dict[str, Any] = {}
+    known = [field.name for field in dataclasses.fields(Settings)]
     for pair in pairs:
         key, _, value = pair.partition("=")
+        if key not in known:
+            raise UserError(
+                f"--set {pair!r} is not known; give KEY=VALUE with a KEY of {', '.join(known)}."
+            )
         if key in ("mean", "std"):
             values[key] = _three_numbers(key, value)
-        elif key in {field.name for field in dataclasses.fields(Settings)}:
+        elif key in ("layer_norm_epsilon", "rope_theta"):
+            values[key] = _positive_number(key, value)
+        elif key == "position_interpolation":
+            if value not in POSITION_INTERPOLATIONS:
+                raise UserError(
+                    f"--set {key} takes one of {', '.join(POSITION_INTERPOLATIONS)}, not {value!r}."
+                )
+            values[key] = value
+        else:
             if not (value.isascii() and value.isdigit() and 0 < int(value[:9]) == int(value)):
                 raise UserError(f"--set {key} takes a positive whole number, not {value!r}.")
             values[key] = int(value)
-        else:
-            known = ", ".join(field.name for field in dataclasses.fields(Settings))
-            raise UserError(f"--set {pair!r} is not known; give KEY=VALUE with a KEY of {known}.")
     return Settings(**values)
+
+
+def _positive_number(key: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise UserError(f"--set {key} takes a number above zero, not {value!r}.")
+    return number
 
 
 def _three_numbers(key: str, value: str) -> tuple[float, float, float]:
@@ -78,11 +106,19 @@ def _three_numbers(key: str, value: str) -> tuple[float, float, float]:
     return first, second, third
 
 
+def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
+    """What the user says, and where he says nothing, what files beside the backbone's say."""
+    said = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
+    backbone = next((m for m in matches if "backbone" in m.layout.components), None)
+    beside = {} if backbone is None else dict(backbone.source.settings)
+    return Settings(**(beside | said))
+
+
 def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
     """The architecture of a model whose sources fit their layouts.
 
     Args:
-        matches: of one backbone, or of a backbone, a vision head and a text encoder.
+        matches: of a backbone alone, or of all parts of a dino.txt.
         settings: what the arrays cannot tell.
 
     Raises:
@@ -91,20 +127,20 @@ def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
     """
     by_component = {part: match for match in matches for part in match.layout.components}
     vision = _vision(by_component["backbone"], settings)
-    if len(by_component) == 1:
+    if "head" not in by_component:
         return Architecture(vision)
     head_match, text_match = by_component["head"], by_component["text"]
     head_dim = head_match.sizes["head"]["d"]
     if head_dim != vision.dim:
         raise UserError(
-            f"{head_match.path} is a head for backbones of width {head_dim}, but "
-            f"{by_component['backbone'].path} has width {vision.dim}; take the pair that was "
+            f"{head_match.name} is a head for backbones of width {head_dim}, but "
+            f"{by_component['backbone'].name} has width {vision.dim}; take the pair that was "
             "released together."
         )
     text = _text(text_match, settings)
     if text.embed_dim != 2 * vision.dim:
         raise UserError(
-            f"{text_match.path} makes text features of {text.embed_dim} dimensions, but the image "
+            f"{text_match.name} makes text features of {text.embed_dim} dimensions, but the image "
             f"descriptor has 2 x {vision.dim}; take the files that were released together."
         )
     head = HeadConfig(
@@ -117,34 +153,64 @@ def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
 
 def _vision(match: Match, settings: Settings) -> VisionConfig:
     sizes = match.sizes["backbone"]
-    features = {entry.rule.feature for entry in match.entries}
-    places = {place for entry in match.entries for place in entry.rule.places}
+    rules = [entry.rule for entry in match.entries if entry.rule.component == "backbone"]
+    features = {rule.feature for rule in rules}
+    places = {place.removeprefix("backbone/") for rule in rules for place in rule.places}
     if sizes["p"] != sizes["q"]:
         raise UserError(
-            f"{match.path} has patches of {sizes['p']}x{sizes['q']} pixels; only square ones work."
+            f"{match.name} has patches of {sizes['p']}x{sizes['q']} pixels; only square ones work."
         )
-    grid = math.isqrt(sizes["n"] - 1) if sizes["n"] > 1 else 0
-    if 1 + grid**2 != sizes["n"] or not grid:
-        raise UserError(
-            f"{match.path} has {sizes['n']} positions, expected one for the class token and a "
-            "square number for the patches; only square position tables can be converted."
-        )
-    registers = sizes["r"] if "registers" in features else 0
-    offset = match.layout.offset_positions and not registers
+    shared: dict[str, Any] = dict(match.layout.vision)
+    if "position_embedding" in places:
+        shared["position_grid"] = _position_grid(match, shared.get("class_position", True))
+    if "rope_periods" in places:
+        shared["rope_theta"] = settings.rope_theta or VisionConfig.rope_theta
+    for name in ("layer_norm_epsilon", "rope_theta", "position_interpolation"):
+        if getattr(settings, name) is not None:
+            shared[name] = getattr(settings, name)
     return VisionConfig(
         patch_size=sizes["p"],
         dim=sizes["d"],
         depth=match.depths["backbone"],
-        num_heads=_heads(match, sizes["d"], settings.num_heads, "num_heads"),
-        mlp="swiglu" if "backbone/blocks/mlp/gate/kernel" in places else "mlp",
+        num_heads=_vision_heads(match, settings),
+        mlp="swiglu" if "blocks/mlp/gate/kernel" in places else "mlp",
         mlp_hidden_dim=sizes["f"],
-        num_registers=registers,
-        position_grid=grid,
-        position_interpolation="offset" if offset else "antialias",
-        layer_scale="backbone/blocks/layer_scale1/scale" in places,
+        num_registers=sizes["r"] if "register_tokens" in places else 0,
+        layer_scale="blocks/layer_scale1/scale" in places,
         qkv_bias="qkv_bias" in features,
-        mask_token="mask_token" in features,
+        qkv_bias_mask="bias_mask" in features,
+        mask_token="mask_token" in places,
+        local_class_norm="local_class_norm" in features,
+        **shared,
     )
+
+
+def _position_grid(match: Match, class_position: bool) -> int:
+    positions = match.sizes["backbone"]["n"]
+    patches = positions - class_position
+    grid = math.isqrt(max(patches, 0))
+    if grid**2 != patches or not grid:
+        first = "one for the class token and " if class_position else ""
+        raise UserError(
+            f"{match.name} has {positions} positions, expected {first}a square number for the "
+            "patches; only square position tables can be converted."
+        )
+    return grid
+
+
+def _vision_heads(match: Match, settings: Settings) -> int:
+    """From the settings, or the stored periods (a quarter of a head's width), or the width."""
+    sizes = match.sizes["backbone"]
+    if "o" not in sizes:
+        return _heads(match, sizes["d"], settings.num_heads, "num_heads")
+    heads, rest = divmod(sizes["d"], 4 * sizes["o"])
+    if rest or settings.num_heads not in (None, heads):
+        raise UserError(
+            f"{match.name} has {sizes['o']} rotary periods, which means heads of width "
+            f"{4 * sizes['o']} in a backbone of width {sizes['d']}; correct --set num_heads, or "
+            "use an intact file."
+        )
+    return heads
 
 
 def _text(match: Match, settings: Settings) -> TextConfig:
@@ -164,13 +230,13 @@ def _heads(match: Match, width: int, given: int | None, key: str) -> int:
     """The shape of an attention projection is the same for every number of heads."""
     if given is None and width % _HEAD_WIDTH:
         raise UserError(
-            f"{match.path} has width {width}, which is not a multiple of {_HEAD_WIDTH}, so that "
+            f"{match.name} has width {width}, which is not a multiple of {_HEAD_WIDTH}, so that "
             f"the number of heads cannot be guessed; give it with --set {key}=NUMBER."
         )
     heads = width // _HEAD_WIDTH if given is None else given
     if width % heads:
         raise UserError(
-            f"--set {key}={heads} does not divide the width {width} of {match.path}; give a "
+            f"--set {key}={heads} does not divide the width {width} of {match.name}; give a "
             "number that does."
         )
     return heads
@@ -178,49 +244,36 @@ def _heads(match: Match, width: int, given: int | None, key: str) -> int:
 
 def axis_sizes(matches: Iterable[Match], architecture: Architecture) -> dict[str, dict[str, int]]:
     """Component -> axis name -> size, with the heads' axes h and k filled in."""
-    heads = {
-        "backbone": architecture.vision.num_heads,
-        "head": architecture.head.num_heads if architecture.head else 1,
-        "text": architecture.text.num_heads if architecture.text else 1,
-    }
-    return {
-        component: dict(sizes, h=heads[component], k=sizes["d"] // heads[component])
-        for match in matches
-        for component, sizes in match.sizes.items()
-    }
+    parts = {"backbone": architecture.vision, "head": architecture.head, "text": architecture.text}
+    found: dict[str, dict[str, int]] = {}
+    for match in matches:
+        for component, sizes in match.sizes.items():
+            found[component] = dict(sizes)
+            if (part := parts.get(component)) is not None:
+                found[component] |= {"h": part.num_heads, "k": sizes["d"] // part.num_heads}
+    return found
 
 
 def check_preset(name: str, vision: VisionConfig) -> None:
     """Raises `UserError` unless a backbone has the architecture of that name."""
-    if name not in PRESETS:
-        raise UserError(f"--preset={name} is not known; known are: {', '.join(PRESETS)}.")
-    expected = PRESETS[name]
-    differences = [
-        f"{field.name} is {getattr(vision, field.name)} instead of {getattr(expected, field.name)}"
-        for field in dataclasses.fields(VisionConfig)
-        if field.name != "mask_token"
-        and getattr(vision, field.name) != getattr(expected, field.name)
-    ]
-    if differences:
+    if name not in presets.PRESETS:
+        raise UserError(f"--preset={name} is not known; known are: {', '.join(presets.PRESETS)}.")
+    found = presets.differences(vision, name)
+    if found:
         raise UserError(
-            f"the backbone is not a {name}: {', '.join(differences)}; correct --preset, or leave "
-            "it out to convert what the file holds."
+            f"the backbone is not a {name}: {', '.join(found)}; correct --preset, or leave it out "
+            "to convert what the file holds."
         )
 
 
-def find_preset(vision: VisionConfig) -> str | None:
-    """The name of a backbone's architecture, if it has one."""
-    return next((name for name, preset in PRESETS.items() if preset == vision), None)
-
-
-def preprocessing(defaults: Mapping[str, Any], settings: Settings) -> Preprocessing:
+def preprocessing(layout: Layout, settings: Settings) -> Preprocessing:
     """How images are prepared: as is usual for the layout, and as the user says."""
     given = {
         field.name: value
         for field in dataclasses.fields(Preprocessing)
         if (value := getattr(settings, field.name)) is not None
     }
-    return Preprocessing(**{**defaults, **given})
+    return Preprocessing(**{**layout.preprocessing, **given})
 
 
 def tokenizer(text: TextConfig | None) -> dict[str, Any] | None:

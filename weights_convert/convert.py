@@ -1,29 +1,35 @@
 """Checkpoint files to a model directory: recognise, check, convert one array at a time, write."""
 
-import contextlib
+import collections
 import dataclasses
-import tempfile
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from dinotxt_jax import storage
 from dinotxt_jax.downloads import sha256_of
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
 from dinotxt_jax.models.directory import (
+    ARRAYS,
+    Fingerprint,
     ModelDescription,
     Source,
-    fingerprint,
-    write_model_directory,
+    new_model_directory,
+    write_description,
 )
 from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
-from weights_convert.matching import Match, recognise
+from weights_convert.fetching import fetch
+from weights_convert.layouts.rules import Rule
+from weights_convert.matching import Entry, Match, recognise
 from weights_convert.messages import listed, quoted
 from weights_convert.sources import open_source
 
@@ -45,43 +51,46 @@ class Conversion:
 
 
 @dataclasses.dataclass(frozen=True)
-class _StoredArray:
-    """An array that is written to a file piece by piece, and mapped from it when complete.
+class _Array:
+    """An array of ours to be written.
 
-    The pieces are written, not mapped: a full disk is then an error and not the end of the process.
+    Attributes:
+        place: its names from the component on.
+        shape, dtype: what it will be.
+        entries: (file, what to read, which of the row's places), one for each layer.
+        value: the array itself, where no file holds it.
     """
 
-    file: Path
+    place: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
-
-    def write(self, piece: np.ndarray, index: int) -> None:
-        with self.file.open("r+b" if self.file.exists() else "w+b") as file:
-            file.seek(index * piece.nbytes)
-            np.ascontiguousarray(piece).tofile(file)
-
-    def open(self) -> np.ndarray:
-        return np.memmap(self.file, self.dtype, mode="r", shape=self.shape)
+    entries: tuple[tuple[Match, Entry, int], ...] = ()
+    value: np.ndarray | None = None
 
 
 def convert(
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     output: epath.PathLike,
     *,
     settings: Settings = Settings(),  # noqa: B008 (frozen)
     preset: str | None = None,
     dtype: str = "float32",
+    layout: str | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> Conversion:
     """Converts checkpoint files into a model directory.
 
     Args:
-        sources: one backbone file, or the three files of a dino.txt, in any order.
+        sources: one backbone, or all parts of a dino.txt in any order: files, folders that
+            `transformers` saved, https:// addresses or hf://ORG/NAME.
         output: the model directory; it appears when it is complete.
         settings: what the arrays cannot tell.
         preset: name of the architecture that the backbone must have.
         dtype: what arrays are stored as; "bfloat16" rounds to nearest, ties to even.
+        layout: name of the key table to read all sources with; found out if not given.
+        prefix: what stands before the names of that table; found out if not given.
         overwrite: replace a model directory of that name.
         show_progress: progress bars on standard error.
 
@@ -92,19 +101,35 @@ def convert(
     """
     output = epath.Path(output)
     replace = _check_output(output, overwrite)
-    matches = [recognise(path, open_source(path)) for path in sources]
+    opened = [open_source(fetch(source), str(source)) for source in sources]
+    matches = [recognise(source, layout, prefix) for source in opened]
     _check_components(matches)
     problems = [match.problems for match in matches if match.problems]
     if problems:
         raise UserError("the arrays do not fit: " + "; and ".join(problems) + ".")
+    settings = architecture.completed(settings, matches)
     inferred = architecture.infer(matches, settings)
     if preset is not None:
         architecture.check_preset(preset, inferred.vision)
-    with _scratch_folder(output) as scratch:
-        arrays = _convert_arrays(matches, inferred, DTYPES[dtype], scratch, show_progress)
-        description = _describe(matches, inferred, settings, preset, arrays, show_progress)
-        write_model_directory(output, description, arrays, overwrite=replace)
+    with new_model_directory(output, replace) as folder:
+        arrays = _planned(matches, inferred, DTYPES[dtype])
+        fingerprint = _write(folder, arrays, matches, inferred, show_progress)
+        description = ModelDescription(
+            vision=inferred.vision,
+            head=inferred.head,
+            text=inferred.text,
+            preprocessing=architecture.preprocessing(_backbone(matches).layout, settings),
+            fingerprint=fingerprint,
+            tokenizer=architecture.tokenizer(inferred.text),
+            preset=preset or architecture.presets.find_preset(inferred.vision),
+            sources=_described_sources(matches, show_progress),
+        )
+        write_description(folder, description)
     return Conversion(description, tuple(matches))
+
+
+def _backbone(matches: Sequence[Match]) -> Match:
+    return next(match for match in matches if "backbone" in match.layout.components)
 
 
 def _check_output(output: epath.Path, overwrite: bool) -> bool:
@@ -121,70 +146,109 @@ def _check_output(output: epath.Path, overwrite: bool) -> bool:
 
 
 def _check_components(matches: Sequence[Match]) -> None:
-    owners: dict[str, Path] = {}
+    owners: dict[str, str] = {}
     for match in matches:
         for component in match.layout.components:
             if component in owners:
                 raise UserError(
-                    f"{owners[component]} and {match.path} both hold a {component}; pass one."
+                    f"{owners[component]} and {match.name} both hold a {component}; pass one."
                 )
-            owners[component] = match.path
-    if set(owners) not in ({"backbone"}, set(_PARTS)):
+            owners[component] = match.name
+    held = set(owners) - {"logit_scale"}
+    if held not in ({"backbone"}, set(_PARTS)):
         lacking = [component for component in _PARTS if component not in owners]
         raise UserError(
             f"the sources hold {' and '.join(owners)} but no {' and no '.join(lacking)}; pass a "
-            "backbone alone, or backbone, vision head and text encoder together."
+            "backbone alone, or all parts of a dino.txt together."
         )
 
 
-@contextlib.contextmanager
-def _scratch_folder(output: epath.Path) -> Iterator[Path]:
-    """A temporary folder on the file system of the output, or, for a bucket, on this machine's."""
-    beside = None
-    if "://" not in str(output):
-        beside = next(parent for parent in Path(output).absolute().parents if parent.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".weights_convert-", dir=beside) as folder:
-        yield Path(folder)
+def _planned(
+    matches: Sequence[Match], inferred: Architecture, dtype: np.dtype
+) -> dict[tuple[str, ...], _Array]:
+    """Every array of the model directory, in the order of fingerprints."""
+    sizes = architecture.axis_sizes(matches, inferred)
+    planned: dict[str, _Array] = {}
+    for match in matches:
+        for entry in match.entries:
+            rule = entry.rule
+            shape = rule.shape(sizes[rule.component])
+            if rule.stacked:
+                shape = (match.depths[rule.component], *shape)
+            wanted = DTYPES["float32"] if _keeps_float32(rule) else dtype
+            for number, place in enumerate(rule.places):
+                array = planned.get(place) or _Array(tuple(place.split("/")), shape, wanted)
+                planned[place] = dataclasses.replace(
+                    array, entries=(*array.entries, (match, entry, number))
+                )
+        for place, compute in match.layout.computed.items():
+            value = np.asarray(compute(inferred.vision), np.float32)
+            planned[place] = _Array(tuple(place.split("/")), value.shape, value.dtype, value=value)
+    if inferred.head is not None and "logit_scale" not in planned:
+        # The release on DINOv2 does not hold it; the official code leaves it as initialised.
+        value = np.array(INITIAL_LOGIT_SCALE, np.float32)
+        planned["logit_scale"] = _Array(("logit_scale",), (), value.dtype, value=value)
+    ordered = sorted(planned.values(), key=lambda array: ".".join(array.place))
+    return {array.place: array for array in ordered}
 
 
-def _convert_arrays(
+def _keeps_float32(rule: Rule) -> bool:
+    return rule.keeps_float32 or rule.component == "logit_scale"
+
+
+def _write(
+    folder: epath.Path,
+    arrays: Mapping[tuple[str, ...], _Array],
     matches: Sequence[Match],
     inferred: Architecture,
-    dtype: np.dtype,
-    scratch: Path,
     show_progress: bool,
-) -> dict[str, Any]:
-    """The tree of our arrays, as files in the scratch folder mapped into memory.
-
-    Blocks are stacked, so that an array of ours is made of many of the file's. Writing each into
-    its place on disk keeps one array in memory, whatever the size of the model.
-    """
+) -> str:
+    """Writes all arrays, holding one layer of one in memory; the fingerprint of the backbone."""
     sizes = architecture.axis_sizes(matches, inferred)
-    stored: dict[str, _StoredArray] = {}
+    fingerprint = Fingerprint()
     not_finite: list[str] = []
-    work = [(match, entry) for match in matches for entry in match.entries]
-    for match, entry in tqdm(work, "converting", unit="array", disable=not show_progress):
-        rule = entry.rule
-        axes = sizes[rule.component]
-        pieces = rule.to_ours(match.arrays[entry.key].read(), axes)
-        for place, piece in zip(rule.places, pieces, strict=True):
-            if place not in stored:
-                depth = (match.depths[rule.component],) if rule.stacked else ()
-                stored[place] = _StoredArray(
-                    scratch / str(len(stored)), depth + rule.shape(axes), dtype
-                )
-            rounded = round_to(piece, dtype)
+
+    def converted(array: _Array) -> Iterator[tuple[int | None, np.ndarray]]:
+        if array.value is not None:
+            yield None, array.value
+        for match, entry, number in array.entries:
+            read = [match.arrays[key].read() if key else None for key in entry.keys]
+            ours = entry.rule.to_ours(read, sizes[entry.rule.component])[number]
+            rounded = round_to(ours, array.dtype)
             if not np.isfinite(rounded).all():
-                not_finite.append(f"{quoted(entry.key)} of {match.path}")
-            stored[place].write(rounded, entry.layer or 0)
+                not_finite.extend(f"{quoted(key)} of {match.name}" for key in entry.present)
+            yield entry.layer, rounded
+
+    def pieces() -> Iterator[storage.Piece]:
+        total = sum(max(len(array.entries), 1) for array in arrays.values())
+        bar = tqdm(total=total, desc="converting", unit="array", disable=not show_progress)
+        with bar:
+            for place, array in arrays.items():
+                of_backbone = place[0] == "backbone"
+                if of_backbone:
+                    fingerprint.begin(".".join(place[1:]), array.dtype, array.shape)
+                for layer, values in converted(array):
+                    if of_backbone:
+                        fingerprint.add(values)
+                    yield storage.Piece(place, layer, values)
+                    bar.update()
+
+    empty = _nested(
+        {
+            place: jax.ShapeDtypeStruct(array.shape, array.dtype)
+            if array.shape
+            else next(converted(array))[1]
+            for place, array in arrays.items()
+        }
+    )
+    storage.save_in_pieces(
+        folder / ARRAYS, empty, (piece for piece in pieces() if piece.values.shape)
+    )
     if not_finite:
-        found = listed(f"NaN or infinite numbers, as {dtype.name}, in", dict.fromkeys(not_finite))
+        dtypes = ", ".join(sorted({array.dtype.name for array in arrays.values()}))
+        found = listed(f"NaN or infinite numbers, as {dtypes}, in", dict.fromkeys(not_finite))
         raise UserError(f"{found}; use an intact file.")
-    tree = _nested({place: array.open() for place, array in stored.items()})
-    if "head" in tree:
-        # The release on DINOv2 does not hold it; the official code leaves it as initialised.
-        tree["logit_scale"] = np.array(INITIAL_LOGIT_SCALE, np.float32)
-    return tree
+    return fingerprint.hexdigest()
 
 
 def round_to(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -201,10 +265,9 @@ def round_to(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return (narrow.view(np.uint32) | inexact).view(np.float32).astype(dtype)
 
 
-def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for place, array in flat.items():
-        *folders, name = place.split("/")
+    for (*folders, name), array in flat.items():
         branch = tree
         for folder in folders:
             branch = branch.setdefault(folder, {})
@@ -212,28 +275,22 @@ def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return tree
 
 
-def _describe(
-    matches: Sequence[Match],
-    inferred: Architecture,
-    settings: Settings,
-    preset: str | None,
-    arrays: Mapping[str, Any],
-    show_progress: bool,
-) -> ModelDescription:
-    backbone = next(match for match in matches if "backbone" in match.layout.components)
-    total = sum(match.path.stat().st_size for match in matches)
+def _described_sources(matches: Sequence[Match], show_progress: bool) -> tuple[Source, ...]:
+    total = sum(file.stat().st_size for match in matches for file in match.source.files)
     bar = tqdm(total=total, desc="sha256", unit="B", unit_scale=True, disable=not show_progress)
     with bar:
-        sources = tuple(
-            Source(match.path.name, sha256_of(match.path, bar.update)) for match in matches
-        )
-    return ModelDescription(
-        vision=inferred.vision,
-        head=inferred.head,
-        text=inferred.text,
-        preprocessing=architecture.preprocessing(backbone.layout.preprocessing, settings),
-        fingerprint=fingerprint(arrays["backbone"]),
-        tokenizer=architecture.tokenizer(inferred.text),
-        preset=preset or architecture.find_preset(inferred.vision),
-        sources=sources,
+        return tuple(_described(match, bar) for match in matches)
+
+
+def _described(match: Match, bar: tqdm) -> Source:
+    hashes = [sha256_of(file, bar.update) for file in sorted(match.source.files)]
+    together = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode())
+    dtypes = {key: match.arrays[key].dtype.name for entry in match.entries for key in entry.present}
+    usual = collections.Counter(dtypes.values()).most_common(1)[0][0]
+    return Source(
+        file=PurePosixPath(match.name).name,
+        sha256=together if isinstance(together, str) else together.hexdigest(),
+        layout=match.layout.name,
+        dtype=usual,
+        other_dtypes={key: dtype for key, dtype in dtypes.items() if dtype != usual},
     )

@@ -1,33 +1,47 @@
 """Which layout a file has, and whether every array is there and has its shape.
 
 Nothing is asked of the user that the arrays can tell: an axis of the key table has the size that
-most arrays give it, so that one wrong array stands out instead of redefining all others.
+most arrays give it, so that one wrong array stands out instead of redefining all others. Training
+checkpoints wrap the weights: what stands before the names of a layout is found out too.
 """
 
 import collections
 import dataclasses
+import functools
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from dinotxt_jax.errors import UserError
 from weights_convert.layouts import LAYOUTS
-from weights_convert.layouts.rules import FIXED_AXES, Layout, Rule
+from weights_convert.layouts.rules import FIXED_AXES, Layout, Rule, source_pattern
 from weights_convert.messages import listed, quoted
-from weights_convert.sources import SourceArray
+from weights_convert.sources import Checkpoint, SourceArray
 
 _FEWEST_KNOWN = 0.5
+_PREFERRED = ("teacher", "ema")
+# What torch wraps modules in, and the chunks of blocks of DINOv2's training code (whose second
+# number counts through all chunks).
+_WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+_CHUNKS = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One array that the layout calls for: its row of the table, its block, and its name."""
+    """What the layout calls for: a row of the table, its block, and the names in the file.
+
+    A name is "" where the row stands for zeros.
+    """
 
     rule: Rule
     layer: int | None
-    key: str
+    keys: tuple[str, ...]
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The names that the file must have."""
+        return tuple(filter(None, self.keys))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +49,21 @@ class Match:
     """A file read with the eyes of one layout.
 
     Attributes:
-        path, arrays: the file.
+        source: the file.
+        arrays: its arrays by the names that the layout knows.
+        prefix: what stood before these names in the file.
         layout: the layout.
-        entries: the arrays that the layout calls for and the file has.
+        entries: what the layout calls for and the file has.
         depths: component -> number of blocks.
         sizes: component -> axis name -> size.
         missing, unexpected: names of arrays.
         misfits: sentences about arrays of a wrong shape or type.
-        ignored: names of arrays that have no place here and need none.
+        ignored: names of arrays that have no place here and need none, with the reason.
     """
 
-    path: Path
+    source: Checkpoint
     arrays: Mapping[str, SourceArray]
+    prefix: str
     layout: Layout
     entries: tuple[Entry, ...]
     depths: Mapping[str, int]
@@ -54,7 +71,12 @@ class Match:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     misfits: tuple[str, ...]
-    ignored: tuple[str, ...]
+    ignored: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The file, for messages."""
+        return self.source.name
 
     @property
     def problems(self) -> str:
@@ -65,59 +87,134 @@ class Match:
             listed("mis-shaped", self.misfits),
         )
         found = "; ".join(part for part in parts if part)
-        return f"{self.path} ({self.layout.title}): {found}" if found else ""
+        return f"{self.name} ({self.layout.title}): {found}" if found else ""
+
+    @property
+    def badness(self) -> tuple[int, ...]:
+        """Orders the layouts tried on a file, the best first."""
+        known = sum(len(entry.present) for entry in self.entries)
+        return -known, len(self.unexpected), len(self.missing), len(self.misfits)
 
 
-def recognise(path: Path, arrays: Mapping[str, SourceArray]) -> Match:
-    """Finds the layout of a file: the one with the fewest arrays unexpected, then missing.
+def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None = None) -> Match:
+    """Finds the layout of a file: the one that knows most arrays, then lacks fewest.
 
     Args:
-        path: where the arrays come from, for messages.
-        arrays: the arrays of the file.
+        source: the file.
+        layout: name of the only layout to try.
+        prefix: what stands before the names of the layout; found out if not given.
 
     Raises:
-        UserError: no layout knows at least half of the arrays.
+        UserError: no layout knows at least half of the arrays, or the file holds several models.
     """
-    matches = [match(path, arrays, layout) for layout in LAYOUTS]
-    best = min(matches, key=lambda found: (len(found.unexpected), len(found.missing)))
-    if len(arrays) - len(best.unexpected) < _FEWEST_KNOWN * len(arrays) or not best.entries:
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError(f"--layout={layout} is not known; known are: {', '.join(LAYOUTS)}.")
+    tried = LAYOUTS.values() if layout is None else (LAYOUTS[layout],)
+    arrays = _without_wrappers(source)
+    matches = [
+        match(source, arrays, candidate, found)
+        for candidate in tried
+        for found in (_prefixes(arrays, candidate) if prefix is None else [prefix])
+    ]
+    best = min(matches, key=lambda match: match.badness)
+    _check_one_model(best, matches)
+    considered = sum(not reason.startswith("outside") for reason in best.ignored.values())
+    considered += len(best.unexpected) - best.badness[0]
+    if -best.badness[0] < max(_FEWEST_KNOWN * considered, 1):
         names = ", ".join(quoted(key) for key in list(arrays)[:6]) or "none"
+        known = ", ".join(candidate.title for candidate in tried)
         raise UserError(
-            f"{path} has no known layout (its {len(arrays)} arrays begin with {names}); known "
-            f"are: {', '.join(layout.title for layout in LAYOUTS)}."
+            f"{source.name} has no known layout (its {len(arrays)} arrays begin with {names}); "
+            f"known are: {known}."
         )
     return best
 
 
-def match(path: Path, arrays: Mapping[str, SourceArray], layout: Layout) -> Match:
+def _without_wrappers(source: Checkpoint) -> dict[str, SourceArray]:
+    """The arrays of a file, names freed of what training frameworks put into them."""
+    freed: dict[str, SourceArray] = {}
+    for key, array in source.arrays.items():
+        name = _CHUNKS.sub("blocks.", _WRAPPERS.sub("", key))
+        if name in freed:
+            raise UserError(
+                f"{source.name} has two arrays {quoted(name)} once wrappers are taken off their "
+                "names; save the weights of the bare model."
+            )
+        freed[name] = array
+    return freed
+
+
+def _prefixes(arrays: Iterable[str], layout: Layout) -> list[str]:
+    """What stands before most names that a layout knows; several where they are equally many."""
+    pattern = _anywhere(layout.rules)
+    votes = collections.Counter(
+        found["prefix"] for key in arrays if (found := pattern.fullmatch(key))
+    )
+    leading = [prefix for prefix, count in votes.items() if count == max(votes.values())]
+    preferred = [p for p in leading if any(word in p.lower() for word in _PREFERRED)]
+    return preferred or leading or [""]
+
+
+def _check_one_model(best: Match, matches: Iterable[Match]) -> None:
+    equal = {
+        match.prefix
+        for match in matches
+        if match.layout is best.layout and match.badness == best.badness
+    }
+    if len(equal) > 1 and len(best.entries) > 1:
+        choices = ", ".join(map(quoted, sorted(equal)))
+        raise UserError(
+            f"{best.name} holds {len(equal)} models of one kind, under {choices}; choose one with "
+            "--prefix."
+        )
+
+
+@functools.cache
+def _anywhere(rules: tuple[Rule, ...]) -> re.Pattern[str]:
+    """Any name of a table, behind the shortest possible prefix."""
+    names = dict.fromkeys(source for rule in rules for source in rule.sources if source)
+    # A group can have its name once only.
+    alternatives = (source_pattern(name).replace("?P<layer>", "?:") for name in names)
+    return re.compile(f"(?P<prefix>(?:[^.]+\\.)*?)(?:{'|'.join(alternatives)})")
+
+
+def match(
+    source: Checkpoint, arrays: Mapping[str, SourceArray], layout: Layout, prefix: str
+) -> Match:
     """Reads a file as one layout; what does not fit is noted, not raised."""
-    found: dict[str, tuple[Rule, int | None]] = {}
-    for key in arrays:
+    inside = {
+        key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)
+    }
+    ignored = {key: f"outside {prefix!r}" for key in arrays if not key.startswith(prefix)}
+    found: list[tuple[Rule, int | None]] = []
+    for key in inside:
         for rule in layout.rules:
             if matched := rule.match(key):
-                found[key] = (rule, _layer_of(rule, matched))
+                found.append((rule, _layer_of(rule, matched)))
                 break
     depths = {component: 0 for component in layout.components}
-    for rule, layer in found.values():
+    for rule, layer in found:
         if layer is not None:
             depths[rule.component] = max(depths[rule.component], layer + 1)
-    wanted = _wanted(layout, [rule for rule, _ in found.values()], depths)
-    entries = tuple(entry for entry in wanted if entry.key in arrays)
-    known = {entry.key for entry in entries}
-    ignored = tuple(
-        key for key in arrays if key not in known and key.split(".")[0] in layout.ignored
-    )
-    sizes = _measure(layout, entries, arrays)
+    wanted = _wanted(layout, [rule for rule, _ in found], depths)
+    entries = tuple(entry for entry in wanted if all(key in inside for key in entry.present))
+    known = {key for entry in wanted for key in entry.present}
+    for key in inside:
+        for beginning, reason in layout.ignored.items():
+            if key not in known and key.startswith(beginning):
+                ignored[key] = reason
+    sizes = _measure(layout, entries, inside)
     return Match(
-        path=path,
-        arrays=arrays,
+        source=source,
+        arrays=inside,
+        prefix=prefix,
         layout=layout,
         entries=entries,
         depths=depths,
         sizes=sizes,
-        missing=tuple(entry.key for entry in wanted if entry.key not in arrays),
-        unexpected=tuple(key for key in arrays if key not in known and key not in ignored),
-        misfits=tuple(_misfits(entries, arrays, sizes)),
+        missing=tuple(key for entry in wanted for key in entry.present if key not in inside),
+        unexpected=tuple(key for key in inside if key not in known and key not in ignored),
+        misfits=tuple(_misfits(entries, inside, sizes)),
         ignored=ignored,
     )
 
@@ -126,8 +223,8 @@ def _layer_of(rule: Rule, matched: re.Match[str]) -> int | None:
     return int(matched["layer"]) if rule.stacked else None
 
 
-def _wanted(layout: Layout, found: list[Rule], depths: Mapping[str, int]) -> list[Entry]:
-    """Every array the layout calls for, given which features and how many blocks the file has."""
+def _wanted(layout: Layout, found: Sequence[Rule], depths: Mapping[str, int]) -> list[Entry]:
+    """Everything the layout calls for, given which features and how many blocks the file has."""
     votes = collections.Counter(rule.feature for rule in found)
     features = {"", *votes}
     for choices in layout.alternatives:
@@ -138,7 +235,7 @@ def _wanted(layout: Layout, found: list[Rule], depths: Mapping[str, int]) -> lis
         if rule.feature in features:
             # A file without any block still lacks its first.
             layers = range(max(depths[rule.component], 1)) if rule.stacked else (None,)
-            wanted += [Entry(rule, layer, rule.key(layer)) for layer in layers]
+            wanted += [Entry(rule, layer, rule.keys(layer)) for layer in layers]
     return wanted
 
 
@@ -151,11 +248,12 @@ def _measure(
     )
     for entry in entries:
         axes = entry.rule.source_axes()
-        shape = arrays[entry.key].shape
-        if len(shape) == len(axes):
-            for axis, size in zip(axes, shape, strict=True):
-                if len(axis) == 1 and axis[0] not in {"1", *FIXED_AXES}:
-                    votes[entry.rule.component, axis[0]][size] += 1
+        for key in entry.present:
+            shape = arrays[key].shape
+            if len(shape) == len(axes):
+                for axis, size in zip(axes, shape, strict=True):
+                    if len(axis) == 1 and axis[0] not in {"1", *FIXED_AXES}:
+                        votes[entry.rule.component, axis[0]][size] += 1
     sizes: dict[str, dict[str, int]] = {component: {} for component in layout.components}
     for (component, name), counter in votes.items():
         sizes[component][name] = counter.most_common(1)[0][0]
@@ -168,19 +266,20 @@ def _misfits(
     sizes: Mapping[str, Mapping[str, int]],
 ) -> Iterable[str]:
     for entry in entries:
-        array = arrays[entry.key]
         known = dict(sizes[entry.rule.component])
         if "d" in known:
             # However the width is split into heads, the file has the same shape.
             known |= {"h": 1, "k": known["d"]}
         expected = entry.rule.source_shape(known)
-        fits = len(array.shape) == len(expected) and all(
-            want in (None, size) for want, size in zip(expected, array.shape, strict=True)
-        )
-        if not fits:
-            yield f"{quoted(entry.key)} has {_shown(array.shape)}, expected {_shown(expected)}"
-        elif not is_floating(array.dtype):
-            yield f"{quoted(entry.key)} holds {array.dtype} numbers, expected floating point"
+        for key in entry.present:
+            array = arrays[key]
+            fits = len(array.shape) == len(expected) and all(
+                want in (None, size) for want, size in zip(expected, array.shape, strict=True)
+            )
+            if not fits:
+                yield f"{quoted(key)} has {_shown(array.shape)}, expected {_shown(expected)}"
+            elif not is_floating(array.dtype):
+                yield f"{quoted(key)} holds {array.dtype} numbers, expected floating point"
 
 
 def is_floating(dtype: np.dtype) -> bool:

@@ -1,16 +1,20 @@
 """Opens checkpoint files of any format as named arrays that are read one at a time."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
 from dinotxt_jax.errors import UserError
-from weights_convert.messages import quoted
-from weights_convert.torch_file import read_state_dict
+from weights_convert.messages import listed, quoted
+from weights_convert.torch_file import read_arrays
 
 _SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
@@ -24,6 +28,8 @@ _SAFETENSORS_DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+_INDEX = ".safetensors.index.json"
+_IN_FOLDERS = (f"model{_INDEX}", "model.safetensors", "pytorch_model.bin")
 
 
 class SourceArray(Protocol):
@@ -57,29 +63,82 @@ class SafetensorsArray:
             return file.get_tensor(self.name)
 
 
-def open_source(path: Path) -> dict[str, SourceArray]:
-    """Opens a checkpoint file without reading its arrays.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A source: one file, or several that belong together.
+
+    Attributes:
+        name: what the user called it.
+        files: all files with arrays.
+        arrays: by name, in the order of the files.
+        settings: what files beside it say about what arrays cannot tell (keys of `--set`).
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    arrays: Mapping[str, SourceArray]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_source(path: Path, name: str = "") -> Checkpoint:
+    """Opens a checkpoint without reading its arrays.
 
     Args:
-        path: a `.safetensors` file; anything else is taken for a torch file.
-
-    Returns:
-        Array name -> array, in the order of the file.
+        path: a `.safetensors` file; the index of a sharded one (`*.safetensors.index.json`); a
+            folder with either, as `transformers` saves; anything else is taken for a torch file.
+        name: what the user called it, if not by its path.
 
     Raises:
-        UserError: the file is missing, damaged, or of no known format.
+        UserError: it is missing, damaged, or of no known format.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; pass the path of a checkpoint file.")
-    if path.is_dir():
-        raise UserError(f"{path} is a directory; pass a .pth or .safetensors file.")
-    if path.suffix == ".safetensors":
-        return dict(_open_safetensors(path))
-    return dict(read_state_dict(path))
+    name = name or str(path)
+    file = _in_folder(path) if path.is_dir() else path
+    settings = _settings_beside(file)
+    if file.name.endswith(_INDEX):
+        files, arrays = _open_sharded(file)
+        return Checkpoint(name, files, arrays, settings)
+    if file.suffix == ".safetensors":
+        return Checkpoint(name, (file,), _open_safetensors(file), settings)
+    return Checkpoint(name, (file,), dict(read_arrays(file)), settings)
 
 
-def _open_safetensors(path: Path) -> dict[str, SafetensorsArray]:
-    arrays = {}
+def _in_folder(folder: Path) -> Path:
+    for name in _IN_FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"{folder} is a directory without any of {', '.join(_IN_FOLDERS)}; pass a checkpoint file, "
+        "or a folder that transformers saved."
+    )
+
+
+def _open_sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, SourceArray]]:
+    """The arrays of all shards that an index names, and nothing but those."""
+    where = _json(index).get("weight_map")
+    if not (isinstance(where, dict) and all(isinstance(name, str) for name in where.values())):
+        raise UserError(f"{index} has no weight_map (array -> file); download it again.")
+    shards = tuple(index.parent / name for name in dict.fromkeys(where.values()))
+    for shard in shards:
+        if shard.parent != index.parent:
+            raise UserError(
+                f"{index} names {quoted(shard)}, which lies in another folder; download it again."
+            )
+        if not shard.is_file():
+            raise UserError(f"{shard} is missing, but {index.name} names it; put it there.")
+    held = {shard.name: _open_safetensors(shard) for shard in shards}
+    absent = [quoted(key) for key, name in where.items() if key not in held[name]]
+    if absent:
+        raise UserError(
+            f"{index} does not fit its files: {listed('arrays not there', absent)}; download them "
+            "again."
+        )
+    return shards, {key: held[name][key] for key, name in where.items()}
+
+
+def _open_safetensors(path: Path) -> dict[str, SourceArray]:
+    arrays: dict[str, SourceArray] = {}
     try:
         with safetensors.safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -97,3 +156,52 @@ def _open_safetensors(path: Path) -> dict[str, SafetensorsArray]:
             f"{path} is not a complete .safetensors file ({error}); download it again."
         ) from error
     return arrays
+
+
+def _settings_beside(file: Path) -> dict[str, Any]:
+    """What `config.json` and `preprocessor_config.json` of transformers say, where they lie."""
+    settings: dict[str, Any] = {}
+    config = file.with_name("config.json")
+    if config.is_file():
+        names = {
+            "num_attention_heads": "num_heads",
+            "layer_norm_eps": "layer_norm_epsilon",
+            "rope_theta": "rope_theta",
+        }
+        values = _json(config)
+        values |= values.get("rope_parameters") or {}  # where newer transformers keep rope_theta
+        for theirs, ours in names.items():
+            value = values.get(theirs)
+            if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+                settings[ours] = value if ours != "num_heads" else int(value)
+    processor = file.with_name("preprocessor_config.json")
+    if processor.is_file():
+        settings |= _preprocessing(_json(processor))
+    return settings
+
+
+def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean, std and sizes from an image processor's settings."""
+    found: dict[str, Any] = {}
+    for theirs, ours in (("image_mean", "mean"), ("image_std", "std")):
+        value = values.get(theirs)
+        if isinstance(value, list) and len(value) == 3:
+            found[ours] = tuple(float(number) for number in value)
+    size, crop = values.get("size"), values.get("crop_size")
+    if isinstance(size, dict):
+        side = size.get("shortest_edge", size.get("height"))
+        if isinstance(side, int):
+            found |= {"resize": side, "crop": side}
+    if isinstance(crop, dict) and isinstance(crop.get("height"), int):
+        found["crop"] = crop["height"]
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); download it again.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a JSON object; download it again.")
+    return values

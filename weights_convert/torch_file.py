@@ -10,7 +10,6 @@ import bisect
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +22,10 @@ from weights_convert.torch_pickle import RefusedPickleError, TensorRef, load_ref
 
 MAX_PICKLE_BYTES = 8 * 2**20
 """The pickle of a 7B state dict is a fifth of a megabyte; the arrays lie outside it."""
+
+MAX_NESTING = 8
+MAX_ENTRIES = 200_000
+"""Of dictionaries within dictionaries; the optimizer states of a 7B model stay far below."""
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
@@ -64,26 +67,28 @@ class TorchArray:
         return np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, TorchArray]:
-    """Opens a `.pth` file that holds a plain state dict.
+def read_arrays(path: str | os.PathLike) -> dict[str, TorchArray]:
+    """Opens a `.pth` file: a state dict, or a training checkpoint that holds one.
 
     Args:
-        path: a file written by `torch.save(model.state_dict(), path)` with torch 1.6 or newer.
+        path: a file written by `torch.save` with torch 1.6 or newer.
 
     Returns:
-        Array name -> `TorchArray`, in the order of the file. No array is read yet.
+        Array name -> `TorchArray`, in the order of the file; nested dictionaries give dotted names
+        ("teacher.backbone.norm.weight"), and what is not a tensor is left out. No array is read
+        yet.
 
     Raises:
-        UserError: the file is missing, truncated, of another format, holds anything but a flat
-            dictionary of tensors, or its pickle asks for anything but tensors (a foreign global is
-            refused by name, none is imported).
+        UserError: the file is missing, truncated, of another format, holds no tensors, or its
+            pickle asks for anything but plain values and tensors (a foreign global is refused by
+            name, none is imported).
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             archive = _Archive(path, file)
             value = load_refs(archive.pickle())
-            return {name: archive.array(ref) for name, ref in _state_dict(value).items()}
+            return {name: archive.array(ref) for name, ref in _flat(value).items()}
     except RefusedPickleError as refused:
         raise UserError(
             f"{path} is refused: {refused}; use a file from its official source."
@@ -92,23 +97,40 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, TorchArray]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _state_dict(value: Any) -> Mapping[str, TensorRef]:
+def _flat(value: Any) -> dict[str, TensorRef]:
+    """The tensors of nested dictionaries by dotted names."""
     if not isinstance(value, dict):
         raise RefusedPickleError(
             f"it holds a {type(value).__name__} where a dictionary of tensors is expected"
         )
-    others = [
-        key
-        for key, item in value.items()
-        if not isinstance(item, TensorRef) or not isinstance(key, str)
-    ]
-    if others or not value:
+    flat: dict[str, TensorRef] = {}
+    # Not recursive, and bounded: a pickle can nest a dictionary in itself, or a few of them so
+    # that there are more ways through them than any computer can walk.
+    level: list[tuple[str, Any]] = [("", value)]
+    visited = 0
+    for _ in range(MAX_NESTING):
+        below: list[tuple[str, Any]] = []
+        for prefix, mapping in level:
+            visited += len(mapping)
+            if visited > MAX_ENTRIES:
+                raise RefusedPickleError(f"it holds more than {MAX_ENTRIES} entries")
+            for key, item in mapping.items():
+                name = f"{prefix}{key}"
+                if isinstance(item, dict):
+                    below.append((f"{name}.", item))
+                elif isinstance(item, TensorRef):
+                    if name in flat:
+                        raise RefusedPickleError(f"it has two tensors {quoted(name)}")
+                    flat[name] = item
+        level = below
+    if level:
+        raise RefusedPickleError(f"its dictionaries are nested more than {MAX_NESTING} deep")
+    if not flat:
         found = ", ".join(quoted(key) for key in list(value)[:12])
         raise RefusedPickleError(
-            f"it is not a plain state dict (name -> tensor) but a dictionary with the keys "
-            f"{found or '(none)'}; save the state dict of the model alone"
+            f"it holds no tensors but a dictionary with the keys {found or '(none)'}"
         )
-    return value
+    return flat
 
 
 class _Archive:

@@ -7,6 +7,7 @@ tokenizer files whatever `model.json` names under "tokenizer"
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,7 +28,11 @@ from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.text import TextConfig
 from dinotxt_jax.models.vit import VisionConfig, VisionTransformer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What an older format lacks has a default that means the same; what would not is changed here.
+# Version 1 knew only learned positions and noted no layouts.
+READABLE_VERSIONS = (1, 2)
+ARRAYS = "arrays"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -49,10 +54,21 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file that a model directory was made from."""
+    """What a model directory was made from: one checkpoint, of one file or several.
+
+    Attributes:
+        file: its name.
+        sha256: of the file; of several, of their hashes in order of names.
+        layout: the key table it was read with (`weights_convert.layouts`).
+        dtype: of most of its arrays, and other_dtypes of the others, by name: an export writes
+            the same.
+    """
 
     file: str
     sha256: str
+    layout: str = ""
+    dtype: str = ""
+    other_dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +128,31 @@ def write_model_directory(
     Raises:
         UserError: the directory exists and `overwrite` is off.
     """
-    path = epath.Path(path)
+    with new_model_directory(path, overwrite) as folder:
+        storage.save_arrays(folder / ARRAYS, arrays)
+        if write_tokenizer is not None:
+            write_tokenizer(folder)
+        write_description(folder, description)
+
+
+@contextlib.contextmanager
+def new_model_directory(path: epath.PathLike, overwrite: bool = False) -> Iterator[epath.Path]:
+    """A folder to write `ARRAYS` and a description into; it gets its name when the block ends.
+
+    Raises:
+        UserError: the directory exists and `overwrite` is off.
+    """
     try:
-        with storage.new_folder(path, overwrite) as folder:
-            storage.save_arrays(folder / "arrays", arrays)
-            if write_tokenizer is not None:
-                write_tokenizer(folder)
-            text = json.dumps(dataclasses.asdict(description), indent=2)
-            (folder / "model.json").write_text(text + "\n")
+        with storage.new_folder(epath.Path(path), overwrite) as folder:
+            yield folder
     except FileExistsError:
         raise UserError(f"{path} exists already; remove it or choose another output.") from None
+
+
+def write_description(folder: epath.Path, description: ModelDescription) -> None:
+    """Writes `model.json`."""
+    text = json.dumps(dataclasses.asdict(description), indent=2)
+    (folder / "model.json").write_text(text + "\n")
 
 
 def read_description(path: epath.PathLike) -> ModelDescription:
@@ -141,27 +172,50 @@ def read_description(path: epath.PathLike) -> ModelDescription:
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}); convert the model again.") from error
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise UserError(
-            f"{file} has format version {version}, this dinotxt_jax reads {FORMAT_VERSION}; "
-            "use the dinotxt_jax that wrote it, or convert the model again."
+            f"{file} has format version {version}, this dinotxt_jax reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; upgrade dinotxt_jax (pip install -U), "
+            "or convert the model again."
         )
+    values["format_version"] = FORMAT_VERSION
     return from_dict(ModelDescription, values, str(file))
 
 
+class Fingerprint:
+    """sha256 over names, dtypes, shapes and values of a tree of arrays, in order of names.
+
+    Values may come in pieces, first dimension first.
+    """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def begin(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        """The next array; `name` has dots between its parts."""
+        self._digest.update(f"{name} {dtype} {shape}\n".encode())
+
+    def add(self, values: np.ndarray) -> None:
+        """The next elements of the array begun."""
+        if values.size:
+            self._digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+
+    def hexdigest(self) -> str:
+        """The fingerprint of all arrays so far."""
+        return self._digest.hexdigest()
+
+
 def fingerprint(arrays: Any) -> str:
-    """sha256 over names, dtypes, shapes and values of a tree of arrays, in order of names."""
-    digest = hashlib.sha256()
-    for name, array in sorted(_named(arrays)):
-        value = np.ascontiguousarray(array)
-        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        digest.update(value.view(np.uint8).data if value.size else b"")
-    return digest.hexdigest()
-
-
-def _named(tree: Any) -> Iterator[tuple[str, Any]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+    """The `Fingerprint` of a tree of arrays in memory."""
+    result = Fingerprint()
+    for path, leaf in sorted(
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    ):
+        value = np.asarray(leaf)
+        result.begin(path, value.dtype, value.shape)
+        result.add(value)
+    return result.hexdigest()
 
 
 def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
@@ -213,14 +267,14 @@ def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, A
             )
         backbone = {"backbone": wanted.pop("backbone")}
         loaded |= load_parts(description.backbone_path, backbone)
-    return loaded | (storage.load_arrays(path / "arrays", wanted) if wanted else {})
+    return loaded | (storage.load_arrays(path / ARRAYS, wanted) if wanted else {})
 
 
 def load_stored(path: epath.PathLike, part: str, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """One part in the dtypes it is stored in, placed as `abstract[part]` says."""
     description = read_description(path)
     holder = description.backbone_path if part == "backbone" else None
-    shapes = storage.stored_shapes(epath.Path(holder or path) / "arrays")[part]
+    shapes = storage.stored_shapes(epath.Path(holder or path) / ARRAYS)[part]
     placed = jax.tree.map(
         lambda stored, wanted: jax.ShapeDtypeStruct(
             wanted.shape, stored.dtype, sharding=wanted.sharding

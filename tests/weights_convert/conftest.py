@@ -3,7 +3,7 @@
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,51 +121,7 @@ def tensor_code(tensor: Tensor) -> bytes:
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + reference + layout + hooks + b"tR"
 
 
-def small_dinov2(
-    *, registers: int = 2, swiglu: bool = False, depth: int = 2, dim: int = 64
-) -> dict[str, np.ndarray]:
-    """The arrays of an official DINOv2 backbone of a small size, drawn at random."""
-    hidden, patch = 32, 2
-    shapes: dict[str, tuple[int, ...]] = {
-        "cls_token": (1, 1, dim),
-        "pos_embed": (1, 10, dim),
-        "mask_token": (1, dim),
-        "patch_embed.proj.weight": (dim, 3, patch, patch),
-        "patch_embed.proj.bias": (dim,),
-        "norm.weight": (dim,),
-        "norm.bias": (dim,),
-    }
-    if registers:
-        shapes["register_tokens"] = (1, registers, dim)
-    if swiglu:
-        mlp = {"w12.weight": (2 * hidden, dim), "w12.bias": (2 * hidden,)}
-        mlp |= {"w3.weight": (dim, hidden), "w3.bias": (dim,)}
-    else:
-        mlp = {"fc1.weight": (hidden, dim), "fc1.bias": (hidden,)}
-        mlp |= {"fc2.weight": (dim, hidden), "fc2.bias": (dim,)}
-    for layer in range(depth):
-        block: dict[str, tuple[int, ...]] = {
-            "attn.qkv.weight": (3 * dim, dim),
-            "attn.qkv.bias": (3 * dim,),
-            "attn.proj.weight": (dim, dim),
-            "attn.proj.bias": (dim,),
-            "ls1.gamma": (dim,),
-            "ls2.gamma": (dim,),
-        }
-        block |= {f"norm{i}.{part}": (dim,) for i in (1, 2) for part in ("weight", "bias")}
-        block |= {f"mlp.{name}": shape for name, shape in mlp.items()}
-        shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
-    draw = np.random.default_rng(0)
-    return {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-
-
 @pytest.fixture
 def torch_files(tmp_path: Path) -> TorchFiles:
     """Writes torch files into the test's folder."""
     return TorchFiles(tmp_path)
-
-
-@pytest.fixture
-def dinov2_arrays() -> Callable[..., dict[str, np.ndarray]]:
-    """Makes the arrays of a small DINOv2 backbone."""
-    return small_dinov2

@@ -8,6 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from drawn import checkpoint
 from safetensors.numpy import save_file
 
 from dinotxt_jax import storage
@@ -34,51 +35,25 @@ def stored(model: Path) -> dict:
     return storage.load_arrays(model / "arrays", wanted)
 
 
-def small_head(dim: int = 64, depth: int = 2) -> dict[str, np.ndarray]:
-    shapes: dict[str, tuple[int, ...]] = {"ln_final.weight": (dim,), "ln_final.bias": (dim,)}
-    for layer in range(depth):
-        block: dict[str, tuple[int, ...]] = {"attn.qkv.weight": (3 * dim, dim)}
-        block |= {"attn.proj.weight": (dim, dim), "attn.proj.bias": (dim,)}
-        block |= {"ls1.gamma": (dim,), "ls2.gamma": (dim,)}
-        block |= {f"norm{i}.{part}": (dim,) for i in (1, 2) for part in ("weight", "bias")}
-        block |= {f"mlp.w{i}.weight": (40, dim) for i in (1, 2)}
-        block |= {f"mlp.w{i}.bias": (40,) for i in (1, 2)}
-        block |= {"mlp.w3.weight": (dim, 40), "mlp.w3.bias": (dim,)}
-        shapes |= {f"block_list.{layer}.{name}": shape for name, shape in block.items()}
-    return drawn(shapes)
+def dinov2(**changes) -> dict[str, np.ndarray]:
+    """A DINOv2 with registers."""
+    return checkpoint("dinov2_reg", **changes)
 
 
-def small_text(width: int = 64, embed_dim: int = 128, depth: int = 2) -> dict[str, np.ndarray]:
-    shapes: dict[str, tuple[int, ...]] = {
-        "backbone.positional_embedding": (6, width),
-        "backbone.token_embedding.weight": (50, width),
-        "backbone.ln_final.weight": (width,),
-        "backbone.ln_final.bias": (width,),
-        "head.linear_projection.weight": (embed_dim, width),
-    }
-    for layer in range(depth):
-        block: dict[str, tuple[int, ...]] = {"attention.qkv.weight": (3 * width, width)}
-        block |= {"attention.proj.weight": (width, width), "attention.proj.bias": (width,)}
-        block |= {
-            f"{n}_norm.{p}": (width,) for n in ("attention", "ffn") for p in ("weight", "bias")
-        }
-        block |= {"feed_forward.fc1.weight": (32, width), "feed_forward.fc1.bias": (32,)}
-        block |= {"feed_forward.fc2.weight": (width, 32), "feed_forward.fc2.bias": (width,)}
-        shapes |= {f"backbone.blocks.{layer}.{name}": shape for name, shape in block.items()}
-    return drawn(shapes)
+def small_head(**changes) -> dict[str, np.ndarray]:
+    return checkpoint("dinotxt_v2_head", **changes)
 
 
-def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    draw = np.random.default_rng(1)
-    return {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+def small_text(**changes) -> dict[str, np.ndarray]:
+    return checkpoint("dinotxt_v2_text", **changes)
 
 
-def test_a_backbone_becomes_a_model_directory(torch_files, dinov2_arrays, tmp_path, capsys):
-    arrays = dinov2_arrays()
+def test_a_backbone_becomes_a_model_directory(torch_files, tmp_path, capsys):
+    arrays = dinov2()
     source = torch_files.write(arrays)
     output = tmp_path / "new" / "model"
     assert main([str(source), f"--output={output}", "--set", "num_heads=4"]) == 0
-    assert "official DINOv2 backbone, 36 arrays" in capsys.readouterr().out
+    assert "official DINOv2 backbone with registers, 36 arrays" in capsys.readouterr().out
 
     description = read_description(output)
     assert description.vision == VisionConfig(
@@ -107,10 +82,10 @@ def test_a_backbone_becomes_a_model_directory(torch_files, dinov2_arrays, tmp_pa
         )
 
 
-def test_the_three_files_of_a_dinotxt_become_one_model(torch_files, dinov2_arrays, tmp_path):
+def test_the_three_files_of_a_dinotxt_become_one_model(torch_files, tmp_path):
     sources = [
         torch_files.write(small_text(), "text_encoder.pth"),
-        torch_files.write(dinov2_arrays(), "backbone.pth"),
+        torch_files.write(dinov2(), "backbone.pth"),
         torch_files.write(small_head(), "vision_head.pth"),
     ]
     settings = Settings(num_heads=4, text_num_heads=2)
@@ -127,10 +102,8 @@ def test_the_three_files_of_a_dinotxt_become_one_model(torch_files, dinov2_array
     np.testing.assert_allclose(parts["logit_scale"], np.log(1 / 0.07), rtol=1e-7)
 
 
-def test_a_timm_classifier_is_left_out_and_said_so(dinov2_arrays, tmp_path, capsys):
-    arrays = {
-        name: array for name, array in dinov2_arrays(registers=0).items() if ".ls" not in name
-    }
+def test_a_timm_classifier_is_left_out_and_said_so(tmp_path, capsys):
+    arrays = {name: array for name, array in checkpoint("dinov2").items() if ".ls" not in name}
     del arrays["mask_token"]
     half = {name: array.astype(np.float16) for name, array in arrays.items()}
     half |= {"head.weight": np.zeros((5, 64), np.float16), "head.bias": np.zeros(5, np.float16)}
@@ -148,16 +121,16 @@ def test_a_timm_classifier_is_left_out_and_said_so(dinov2_arrays, tmp_path, caps
     np.testing.assert_array_equal(token, half["cls_token"][0, 0].astype(np.float32))
 
 
-def test_bfloat16_safetensors_are_read_exactly(dinov2_arrays, tmp_path):
-    arrays = {k: v.astype(ml_dtypes.bfloat16) for k, v in dinov2_arrays().items()}
+def test_bfloat16_safetensors_are_read_exactly(tmp_path):
+    arrays = {k: v.astype(ml_dtypes.bfloat16) for k, v in dinov2().items()}
     save_file(arrays, tmp_path / "b.safetensors")
     convert([tmp_path / "b.safetensors"], tmp_path / "model", show_progress=False)
     token = stored(tmp_path / "model")["backbone"]["class_token"]
     np.testing.assert_array_equal(token, arrays["cls_token"][0, 0].astype(np.float32))
 
 
-def test_without_registers_positions_follow_the_offset_rule(torch_files, dinov2_arrays, tmp_path):
-    source = torch_files.write(dinov2_arrays(registers=0))
+def test_without_registers_positions_follow_the_offset_rule(torch_files, tmp_path):
+    source = torch_files.write(checkpoint("dinov2"))
     vision = convert([source], tmp_path / "model", show_progress=False).description.vision
     assert (vision.position_interpolation, vision.num_registers, vision.num_heads) == (
         "offset",
@@ -166,8 +139,8 @@ def test_without_registers_positions_follow_the_offset_rule(torch_files, dinov2_
     )
 
 
-def test_packed_swiglu_is_recognised(torch_files, dinov2_arrays, tmp_path):
-    arrays = dinov2_arrays(swiglu=True)
+def test_packed_swiglu_is_recognised(torch_files, tmp_path):
+    arrays = dinov2(without=["mlp"])
     convert([torch_files.write(arrays)], tmp_path / "model", show_progress=False)
     vision = read_description(tmp_path / "model").vision
     assert (vision.mlp, vision.mlp_hidden_dim) == ("swiglu", 32)
@@ -177,8 +150,8 @@ def test_packed_swiglu_is_recognised(torch_files, dinov2_arrays, tmp_path):
     np.testing.assert_array_equal(mlp["up"]["kernel"][1], packed[32:].T)
 
 
-def test_bfloat16_is_stored_rounded_to_nearest_even(torch_files, dinov2_arrays, tmp_path):
-    arrays = dinov2_arrays()
+def test_bfloat16_is_stored_rounded_to_nearest_even(torch_files, tmp_path):
+    arrays = dinov2()
     convert([torch_files.write(arrays)], tmp_path / "model", dtype="bfloat16", show_progress=False)
     token = np.asarray(stored(tmp_path / "model")["backbone"]["class_token"])
     assert token.dtype == ml_dtypes.bfloat16
@@ -201,10 +174,8 @@ def test_float64_is_rounded_only_once():
     np.testing.assert_array_equal(rounded, [1 + 2.0**-7, -1 - 2.0**-7, 1])
 
 
-def test_a_known_architecture_is_named_and_checked(
-    torch_files, dinov2_arrays, tmp_path, monkeypatch
-):
-    source = torch_files.write(dinov2_arrays())
+def test_a_known_architecture_is_named_and_checked(torch_files, tmp_path, monkeypatch):
+    source = torch_files.write(dinov2())
     vision = convert([source], tmp_path / "a", show_progress=False).description.vision
     monkeypatch.setitem(presets.PRESETS, "small", vision)
     found = convert([source], tmp_path / "b", show_progress=False).description
@@ -237,10 +208,8 @@ def _fails(arguments: list[str], folder: Path, capsys) -> str:
     return last
 
 
-def test_every_misfit_of_every_source_is_in_one_sentence(
-    torch_files, dinov2_arrays, tmp_path, capsys
-):
-    backbone, head, text = dinov2_arrays(), small_head(), small_text()
+def test_every_misfit_of_every_source_is_in_one_sentence(torch_files, tmp_path, capsys):
+    backbone, head, text = dinov2(), small_head(), small_text()
     del backbone["norm.weight"]
     head["linear_projection.weight"] = np.zeros((3, 3), np.float32)
     text["backbone.ln_final.bias"] = np.zeros(3, np.float32)
@@ -250,13 +219,13 @@ def test_every_misfit_of_every_source_is_in_one_sentence(
         torch_files.write(text, "t.pth"),
     ]
     message = _fails([*sources, f"--output={tmp_path}/deep/model"], tmp_path, capsys)
-    assert "b.pth (official DINOv2 backbone): missing (1): 'norm.weight'" in message
+    assert "b.pth (official DINOv2 backbone with registers): missing (1): 'norm.weight'" in message
     assert "unexpected (1): 'linear_projection.weight'" in message
     assert "'backbone.ln_final.bias' has [3], expected [64]" in message
 
 
-def test_nan_and_infinity_are_reported_by_name(torch_files, dinov2_arrays, tmp_path, capsys):
-    arrays = dinov2_arrays()
+def test_nan_and_infinity_are_reported_by_name(torch_files, tmp_path, capsys):
+    arrays = dinov2()
     arrays["norm.bias"][3] = np.nan
     arrays["blocks.1.mlp.fc1.weight"][0, 0] = -np.inf
     source = torch_files.write(arrays)
@@ -278,37 +247,31 @@ def test_nan_and_infinity_are_reported_by_name(torch_files, dinov2_arrays, tmp_p
         (["--preset=dinov2_vits14"], "depth is 2 instead of 12"),
     ],
 )
-def test_wrong_options_end_with_one_sentence(
-    torch_files, dinov2_arrays, tmp_path, capsys, options, named
-):
-    source = torch_files.write(dinov2_arrays())
+def test_wrong_options_end_with_one_sentence(torch_files, tmp_path, capsys, options, named):
+    source = torch_files.write(dinov2())
     assert named in _fails([source, f"--output={tmp_path}/model", *options], tmp_path, capsys)
 
 
-def test_a_width_that_is_no_multiple_of_64_asks_for_the_heads(
-    torch_files, dinov2_arrays, tmp_path, capsys
-):
-    source = torch_files.write(dinov2_arrays(dim=48))
+def test_a_width_that_is_no_multiple_of_64_asks_for_the_heads(torch_files, tmp_path, capsys):
+    source = torch_files.write(dinov2(d=48, k=12))
     message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys)
     assert "width 48" in message
     assert "--set num_heads=NUMBER" in message
     assert main([str(source), f"--output={tmp_path}/model", "--set", "num_heads=3"]) == 0
 
 
-def test_positions_that_are_not_square_are_refused(torch_files, dinov2_arrays, tmp_path, capsys):
-    source = torch_files.write(dinov2_arrays() | {"pos_embed": np.zeros((1, 12, 64), np.float32)})
+def test_positions_that_are_not_square_are_refused(torch_files, tmp_path, capsys):
+    source = torch_files.write(dinov2() | {"pos_embed": np.zeros((1, 12, 64), np.float32)})
     message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys)
     assert "12 positions" in message
 
 
-def test_sources_that_are_no_model_together_are_refused(
-    torch_files, dinov2_arrays, tmp_path, capsys
-):
-    backbone = torch_files.write(dinov2_arrays(), "b.pth")
+def test_sources_that_are_no_model_together_are_refused(torch_files, tmp_path, capsys):
+    backbone = torch_files.write(dinov2(), "b.pth")
     head = torch_files.write(small_head(), "h.pth")
     text = torch_files.write(small_text(), "t.pth")
-    wide = torch_files.write(small_text(embed_dim=96), "wide.pth")
-    other = torch_files.write(small_head(dim=128), "other.pth")
+    wide = torch_files.write(small_text(e=96), "wide.pth")
+    other = torch_files.write(small_head(d=128, k=32), "other.pth")
     output = f"--output={tmp_path}/model"
     assert "no text" in _fails([backbone, head, output], tmp_path, capsys)
     assert "no backbone" in _fails([text, head, output], tmp_path, capsys)
@@ -327,10 +290,8 @@ def test_sources_that_cannot_be_read_are_named(torch_files, tmp_path, capsys):
     assert "'os.system'" in _fails([hostile, output], tmp_path, capsys)
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(
-    torch_files, dinov2_arrays, tmp_path, capsys
-):
-    source = torch_files.write(dinov2_arrays())
+def test_an_existing_output_is_kept_unless_told_otherwise(torch_files, tmp_path, capsys):
+    source = torch_files.write(dinov2())
     model = tmp_path / "model"
     model.mkdir()
     assert main([str(source), f"--output={model}"]) == 0
@@ -346,12 +307,12 @@ def test_an_existing_output_is_kept_unless_told_otherwise(
     assert "is not a model directory" in message
 
 
-def test_a_failing_disk_is_one_sentence(torch_files, dinov2_arrays, tmp_path, capsys, monkeypatch):
+def test_a_failing_disk_is_one_sentence(torch_files, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert_module, "write_model_directory", full)
-    source = torch_files.write(dinov2_arrays())
+    monkeypatch.setattr(convert_module, "write_description", full)
+    source = torch_files.write(dinov2())
     message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys)
     assert "No space left on device" in message
 
@@ -377,7 +338,7 @@ def test_help_shows_examples(capsys):
     assert "python -m weights_convert dinov2_vitl14_reg4_pretrain.pth --output=" in text
 
 
-def test_a_model_description_is_plain_json(torch_files, dinov2_arrays, tmp_path):
-    convert([torch_files.write(dinov2_arrays())], tmp_path / "model", show_progress=False)
+def test_a_model_description_is_plain_json(torch_files, tmp_path):
+    convert([torch_files.write(dinov2())], tmp_path / "model", show_progress=False)
     values = json.loads((tmp_path / "model" / "model.json").read_text())
     assert values["vision"]["dim"] == 64

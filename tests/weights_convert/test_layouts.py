@@ -1,21 +1,22 @@
 """Key tables: every row inverts, no row hides another, and files are recognised by their arrays."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 import pytest
+from drawn import checkpoint
 
 from dinotxt_jax.errors import UserError
 from weights_convert.layouts import LAYOUTS
-from weights_convert.layouts.dinov2 import DINOV2
+from weights_convert.layouts.dinov2 import DINOV2, DINOV2_REG
 from weights_convert.layouts.rules import Rule
-from weights_convert.layouts.timm_vit import TIMM_VIT
+from weights_convert.layouts.timm_vit import TIMM_DINOV2, TIMM_VIT
 from weights_convert.matching import recognise
+from weights_convert.sources import Checkpoint
 
-SIZES = dict(d=12, h=3, k=4, f=10, n=10, r=2, p=2, q=2, v=7, t=5, e=24)
-ROWS = [(layout, rule) for layout in LAYOUTS for rule in layout.rules]
+SIZES = dict(d=12, h=3, k=4, f=10, n=10, r=2, p=2, q=2, v=7, t=5, e=24, o=1)
+ROWS = [(layout, rule) for layout in LAYOUTS.values() for rule in layout.rules]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -24,36 +25,42 @@ ROWS = [(layout, rule) for layout in LAYOUTS for rule in layout.rules]
 )
 def test_every_row_is_inverted_bit_by_bit(layout, rule, dtype):
     shape = rule.source_shape(SIZES)
-    bits = np.random.default_rng(0).integers(0, 256, (*shape, np.dtype(dtype).itemsize), np.uint8)
-    source = bits.view(dtype)[..., 0]
-    ours = rule.to_ours(source, SIZES)
+    draw = np.random.default_rng(0)
+    bits = [
+        draw.integers(0, 256, (*shape, np.dtype(dtype).itemsize), np.uint8) * bool(name)
+        for name in rule.sources
+    ]
+    sources = [some.view(dtype)[..., 0] for some in bits]
+    given = [array if name else None for array, name in zip(sources, rule.sources, strict=True)]
+    ours = rule.to_ours(given, SIZES)
     assert [array.shape for array in ours] == [rule.shape(SIZES)] * len(rule.places)
-    back = np.ascontiguousarray(rule.to_source(ours, SIZES))
-    np.testing.assert_array_equal(back.view(np.uint8).reshape(bits.shape), bits)
+    for array, some in zip(rule.to_source(ours, SIZES), bits, strict=True):
+        back = np.ascontiguousarray(array).view(np.uint8)
+        np.testing.assert_array_equal(back.reshape(some.shape), some)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_no_two_rows_share_a_name_or_a_place(layout):
-    names = [rule.source for rule in layout.rules]
+    names = [name for rule in layout.rules for name in rule.sources if name]
     places = [place for rule in layout.rules for place in rule.places]
     assert len(set(names)) == len(names)
     assert len(set(places)) == len(places)
     for rule in layout.rules:
-        key = rule.key(3 if rule.stacked else None)
-        assert [other for other in layout.rules if other.match(key)] == [rule]
+        for key in filter(None, rule.keys(3 if rule.stacked else None)):
+            assert [other for other in layout.rules if other.match(key)] == [rule]
 
 
 def test_query_key_value_and_heads_come_apart_in_this_order():
     rule = next(rule for rule in DINOV2.rules if rule.source.endswith("attn.qkv.weight"))
     source = np.arange(36 * 12).reshape(36, 12)
-    (ours,) = rule.to_ours(source, SIZES)
+    (ours,) = rule.to_ours([source], SIZES)
     assert ours[5, 1, 2, 3] == source[1 * 12 + 2 * 4 + 3, 5]
 
 
 def test_the_gate_is_the_first_half_of_packed_swiglu():
     rule = next(rule for rule in DINOV2.rules if rule.source.endswith("mlp.w12.weight"))
     source = np.arange(20 * 12).reshape(20, 12)
-    gate, up = rule.to_ours(source, SIZES)
+    gate, up = rule.to_ours([source], SIZES)
     assert [place.split("/")[-2] for place in rule.places] == ["gate", "up"]
     np.testing.assert_array_equal(gate, source[:10].T)
     np.testing.assert_array_equal(up, source[10:].T)
@@ -76,37 +83,43 @@ class Described(NamedTuple):
         raise AssertionError("recognising a layout must not read arrays")
 
 
-def described(arrays):
-    return {name: Described(array.shape, array.dtype) for name, array in arrays.items()}
+def described(arrays, prefix=""):
+    """A file of these arrays whose elements must not be read."""
+    shown = {prefix + name: Described(array.shape, array.dtype) for name, array in arrays.items()}
+    return Checkpoint("some.pth", (), shown)
 
 
-def test_layouts_are_told_apart_by_layer_scale(dinov2_arrays):
-    arrays = described(dinov2_arrays(registers=0))
-    assert recognise(Path("x"), arrays).layout is DINOV2
+def test_layouts_are_told_apart_by_their_arrays():
+    arrays = checkpoint("dinov2")
+    assert recognise(described(arrays)).layout is DINOV2
+    arrays.pop("mask_token")
+    assert recognise(described(arrays)).layout is TIMM_DINOV2
     plain = {name: array for name, array in arrays.items() if ".ls" not in name}
-    plain.pop("mask_token")
-    assert recognise(Path("x"), plain).layout is TIMM_VIT
+    assert recognise(described(plain)).layout is TIMM_VIT
+    assert recognise(described(checkpoint("dinov2_reg"))).layout is DINOV2_REG
 
 
 @pytest.mark.parametrize("swiglu", [False, True])
-def test_a_complete_file_has_no_problems(dinov2_arrays, swiglu):
-    match = recognise(Path("x"), described(dinov2_arrays(swiglu=swiglu, depth=3)))
+def test_a_complete_file_has_no_problems(swiglu):
+    match = recognise(
+        described(checkpoint("dinov2_reg", without=["mlp"] if swiglu else [], depth=3))
+    )
     assert match.problems == ""
     assert match.depths == {"backbone": 3}
     assert match.sizes["backbone"] == dict(d=64, f=32, n=10, p=2, q=2, r=2)
 
 
-def test_missing_unexpected_and_misshaped_arrays_are_listed_together(dinov2_arrays):
-    arrays = dinov2_arrays()
+def test_missing_unexpected_and_misshaped_arrays_are_listed_together():
+    arrays = checkpoint("dinov2_reg")
     del arrays["blocks.0.norm1.weight"], arrays["cls_token"]
     arrays["blocks.1.norm1.weight"] = np.zeros(65, np.float32)
     arrays["blocks.0.attn.proj.weight"] = np.zeros((64,), np.float32)
     arrays["norm.bias"] = np.zeros(64, np.int64)
     arrays["patch_embed.proj.weight"] = np.zeros((64, 4, 2, 2), np.float32)
     arrays["surprise"] = np.zeros(1, np.float32)
-    problems = recognise(Path("some.pth"), described(arrays)).problems
+    problems = recognise(described(arrays)).problems
     for part in (
-        "some.pth (official DINOv2 backbone)",
+        "some.pth (official DINOv2 backbone with registers)",
         "missing (2): 'cls_token', 'blocks.0.norm1.weight'",
         "unexpected (1): 'surprise'",
         "mis-shaped (4)",
@@ -118,25 +131,72 @@ def test_missing_unexpected_and_misshaped_arrays_are_listed_together(dinov2_arra
         assert part in problems
 
 
-def test_a_missing_feature_array_is_missed_once_another_layer_has_it(dinov2_arrays):
-    arrays = dinov2_arrays()
+def test_a_missing_feature_array_is_missed_once_another_layer_has_it():
+    arrays = checkpoint("dinov2_reg")
     del arrays["blocks.1.attn.qkv.bias"]
-    assert (
-        "missing (1): 'blocks.1.attn.qkv.bias'" in recognise(Path("x"), described(arrays)).problems
-    )
+    assert "missing (1): 'blocks.1.attn.qkv.bias'" in recognise(described(arrays)).problems
 
 
-def test_an_absurd_layer_number_does_not_make_an_absurd_message(dinov2_arrays):
-    arrays = described(dinov2_arrays())
+def test_an_absurd_layer_number_does_not_make_an_absurd_message():
+    arrays = checkpoint("dinov2_reg")
     arrays["blocks.9999.norm1.bias"] = arrays["norm.bias"]
-    problems = recognise(Path("x"), arrays).problems
+    problems = recognise(described(arrays)).problems
     assert " and " in problems
     assert len(problems) < 4000
 
 
-def test_an_unknown_file_is_refused_with_what_was_found(dinov2_arrays):
-    arrays = {f"encoder.{name}": array for name, array in described(dinov2_arrays()).items()}
-    with pytest.raises(UserError, match=r"no known layout.*'encoder.cls_token'.*DINOv2"):
-        recognise(Path("x"), arrays)
+@pytest.mark.parametrize(
+    "prefix", ["module.", "backbone.", "teacher.backbone.", "model.teacher.backbone.", "a.b.c.d."]
+)
+def test_wrapped_weights_are_found_behind_any_prefix(prefix):
+    match = recognise(described(checkpoint("dinov2_reg"), prefix))
+    assert (match.prefix, match.problems, match.layout) == (prefix, "", DINOV2_REG)
+
+
+def test_what_lies_beside_the_weights_is_left_out_and_named():
+    arrays = {f"backbone.{name}": array for name, array in checkpoint("dinov2_reg").items()}
+    arrays["dino_head.last_layer.weight"] = np.zeros((3, 3), np.float32)
+    match = recognise(described(arrays, "teacher."))
+    assert match.problems == ""
+    assert match.ignored == {"teacher.dino_head.last_layer.weight": "outside 'teacher.backbone.'"}
+
+
+def test_the_teacher_is_taken_where_there_is_a_student_too():
+    arrays = checkpoint("dinov2_reg")
+    both = {
+        f"{who}.{name}": array for who in ("student", "teacher") for name, array in arrays.items()
+    }
+    assert recognise(described(both)).prefix == "teacher."
+    assert recognise(described(both), prefix="student.").prefix == "student."
+    several = {f"{who}.{name}": array for who in ("one", "two") for name, array in arrays.items()}
+    with pytest.raises(
+        UserError, match=r"holds 2 models.*'one.', 'two.'; choose one with --prefix"
+    ):
+        recognise(described(several))
+
+
+def test_names_are_freed_of_wrappers_and_chunks():
+    arrays = {
+        name.replace("blocks.", "blocks.0.").replace("attn.", "_fsdp_wrapped_module.attn."): array
+        for name, array in checkpoint("dinov2_reg").items()
+    }
+    assert recognise(described(arrays)).problems == ""
+    doubled = checkpoint("dinov2_reg")
+    doubled["_orig_mod.norm.bias"] = doubled["norm.bias"]
+    with pytest.raises(UserError, match=r"two arrays 'norm.bias'"):
+        recognise(described(doubled))
+
+
+def test_a_layout_can_be_forced():
+    match = recognise(described(checkpoint("dinov2_reg")), layout="timm_dinov2")
+    assert "unexpected (2): 'mask_token', 'register_tokens'" in match.problems
+    with pytest.raises(UserError, match="--layout=dinov5 is not known; known are: dinov2, "):
+        recognise(described(checkpoint("dinov2_reg")), layout="dinov5")
+
+
+def test_an_unknown_file_is_refused_with_what_was_found():
+    arrays = {f"encoder.{i}.weight": np.zeros(3, np.float32) for i in range(9)}
+    with pytest.raises(UserError, match=r"no known layout.*'encoder.0.weight'.*DINOv2"):
+        recognise(described(arrays))
     with pytest.raises(UserError, match="no known layout"):
-        recognise(Path("x"), {})
+        recognise(described({}))

@@ -10,7 +10,7 @@ import pytest
 
 from dinotxt_jax.errors import UserError
 from weights_convert import torch_pickle
-from weights_convert.torch_file import MAX_PICKLE_BYTES, read_state_dict
+from weights_convert.torch_file import MAX_PICKLE_BYTES, read_arrays
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from weights_convert.torch_file import MAX_PICKLE_BYTES, read_state_dict
 )
 def test_every_element_type_is_read_as_written(torch_files, dtype):
     written = {"a": np.arange(12).reshape(3, 4).astype(dtype), "b": np.array(1).astype(dtype)}
-    arrays = read_state_dict(torch_files.write(written))
+    arrays = read_arrays(torch_files.write(written))
     assert list(arrays) == ["a", "b"]
     for name, array in arrays.items():
         assert (array.shape, array.dtype) == (written[name].shape, written[name].dtype)
@@ -28,13 +28,13 @@ def test_every_element_type_is_read_as_written(torch_files, dtype):
 
 def test_bfloat16_is_read_as_bfloat16(torch_files):
     written = np.array([1.5, -2.25, 3e38], ml_dtypes.bfloat16)
-    array = read_state_dict(torch_files.write({"a": written}))["a"]
+    array = read_arrays(torch_files.write({"a": written}))["a"]
     assert array.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(array.read(), written)
 
 
 def test_an_array_is_read_only_and_not_copied(torch_files):
-    array = read_state_dict(torch_files.write({"a": np.zeros(4, np.float32)}))["a"].read()
+    array = read_arrays(torch_files.write({"a": np.zeros(4, np.float32)}))["a"].read()
     assert not array.flags.writeable
     assert not array.flags.owndata
 
@@ -47,7 +47,7 @@ def test_offsets_and_non_contiguous_strides_are_honoured(torch_files):
         "single": torch_files.tensor("FloatStorage", "0", 24, 23, (1, 1), (10**15, 7)),
     }
     path = torch_files.write_raw(torch_files.state_dict(tensors), {"0": values.tobytes()})
-    arrays = read_state_dict(path)
+    arrays = read_arrays(path)
     np.testing.assert_array_equal(arrays["transposed"].read(), values.reshape(6, 4).T)
     np.testing.assert_array_equal(
         arrays["slice"].read(), values[13:].reshape(-1)[[[0, 2, 4], [6, 8, 10]]]
@@ -62,7 +62,7 @@ def test_tensors_may_share_a_storage_and_be_empty(torch_files):
         "empty": torch_files.tensor("FloatStorage", "0", 6, 0, (0, 5), (5, 1)),
     }
     storage = np.arange(6, dtype=np.float32).tobytes()
-    arrays = read_state_dict(torch_files.write_raw(torch_files.state_dict(tensors), {"0": storage}))
+    arrays = read_arrays(torch_files.write_raw(torch_files.state_dict(tensors), {"0": storage}))
     np.testing.assert_array_equal(arrays["whole"].read()[3:], arrays["half"].read())
     assert arrays["empty"].read().shape == (0, 5)
 
@@ -73,7 +73,7 @@ def test_parameters_are_read_like_tensors(torch_files):
     parameter = b"ctorch._utils\n_rebuild_parameter\n(" + torch_files.tensor_code(tensor)
     pickled = torch_files.dictionary({"a": parameter + hooks + b"tR"})
     path = torch_files.write_raw(pickled, {"0": np.array([1, 2], np.float32).tobytes()})
-    np.testing.assert_array_equal(read_state_dict(path)["a"].read(), [1, 2])
+    np.testing.assert_array_equal(read_arrays(path)["a"].read(), [1, 2])
 
 
 class _Shell:
@@ -93,7 +93,7 @@ def test_a_foreign_global_is_refused_by_name_and_not_called(torch_files, tmp_pat
     # Protocols 0 and 1 write text opcodes, of which torch writes none; they stop even earlier.
     named = "mkdir" if protocol >= 2 else "refused"
     with pytest.raises(UserError, match=named):
-        read_state_dict(torch_files.write_raw(pickled))
+        read_arrays(torch_files.write_raw(pickled))
     assert not made.exists()
 
 
@@ -120,7 +120,7 @@ def test_a_foreign_global_is_refused_by_name_and_not_called(torch_files, tmp_pat
 )
 def test_opcodes_that_call_import_or_build_are_refused(torch_files, code, named):
     with pytest.raises(UserError, match=f"refused.*{named}"):
-        read_state_dict(torch_files.write_raw(b"\x80\x04" + code))
+        read_arrays(torch_files.write_raw(b"\x80\x04" + code))
 
 
 @pytest.mark.parametrize(
@@ -146,15 +146,15 @@ def test_opcodes_that_call_import_or_build_are_refused(torch_files, code, named)
 )
 def test_a_malformed_pickle_is_refused(torch_files, pickled):
     with pytest.raises(UserError, match=r"refused: .*\."):
-        read_state_dict(torch_files.write_raw(pickled))
+        read_arrays(torch_files.write_raw(pickled))
 
 
 def test_an_endless_pickle_is_refused(torch_files, monkeypatch):
     monkeypatch.setattr(torch_pickle, "MAX_OPCODES", 1000)
     with pytest.raises(UserError, match="more than 1000 opcodes"):
-        read_state_dict(torch_files.write_raw(b"\x80\x02" + b"N" * 2000 + b"."))
+        read_arrays(torch_files.write_raw(b"\x80\x02" + b"N" * 2000 + b"."))
     with pytest.raises(UserError, match="far more than arrays need"):
-        read_state_dict(torch_files.write_raw(b"N" * (MAX_PICKLE_BYTES + 1)))
+        read_arrays(torch_files.write_raw(b"N" * (MAX_PICKLE_BYTES + 1)))
 
 
 @pytest.mark.parametrize(
@@ -178,16 +178,16 @@ def test_a_tensor_beyond_its_storage_is_refused(torch_files, offset, shape, stri
     tensor = torch_files.tensor("FloatStorage", "0", 4, offset, shape, strides)
     path = torch_files.write_raw(torch_files.state_dict({"a": tensor}), {"0": bytes(16)})
     with pytest.raises(UserError, match=named):
-        read_state_dict(path)
+        read_arrays(path)
 
 
 def test_a_storage_of_another_size_than_the_pickle_says_is_refused(torch_files):
     tensor = torch_files.tensor("FloatStorage", "0", 4, 0, (4,), (1,))
     pickled = torch_files.state_dict({"a": tensor})
     with pytest.raises(UserError, match="has 12 bytes in storage '0', and its pickle says 16"):
-        read_state_dict(torch_files.write_raw(pickled, {"0": bytes(12)}))
+        read_arrays(torch_files.write_raw(pickled, {"0": bytes(12)}))
     with pytest.raises(UserError, match="lacks the record 'archive/data/0'"):
-        read_state_dict(torch_files.write_raw(pickled, {"../0": bytes(16)}))
+        read_arrays(torch_files.write_raw(pickled, {"../0": bytes(16)}))
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(torch_files):
@@ -196,7 +196,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(torch_files):
         path = torch_files.folder / "truncated.pth"
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match=r"truncated\.pth"):
-            read_state_dict(path)
+            read_arrays(path)
 
 
 def test_damage_anywhere_is_a_user_error_or_still_an_array(torch_files):
@@ -209,7 +209,7 @@ def test_damage_anywhere_is_a_user_error_or_still_an_array(torch_files):
             damaged[position] = draw.integers(256)
         path.write_bytes(bytes(damaged))
         try:
-            for array in read_state_dict(path).values():
+            for array in read_arrays(path).values():
                 assert array.read().shape == array.shape
         except UserError as error:
             assert "\n" not in str(error)  # noqa: PT017 (either outcome is right)
@@ -220,7 +220,7 @@ def test_compressed_records_are_refused(torch_files):
     pickled = torch_files.state_dict({"a": tensor})
     path = torch_files.write_raw(pickled, {"0": bytes(16)}, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="compressed or encrypted"):
-        read_state_dict(path)
+        read_arrays(path)
 
 
 def test_overlapping_records_are_refused(torch_files):
@@ -233,13 +233,13 @@ def test_overlapping_records_are_refused(torch_files):
     assert content[directory : directory + 4] == second.to_bytes(4, "little")
     path.write_bytes(content[:directory] + first.to_bytes(4, "little") + content[directory + 4 :])
     with pytest.raises(UserError, match="other records inside"):
-        read_state_dict(path)
+        read_arrays(path)
 
 
 def test_big_endian_files_are_refused(torch_files):
     path = torch_files.write_raw(torch_files.state_dict({}), extra={"byteorder": b"big"})
     with pytest.raises(UserError, match="little-endian"):
-        read_state_dict(path)
+        read_arrays(path)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, named):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match=named):
-        read_state_dict(path)
+        read_arrays(path)
 
 
 def test_a_zip_without_a_pickle_is_refused(tmp_path):
@@ -262,14 +262,23 @@ def test_a_zip_without_a_pickle_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(UserError, match=r"0 NAME/data.pkl records"):
-        read_state_dict(path)
+        read_arrays(path)
 
 
-def test_a_wrapped_checkpoint_is_refused_with_the_keys_found(torch_files):
+def test_a_training_checkpoint_gives_dotted_names_and_only_tensors(torch_files):
     tensor = torch_files.tensor("FloatStorage", "0", 1, 0, (1,), (1,))
-    teacher = torch_files.dictionary({"w": torch_files.tensor_code(tensor)})[2:-1]
-    pickled = torch_files.dictionary({"teacher": teacher, "iteration": b"K\x07"})
-    with pytest.raises(UserError, match=r"not a plain state dict .*'teacher', 'iteration'"):
-        read_state_dict(torch_files.write_raw(pickled, {"0": bytes(4)}))
+    code = torch_files.tensor_code(tensor)
+    teacher = torch_files.dictionary({"w": code, "epoch": b"K\x07"})[2:-1]
+    pickled = torch_files.dictionary({"teacher": teacher, "b": code, "iteration": b"K\x07"})
+    path = torch_files.write_raw(pickled, {"0": np.float32(5).tobytes()})
+    arrays = read_arrays(path)
+    assert list(arrays) == ["b", "teacher.w"]
+    assert arrays["teacher.w"].read() == np.float32(5)
+
+
+def test_what_holds_no_tensors_is_refused_with_the_keys_found(torch_files):
+    pickled = torch_files.dictionary({"iteration": b"K\x07", "seed": b"K\x07"})
+    with pytest.raises(UserError, match=r"holds no tensors .*'iteration', 'seed'"):
+        read_arrays(torch_files.write_raw(pickled))
     with pytest.raises(UserError, match="holds a list"):
-        read_state_dict(torch_files.write_raw(b"\x80\x02]."))
+        read_arrays(torch_files.write_raw(b"\x80\x02]."))

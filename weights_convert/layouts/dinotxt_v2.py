@@ -7,16 +7,10 @@ logit_scale: it stays at ln(1/0.07).
 """
 
 from weights_convert.layouts.dinov2 import ATTENTION_BLOCK, LAYER_SCALE
+from weights_convert.layouts.dinov3 import SWIGLU
 from weights_convert.layouts.rules import Layout, Rule, under
 
-SWIGLU = (
-    Rule("mlp.w1.weight", "mlp/gate/kernel", "f d -> d f"),
-    Rule("mlp.w1.bias", "mlp/gate/bias", "f -> f"),
-    Rule("mlp.w2.weight", "mlp/up/kernel", "f d -> d f"),
-    Rule("mlp.w2.bias", "mlp/up/bias", "f -> f"),
-    Rule("mlp.w3.weight", "mlp/down/kernel", "d f -> f d"),
-    Rule("mlp.w3.bias", "mlp/down/bias", "d -> d"),
-)
+HEAD_BLOCK = (*ATTENTION_BLOCK, *LAYER_SCALE, *SWIGLU)
 
 TEXT_BLOCK = (
     Rule("attention_norm.weight", "norm1/scale", "d -> d"),
@@ -32,25 +26,29 @@ TEXT_BLOCK = (
     Rule("feed_forward.fc2.bias", "mlp/fc2/bias", "d -> d"),
 )
 
+HEAD_NORM = (
+    Rule("ln_final.weight", "norm/scale", "d -> d"),
+    Rule("ln_final.bias", "norm/bias", "d -> d"),
+)
+
+TEXT = (
+    Rule("backbone.token_embedding.weight", "token_embedding", "v d -> v d"),
+    Rule("backbone.positional_embedding", "position_embedding", "t d -> t d"),
+    *under("backbone.blocks.{layer}.", "blocks/", TEXT_BLOCK),
+    Rule("backbone.ln_final.weight", "norm/scale", "d -> d"),
+    Rule("backbone.ln_final.bias", "norm/bias", "d -> d"),
+    Rule("head.linear_projection.weight", "projection/kernel", "e d -> d e"),
+)
+
 VISION_HEAD = Layout(
     name="dinotxt_v2_head",
     title="dino.txt vision head",
-    rules=(
-        *under("block_list.{layer}.", "head/blocks/", (*ATTENTION_BLOCK, *LAYER_SCALE, *SWIGLU)),
-        Rule("ln_final.weight", "head/norm/scale", "d -> d"),
-        Rule("ln_final.bias", "head/norm/bias", "d -> d"),
-    ),
+    rules=under("", "head/", (*under("block_list.{layer}.", "blocks/", HEAD_BLOCK), *HEAD_NORM)),
+    alternatives=(("swiglu",),),
 )
 
 TEXT_ENCODER = Layout(
     name="dinotxt_v2_text",
     title="dino.txt text encoder",
-    rules=(
-        Rule("backbone.token_embedding.weight", "text/token_embedding", "v d -> v d"),
-        Rule("backbone.positional_embedding", "text/position_embedding", "t d -> t d"),
-        *under("backbone.blocks.{layer}.", "text/blocks/", TEXT_BLOCK),
-        Rule("backbone.ln_final.weight", "text/norm/scale", "d -> d"),
-        Rule("backbone.ln_final.bias", "text/norm/bias", "d -> d"),
-        Rule("head.linear_projection.weight", "text/projection/kernel", "e d -> d e"),
-    ),
+    rules=under("", "text/", TEXT),
 )

@@ -1,21 +1,26 @@
 """The official DINOv2 backbones (`dinov2_vit*14_pretrain.pth` and `..._reg4_pretrain.pth`).
 
-Axes: d width, r registers, n 1 + stored positions, p and q rows and columns of a patch, h heads,
-k width of a head, f hidden width of the MLP. Names read off `dinov2/models/vision_transformer.py`
-and `dinov2/layers/` of facebookresearch/dinov2.
+Axes: d width, r registers, n stored positions (with the class token's), p and q rows and columns of
+a patch, h heads, k width of a head, f hidden width of the MLP. Names read off
+`dinov2/models/vision_transformer.py` and `dinov2/layers/` of facebookresearch/dinov2.
 """
+
+import dataclasses
 
 from weights_convert.layouts.rules import Layout, Rule, under
 
-EMBEDDING = (
+PATCHES = (
     Rule("cls_token", "class_token", "1 1 d -> d"),
-    Rule("pos_embed", "position_embedding", "1 n d -> n d"),
     Rule("patch_embed.proj.weight", "patch_embed/kernel", "d rgb p q -> p q rgb d"),
     Rule("patch_embed.proj.bias", "patch_embed/bias", "d -> d"),
     Rule("norm.weight", "norm/scale", "d -> d"),
     Rule("norm.bias", "norm/bias", "d -> d"),
 )
-"""What surrounds the blocks, in DINOv2 and timm alike."""
+"""What surrounds the blocks, in DINOv2, DINOv3 and timm alike."""
+
+POSITIONS = (Rule("pos_embed", "position_embedding", "1 n d -> n d"),)
+
+MASK_TOKEN = (Rule("mask_token", "mask_token", "1 d -> d"),)
 
 ATTENTION_BLOCK = (
     Rule("norm1.weight", "norm1/scale", "d -> d"),
@@ -42,33 +47,59 @@ MLP = (
     Rule("mlp.fc2.bias", "mlp/fc2/bias", "d -> d", "mlp"),
 )
 
-PACKED_SWIGLU = (
-    Rule("mlp.w12.weight", "mlp/{gate,up}/kernel", "(part f) d -> part d f", "swiglu"),
-    Rule("mlp.w12.bias", "mlp/{gate,up}/bias", "(part f) -> part f", "swiglu"),
-    Rule("mlp.w3.weight", "mlp/down/kernel", "d f -> f d", "swiglu"),
-    Rule("mlp.w3.bias", "mlp/down/bias", "d -> d", "swiglu"),
-)
-"""The MLP of ViT-g: both input projections in one, the gate (through silu) first."""
+
+def packed_swiglu(packed: str, down: str) -> tuple[Rule, ...]:
+    """Both input projections in one array, the gate (through silu) first."""
+    return (
+        Rule(f"{packed}.weight", "mlp/{gate,up}/kernel", "(part f) d -> part d f", "swiglu"),
+        Rule(f"{packed}.bias", "mlp/{gate,up}/bias", "(part f) -> part f", "swiglu"),
+        Rule(f"{down}.weight", "mlp/down/kernel", "d f -> f d", "swiglu"),
+        Rule(f"{down}.bias", "mlp/down/bias", "d -> d", "swiglu"),
+    )
+
+
+IMAGENET = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "resize": 256,
+    "crop": 224,
+}
+"""How the DINO families prepare images for evaluation."""
 
 DINOV2 = Layout(
     name="dinov2",
     title="official DINOv2 backbone",
-    rules=(
-        *under("", "backbone/", EMBEDDING),
-        Rule("register_tokens", "backbone/register_tokens", "1 r d -> r d", "registers"),
-        Rule("mask_token", "backbone/mask_token", "1 d -> d", "mask_token"),
-        *under(
-            "blocks.{layer}.",
-            "backbone/blocks/",
-            (*ATTENTION_BLOCK, *QKV_BIAS, *LAYER_SCALE, *MLP, *PACKED_SWIGLU),
+    rules=under(
+        "",
+        "backbone/",
+        (
+            *PATCHES,
+            *POSITIONS,
+            *MASK_TOKEN,
+            *under(
+                "blocks.{layer}.",
+                "blocks/",
+                (
+                    *ATTENTION_BLOCK,
+                    *QKV_BIAS,
+                    *LAYER_SCALE,
+                    *MLP,
+                    *packed_swiglu("mlp.w12", "mlp.w3"),
+                ),
+            ),
         ),
     ),
     alternatives=(("mlp", "swiglu"),),
-    offset_positions=True,
-    preprocessing={
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "resize": 256,
-        "crop": 224,
-    },
+    vision={"position_interpolation": "offset"},
+    preprocessing=IMAGENET,
+)
+
+REGISTERS = Rule("register_tokens", "backbone/register_tokens", "1 r d -> r d")
+
+DINOV2_REG = dataclasses.replace(
+    DINOV2,
+    name="dinov2_reg",
+    title="official DINOv2 backbone with registers",
+    rules=(*DINOV2.rules, REGISTERS),
+    vision={"position_interpolation": "antialias"},
 )

@@ -1,20 +1,72 @@
-"""The plain vision transformer of timm (`vit_tiny_patch16_224` and its kin): no LayerScale.
+"""Vision transformers of timm: plain ones, and its copies of DINOv2.
 
-Axes and names as in `layouts.dinov2`. The classifier has no place in a frozen backbone.
+Axes and names as in `layouts.dinov2`. A classifier has no place in a frozen backbone. Positions are
+brought to other sizes as timm does it (antialiased), also for the copies of DINOv2 without
+registers, whose official code does otherwise; `--set position_interpolation=offset` says so.
 """
 
-from weights_convert.layouts.dinov2 import ATTENTION_BLOCK, EMBEDDING, MLP, QKV_BIAS
-from weights_convert.layouts.rules import Layout, under
+import dataclasses
+
+from weights_convert.layouts.dinov2 import (
+    ATTENTION_BLOCK,
+    IMAGENET,
+    LAYER_SCALE,
+    MLP,
+    PATCHES,
+    POSITIONS,
+    QKV_BIAS,
+    packed_swiglu,
+)
+from weights_convert.layouts.rules import Layout, Rule, under
+
+_SURROUNDINGS = under("", "backbone/", (*PATCHES, *POSITIONS))
+_BLOCK = (*ATTENTION_BLOCK, *QKV_BIAS)
+
+
+def _blocks(*rules: Rule) -> tuple[Rule, ...]:
+    return under("blocks.{layer}.", "backbone/blocks/", (*_BLOCK, *rules))
+
 
 TIMM_VIT = Layout(
     name="timm_vit",
     title="plain timm vision transformer",
-    rules=(
-        *under("", "backbone/", EMBEDDING),
-        *under("blocks.{layer}.", "backbone/blocks/", (*ATTENTION_BLOCK, *QKV_BIAS, *MLP)),
-    ),
+    rules=(*_SURROUNDINGS, *_blocks(*MLP)),
     alternatives=(("mlp",),),
-    ignored={"head": "the classifier, which a backbone does not use"},
+    ignored={"head.": "the classifier, which a backbone does not use"},
     # As timm prepares images for its AugReg weights: 224 px, crop_pct 0.9.
     preprocessing={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resize": 248, "crop": 224},
 )
+
+TIMM_DINOV2 = dataclasses.replace(
+    TIMM_VIT,
+    name="timm_dinov2",
+    title="timm's DINOv2",
+    rules=(*_SURROUNDINGS, *_blocks(*LAYER_SCALE, *MLP)),
+    preprocessing=IMAGENET,
+)
+
+# The giant: fc1 is the packed SwiGLU under the name of a plain MLP.
+TIMM_DINOV2_SWIGLU = dataclasses.replace(
+    TIMM_DINOV2,
+    name="timm_dinov2_swiglu",
+    title="timm's DINOv2 ViT-g",
+    rules=(*_SURROUNDINGS, *_blocks(*LAYER_SCALE, *packed_swiglu("mlp.fc1", "mlp.fc2"))),
+    alternatives=(("swiglu",),),
+)
+
+_REGISTERS = Rule("reg_token", "backbone/register_tokens", "1 r d -> r d")
+
+
+def _with_registers(layout: Layout) -> Layout:
+    """timm adds the class token's position to the class token itself."""
+    return dataclasses.replace(
+        layout,
+        name=f"{layout.name}_reg",
+        title=f"{layout.title} with registers",
+        rules=(*layout.rules, _REGISTERS),
+        vision={"class_position": False},
+    )
+
+
+TIMM_DINOV2_REG = _with_registers(TIMM_DINOV2)
+TIMM_DINOV2_SWIGLU_REG = _with_registers(TIMM_DINOV2_SWIGLU)

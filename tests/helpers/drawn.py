@@ -1,0 +1,66 @@
+"""Small checkpoints of any layout, made from its key table, the same numbers every time."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Collection
+
+import numpy as np
+
+from dinotxt_jax.models.rope import make_periods
+from weights_convert.layouts import LAYOUTS
+
+BACKBONE = {"d": 64, "f": 32, "n": 10, "r": 2, "p": 2, "q": 2, "h": 4, "k": 16, "o": 4}
+SIZES = {
+    "backbone": BACKBONE,
+    "head": {"d": 64, "f": 40, "h": 4, "k": 16},
+    "text": {"d": 64, "f": 32, "v": 50, "t": 6, "e": 128, "h": 2, "k": 32},
+    "logit_scale": {},
+}
+
+
+def checkpoint(
+    layout: str, *, depth: int = 2, without: Collection[str] = (), **sizes: int
+) -> dict[str, np.ndarray]:
+    """The arrays of a file of one layout, float32.
+
+    Args:
+        layout: its name.
+        depth: blocks of every component.
+        without: features to leave out; of alternatives, the first that is left is taken.
+        sizes: axis name -> size, for those that shall not be as in `SIZES`.
+    """
+    table = LAYOUTS[layout]
+    dropped = set(without)
+    for choices in table.alternatives:
+        left = [feature for feature in choices if feature not in dropped]
+        dropped |= set(left[1:])
+    arrays = {}
+    for rule in table.rules:
+        if rule.feature and rule.feature in dropped:
+            continue
+        known = SIZES[rule.component] | sizes
+        for layer in range(depth) if rule.stacked else (None,):
+            for key in filter(None, rule.keys(layer)):
+                arrays[key] = values(key, rule.place, rule.source_shape(known))
+    return arrays
+
+
+def values(key: str, place: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of a plausible size, drawn from the name alone."""
+    if place.endswith("bias_mask"):
+        mask = np.ones((3, math.prod(shape) // 3), np.float32)
+        mask[1] = 0
+        return mask.reshape(shape)
+    if place.endswith("rope_periods"):
+        return make_periods(100.0, 4 * shape[0]).astype(np.float32)
+    # Raw bits, because numpy promises that only these never change.
+    bits = np.random.PCG64(zlib.crc32(key.encode())).random_raw(math.prod(shape))
+    unit = (bits >> np.uint64(40)).astype(np.float32).reshape(shape) / 2**23 - 1
+    if "norm" in place and place.endswith("scale"):
+        return 1 + 0.3 * unit
+    if "layer_scale" in place:
+        return 0.55 + 0.45 * unit
+    fan_in = math.prod(shape[1:]) if len(shape) > 1 else 16
+    return unit * np.float32(min(1.5 / math.sqrt(fan_in), 0.5))

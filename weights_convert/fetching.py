@@ -1,0 +1,80 @@
+"""Where sources lie: files as they are, addresses and hub repositories in a local copy."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from dinotxt_jax.downloads import cache_folder, download
+from dinotxt_jax.errors import UserError
+
+_HUB = "hf://"
+# What a conversion can use of a repository; weights of the first kind that it has.
+_WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.pth", "*.pt"))
+_SETTINGS = ("config.json", "preprocessor_config.json")
+
+
+def fetch(source: Path | str) -> Path:
+    """The local path of a source.
+
+    Args:
+        source: a path, which is returned; an http(s):// address, downloaded once into the cache
+            folder (`#sha256=...` behind it is checked); or `hf://ORG/NAME[@REVISION][/FILE]`,
+            through `huggingface_hub` and its cache.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    text = str(source)
+    if text.startswith(_HUB):
+        return _from_hub(text)
+    if text.startswith(("http://", "https://")):
+        return _from_web(text)
+    return Path(source)
+
+
+def _from_web(text: str) -> Path:
+    address = urlsplit(text)
+    _, _, sha256 = address.fragment.partition("sha256=")
+    url = address._replace(fragment="").geturl()
+    name = PurePosixPath(address.path).name or "checkpoint"
+    # Two addresses may end in one name.
+    folder = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return download(url, cache_folder() / "checkpoints" / folder / name, sha256)
+
+
+def _from_hub(text: str) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    except ImportError as error:
+        raise UserError(
+            f"{text} needs huggingface_hub, which is not installed; run "
+            "pip install 'dinotxt_jax[hub]'."
+        ) from error
+    organisation, _, rest = text.removeprefix(_HUB).partition("/")
+    name, _, file = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if not (organisation and name):
+        raise UserError(f"{text} is not of the form hf://ORG/NAME[@REVISION][/FILE]; correct it.")
+    repository = f"{organisation}/{name}"
+    try:
+        if file:
+            return Path(
+                huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
+            )
+        for weights in _WEIGHTS:
+            folder = huggingface_hub.snapshot_download(
+                repository, revision=revision or None, allow_patterns=[*weights, *_SETTINGS]
+            )
+            found = [path for pattern in weights for path in Path(folder).glob(pattern)]
+            if found:
+                return found[0] if len(found) == 1 else Path(folder)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{text} could not be downloaded ({reason}); check the name and your connection, log "
+            "in (hf auth login) where a licence must be accepted, or pass a local file."
+        ) from error
+    raise UserError(f"{text} holds no weights; name the file, as in {text.rstrip('/')}/FILE.")

@@ -1,0 +1,61 @@
+"""The official DINOv3 backbones (`dinov3_vit*16_pretrain_*.pth`).
+
+Axes as in `layouts.dinov2`, and o the stored periods, a quarter of a head's width. Names read off
+`dinov3/models/vision_transformer.py` and `dinov3/layers/` of facebookresearch/dinov3. The mask of
+the query/key/value bias is kept as an array: it is what leaves the keys without one.
+"""
+
+from weights_convert.layouts.dinov2 import (
+    ATTENTION_BLOCK,
+    IMAGENET,
+    LAYER_SCALE,
+    MASK_TOKEN,
+    MLP,
+    PATCHES,
+    QKV_BIAS,
+)
+from weights_convert.layouts.rules import Layout, Rule, under
+
+SWIGLU = (
+    Rule("mlp.w1.weight", "mlp/gate/kernel", "f d -> d f", "swiglu"),
+    Rule("mlp.w1.bias", "mlp/gate/bias", "f -> f", "swiglu"),
+    Rule("mlp.w2.weight", "mlp/up/kernel", "f d -> d f", "swiglu"),
+    Rule("mlp.w2.bias", "mlp/up/bias", "f -> f", "swiglu"),
+    Rule("mlp.w3.weight", "mlp/down/kernel", "d f -> f d", "swiglu"),
+    Rule("mlp.w3.bias", "mlp/down/bias", "d -> d", "swiglu"),
+)
+"""Gate, up and down projection apart, as DINOv3 and the dino.txt vision head store them."""
+
+BIAS_MASK = Rule(
+    "attn.qkv.bias_mask", "attention/qkv/bias_mask", "(three h k) -> three h k", "bias_mask"
+)
+
+LOCAL_NORM = (
+    Rule("local_cls_norm.weight", "local_class_norm/scale", "d -> d", "local_class_norm"),
+    Rule("local_cls_norm.bias", "local_class_norm/bias", "d -> d", "local_class_norm"),
+)
+"""In the 7B file only."""
+
+DINOV3 = Layout(
+    name="dinov3",
+    title="official DINOv3 backbone",
+    rules=under(
+        "",
+        "backbone/",
+        (
+            *PATCHES,
+            *MASK_TOKEN,
+            *LOCAL_NORM,
+            Rule("storage_tokens", "register_tokens", "1 r d -> r d"),
+            Rule("rope_embed.periods", "rope_periods", "o -> o", keeps_float32=True),
+            *under(
+                "blocks.{layer}.",
+                "blocks/",
+                (*ATTENTION_BLOCK, *QKV_BIAS, BIAS_MASK, *LAYER_SCALE, *MLP, *SWIGLU),
+            ),
+        ),
+    ),
+    alternatives=(("mlp", "swiglu"),),
+    vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
+    preprocessing=IMAGENET,
+)
