@@ -160,6 +160,8 @@ def _vision(match: Match, settings: Settings) -> VisionConfig:
         raise UserError(
             f"{match.name} has patches of {sizes['p']}x{sizes['q']} pixels; only square ones work."
         )
+    mlp = "swiglu" if "blocks/mlp/gate/kernel" in places else "mlp"
+    _check_activation(match, mlp)
     shared: dict[str, Any] = dict(match.layout.vision)
     if "position_embedding" in places:
         shared["position_grid"] = _position_grid(match, shared.get("class_position", True))
@@ -173,7 +175,7 @@ def _vision(match: Match, settings: Settings) -> VisionConfig:
         dim=sizes["d"],
         depth=match.depths["backbone"],
         num_heads=_vision_heads(match, settings),
-        mlp="swiglu" if "blocks/mlp/gate/kernel" in places else "mlp",
+        mlp=mlp,
         mlp_hidden_dim=sizes["f"],
         num_registers=sizes["r"] if "register_tokens" in places else 0,
         layer_scale="blocks/layer_scale1/scale" in places,
@@ -183,6 +185,18 @@ def _vision(match: Match, settings: Settings) -> VisionConfig:
         local_class_norm="local_class_norm" in features,
         **shared,
     )
+
+
+def _check_activation(match: Match, mlp: str) -> None:
+    """Arrays do not tell it, but files of transformers have it beside them."""
+    found, expected = match.source.activation, {"mlp": "gelu", "swiglu": "silu"}[mlp]
+    # Dinov2 of transformers always gates with silu, whatever its configuration says.
+    ignored = mlp == "swiglu" and not match.layout.name.startswith("hf_dinov3")
+    if found is not None and found != expected and not ignored:
+        raise UserError(
+            f"{match.name} is used with hidden_act={found}, but such a backbone is computed with "
+            f"{expected} here; it cannot be converted."
+        )
 
 
 def _position_grid(match: Match, class_position: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from dinotxt_jax.errors import UserError
 from weights_convert.messages import listed, quoted
 from weights_convert.torch_file import read_arrays
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -72,12 +73,14 @@ class Checkpoint:
         files: all files with arrays.
         arrays: by name, in the order of the files.
         settings: what files beside it say about what arrays cannot tell (keys of `--set`).
+        activation: what `config.json` beside it says is between the layers of an MLP.
     """
 
     name: str
     files: tuple[Path, ...]
     arrays: Mapping[str, SourceArray]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    activation: str | None = None
 
 
 def open_source(path: Path, name: str = "") -> Checkpoint:
@@ -95,13 +98,19 @@ def open_source(path: Path, name: str = "") -> Checkpoint:
         raise UserError(f"{path} does not exist; pass the path of a checkpoint file.")
     name = name or str(path)
     file = _in_folder(path) if path.is_dir() else path
-    settings = _settings_beside(file)
+    files: tuple[Path, ...] = (file,)
+    arrays: Mapping[str, SourceArray]
     if file.name.endswith(_INDEX):
         files, arrays = _open_sharded(file)
-        return Checkpoint(name, files, arrays, settings)
-    if file.suffix == ".safetensors":
-        return Checkpoint(name, (file,), _open_safetensors(file), settings)
-    return Checkpoint(name, (file,), dict(read_arrays(file)), settings)
+    elif file.suffix == ".safetensors":
+        arrays = _open_safetensors(file)
+    else:
+        arrays = dict(read_arrays(file))
+    config = _json_beside(file, "config.json")
+    settings = _from_config(config) | _from_processor(
+        _json_beside(file, "preprocessor_config.json")
+    )
+    return Checkpoint(name, files, arrays, settings, config.get("hidden_act"))
 
 
 def _in_folder(folder: Path) -> Path:
@@ -144,13 +153,13 @@ def _open_safetensors(path: Path) -> dict[str, SourceArray]:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 entry = file.get_slice(name)
                 kind = entry.get_dtype()
-                if kind not in _SAFETENSORS_DTYPES:
+                if kind not in SAFETENSORS_DTYPES:
                     raise UserError(
                         f"{path} stores {quoted(name)} as {kind}, which cannot be converted; "
                         "save it as F32, F16 or BF16."
                     )
                 shape = tuple(entry.get_shape())
-                arrays[name] = SafetensorsArray(path, name, shape, _SAFETENSORS_DTYPES[kind])
+                arrays[name] = SafetensorsArray(path, name, shape, SAFETENSORS_DTYPES[kind])
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a complete .safetensors file ({error}); download it again."
@@ -158,43 +167,48 @@ def _open_safetensors(path: Path) -> dict[str, SourceArray]:
     return arrays
 
 
-def _settings_beside(file: Path) -> dict[str, Any]:
-    """What `config.json` and `preprocessor_config.json` of transformers say, where they lie."""
+def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config.json` says of the architecture: that of transformers, or of timm."""
+    values = {**config, **(config.get("rope_parameters") or {})}
     settings: dict[str, Any] = {}
-    config = file.with_name("config.json")
-    if config.is_file():
-        names = {
-            "num_attention_heads": "num_heads",
-            "layer_norm_eps": "layer_norm_epsilon",
-            "rope_theta": "rope_theta",
-        }
-        values = _json(config)
-        values |= values.get("rope_parameters") or {}  # where newer transformers keep rope_theta
-        for theirs, ours in names.items():
-            value = values.get(theirs)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-                settings[ours] = value if ours != "num_heads" else int(value)
-    processor = file.with_name("preprocessor_config.json")
-    if processor.is_file():
-        settings |= _preprocessing(_json(processor))
+    for theirs, ours, kind in (
+        ("num_attention_heads", "num_heads", int),
+        ("layer_norm_eps", "layer_norm_epsilon", float),
+        ("rope_theta", "rope_theta", float),
+    ):
+        value = values.get(theirs)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+            settings[ours] = kind(value)
+    timm = config.get("pretrained_cfg")
+    if isinstance(timm, Mapping):
+        settings |= _three("mean", timm.get("mean")) | _three("std", timm.get("std"))
+        size, share = timm.get("input_size"), timm.get("crop_pct")
+        if isinstance(size, list) and len(size) == 3 and isinstance(share, int | float) and share:
+            settings |= {"crop": int(size[1]), "resize": math.floor(size[1] / share)}
     return settings
 
 
-def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean, std and sizes from an image processor's settings."""
-    found: dict[str, Any] = {}
-    for theirs, ours in (("image_mean", "mean"), ("image_std", "std")):
-        value = values.get(theirs)
-        if isinstance(value, list) and len(value) == 3:
-            found[ours] = tuple(float(number) for number in value)
+def _from_processor(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `preprocessor_config.json` of transformers says of the images."""
+    settings = _three("mean", values.get("image_mean")) | _three("std", values.get("image_std"))
     size, crop = values.get("size"), values.get("crop_size")
     if isinstance(size, dict):
         side = size.get("shortest_edge", size.get("height"))
         if isinstance(side, int):
-            found |= {"resize": side, "crop": side}
+            settings |= {"resize": side, "crop": side}
     if isinstance(crop, dict) and isinstance(crop.get("height"), int):
-        found["crop"] = crop["height"]
-    return found
+        settings["crop"] = crop["height"]
+    return settings
+
+
+def _three(name: str, value: Any) -> dict[str, Any]:
+    right = isinstance(value, list) and len(value) == 3
+    return {name: tuple(float(number) for number in value)} if right else {}
+
+
+def _json_beside(file: Path, name: str) -> dict[str, Any]:
+    beside = file.with_name(name)
+    return _json(beside) if beside.is_file() else {}
 
 
 def _json(path: Path) -> dict[str, Any]:

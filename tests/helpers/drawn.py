@@ -60,7 +60,36 @@ def values(key: str, place: str, shape: tuple[int, ...]) -> np.ndarray:
     unit = (bits >> np.uint64(40)).astype(np.float32).reshape(shape) / 2**23 - 1
     if "norm" in place and place.endswith("scale"):
         return 1 + 0.3 * unit
+    if place == "image":
+        return 2 * unit
     if "layer_scale" in place:
         return 0.55 + 0.45 * unit
     fan_in = math.prod(shape[1:]) if len(shape) > 1 else 16
     return unit * np.float32(min(1.5 / math.sqrt(fan_in), 0.5))
+
+
+# The checkpoints whose outputs benchmarks/third_party.py got from the libraries themselves.
+_DINOV2 = {"f": 256, "r": 4, "p": 14, "q": 14}
+_TIMM_SWIGLU = {"f": 80, "p": 14, "q": 14}
+_DINOV3 = {"f": 96, "r": 4, "p": 16, "q": 16}
+THIRD_PARTY: dict[str, tuple[str, dict]] = {
+    "hf_dinov2": ("hf_dinov2", _DINOV2),
+    "hf_dinov2 swiglu": ("hf_dinov2", {**_DINOV2, "f": 176, "without": ["mlp"]}),
+    "hf_dinov2_reg": ("hf_dinov2_reg", _DINOV2),
+    "hf_dinov3": ("hf_dinov3", _DINOV3),
+    "hf_dinov3_gated": ("hf_dinov3_gated", _DINOV3),
+    "timm_vit": ("timm_vit", {"f": 256, "p": 16, "q": 16}),
+    "timm_dinov2": ("timm_dinov2", _DINOV2),
+    "timm_dinov2_reg": ("timm_dinov2_reg", {**_DINOV2, "n": 9}),
+    "timm_dinov2_swiglu": ("timm_dinov2_swiglu", _TIMM_SWIGLU),
+    "timm_dinov2_swiglu_reg": ("timm_dinov2_swiglu_reg", {**_TIMM_SWIGLU, "n": 9, "r": 4}),
+}
+
+
+def images(patch: int) -> dict[str, np.ndarray]:
+    """Normalised images of 3x3 (the stored grid) and 2x5 patches, float32 [1 h w 3]."""
+    found = {}
+    for rows, columns in ((3, 3), (2, 5)):
+        shape = (1, rows * patch, columns * patch, 3)
+        found[f"{rows}x{columns}"] = values(f"image {rows}x{columns}", "image", shape)
+    return found

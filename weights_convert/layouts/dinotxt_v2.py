@@ -6,11 +6,15 @@ t context length, e width shared by image and text descriptors. Names read off
 logit_scale: it stays at ln(1/0.07).
 """
 
+import dataclasses
+
 from weights_convert.layouts.dinov2 import ATTENTION_BLOCK, LAYER_SCALE
 from weights_convert.layouts.dinov3 import SWIGLU
 from weights_convert.layouts.rules import Layout, Rule, under
 
-HEAD_BLOCK = (*ATTENTION_BLOCK, *LAYER_SCALE, *SWIGLU)
+# The head has no other MLP to choose from, whatever the backbone beside it has.
+_SWIGLU = tuple(dataclasses.replace(rule, feature="") for rule in SWIGLU)
+HEAD_BLOCK = (*ATTENTION_BLOCK, *LAYER_SCALE, *_SWIGLU)
 
 TEXT_BLOCK = (
     Rule("attention_norm.weight", "norm1/scale", "d -> d"),
@@ -44,7 +48,6 @@ VISION_HEAD = Layout(
     name="dinotxt_v2_head",
     title="dino.txt vision head",
     rules=under("", "head/", (*under("block_list.{layer}.", "blocks/", HEAD_BLOCK), *HEAD_NORM)),
-    alternatives=(("swiglu",),),
 )
 
 TEXT_ENCODER = Layout(

@@ -20,6 +20,5 @@ DINOTXT_V3 = Layout(
         ),
         *under("text_model.", "text/", TEXT),
     ),
-    alternatives=(("swiglu",),),
     ignored={"visual_model.backbone.": "the backbone, which has a file of its own"},
 )

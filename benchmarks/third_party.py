@@ -1,0 +1,152 @@
+"""Compares conversions with the real transformers and timm, and writes their outputs for the tests.
+
+    pip install -e '.[verify]'
+    python benchmarks/third_party.py [--write]
+
+Every layout of these libraries gets a small checkpoint of drawn numbers (tests/helpers/drawn.py),
+which the library itself must load without a missing or an unexpected name. Its outputs at the
+stored and at a non-square size are compared with those of the converted model; `--write` keeps them
+in tests/goldens/third_party, so that the tests need neither library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+import dinotxt_jax as dt
+from weights_convert.architecture import Settings
+from weights_convert.convert import convert
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+
+from drawn import THIRD_PARTY, checkpoint, images  # noqa: E402
+
+GOLDENS = ROOT / "tests" / "goldens" / "third_party"
+DINOV2 = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 14}
+DINOV2 |= {"image_size": 42}
+
+
+def hf_dinov2(swiglu: bool = False, registers: bool = False) -> torch.nn.Module:
+    """Dinov2Model or Dinov2WithRegistersModel, with the MLP widths of the drawn checkpoints."""
+    import transformers as t
+
+    # ratio 4: 256 hidden; SwiGLU: 176, two thirds rounded up to a multiple of 8.
+    options = {**DINOV2, "mlp_ratio": 4, "use_swiglu_ffn": swiglu}
+    if registers:
+        return t.Dinov2WithRegistersModel(
+            t.Dinov2WithRegistersConfig(num_register_tokens=4, **options)
+        )
+    return t.Dinov2Model(t.Dinov2Config(**options))
+
+
+def hf_dinov3(gated: bool) -> torch.nn.Module:
+    """DINOv3ViTModel."""
+    import transformers as t
+
+    options = {**DINOV2, "patch_size": 16, "image_size": 48}
+    return t.DINOv3ViTModel(
+        t.DINOv3ViTConfig(
+            use_gated_mlp=gated,
+            hidden_act="silu" if gated else "gelu",  # as in the released configurations
+            intermediate_size=96,
+            num_register_tokens=4,
+            **options,
+        )
+    )
+
+
+def timm_vit(name: str, **options: Any) -> torch.nn.Module:
+    """A timm model of that name, made small."""
+    import timm
+
+    shared = {"depth": 2, "embed_dim": 64, "num_heads": 4, "num_classes": 0}
+    return timm.create_model(name, dynamic_img_size=True, **shared, **options)
+
+
+MODELS: Mapping[str, Callable[[], torch.nn.Module]] = {
+    "hf_dinov2": lambda: hf_dinov2(),
+    "hf_dinov2 swiglu": lambda: hf_dinov2(swiglu=True),
+    "hf_dinov2_reg": lambda: hf_dinov2(registers=True),
+    "hf_dinov3": lambda: hf_dinov3(gated=False),
+    "hf_dinov3_gated": lambda: hf_dinov3(gated=True),
+    "timm_vit": lambda: timm_vit("vit_tiny_patch16_224", img_size=48),
+    "timm_dinov2": lambda: timm_vit("vit_small_patch14_dinov2", img_size=42),
+    "timm_dinov2_reg": lambda: timm_vit("vit_small_patch14_reg4_dinov2", img_size=42),
+    "timm_dinov2_swiglu": lambda: timm_vit("vit_giant_patch14_dinov2", img_size=42, mlp_ratio=2.5),
+    "timm_dinov2_swiglu_reg": lambda: timm_vit(
+        "vit_giant_patch14_reg4_dinov2", img_size=42, mlp_ratio=2.5
+    ),
+}
+
+
+def tokens(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
+    """All tokens after the final norm, as the library orders them: class, registers, patches."""
+    x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
+    with torch.no_grad():
+        if hasattr(model, "forward_features"):
+            return model.forward_features(x).numpy()
+        return model(pixel_values=x).last_hidden_state.numpy()
+
+
+def save_and_load(name: str, arrays: dict[str, np.ndarray], folder: Path) -> torch.nn.Module:
+    """The library's model with these arrays; every name and shape has to fit."""
+    model = MODELS[name]().eval()
+    if name.startswith("hf_"):
+        model.config.save_pretrained(folder)
+        save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+        loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
+        problems = {key: names for key, names in info.items() if names}
+        assert not problems, problems
+        return loaded.eval()
+    save_file(arrays, folder / "model.safetensors")
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
+    return model
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="keep the outputs for the tests")
+    options = parser.parse_args()
+    import timm
+    import transformers
+
+    print(f"transformers {transformers.__version__}, timm {timm.__version__}, ", end="")
+    print(f"torch {torch.__version__}, float32\n")
+    print("| layout | largest difference of tokens |\n|---|---|")
+    kept: dict[str, np.ndarray] = {}
+    for name in MODELS:
+        layout, arguments = THIRD_PARTY[name]
+        arrays = checkpoint(layout, **arguments)
+        with tempfile.TemporaryDirectory() as folder:
+            theirs = save_and_load(name, arrays, Path(folder))
+            heads = Settings(num_heads=None if name.startswith("hf_") else 4)
+            convert([Path(folder)], Path(folder) / "ours", settings=heads, show_progress=False)
+            ours = dt.load_backbone(Path(folder) / "ours")
+            worst = 0.0
+            for size, pixels in images(ours.config.patch_size).items():
+                expected = tokens(theirs, pixels)
+                found = np.concatenate(
+                    [out if out.ndim == 3 else out[:, None] for out in ours(pixels)], axis=1
+                )
+                worst = max(worst, float(np.abs(found - expected).max()))
+                kept[f"{name}/{size}"] = expected
+        print(f"| {name} | {worst:.1e} |", flush=True)
+    if options.write:
+        GOLDENS.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(GOLDENS / "tokens.npz", **kept)
+        print(f"\nwritten to {GOLDENS}")
+
+
+if __name__ == "__main__":
+    main()

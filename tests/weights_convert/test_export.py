@@ -1,0 +1,155 @@
+"""Model directories back to released names: bit by bit, for every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from drawn import checkpoint
+from safetensors.numpy import load_file, save_file
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.models.directory import read_description
+from weights_convert.architecture import Settings
+from weights_convert.convert import convert
+from weights_convert.export import export
+from weights_convert.layouts import LAYOUTS
+
+HEADS = Settings(num_heads=4, text_num_heads=2)
+BACKBONES = [name for name, layout in LAYOUTS.items() if layout.components == ("backbone",)]
+WHOLE = ["dinotxt_v2_whole", "dinotxt_v3_whole"]
+PARTS = {
+    "dinotxt_v2": ["dinov2_reg", "dinotxt_v2_head", "dinotxt_v2_text"],
+    "dinotxt_v3": ["dinov3", "dinotxt_v3"],
+}
+FIT = {"timm_dinov2_reg": {"n": 9}, "timm_dinov2_swiglu_reg": {"n": 9}}
+
+
+def drawn(layout: str, dtype: str = "float32", **changes) -> dict[str, np.ndarray]:
+    arrays = checkpoint(layout, **(FIT.get(layout, {}) | changes))
+    return {key: array.astype(dtype) for key, array in arrays.items()}
+
+
+def converted(folder: Path, *files: dict[str, np.ndarray], **options) -> Path:
+    """The model directory made of these files."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for number, arrays in enumerate(files):
+        paths.append(folder / f"source{number}.safetensors")
+        save_file(arrays, paths[-1])
+    convert(paths, folder / "model", settings=HEADS, show_progress=False, **options)
+    return folder / "model"
+
+
+def assert_same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert sorted(found) == sorted(expected)
+    for key, array in expected.items():
+        assert (found[key].dtype, found[key].shape) == (array.dtype, array.shape), key
+        assert found[key].tobytes() == array.tobytes(), key
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("layout", [*BACKBONES, *WHOLE])
+def test_a_round_trip_returns_every_bit(layout: str, dtype: str, tmp_path: Path) -> None:
+    arrays = drawn(layout, getattr(ml_dtypes, dtype, dtype))
+    model = converted(tmp_path, arrays)
+    assert read_description(model).sources[0].layout == layout
+    written = export(model, tmp_path / "back.safetensors", show_progress=False)
+    assert [table.name for table in written.values()] == [layout]
+    assert_same_bits(load_file(tmp_path / "back.safetensors"), arrays)
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_a_dinotxt_comes_back_as_the_files_of_its_release(family: str, tmp_path: Path) -> None:
+    files = [drawn(layout) for layout in PARTS[family]]
+    model = converted(tmp_path, *files)
+    written = export(model, tmp_path / "back.safetensors", show_progress=False)
+    assert [table.name for table in written.values()] == PARTS[family]
+    for path, arrays in zip(written, files, strict=True):
+        assert_same_bits(load_file(path), arrays)
+    names = {"dinotxt_v2": ["backbone", "head", "text"], "dinotxt_v3": ["backbone", "head_text"]}
+    assert [path.stem for path in written] == [f"back_{name}" for name in names[family]]
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_trained_parts_come_alone(family: str, tmp_path: Path) -> None:
+    model = converted(tmp_path, *(drawn(layout) for layout in PARTS[family]))
+    written = export(model, tmp_path / "t.safetensors", part="trained", show_progress=False)
+    assert [table.name for table in written.values()] == PARTS[family][1:]
+
+
+def test_a_whole_dinotxt_can_be_one_file_for_load_state_dict(tmp_path: Path) -> None:
+    model = converted(tmp_path, *(drawn(layout) for layout in PARTS["dinotxt_v2"]))
+    path = tmp_path / "whole.safetensors"
+    export(model, path, layout="dinotxt_v2_whole", show_progress=False)
+    arrays = load_file(path)
+    assert arrays["logit_scale"].shape == (1,)
+    prefixes = {".".join(key.split(".")[:2]) for key in arrays} - {"logit_scale"}
+    assert prefixes == {
+        f"{m}.{p}" for m in ("visual_model", "text_model") for p in ("backbone", "head")
+    }
+    again = converted(tmp_path / "again", arrays)
+    assert read_description(again).fingerprint == read_description(model).fingerprint
+
+
+def test_a_backbone_can_change_its_layout(tmp_path: Path) -> None:
+    model = converted(tmp_path, drawn("dinov2_reg"))
+    path = tmp_path / "hf.safetensors"
+    export(model, path, layout="hf_dinov2_reg", show_progress=False)
+    found = load_file(path)
+    assert sorted(found) == sorted(drawn("hf_dinov2_reg"))
+    np.testing.assert_array_equal(
+        found["encoder.layer.1.attention.attention.key.weight"],
+        drawn("dinov2_reg")["blocks.1.attn.qkv.weight"][64:128],
+    )
+
+
+def test_mixed_dtypes_come_back_as_they_were(tmp_path: Path) -> None:
+    arrays = drawn("dinov3")
+    rounded = arrays["rope_embed.periods"].astype(ml_dtypes.bfloat16)
+    arrays["rope_embed.periods"] = rounded
+    model = converted(tmp_path, arrays)
+    export(model, tmp_path / "back.safetensors", show_progress=False)
+    assert_same_bits(load_file(tmp_path / "back.safetensors"), arrays)
+    half = converted(tmp_path / "half", arrays, dtype="bfloat16")
+    export(half, tmp_path / "half.safetensors", show_progress=False)
+    found = load_file(tmp_path / "half.safetensors")
+    np.testing.assert_array_equal(found["rope_embed.periods"], rounded)
+    assert found["norm.weight"].dtype == ml_dtypes.bfloat16
+
+
+def test_a_dtype_can_be_chosen(tmp_path: Path) -> None:
+    model = converted(tmp_path, drawn("dinov2"))
+    export(model, tmp_path / "half.safetensors", dtype="float16", show_progress=False)
+    found = load_file(tmp_path / "half.safetensors")
+    assert {array.dtype for array in found.values()} == {np.dtype(np.float16)}
+
+
+def test_what_a_layout_has_no_place_for_is_named_and_nothing_written(tmp_path: Path) -> None:
+    model = converted(tmp_path, drawn("dinov2_reg"))
+    for layout, message in (
+        ("dinov2", "no place for .1.: backbone/register_tokens"),
+        ("dinov3", "not in the model .1.: backbone/rope_periods"),
+        ("dinotxt_v2_head", "not in the model"),
+        ("dinov9", "known are: dinov2,"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export(model, tmp_path / "x.safetensors", layout=layout, show_progress=False)
+    with pytest.raises(UserError, match="a backbone without head and text"):
+        export(model, tmp_path / "x.safetensors", part="trained", show_progress=False)
+    with pytest.raises(UserError, match="does not end in .safetensors"):
+        export(model, tmp_path / "x.pth", show_progress=False)
+    (tmp_path / "x.safetensors").write_bytes(b"mine")
+    with pytest.raises(UserError, match="exists already"):
+        export(model, tmp_path / "x.safetensors", show_progress=False)
+    assert (tmp_path / "x.safetensors").read_bytes() == b"mine"
+
+
+def test_key_biases_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    arrays = drawn("dinov3", without=["bias_mask", "local_class_norm"])
+    model = converted(tmp_path, arrays)
+    with pytest.raises(UserError, match="has no name for a part of 'backbone/blocks/attention/qkv"):
+        export(model, tmp_path / "hf.safetensors", layout="hf_dinov3", show_progress=False)
+    assert not list(tmp_path.glob("hf*"))
