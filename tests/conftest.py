@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import os
 import threading
@@ -93,6 +94,9 @@ def _converted(tmp_path_factory: pytest.TempPathFactory, *files: str) -> Path:
     return output
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
 @dataclass
 class Web:
     """A web server on this machine.
@@ -121,21 +125,34 @@ def web(tmp_path: Path) -> Iterator[Web]:
     site.folder.mkdir()
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
         def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
             wanted = self.headers.get("Range")
             site.requests.append((self.path, wanted))
-            file = site.folder / self.path.lstrip("/")
+            file = site.folder / self.path.partition("?")[0].lstrip("/")
             if not file.is_file():
                 return self.send_error(404)
             content = file.read_bytes()
-            first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            first = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
             first = first if site.ranges else 0
             if first and first >= len(content):
                 return self.send_error(416)
             self.send_response(206 if first else 200)
             self.send_header("Content-Length", str(len(content) - first))
+            # What model hubs say of a file.
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
-            self.wfile.write(content[first : len(content) if site.cut is None else site.cut])
+            if body:
+                self.wfile.write(content[first : len(content) if site.cut is None else site.cut])
+                self.close_connection = site.cut is not None
             return None
 
         def log_message(self, *_: object) -> None:

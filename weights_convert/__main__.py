@@ -1,12 +1,14 @@
-"""The command `python -m weights_convert SOURCE [SOURCE ...] --output=DIR`."""
+"""The command `python -m weights_convert`: convert, --export, --verify, --describe."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.presets import PRESETS
+from weights_convert import describe, export, verify
 from weights_convert.architecture import parse_settings
 from weights_convert.convert import DTYPES, Conversion, convert
 from weights_convert.layouts import LAYOUTS
@@ -14,14 +16,25 @@ from weights_convert.messages import listed, quoted
 
 _EXAMPLES = """\
 examples:
-  a DINOv2 backbone
+  a DINOv2 or DINOv3 backbone
     python -m weights_convert dinov2_vitl14_reg4_pretrain.pth --output=models/vitl14_reg
-  the official dino.txt on it (three files, in any order)
+  the official dino.txt on DINOv2 (three files) or DINOv3 (two), in any order
     python -m weights_convert dinov2_vitl14_reg4_pretrain.pth dinotxt_vision_head.pth \\
         dinotxt_text_encoder.pth --output=models/dinotxt --preset=dinov2_vitl14_reg
-  a timm vision transformer trained on ImageNet statistics, stored as bfloat16
-    python -m weights_convert vit.safetensors --output=models/vit --dtype=bfloat16 \\
-        --set mean=0.485,0.456,0.406 --set std=0.229,0.224,0.225
+  from the Hugging Face hub (pip install 'dinotxt_jax[hub]')
+    python -m weights_convert hf://facebook/dinov2-with-registers-base --output=models/vitb14_reg
+  your own training checkpoint, with 4 heads, stored as bfloat16
+    python -m weights_convert checkpoint.pth --output=models/mine --set num_heads=4 \\
+        --dtype=bfloat16
+  back to PyTorch; only what was trained; under other names
+    python -m weights_convert --export --model=models/vitl14_reg --output=vitl14_reg.safetensors
+    python -m weights_convert --export --model=runs/mine/model --part=trained \\
+        --output=mine.safetensors
+    python -m weights_convert --export --model=models/vitl14_reg --layout=hf_dinov2_reg \\
+        --output=model.safetensors
+  what is this, and does it compute the same?
+    python -m weights_convert --describe models/vitl14_reg
+    python -m weights_convert --verify --model=models/vitl14_reg --reference=reference.npz
 
 known layouts: {layouts}
 presets: {presets}
@@ -35,35 +48,90 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default: those of the process.
 
     Returns:
-        The exit code: 0, or 2 with one sentence on standard error.
+        The exit code: 0; 1 where --verify finds a difference; 2 with one sentence on standard
+        error.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     try:
-        conversion = convert(
-            arguments.sources,
-            arguments.output,
-            settings=parse_settings(arguments.set),
-            preset=arguments.preset,
-            dtype=arguments.dtype,
-            overwrite=arguments.overwrite,
-        )
+        return _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         where = error.filename or arguments.output
         print(f"error: {where}: {error.strerror or error}.", file=sys.stderr)
-        return 2
+    return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.describe:
+        settings = parse_settings(arguments.set)
+        for what in _needed(arguments, "sources", "a model directory or a checkpoint"):
+            for line in describe.describe(what, settings, arguments.layout, arguments.prefix):
+                print(line)
+        return 0
+    if arguments.verify:
+        return _verify(arguments)
+    if arguments.export:
+        files = export.export(
+            _needed(arguments, "model", "--model=DIR"),
+            Path(_needed(arguments, "output", "--output=FILE.safetensors")),
+            layout=arguments.layout,
+            part=arguments.part,
+            dtype=arguments.dtype,
+            overwrite=arguments.overwrite,
+        )
+        for path, layout in files.items():
+            print(f"{path}: {layout.title}")
+        return 0
+    conversion = convert(
+        _needed(arguments, "sources", "a checkpoint (SOURCE)"),
+        _needed(arguments, "output", "--output=DIR"),
+        settings=parse_settings(arguments.set),
+        preset=arguments.preset,
+        dtype=_conversion_dtype(arguments.dtype),
+        layout=arguments.layout,
+        prefix=arguments.prefix,
+        overwrite=arguments.overwrite,
+    )
     _report(conversion, arguments.output)
     return 0
+
+
+def _needed(arguments: argparse.Namespace, name: str, what: str) -> Any:
+    value = getattr(arguments, name)
+    if not value:
+        raise UserError(f"{what} is missing; add it, --help has examples.")
+    return value
+
+
+def _conversion_dtype(dtype: str | None) -> str:
+    if dtype not in (None, *DTYPES):
+        raise UserError(
+            f"--dtype={dtype} is for --export; take {' or '.join(DTYPES)} for a model directory."
+        )
+    return dtype or "float32"
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    model = _needed(arguments, "model", "--model=DIR")
+    reference = Path(_needed(arguments, "reference", "--reference=FILE.npz"))
+    comparisons = verify.compare(model, reference)
+    width = max(len(comparison.name) for comparison in comparisons)
+    print(f"{'':{width}}  largest difference  relative to its size")
+    for found in comparisons:
+        mark = "" if found.agrees(arguments.tolerance) else "  differs"
+        print(f"{found.name:{width}}  {found.largest:18.2e}  {found.relative:20.2e}{mark}")
+    print(verify.verdict(comparisons, arguments.tolerance))
+    return int(not all(found.agrees(arguments.tolerance) for found in comparisons))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m weights_convert",
-        description="Converts released checkpoints into a model directory for dinotxt_jax. The "
-        "layout and the architecture are read off the arrays; .pth files are read without torch "
-        "and nothing in them is executed.",
+        description="Converts released checkpoints into a model directory for dinotxt_jax, and "
+        "back. The layout and the architecture are read off the arrays; .pth files are read "
+        "without torch and nothing in them is executed.",
         epilog=_EXAMPLES.format(layouts=", ".join(LAYOUTS), presets=", ".join(PRESETS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -71,12 +139,43 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "sources",
         metavar="SOURCE",
-        nargs="+",
-        type=Path,
-        help="a .pth or .safetensors file; one backbone, or the three files of a dino.txt",
+        nargs="*",
+        help="a .pth or .safetensors file, the index of a sharded one, a folder that transformers "
+        "saved, https://..., or hf://ORG/NAME[@REVISION][/FILE]; one backbone, or all parts of a "
+        "dino.txt",
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--export", action="store_true", help="write a model directory as .safetensors"
+    )
+    mode.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare what a model computes with a reference file (docs/conversion.md); exit code "
+        "1 if they differ",
+    )
+    mode.add_argument(
+        "--describe",
+        action="store_true",
+        help="print architecture, counts, fingerprint and preprocessing of each SOURCE, or model "
+        "directory, without loading arrays",
     )
     parser.add_argument(
-        "--output", metavar="DIR", required=True, help="the model directory to write"
+        "--output", metavar="PATH", help="the model directory, or with --export the file, to write"
+    )
+    parser.add_argument("--model", metavar="DIR", help="--export, --verify: the model directory")
+    parser.add_argument("--reference", metavar="FILE.npz", help="--verify: what to compare with")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=verify.TOLERANCE,
+        help="--verify: largest difference relative to the size of a quantity (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--part",
+        choices=export.PARTS,
+        help="--export: only this part; trained is head and text transformer",
     )
     parser.add_argument(
         "--preset",
@@ -90,17 +189,23 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         help="what the arrays cannot tell: num_heads (backbone and vision head; default width/64), "
-        "text_num_heads (default width/64), mean and std of the pixels (three numbers), resize and "
-        "crop in pixels; several after one --set, or repeated, behind the sources",
+        "text_num_heads (default width/64), layer_norm_epsilon, rope_theta, "
+        "position_interpolation, mean and std of the pixels (three numbers), resize and crop in "
+        "pixels; several after one --set, or repeated, behind the sources",
     )
     parser.add_argument(
         "--dtype",
-        choices=list(DTYPES),
-        default="float32",
-        help="what arrays are stored as (default: %(default)s)",
+        choices=list(export.DTYPES),
+        help="what arrays are stored as (default: float32; with --export: as the source had them)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a model directory of that name"
+        "--layout", metavar="NAME", help="the layout to read or write, where it is not found out"
+    )
+    parser.add_argument(
+        "--prefix", metavar="TEXT", help="what stands before all names, where it is not found out"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a model directory or file of that name"
     )
     return parser
 

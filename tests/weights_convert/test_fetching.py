@@ -1,0 +1,191 @@
+"""Sources that are not files here: addresses, hub repositories, folders and shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn import checkpoint
+from safetensors.numpy import save_file
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.models.directory import read_description
+from weights_convert.convert import convert
+from weights_convert.fetching import fetch
+from weights_convert.sources import open_source
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # what tests/conftest.py serves
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_an_address_is_downloaded_once_and_checked(web: Any, tmp_path: Path) -> None:
+    save_file(checkpoint("dinov2"), web.folder / "small.safetensors")
+    sha256 = hashlib.sha256((web.folder / "small.safetensors").read_bytes()).hexdigest()
+    source = f"{web.url('small.safetensors')}#sha256={sha256}"
+    convert([source], tmp_path / "model", show_progress=False)
+    assert read_description(tmp_path / "model").sources[0].sha256 == sha256
+    fetch(source)
+    assert len(web.requests) == 1
+    with pytest.raises(UserError, match="is expected"):
+        fetch(f"{web.url('small.safetensors')}#sha256={'0' * 64}")
+
+
+def test_files_of_one_name_from_two_addresses_are_two_files(web: Any) -> None:
+    for folder in ("a", "b"):
+        (web.folder / folder).mkdir()
+        (web.folder / folder / "x.pth").write_text(folder)
+    assert [fetch(web.url(f"{f}/x.pth")).read_text() for f in ("a", "b")] == ["a", "b"]
+
+
+def hub_repository(web: Any, arrays: dict[str, np.ndarray], config: dict) -> dict[str, str]:
+    """Serves `someone/model` as the hub does; the environment that makes it the hub."""
+    folder = web.folder / f"someone/model/resolve/{COMMIT}"
+    folder.mkdir(parents=True)
+    save_file(arrays, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "README.md").write_text("not needed")
+    files = sorted(folder.iterdir())
+    siblings = [{"rfilename": file.name} for file in files]
+    tree = [
+        {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in files
+    ]
+    answers = {
+        "revision/main": {"id": "someone/model", "sha": COMMIT, "siblings": siblings},
+        f"tree/{COMMIT}": tree,  # what newer versions of the library ask for
+    }
+    for place, answer in answers.items():
+        file = web.folder / "api/models/someone/model" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(answer))
+    return {"HF_ENDPOINT": web.root, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+
+
+def test_a_hub_repository_is_converted_with_what_its_config_says(web: Any, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    config = {"num_attention_heads": 2, "hidden_act": "gelu"}
+    hub = hub_repository(web, checkpoint("hf_dinov2"), config)
+    # The hub's address is read from the environment when the library is imported.
+    done = subprocess.run(
+        [sys.executable, "-m", "weights_convert", "hf://someone/model", "--output=model"],
+        env={**os.environ, **hub, "HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hf://someone/model: Dinov2 of transformers" in done.stdout
+    assert read_description(tmp_path / "model").vision.num_heads == 2
+    assert not any("README" in path for path, _ in web.requests)
+
+
+def test_hub_names_and_failures_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    for wrong in ("hf://alone", "hf:///x"):
+        with pytest.raises(UserError, match="is not of the form hf://ORG/NAME"):
+            fetch(wrong)
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise hub.errors.OfflineModeIsEnabled("no network today")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    monkeypatch.setattr(hub, "hf_hub_download", offline)
+    for source in ("hf://someone/model", "hf://someone/model@v1/x.pth"):
+        with pytest.raises(UserError, match="could not be downloaded .no network today."):
+            fetch(source)
+
+
+def test_without_the_hub_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"pip install 'dinotxt_jax\[hub\]'"):
+        fetch("hf://someone/model")
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A folder as transformers saves large models."""
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    arrays = checkpoint("hf_dinov3", p=16, q=16)
+    where = {}
+    for number in range(2):
+        name = f"model-0000{number + 1}-of-00002.safetensors"
+        part = {key: a for i, (key, a) in enumerate(arrays.items()) if i % 2 == number}
+        save_file(part, folder / name)
+        where |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {"num_attention_heads": 8, "rope_theta": 50.0, "hidden_act": "gelu"}
+    (folder / "config.json").write_text(json.dumps(config))
+    processor = {
+        "image_mean": [0.1, 0.2, 0.3],
+        "size": {"shortest_edge": 300},
+        "crop_size": {"height": 280, "width": 280},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+@pytest.mark.parametrize("what", ["", "model.safetensors.index.json"])
+def test_shards_are_read_as_one_with_the_settings_beside_them(
+    sharded: Path, tmp_path: Path, what: str
+) -> None:
+    source = sharded / what if what else sharded
+    description = convert([source], tmp_path / "model", show_progress=False).description
+    assert (description.vision.num_heads, description.vision.rope_theta) == (8, 50.0)
+    wanted = description.preprocessing
+    assert (wanted.mean, wanted.resize, wanted.crop) == ((0.1, 0.2, 0.3), 300, 280)
+    assert wanted.std == (0.229, 0.224, 0.225)
+
+
+def test_shards_that_do_not_fit_their_index_are_refused(sharded: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    for where, message in (
+        ({"a": "../elsewhere.safetensors"}, "lies in another folder"),
+        ({"a": "absent.safetensors"}, "absent.safetensors is missing"),
+        (values["weight_map"] | {"surprise": "model-00001-of-00002.safetensors"}, "'surprise'"),
+        ({"a": 3}, "has no weight_map"),
+    ):
+        index.write_text(json.dumps({"weight_map": where}))
+        with pytest.raises(UserError, match=message):
+            open_source(sharded)
+    index.write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        open_source(sharded)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a directory without any of model.safetensors.index"):
+        open_source(tmp_path)
+
+
+def test_an_activation_that_is_not_computed_here_is_refused(sharded: Path, tmp_path: Path) -> None:
+    (sharded / "config.json").write_text(json.dumps({"hidden_act": "relu"}))
+    with pytest.raises(UserError, match="hidden_act=relu, but such a backbone .* gelu"):
+        convert([sharded], tmp_path / "model", show_progress=False)
+
+
+def test_a_timm_config_gives_the_preprocessing(tmp_path: Path) -> None:
+    save_file(checkpoint("timm_dinov2"), tmp_path / "model.safetensors")
+    cfg = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "input_size": [3, 518, 518]}
+    config = {
+        "architecture": "vit_small_patch14_dinov2",
+        "pretrained_cfg": {**cfg, "crop_pct": 1.0},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    wanted = convert([tmp_path], tmp_path / "model", show_progress=False).description.preprocessing
+    assert (wanted.mean, wanted.resize, wanted.crop) == ((0.5, 0.5, 0.5), 518, 518)

@@ -1,0 +1,123 @@
+"""What a model directory or a checkpoint holds, in words, without loading its arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from etils import epath
+
+from dinotxt_jax import storage
+from dinotxt_jax.models import presets
+from dinotxt_jax.models.directory import ARRAYS, ModelDescription, Preprocessing, read_description
+from weights_convert import architecture
+from weights_convert.architecture import Architecture, Settings
+from weights_convert.fetching import fetch
+from weights_convert.matching import recognise
+from weights_convert.messages import quoted
+from weights_convert.sources import open_source
+
+
+def describe(
+    what: str, settings: Settings, layout: str | None = None, prefix: str | None = None
+) -> Iterator[str]:
+    """Lines about a model directory or a source of a conversion.
+
+    Args:
+        what: a model directory, or whatever `convert` takes as a source.
+        settings, layout, prefix: as for `convert`, for a source.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if "://" not in what and (Path(what) / "model.json").exists():
+        yield from _model_directory(epath.Path(what))
+    else:
+        yield from _source(what, settings, layout, prefix)
+
+
+def _model_directory(path: epath.Path) -> Iterator[str]:
+    description = read_description(path)
+    yield f"{path}: model directory"
+    for source in description.sources:
+        kind = f", {source.layout}, {source.dtype}" if source.layout else ""
+        yield f"made from: {source.file}{kind}, sha256 {source.sha256}"
+    yield from _architecture(Architecture(description.vision, description.head, description.text))
+    counts: dict[str, int] = {}
+    dtypes: dict[str, None] = {}
+    for place, array in storage.open_arrays(path / ARRAYS).items():
+        counts[place[0]] = counts.get(place[0], 0) + math.prod(array.shape)
+        dtypes[array.dtype.name] = None
+    yield from _counts(counts)
+    yield f"stored as: {', '.join(dtypes)}"
+    if description.backbone_path is not None:
+        yield f"backbone: in {description.backbone_path}"
+    yield f"fingerprint of the backbone: {description.fingerprint}"
+    yield from _preprocessing(description.preprocessing)
+    yield from _tokenizer(description)
+
+
+def _tokenizer(description: ModelDescription) -> Iterator[str]:
+    spec = description.tokenizer
+    if spec is not None:
+        yield (
+            f"tokenizer: {spec['kind']}, {spec['vocabulary_size']} ids, rows of "
+            f"{spec['context_length']}"
+        )
+    elif description.text is not None:
+        yield "tokenizer: none is known for this vocabulary"
+
+
+def _source(what: str, settings: Settings, layout: str | None, prefix: str | None) -> Iterator[str]:
+    match = recognise(open_source(fetch(what), what), layout, prefix)
+    yield f"{match.name}: {match.layout.title} ({match.layout.name})"
+    if match.prefix:
+        yield f"found under: {quoted(match.prefix)}"
+    if match.ignored:
+        yield f"arrays that would be left out: {len(match.ignored)}"
+    if match.problems:
+        yield f"it cannot be converted as it is: {match.problems}"
+        return
+    counts: dict[str, int] = {}
+    dtypes: dict[str, None] = {}
+    for entry in match.entries:
+        for key in entry.present:
+            array = match.arrays[key]
+            component = entry.rule.component
+            counts[component] = counts.get(component, 0) + math.prod(array.shape)
+            dtypes[array.dtype.name] = None
+    settings = architecture.completed(settings, [match])
+    if "backbone" in match.layout.components:
+        yield from _architecture(architecture.infer([match], settings))
+    else:
+        sizes = {name: dict(found) for name, found in match.sizes.items() if found}
+        yield f"sizes: {sizes}, blocks: {dict(match.depths)}"
+    yield from _counts(counts)
+    yield f"stored as: {', '.join(dtypes)}"
+    yield "fingerprint of the backbone: known once it is converted"
+    if "backbone" in match.layout.components:
+        yield from _preprocessing(architecture.preprocessing(match.layout, settings))
+
+
+def _architecture(found: Architecture) -> Iterator[str]:
+    preset = presets.find_preset(found.vision)
+    yield f"architecture: {preset or 'has no name'}"
+    for name, part in (("backbone", found.vision), ("head", found.head), ("text", found.text)):
+        if part is not None:
+            values = dataclasses.asdict(part)
+            yield f"  {name}: " + ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _counts(counts: Mapping[str, int]) -> Iterator[str]:
+    total = sum(counts.values())
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count > 1)
+    yield f"numbers: {total:,} ({parts})"
+
+
+def _preprocessing(wanted: Preprocessing) -> Iterator[str]:
+    yield (
+        f"images: mean {wanted.mean}, std {wanted.std}, short side {wanted.resize}, "
+        f"center crop {wanted.crop}"
+    )
