@@ -1,12 +1,17 @@
 """The reader of .pth files: reads what torch writes, refuses everything else, executes nothing."""
 
+import builtins
 import os
 import pickle
-import zipfile
+import sys
+import time
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hostile import corpus
+from hypothesis import HealthCheck, given, settings, strategies
 
 from dinotxt_jax.errors import UserError
 from weights_convert import torch_pickle
@@ -97,56 +102,57 @@ def test_a_foreign_global_is_refused_by_name_and_not_called(torch_files, tmp_pat
     assert not made.exists()
 
 
-@pytest.mark.parametrize(
-    ("code", "named"),
-    [
-        (b"cbuiltins\neval\n(X\x01\x00\x00\x001tR.", "builtins.eval"),
-        (b"(X\x01\x00\x00\x001ibuiltins\neval\n.", "builtins.eval"),
-        (b"ctorch\nload\n)R.", "torch.load"),
-        (b"ctorch.serialization\n_get_layout\n)R.", "torch.serialization._get_layout"),
-        (b"ccollections\nOrderedDict\n)\x81.", "NEWOBJ"),
-        (b"(ccollections\nOrderedDict\no.", "OBJ"),
-        (b"\x82\x01.", "EXT1"),
-        (b"Pstorage\n.", "PERSID"),
-        (b"}ccollections\nOrderedDict\nb.", "attributes"),
-        (b"}}X\x08\x00\x00\x00__dict__}sb.", "attributes"),
-        (b"}(ccollections\nOrderedDict\n)Rtb.", "attributes"),
-        (b"X\x01\x00\x00\x00a)R.", "calls something"),
-        (b"ctorch\nFloatStorage\n)R.", "FloatStorage"),
-        (b"}))s.", "dictionary key"),
-        (b"\x8f.", "EMPTY_SET"),
-        (b"cos\x1b[31m\nsystem\n.", r"os\\x1b\[31m"),
-    ],
-)
-def test_opcodes_that_call_import_or_build_are_refused(torch_files, code, named):
-    with pytest.raises(UserError, match=f"refused.*{named}"):
-        read_arrays(torch_files.write_raw(b"\x80\x04" + code))
+def test_a_hostile_file_is_refused_with_a_sentence_at_once(hostile, tmp_path, monkeypatch):
+    """Nothing is imported, called or unpacked; no file takes a second or 100 MB."""
+    assert len(hostile) >= 40
+    monkeypatch.setattr("builtins.__import__", _no_import)
+    for name, (path, expected) in hostile.items():
+        start = time.perf_counter()
+        tracemalloc.start()
+        with pytest.raises(UserError, match=expected) as refused:
+            read_arrays(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert "\n" not in str(refused.value), name
+        assert str(refused.value).endswith("."), name
+        assert len(str(refused.value)) < 1000, name
+        assert peak < 10**8, name
+        assert time.perf_counter() - start < 5, name
 
 
-@pytest.mark.parametrize(
-    "pickled",
-    [
-        b"",
-        b"\x80\x02",
-        b"\x80\x02.",
-        b"\x80\x02}",
-        b"\x80\x02(.",
-        b"\x80\x02R.",
-        b"\x80\x02u.",
-        b"\x80\x02h\x05.",
-        b"\x80\x02q\x05.",
-        b"\x80\x02}\x93.",
-        b"\x80\x02}Q.",
-        b"\x80\x02}}.",
-        b"\x80\x02Ke.",
-        b"\xff\xff",
-        b"\x80\x02X\xff\xff\xff\xffa.",
-        b"\x80\x04\x8d" + b"\xff" * 8 + b".",
-    ],
-)
-def test_a_malformed_pickle_is_refused(torch_files, pickled):
-    with pytest.raises(UserError, match=r"refused: .*\."):
-        read_arrays(torch_files.write_raw(pickled))
+@pytest.fixture
+def hostile(tmp_path):
+    (tmp_path / "hostile").mkdir()
+    return corpus(tmp_path / "hostile")
+
+
+_real_import = builtins.__import__
+
+
+def _no_import(name, *arguments, **options):
+    """Lets through what is imported already: numpy's and Python's own lazy imports."""
+    assert name.split(".")[0] in sys.modules, f"the reader imported {name}"
+    return _real_import(name, *arguments, **options)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=strategies.data())
+def test_any_damage_to_any_file_is_a_user_error_or_still_arrays(hostile, torch_files, data):
+    """The short form of benchmarks/fuzz_torch_file.py."""
+    paths = [path for path, _ in hostile.values()]
+    paths.append(torch_files.write({"a": np.arange(8, dtype=np.float32)}, "good.pth"))
+    content = bytearray(data.draw(strategies.sampled_from(paths)).read_bytes()[:4096])
+    for _ in range(data.draw(strategies.integers(0, 6))):
+        if content:
+            position = data.draw(strategies.integers(0, len(content) - 1))
+            content[position] = data.draw(strategies.integers(0, 255))
+    damaged = torch_files.folder / "damaged.pth"
+    damaged.write_bytes(content)
+    try:
+        for array in read_arrays(damaged).values():
+            assert array.read().shape == array.shape
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017 (either outcome is right)
 
 
 def test_an_endless_pickle_is_refused(torch_files, monkeypatch):
@@ -157,39 +163,6 @@ def test_an_endless_pickle_is_refused(torch_files, monkeypatch):
         read_arrays(torch_files.write_raw(b"N" * (MAX_PICKLE_BYTES + 1)))
 
 
-@pytest.mark.parametrize(
-    ("offset", "shape", "strides", "named"),
-    [
-        (0, (5,), (1,), "has 4 elements"),
-        (1, (4,), (1,), "reaches for number 4"),
-        (0, (2, 2), (3, 1), "reaches for number 4"),
-        (10**9, (1,), (1,), "reaches for number 1000000000"),
-        (0, (10**6, 10**6), (0, 0), "has 4 elements"),
-        (-1, (1,), (1,), "negative"),
-        (0, (-2,), (1,), "negative"),
-        (3, (2,), (-1,), "negative"),
-        (0, (2**200,), (0,), "absurd"),
-        (0, (2,), (1, 1), "do not match"),
-        (0, (1,) * 17, (1,) * 17, "17 dimensions"),
-        (0, (0, 2**40), (1, 1), "absurd"),
-    ],
-)
-def test_a_tensor_beyond_its_storage_is_refused(torch_files, offset, shape, strides, named):
-    tensor = torch_files.tensor("FloatStorage", "0", 4, offset, shape, strides)
-    path = torch_files.write_raw(torch_files.state_dict({"a": tensor}), {"0": bytes(16)})
-    with pytest.raises(UserError, match=named):
-        read_arrays(path)
-
-
-def test_a_storage_of_another_size_than_the_pickle_says_is_refused(torch_files):
-    tensor = torch_files.tensor("FloatStorage", "0", 4, 0, (4,), (1,))
-    pickled = torch_files.state_dict({"a": tensor})
-    with pytest.raises(UserError, match="has 12 bytes in storage '0', and its pickle says 16"):
-        read_arrays(torch_files.write_raw(pickled, {"0": bytes(12)}))
-    with pytest.raises(UserError, match="lacks the record 'archive/data/0'"):
-        read_arrays(torch_files.write_raw(pickled, {"../0": bytes(16)}))
-
-
 def test_a_truncated_file_is_refused_wherever_it_ends(torch_files):
     whole = torch_files.write({"a": np.arange(64, dtype=np.float32)}).read_bytes()
     for size in range(0, len(whole), 7):
@@ -197,72 +170,6 @@ def test_a_truncated_file_is_refused_wherever_it_ends(torch_files):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match=r"truncated\.pth"):
             read_arrays(path)
-
-
-def test_damage_anywhere_is_a_user_error_or_still_an_array(torch_files):
-    whole = torch_files.write({"a": np.arange(8, dtype=np.float32)}).read_bytes()
-    draw = np.random.default_rng(0)
-    path = torch_files.folder / "damaged.pth"
-    for _ in range(400):
-        damaged = bytearray(whole)
-        for position in draw.integers(len(whole), size=3):
-            damaged[position] = draw.integers(256)
-        path.write_bytes(bytes(damaged))
-        try:
-            for array in read_arrays(path).values():
-                assert array.read().shape == array.shape
-        except UserError as error:
-            assert "\n" not in str(error)  # noqa: PT017 (either outcome is right)
-
-
-def test_compressed_records_are_refused(torch_files):
-    tensor = torch_files.tensor("FloatStorage", "0", 4, 0, (4,), (1,))
-    pickled = torch_files.state_dict({"a": tensor})
-    path = torch_files.write_raw(pickled, {"0": bytes(16)}, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match="compressed or encrypted"):
-        read_arrays(path)
-
-
-def test_overlapping_records_are_refused(torch_files):
-    path = torch_files.write({"a": np.zeros(4, np.float32), "b": np.zeros(4, np.float32)})
-    content = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        first = archive.getinfo("archive/data/0").header_offset
-        second = archive.getinfo("archive/data/1").header_offset
-    directory = content.rindex(b"archive/data/1") - 4
-    assert content[directory : directory + 4] == second.to_bytes(4, "little")
-    path.write_bytes(content[:directory] + first.to_bytes(4, "little") + content[directory + 4 :])
-    with pytest.raises(UserError, match="other records inside"):
-        read_arrays(path)
-
-
-def test_big_endian_files_are_refused(torch_files):
-    path = torch_files.write_raw(torch_files.state_dict({}), extra={"byteorder": b"big"})
-    with pytest.raises(UserError, match="little-endian"):
-        read_arrays(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (b"", "is empty"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "torch before 1.6"),
-        (b"not a checkpoint", "not a torch file"),
-    ],
-)
-def test_other_files_are_named_for_what_they_are(tmp_path, content, named):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=named):
-        read_arrays(path)
-
-
-def test_a_zip_without_a_pickle_is_refused(tmp_path):
-    path = tmp_path / "weights.pth"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    with pytest.raises(UserError, match=r"0 NAME/data.pkl records"):
-        read_arrays(path)
 
 
 def test_a_training_checkpoint_gives_dotted_names_and_only_tensors(torch_files):
