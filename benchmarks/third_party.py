@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 import dinotxt_jax as dt
 from weights_convert.architecture import Settings
 from weights_convert.convert import convert
+from weights_convert.export import export
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
@@ -113,6 +114,36 @@ def save_and_load(name: str, arrays: dict[str, np.ndarray], folder: Path) -> tor
     return model
 
 
+def exported_to_transformers() -> float:
+    """An official backbone, exported for transformers: its outputs there against the official."""
+    import transformers as t
+
+    backbones = ROOT / "tests" / "goldens" / "backbones"
+    expected = np.load(backbones / "dinov2_tiny_reg_out.npz")
+    images = np.load(backbones / "images.npz")
+    config = t.Dinov2WithRegistersConfig(
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_register_tokens=4,
+        image_size=98,
+        patch_size=14,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        source, model = backbones / "dinov2_tiny_reg.pth", Path(folder) / "model"
+        convert([source], model, settings=Settings(num_heads=4), show_progress=False)
+        file = Path(folder) / "model.safetensors"
+        export(model, file, layout="hf_dinov2_reg", show_progress=False)
+        config.save_pretrained(folder)
+        theirs = t.Dinov2WithRegistersModel.from_pretrained(folder).eval()
+    worst = 0.0
+    for size in ("98x98", "56x84", "126x126"):
+        found = tokens(theirs, np.moveaxis(images[f"image_{size}"], 1, -1))
+        official = expected[f"{size}/x_norm_patchtokens"]
+        worst = max(worst, float(np.abs(found[:, 5:] - official).max()))
+    return worst
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -142,6 +173,7 @@ def main() -> None:
                 worst = max(worst, float(np.abs(found - expected).max()))
                 kept[f"{name}/{size}"] = expected
         print(f"| {name} | {worst:.1e} |", flush=True)
+    print(f"| dinov2_reg, exported as hf_dinov2_reg | {exported_to_transformers():.1e} |")
     if options.write:
         GOLDENS.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(GOLDENS / "tokens.npz", **kept)

@@ -144,7 +144,9 @@ def _open(path: epath.PathLike, place: tuple[str, ...]) -> tensorstore.TensorSto
     folder = _absolute(epath.Path(path) / part)
     base = folder if "://" in folder else f"file://{folder}"
     kvstore = {"driver": "ocdbt", "base": f"{base}/", "path": ".".join(names) + "/"}
-    return tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, open=True).result()
+    # Chunks of zeros are stored too: Orbax takes a missing one for a damaged checkpoint.
+    spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
+    return tensorstore.open(spec, open=True).result()
 
 
 def load_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> dict[str, Any]:

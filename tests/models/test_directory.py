@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -137,10 +138,27 @@ def test_a_backbone_is_not_taken_for_a_whole_model(tiny_backbone: Path) -> None:
         dt.load(tiny_backbone)
 
 
+def test_a_directory_of_format_1_is_still_read(tiny_backbone: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_backbone, tmp_path / "old")
+    file = tmp_path / "old" / "model.json"
+    values = json.loads(file.read_text())
+    for name in ("positions", "class_position", "rope_theta", "qkv_bias_mask", "local_class_norm"):
+        del values["vision"][name]
+    for name in ("layout", "dtype", "other_dtypes"):
+        del values["sources"][0][name]
+    file.write_text(json.dumps(values | {"format_version": 1}))
+    images = np.ones((1, 28, 42, 3), np.float32)
+    np.testing.assert_array_equal(
+        dt.load_backbone(tmp_path / "old")(images).patch_tokens,
+        dt.load_backbone(tiny_backbone)(images).patch_tokens,
+    )
+    assert read_description(tmp_path / "old").format_version == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "has format version 99, this dinotxt_jax reads 1"),
+        ({"format_version": 99}, "has format version 99, this dinotxt_jax reads 1 and 2; upgrade"),
         ({"colour": "red"}, "colour is not a setting"),
         ({"vision": {"dim": "wide"}}, "vision.dim is 'wide', expected int"),
     ],

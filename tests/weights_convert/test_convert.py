@@ -121,6 +121,16 @@ def test_a_timm_classifier_is_left_out_and_said_so(tmp_path, capsys):
     np.testing.assert_array_equal(token, half["cls_token"][0, 0].astype(np.float32))
 
 
+def test_arrays_of_zeros_are_there(torch_files, tmp_path):
+    arrays = dinov2()
+    zeros = ("mask_token", "register_tokens", "blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias")
+    arrays |= {name: np.zeros_like(arrays[name]) for name in zeros}
+    convert([torch_files.write(arrays)], tmp_path / "model", show_progress=False)
+    backbone = stored(tmp_path / "model")["backbone"]
+    np.testing.assert_array_equal(backbone["register_tokens"], np.zeros((2, 64)))
+    assert not np.any(backbone["blocks"]["attention"]["qkv"]["bias"])
+
+
 def test_bfloat16_safetensors_are_read_exactly(tmp_path):
     arrays = {k: v.astype(ml_dtypes.bfloat16) for k, v in dinov2().items()}
     save_file(arrays, tmp_path / "b.safetensors")

@@ -1,0 +1,95 @@
+"""Arrays in pieces: what Orbax reads afterwards, and what comes back layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dinotxt_jax import storage
+from dinotxt_jax.storage import Piece
+
+DRAW = np.random.default_rng(0)
+ARRAYS = {
+    ("a", "stack", "kernel"): DRAW.normal(size=(3, 8, 16)).astype(np.float32),
+    ("a", "stack", "half"): DRAW.normal(size=(3, 8, 16)).astype(ml_dtypes.bfloat16),
+    ("a", "stack", "bias"): np.zeros((3, 16), np.float32),
+    ("a", "table"): DRAW.normal(size=(8, 16)).astype(np.float32),
+    ("b", "x"): DRAW.normal(size=(2, 2, 2)).astype(np.float32),
+}
+ARRAYS["a", "stack", "kernel"][1] = 0  # a layer of zeros must be stored like any other
+
+
+def tree(leaf) -> dict:
+    return {
+        "a": {
+            "stack": {name: leaf("a", "stack", name) for name in ("kernel", "half", "bias")},
+            "table": leaf("a", "table"),
+        },
+        "b": {"x": leaf("b", "x")},
+        "scalar": np.array(2.5, np.float32),
+    }
+
+
+def pieces() -> Iterator[Piece]:
+    for place, array in ARRAYS.items():
+        if "stack" in place:
+            yield from (Piece(place, layer, array[layer]) for layer in range(len(array)))
+        else:
+            yield Piece(place, None, array)
+
+
+@pytest.fixture(params=["one chunk an array", "one chunk a layer"])
+def folder(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if request.param == "one chunk a layer":
+        monkeypatch.setattr(storage, "_LEAST_FOR_LAYERS", 1)
+
+    def empty(*place: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(ARRAYS[place].shape, ARRAYS[place].dtype)
+
+    storage.save_in_pieces(tmp_path / "arrays", tree(empty), pieces())
+    return tmp_path / "arrays"
+
+
+def test_what_is_written_in_pieces_is_read_whole_and_sharded(folder: Path) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+
+    def wanted(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        placed = split if leaf.shape[1:2] == (8,) else whole
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
+    found = storage.load_arrays(folder, jax.tree.map(wanted, storage.stored_shapes(folder)))
+    kernel = found["a"]["stack"]["kernel"]
+    assert kernel.sharding == split
+    for place, array in ARRAYS.items():
+        leaf = found
+        for name in place:
+            leaf = leaf[name]
+        assert leaf.dtype == array.dtype
+        np.testing.assert_array_equal(leaf, array)
+    assert found["scalar"] == 2.5
+
+
+def test_arrays_come_back_layer_by_layer(folder: Path) -> None:
+    stored = storage.open_arrays(folder)
+    assert set(stored) == {*ARRAYS, ("scalar",)}
+    for place, array in ARRAYS.items():
+        assert (stored[place].shape, stored[place].dtype) == (array.shape, array.dtype)
+        np.testing.assert_array_equal(stored[place].read(), array)
+        np.testing.assert_array_equal(stored[place].read(1), array[1])
+    assert stored["scalar",].read() == 2.5
+
+
+def test_folders_that_orbax_wrote_by_itself_are_read_too(tmp_path: Path) -> None:
+    storage.save_arrays(tmp_path / "arrays", tree(lambda *place: ARRAYS[place]))
+    for place, array in ARRAYS.items():
+        np.testing.assert_array_equal(
+            storage.open_arrays(tmp_path / "arrays")[place].read(2 % len(array)),
+            array[2 % len(array)],
+        )
