@@ -90,8 +90,11 @@ def download(url: str, path: Path, sha256: str = "") -> Path:
 
 def _fetch(url: str, partial: Path) -> None:
     """Writes what the server sends, behind what an earlier try has left."""
-    done = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    # What the server called the version that was begun: another one is not put behind it.
+    version = partial.with_name(f"{partial.name}.etag")
+    done = partial.stat().st_size if partial.exists() and version.exists() else 0
+    headers = {"Range": f"bytes={done}-", "If-Range": version.read_text()} if done else {}
+    request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -102,6 +105,8 @@ def _fetch(url: str, partial: Path) -> None:
     with response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             done = 0
+        if response.headers.get("ETag"):
+            version.write_text(response.headers["ETag"])
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None
         name = partial.name.removesuffix(".partial")
@@ -115,3 +120,4 @@ def _fetch(url: str, partial: Path) -> None:
     found = partial.stat().st_size
     if total is not None and found != total:
         raise OSError(f"the connection ended after {found} of {total} bytes")
+    version.unlink(missing_ok=True)

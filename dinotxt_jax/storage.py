@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 import logging as std_logging
 import math
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +40,15 @@ def _absolute(path: epath.PathLike) -> str:
 
 def save_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> None:
     """Writes `{part: tree of arrays}` (numpy or jax) to a new folder, atomically."""
-    ocp.save_checkpointables(_absolute(path), dict(parts))
+    with _layered():
+        ocp.save_checkpointables(_absolute(path), dict(parts))
+
+
+def _layered() -> ocp.Context:
+    """Stores large stacks of layers so that one of them can be read without the others."""
+    context = ocp.Context()
+    context.array.saving.scoped_storage_options_creator = _one_chunk_a_layer
+    return context
 
 
 class Piece(NamedTuple):
@@ -74,9 +83,8 @@ def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Itera
         ),
         dict(parts),
     )
-    context = ocp.Context()
+    context = _layered()
     context.memory.deepcopy_host_arrays = False
-    context.array.saving.scoped_storage_options_creator = _one_chunk_a_layer
     with context:
         ocp.save_checkpointables(_absolute(path), empty)
     for place, group in itertools.groupby(pieces, key=lambda piece: piece.place):
@@ -222,16 +230,19 @@ def new_folder(path: epath.Path, overwrite: bool = False) -> Iterator[epath.Path
     if path.exists() and not overwrite:
         raise FileExistsError(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.partial"
-    if partial.exists():
-        partial.rmtree()
+    unique = uuid.uuid4().hex[:8]  # another process may be writing the same
+    partial = path.parent / f".{path.name}.{unique}.partial"
     partial.mkdir()
     try:
         yield partial
-        if path.exists():
-            path.rmtree()
-        partial.rename(path)
     except BaseException:
-        if partial.exists():
-            partial.rmtree()
+        partial.rmtree()
         raise
+    if path.exists():
+        # Set aside before it is deleted, so that there is a complete folder at any time.
+        old = path.parent / f".{path.name}.{unique}.old"
+        path.rename(old)
+        partial.rename(path)
+        old.rmtree()
+    else:
+        partial.rename(path)

@@ -42,8 +42,21 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     assert [wanted for _, wanted in web.requests] == [None, "bytes=1000-"]
 
 
+def test_another_version_is_not_put_behind_what_was_begun(
+    web: Any, url: str, tmp_path: Path
+) -> None:
+    web.cut = 1000
+    with pytest.raises(UserError, match="could not be downloaded"):
+        download(url, tmp_path / "file.bin")
+    web.cut = None
+    (web.folder / "file.bin").write_bytes(CONTENT[::-1])
+    assert download(url, tmp_path / "file.bin").read_bytes() == CONTENT[::-1]
+    assert not list(tmp_path.glob("file.bin.*"))
+
+
 def test_what_is_left_of_a_longer_file_is_started_anew(web: Any, url: str, tmp_path: Path) -> None:
     (tmp_path / "file.bin.partial").write_bytes(bytes(len(CONTENT) + 5))
+    (tmp_path / "file.bin.partial.etag").write_text(f'"{SHA256}"')
     assert download(url, tmp_path / "file.bin", SHA256).read_bytes() == CONTENT
 
 

@@ -73,16 +73,18 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         return _verify(arguments)
     if arguments.export:
-        files = export.export(
+        written = export.export(
             _needed(arguments, "model", "--model=DIR"),
-            Path(_needed(arguments, "output", "--output=FILE.safetensors")),
+            _needed(arguments, "output", "--output=FILE.safetensors"),
             layout=arguments.layout,
             part=arguments.part,
             dtype=arguments.dtype,
             overwrite=arguments.overwrite,
         )
-        for path, layout in files.items():
-            print(f"{path}: {layout.title}")
+        for file in written:
+            print(f"{file.path}: {file.layout.title}")
+            for note in file.notes:
+                print(f"  {note}")
         return 0
     conversion = convert(
         _needed(arguments, "sources", "a checkpoint (SOURCE)"),

@@ -110,8 +110,15 @@ def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
     """What the user says, and where he says nothing, what files beside the backbone's say."""
     said = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
     backbone = next((m for m in matches if "backbone" in m.layout.components), None)
-    beside = {} if backbone is None else dict(backbone.source.settings)
+    beside = {} if backbone is None else settings_beside(backbone)
+    beside.pop("activation", None)
     return Settings(**(beside | said))
+
+
+def settings_beside(match: Match) -> dict[str, Any]:
+    """What lies beside files of libraries that describe their models there; else nothing."""
+    described = match.layout.name.startswith(("hf_", "timm_"))
+    return match.source.settings_beside() if described else {}
 
 
 def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
@@ -189,7 +196,8 @@ def _vision(match: Match, settings: Settings) -> VisionConfig:
 
 def _check_activation(match: Match, mlp: str) -> None:
     """Arrays do not tell it, but files of transformers have it beside them."""
-    found, expected = match.source.activation, {"mlp": "gelu", "swiglu": "silu"}[mlp]
+    found = settings_beside(match).get("activation")
+    expected = {"mlp": "gelu", "swiglu": "silu"}[mlp]
     # Dinov2 of transformers always gates with silu, whatever its configuration says.
     ignored = mlp == "swiglu" and not match.layout.name.startswith("hf_dinov3")
     if found is not None and found != expected and not ignored:
@@ -216,7 +224,13 @@ def _vision_heads(match: Match, settings: Settings) -> int:
     """From the settings, or the stored periods (a quarter of a head's width), or the width."""
     sizes = match.sizes["backbone"]
     if "o" not in sizes:
-        return _heads(match, sizes["d"], settings.num_heads, "num_heads")
+        heads = _heads(match, sizes["d"], settings.num_heads, "num_heads")
+        if match.layout.vision.get("positions") == "rope" and sizes["d"] // heads % 4:
+            raise UserError(
+                f"{match.name} has {heads} heads of width {sizes['d'] // heads}, but rotary "
+                "positions need a multiple of 4; correct --set num_heads."
+            )
+        return heads
     heads, rest = divmod(sizes["d"], 4 * sizes["o"])
     if rest or settings.num_heads not in (None, heads):
         raise UserError(

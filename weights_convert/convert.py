@@ -27,11 +27,11 @@ from dinotxt_jax.models.directory import (
 )
 from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
-from weights_convert.fetching import fetch
+from weights_convert.fetching import fetch, shown
 from weights_convert.layouts.rules import Rule
 from weights_convert.matching import Entry, Match, recognise
 from weights_convert.messages import listed, quoted
-from weights_convert.sources import open_source
+from weights_convert.sources import Checkpoint, open_source
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _PARTS = ("backbone", "head", "text")
@@ -101,7 +101,8 @@ def convert(
     """
     output = epath.Path(output)
     replace = _check_output(output, overwrite)
-    opened = [open_source(fetch(source), str(source)) for source in sources]
+    opened = [open_source(fetch(source), shown(source)) for source in sources]
+    _check_sources_survive(opened, output)
     matches = [recognise(source, layout, prefix) for source in opened]
     _check_components(matches)
     problems = [match.problems for match in matches if match.problems]
@@ -145,6 +146,18 @@ def _check_output(output: epath.Path, overwrite: bool) -> bool:
     return True
 
 
+def _check_sources_survive(opened: Sequence[Checkpoint], output: epath.Path) -> None:
+    """Replacing a directory deletes what is in it."""
+    if "://" in str(output):
+        return
+    folder = Path(output).resolve()
+    for source in opened:
+        if any(folder in file.resolve().parents for file in source.files):
+            raise UserError(
+                f"{source.name} lies in {output}, which would be replaced; choose another --output."
+            )
+
+
 def _check_components(matches: Sequence[Match]) -> None:
     owners: dict[str, str] = {}
     for match in matches:
@@ -168,7 +181,7 @@ def _planned(
 ) -> dict[tuple[str, ...], _Array]:
     """Every array of the model directory, in the order of fingerprints."""
     sizes = architecture.axis_sizes(matches, inferred)
-    planned: dict[str, _Array] = {}
+    planned: dict[tuple[str, ...], _Array] = {}
     for match in matches:
         for entry in match.entries:
             rule = entry.rule
@@ -176,18 +189,20 @@ def _planned(
             if rule.stacked:
                 shape = (match.depths[rule.component], *shape)
             wanted = DTYPES["float32"] if _keeps_float32(rule) else dtype
-            for number, place in enumerate(rule.places):
-                array = planned.get(place) or _Array(tuple(place.split("/")), shape, wanted)
+            for number, place in enumerate(rule.paths):
+                array = planned.get(place) or _Array(place, shape, wanted)
                 planned[place] = dataclasses.replace(
                     array, entries=(*array.entries, (match, entry, number))
                 )
-        for place, compute in match.layout.computed.items():
+        for name, compute in match.layout.computed.items():
             value = np.asarray(compute(inferred.vision), np.float32)
-            planned[place] = _Array(tuple(place.split("/")), value.shape, value.dtype, value=value)
-    if inferred.head is not None and "logit_scale" not in planned:
+            made = tuple(name.split("/"))
+            planned[made] = _Array(made, value.shape, value.dtype, value=value)
+    scale = ("logit_scale",)
+    if inferred.head is not None and scale not in planned:
         # The release on DINOv2 does not hold it; the official code leaves it as initialised.
         value = np.array(INITIAL_LOGIT_SCALE, np.float32)
-        planned["logit_scale"] = _Array(("logit_scale",), (), value.dtype, value=value)
+        planned[scale] = _Array(scale, (), value.dtype, value=value)
     ordered = sorted(planned.values(), key=lambda array: ".".join(array.place))
     return {array.place: array for array in ordered}
 

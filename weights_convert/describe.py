@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from etils import epath
 
-from dinotxt_jax import storage
 from dinotxt_jax.models import presets
-from dinotxt_jax.models.directory import ARRAYS, ModelDescription, Preprocessing, read_description
+from dinotxt_jax.models.directory import (
+    ModelDescription,
+    Preprocessing,
+    read_description,
+    stored_arrays,
+)
 from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
-from weights_convert.fetching import fetch
+from weights_convert.fetching import fetch, shown
 from weights_convert.matching import recognise
 from weights_convert.messages import quoted
 from weights_convert.sources import open_source
@@ -32,7 +35,8 @@ def describe(
     Raises:
         UserError: it is neither.
     """
-    if "://" not in what and (Path(what) / "model.json").exists():
+    elsewhere = what.startswith(("hf://", "http://", "https://"))
+    if not elsewhere and (epath.Path(what) / "model.json").exists():
         yield from _model_directory(epath.Path(what))
     else:
         yield from _source(what, settings, layout, prefix)
@@ -47,7 +51,7 @@ def _model_directory(path: epath.Path) -> Iterator[str]:
     yield from _architecture(Architecture(description.vision, description.head, description.text))
     counts: dict[str, int] = {}
     dtypes: dict[str, None] = {}
-    for place, array in storage.open_arrays(path / ARRAYS).items():
+    for place, array in stored_arrays(path, description).items():
         counts[place[0]] = counts.get(place[0], 0) + math.prod(array.shape)
         dtypes[array.dtype.name] = None
     yield from _counts(counts)
@@ -71,7 +75,7 @@ def _tokenizer(description: ModelDescription) -> Iterator[str]:
 
 
 def _source(what: str, settings: Settings, layout: str | None, prefix: str | None) -> Iterator[str]:
-    match = recognise(open_source(fetch(what), what), layout, prefix)
+    match = recognise(open_source(fetch(what), shown(what)), layout, prefix)
     yield f"{match.name}: {match.layout.title} ({match.layout.name})"
     if match.prefix:
         yield f"found under: {quoted(match.prefix)}"

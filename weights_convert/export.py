@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from dinotxt_jax import storage
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.models.directory import ARRAYS, ModelDescription, Source, read_description
+from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
+from dinotxt_jax.models.directory import ModelDescription, Source, read_description, stored_arrays
+from dinotxt_jax.storage import StoredArray
 from weights_convert.layouts import LAYOUTS
 from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import listed, quoted
@@ -33,6 +35,76 @@ DTYPES = {
 PARTS = ("backbone", "head", "text", "trained")
 _KINDS = {dtype: kind for kind, dtype in SAFETENSORS_DTYPES.items()}
 _ALIGNMENT = 64
+_LOGIT_SCALE = ("logit_scale",)
+_BIAS = ("backbone", "blocks", "attention", "qkv", "bias")
+_MASK = (*_BIAS[:-1], "bias_mask")
+# Carried along, but without effect on anything that is computed.
+_UNUSED = ("mask_token", "local_class_norm")
+
+Place = tuple[str, ...]
+
+
+class _Array(Protocol):
+    """What an array is written from: a stored one, or one that is made of others."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def read(self, layer: int | None = None) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        path, layout: where, and with which names.
+        notes: sentences about what does not come back from it as it is in the model.
+    """
+
+    path: epath.Path
+    layout: Layout
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An array that a layout needs and the model lacks; read like a stored one."""
+
+    values: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.values.dtype
+
+    def read(self, layer: int | None = None) -> np.ndarray:
+        return self.values if layer is None else self.values[layer]
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """A bias with its mask applied, for layouts that have no place for the mask."""
+
+    bias: _Array
+    mask: _Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.bias.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.bias.dtype
+
+    def read(self, layer: int | None = None) -> np.ndarray:
+        return self.bias.read(layer) * self.mask.read(layer)
 
 
 @dataclass(frozen=True)
@@ -52,19 +124,29 @@ class _Row:
         return tuple(size or 0 for size in self.rule.source_shape(self.sizes))
 
 
-Stored = Mapping[tuple[str, ...], storage.StoredArray]
+@dataclass(frozen=True)
+class _Plan:
+    """Everything about a file before it is written."""
+
+    path: epath.Path
+    layout: Layout
+    rows: Sequence[_Row]
+    arrays: Mapping[Place, _Array]
+    source: Source | None
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...]
 
 
 def export(
     model: epath.PathLike,
-    output: Path,
+    output: epath.PathLike,
     *,
     layout: str | None = None,
     part: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
-) -> dict[Path, Layout]:
+) -> list[Written]:
     """Writes a model directory as `.safetensors` under the names of a released layout.
 
     Args:
@@ -78,59 +160,51 @@ def export(
         overwrite: replace files of that name.
         show_progress: a progress bar on standard error.
 
-    Returns:
-        File -> its layout.
-
     Raises:
-        UserError: not a model directory, a layout that does not fit the model, or a file in the
-            way.
+        UserError: not a model directory, a layout that does not fit the model or the part, numbers
+            too large for `dtype`, or a file in the way.
     """
     description = read_description(model)
     if part not in (None, "backbone"):
         description.dinotxt  # noqa: B018 (says so where there is none)
-    stored = _stored_arrays(epath.Path(model), description)
-    files = _files(description, Path(output), layout, part)
+    stored = stored_arrays(model, description)
+    files = _files(description, epath.Path(output), layout, part)
     for path in files:
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists already; choose another --output, or add --overwrite.")
-    plans = {path: _rows(table, stored, description, str(model)) for path, table in files.items()}
-    total = sum(len(rows) for rows in plans.values())
+    plans = [_planned(path, files[path], stored, description, str(model)) for path in files]
+    total = sum(len(plan.rows) for plan in plans)
     bar = tqdm(total=total, desc="exporting", unit="array", disable=not show_progress)
     with bar:
-        for path, rows in plans.items():
-            source = _source_of(files[path], description)
-            _write_safetensors(path, rows, stored, source, dtype, bar)
-    return files
-
-
-def _stored_arrays(model: epath.Path, description: ModelDescription) -> Stored:
-    found = dict(storage.open_arrays(model / ARRAYS))
-    if description.backbone_path is not None:
-        elsewhere = storage.open_arrays(epath.Path(description.backbone_path) / ARRAYS)
-        found |= {place: array for place, array in elsewhere.items() if place[0] == "backbone"}
-    return found
+        for plan in plans:
+            _write_safetensors(plan, dtype, bar)
+    return [Written(plan.path, plan.layout, plan.notes) for plan in plans]
 
 
 def _files(
-    description: ModelDescription, output: Path, layout: str | None, part: str | None
-) -> dict[Path, Layout]:
+    description: ModelDescription, output: epath.Path, layout: str | None, part: str | None
+) -> dict[epath.Path, Layout]:
     """Which files, each with its layout."""
     if output.suffix != ".safetensors":
         raise UserError(f"--output={output} does not end in .safetensors; only these are written.")
-    if layout is not None:
-        if layout not in LAYOUTS:
-            raise UserError(f"--layout={layout} is not known; known are: {', '.join(LAYOUTS)}.")
-        return {output: LAYOUTS[layout]}
-    wanted = {
-        None: ("backbone", "head", "text") if description.head is not None else ("backbone",),
-        "trained": ("head", "text"),
-    }.get(part, (part,))
-    names = dict.fromkeys(_default_layout(name, description) for name in wanted if name)
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError(f"--layout={layout} is not known; known are: {', '.join(LAYOUTS)}.")
+    whole = ("backbone", "head", "text") if description.head is not None else ("backbone",)
+    wanted = {None: whole, "trained": ("head", "text")}.get(part, (part or "",))
+    names = dict.fromkeys(layout or _default_layout(name, description, part) for name in wanted)
     tables = [LAYOUTS[name] for name in names]
+    for table in tables:
+        more = [name for name in _main_parts(table) if name not in wanted]
+        if part is not None and more:
+            raise UserError(
+                f"files of the layout {table.name} hold the {' and '.join(more)} too; leave out "
+                "--part, or choose another --layout."
+            )
     if len(tables) == 1:
         return {output: tables[0]}
     return {
-        output.with_stem(f"{output.stem}_{'_'.join(_main_parts(table))}"): table for table in tables
+        output.with_name(f"{output.stem}_{'_'.join(_main_parts(table))}{output.suffix}"): table
+        for table in tables
     }
 
 
@@ -138,47 +212,60 @@ def _main_parts(layout: Layout) -> tuple[str, ...]:
     return tuple(part for part in layout.components if part != "logit_scale")
 
 
-def _default_layout(part: str, description: ModelDescription) -> str:
-    """That of the source of a part; without one, that of the official release."""
+def _default_layout(name: str, description: ModelDescription, part: str | None) -> str:
+    """That of the source of a component; without one that fits, that of the official release."""
     for source in description.sources:
-        if source.layout in LAYOUTS and part in LAYOUTS[source.layout].components:
+        parts = _main_parts(LAYOUTS[source.layout]) if source.layout in LAYOUTS else ()
+        # A part of what was one file with everything in it is a file of its own.
+        if name in parts and (part is None or len(parts) < 3):
             return source.layout
     vision = description.vision
-    if part != "backbone":
-        return "dinotxt_v3" if vision.positions == "rope" else f"dinotxt_v2_{part}"
+    rope = vision.positions == "rope"
+    if name != "backbone":
+        return "dinotxt_v3" if rope else f"dinotxt_v2_{name}"
     # A directory of format 1 does not say what it was made from.
-    if vision.positions == "rope":
+    if rope:
         return "dinov3"
     if not vision.layer_scale:
         return "timm_vit"
     return "dinov2_reg" if vision.num_registers else "dinov2"
 
 
-def _source_of(layout: Layout, description: ModelDescription) -> Source | None:
-    return next((source for source in description.sources if source.layout == layout.name), None)
-
-
-def _rows(layout: Layout, stored: Stored, description: ModelDescription, model: str) -> list[_Row]:
+def _planned(
+    path: epath.Path,
+    layout: Layout,
+    stored: Mapping[Place, StoredArray],
+    description: ModelDescription,
+    model: str,
+) -> _Plan:
     """Every row to write.
 
     Raises:
         UserError: the layout has no place for an array of its parts, or wants one that is not
             there.
     """
-    placed = {place: array for place, array in stored.items() if place[0] in layout.components}
+    arrays: dict[Place, _Array] = {
+        place: array for place, array in stored.items() if place[0] in layout.components
+    }
+    for name, make in layout.synthesised.items():
+        made = tuple(name.split("/"))
+        needed = _BIAS in arrays and made not in arrays
+        if needed and not np.any(arrays[_BIAS].read()[:, 1]):
+            arrays[made] = _Made(make(description.vision))
     rules = [
         rule
         for rule in layout.rules
-        if not rule.feature or all(tuple(place.split("/")) in placed for place in rule.places)
+        if not rule.feature or all(place in arrays for place in rule.paths)
     ]
-    used = {tuple(place.split("/")) for rule in rules for place in rule.places}
-    computed = {tuple(place.split("/")) for place in layout.computed}
-    for place, compute in layout.computed.items():
-        array = placed.get(tuple(place.split("/")))
-        if array is None or not np.array_equal(array.read(), compute(description.vision)):
-            computed.discard(tuple(place.split("/")))
-    homeless = sorted("/".join(place) for place in set(placed) - used - computed)
-    absent = sorted("/".join(place) for place in used - set(placed))
+    used = {place for rule in rules for place in rule.paths}
+    notes = []
+    for place in sorted(set(arrays) - used):
+        note = _without(place, arrays, layout, description)
+        if note is not None:
+            del arrays[place]
+            notes += [note] if note else []
+    homeless = sorted("/".join(place) for place in set(arrays) - used)
+    absent = sorted("/".join(place) for place in used - set(arrays))
     if homeless or absent:
         found = "; ".join(
             filter(None, (listed("no place for", homeless), listed("not in the model", absent)))
@@ -187,49 +274,71 @@ def _rows(layout: Layout, stored: Stored, description: ModelDescription, model: 
             f"{model} cannot be written as {layout.title}: {found}; choose another --layout, or "
             "leave it out."
         )
-    sizes = {name: _sizes(name, rules, placed, description) for name in layout.components}
-    return [
+    metadata = {"format": "pt"}
+    if "head" in layout.components and "logit_scale" not in layout.components:
+        scale = float(stored[_LOGIT_SCALE].read())
+        metadata["logit_scale"] = repr(scale)
+        if abs(scale - INITIAL_LOGIT_SCALE) > 1e-6:
+            notes.append(
+                f"the trained logit_scale, {scale:.6f}, has no name in this layout; it is in the "
+                "metadata of the file"
+            )
+    sizes = {part: _sizes(part, rules, arrays) for part in layout.components}
+    rows = [
         _Row(rule, layer, sizes[rule.component])
         for rule in rules
-        for layer in (range(_depth(rule, placed)) if rule.stacked else (None,))
+        for layer in (range(arrays[rule.paths[0]].shape[0]) if rule.stacked else (None,))
     ]
+    source = next((s for s in description.sources if s.layout == layout.name), None)
+    unique = tuple(dict.fromkeys(notes))
+    return _Plan(path, layout, rows, arrays, source, metadata, unique)
 
 
-def _depth(rule: Rule, stored: Stored) -> int:
-    return stored[tuple(rule.places[0].split("/"))].shape[0]
+def _without(
+    place: Place,
+    arrays: dict[Place, _Array],
+    layout: Layout,
+    description: ModelDescription,
+) -> str | None:
+    """How a layout can do without an array: a note, "" if nothing changes, None if it cannot."""
+    compute = layout.computed.get("/".join(place))
+    if compute is not None:
+        stored, computed = arrays[place].read(), compute(description.vision)
+        if np.array_equal(stored, computed):
+            return ""
+        # Released periods are rounded to bfloat16.
+        if stored.shape == computed.shape and np.allclose(stored, computed, rtol=2**-8):
+            return f"{place[-1]} will be computed without the rounding they have here"
+    if place == _MASK and _BIAS in arrays:
+        arrays[_BIAS] = _Masked(arrays[_BIAS], arrays[place])
+        return ""
+    if place[0] == "backbone" and place[1] in _UNUSED:
+        return f"{place[1]}, which nothing uses, has no name in this layout and is left out"
+    return None
 
 
-def _sizes(
-    component: str, rules: Sequence[Rule], stored: Stored, description: ModelDescription
-) -> dict[str, int]:
+def _sizes(component: str, rules: Sequence[Rule], arrays: Mapping[Place, _Array]) -> dict[str, int]:
     """Axis name -> size, read off our arrays."""
     sizes: dict[str, int] = {}
     for rule in rules:
         if rule.component == component:
-            shape = stored[tuple(rule.places[0].split("/"))].shape
+            shape = arrays[rule.paths[0]].shape
             sizes |= dict(zip(rule.axis_names(), shape[int(rule.stacked) :], strict=True))
     return sizes
 
 
-def _write_safetensors(
-    path: Path,
-    rows: Sequence[_Row],
-    stored: Stored,
-    source: Source | None,
-    dtype: str | None,
-    bar: tqdm,
-) -> None:
+def _write_safetensors(plan: _Plan, dtype: str | None, bar: tqdm) -> None:
     """The format: the size of a JSON header, the header, and the arrays one behind the other.
 
     Written here because the library wants all arrays in memory at once.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": plan.metadata}
     dtypes: dict[str, np.dtype] = {}
     end = 0
-    for row in rows:
-        kept = stored[tuple(row.rule.places[0].split("/"))].dtype
+    for row in plan.rows:
+        kept = plan.arrays[row.rule.paths[0]].dtype
         for key in filter(None, row.keys):
-            dtypes[key] = _dtype(key, kept, source, dtype)
+            dtypes[key] = _dtype(key, kept, plan.source, dtype)
             start, end = end, end + math.prod(row.shape) * dtypes[key].itemsize
             header[key] = {
                 "dtype": _KINDS[dtypes[key]],
@@ -238,22 +347,23 @@ def _write_safetensors(
             }
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    partial = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = plan.path.with_name(f".{plan.path.name}.{uuid.uuid4().hex[:8]}.partial")
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for row in rows:
-                for key, array in _arrays(row, stored):
-                    np.ascontiguousarray(array.astype(dtypes[key])).tofile(file)
+            for row in plan.rows:
+                for key, array in _arrays(row, plan.arrays):
+                    file.write(_rounded(key, array, dtypes[key]).tobytes())
                 bar.update()
-        partial.replace(path)
+        partial.replace(plan.path)
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
 
 
-def _arrays(row: _Row, stored: Stored) -> Iterator[tuple[str, np.ndarray]]:
-    ours = [stored[tuple(place.split("/"))].read(row.layer) for place in row.rule.places]
+def _arrays(row: _Row, arrays: Mapping[Place, _Array]) -> Iterator[tuple[str, np.ndarray]]:
+    ours = [arrays[place].read(row.layer) for place in row.rule.paths]
     for key, array in zip(row.keys, row.rule.to_source(ours, row.sizes), strict=True):
         if key:
             yield key, array.reshape(row.shape)
@@ -262,6 +372,16 @@ def _arrays(row: _Row, stored: Stored) -> Iterator[tuple[str, np.ndarray]]:
                 f"the layout has no name for a part of {quoted(row.rule.places[0])} that is not "
                 "zero; choose another --layout."
             )
+
+
+def _rounded(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        rounded = array.astype(dtype)
+    if not np.isfinite(rounded).all() and np.isfinite(array).all():
+        raise UserError(
+            f"{quoted(key)} holds numbers too large for {dtype.name}; choose another --dtype."
+        )
+    return rounded
 
 
 def _dtype(key: str, kept: np.dtype, source: Source | None, given: str | None) -> np.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -10,6 +11,8 @@ from dinotxt_jax.downloads import cache_folder, download
 from dinotxt_jax.errors import UserError
 
 _HUB = "hf://"
+_WEB = ("http://", "https://")
+_SHA256 = re.compile("[0-9a-f]{64}")
 # What a conversion can use of a repository; weights of the first kind that it has.
 _WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.pth", "*.pt"))
 _SETTINGS = ("config.json", "preprocessor_config.json")
@@ -29,14 +32,28 @@ def fetch(source: Path | str) -> Path:
     text = str(source)
     if text.startswith(_HUB):
         return _from_hub(text)
-    if text.startswith(("http://", "https://")):
+    if text.startswith(_WEB):
         return _from_web(text)
     return Path(source)
 
 
+def shown(source: Path | str) -> str:
+    """A source as messages and `model.json` name it: without the signature of an address."""
+    text = str(source)
+    return re.split("[?#]", text)[0] if text.startswith(_WEB) else text
+
+
 def _from_web(text: str) -> Path:
-    address = urlsplit(text)
-    _, _, sha256 = address.fragment.partition("sha256=")
+    try:
+        address = urlsplit(text)
+    except ValueError as error:
+        raise UserError(f"{text} is not an address ({error}); correct it.") from error
+    before, _, sha256 = address.fragment.partition("sha256=")
+    if before or (address.fragment and not _SHA256.fullmatch(sha256)):
+        raise UserError(
+            f"{shown(text)} ends in #{address.fragment}, expected #sha256= and 64 hexadecimal "
+            "digits; correct or remove it."
+        )
     url = address._replace(fragment="").geturl()
     name = PurePosixPath(address.path).name or "checkpoint"
     # Two addresses may end in one name.
@@ -61,9 +78,16 @@ def _from_hub(text: str) -> Path:
     repository = f"{organisation}/{name}"
     try:
         if file:
-            return Path(
-                huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
+            where = PurePosixPath(file).parent
+            patterns = [file, *(str(where / beside) for beside in _SETTINGS)]
+            if file.endswith(".index.json"):
+                patterns.append(str(where / "*.safetensors"))
+            folder = huggingface_hub.snapshot_download(
+                repository, revision=revision or None, allow_patterns=patterns
             )
+            if not (Path(folder) / file).is_file():
+                raise UserError(f"{text} does not exist in that repository; correct the name.")
+            return Path(folder) / file
         for weights in _WEIGHTS:
             folder = huggingface_hub.snapshot_download(
                 repository, revision=revision or None, allow_patterns=[*weights, *_SETTINGS]

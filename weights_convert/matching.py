@@ -20,7 +20,8 @@ from weights_convert.messages import listed, quoted
 from weights_convert.sources import Checkpoint, SourceArray
 
 _FEWEST_KNOWN = 0.5
-_PREFERRED = ("teacher", "ema")
+_PREFERRED = ("teacher", "model_ema", "ema_model", "ema")
+_MOST_PREFIXES = 8
 # What torch wraps modules in, and the chunks of blocks of DINOv2's training code (whose second
 # number counts through all chunks).
 _WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
@@ -90,10 +91,16 @@ class Match:
         return f"{self.name} ({self.layout.title}): {found}" if found else ""
 
     @property
-    def badness(self) -> tuple[int, ...]:
-        """Orders the layouts tried on a file, the best first."""
-        known = sum(len(entry.present) for entry in self.entries)
-        return -known, len(self.unexpected), len(self.missing), len(self.misfits)
+    def badness(self) -> tuple[int, int]:
+        """Orders the layouts tried on a file, the best first: arrays known less those wrong."""
+        # One absurd block number can make any number of arrays missing.
+        missing = min(len(self.missing), self.known // 2)
+        return len(self.unexpected) + missing - self.known, len(self.misfits)
+
+    @property
+    def known(self) -> int:
+        """How many arrays of the file the layout has a place for."""
+        return sum(len(entry.present) for entry in self.entries)
 
 
 def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None = None) -> Match:
@@ -119,8 +126,9 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
     best = min(matches, key=lambda match: match.badness)
     _check_one_model(best, matches)
     considered = sum(not reason.startswith("outside") for reason in best.ignored.values())
-    considered += len(best.unexpected) - best.badness[0]
-    if -best.badness[0] < max(_FEWEST_KNOWN * considered, 1):
+    considered += len(best.unexpected) + best.known
+    by_chance = best.prefix and best.known < len(best.missing)
+    if by_chance or best.known < max(_FEWEST_KNOWN * considered, 1):
         names = ", ".join(quoted(key) for key in list(arrays)[:6]) or "none"
         known = ", ".join(candidate.title for candidate in tried)
         raise UserError(
@@ -134,6 +142,8 @@ def _without_wrappers(source: Checkpoint) -> dict[str, SourceArray]:
     """The arrays of a file, names freed of what training frameworks put into them."""
     freed: dict[str, SourceArray] = {}
     for key, array in source.arrays.items():
+        if 0 in array.shape:  # a model of transformers without registers has an empty array
+            continue
         name = _CHUNKS.sub("blocks.", _WRAPPERS.sub("", key))
         if name in freed:
             raise UserError(
@@ -150,9 +160,13 @@ def _prefixes(arrays: Iterable[str], layout: Layout) -> list[str]:
     votes = collections.Counter(
         found["prefix"] for key in arrays if (found := pattern.fullmatch(key))
     )
-    leading = [prefix for prefix, count in votes.items() if count == max(votes.values())]
-    preferred = [p for p in leading if any(word in p.lower() for word in _PREFERRED)]
-    return preferred or leading or [""]
+    most = max(votes.values(), default=0)
+    leading = [prefix for prefix, count in votes.items() if count == most]
+    for word in _PREFERRED:
+        preferred = [prefix for prefix in leading if word in prefix.split(".")]
+        if preferred:
+            return preferred[:_MOST_PREFIXES]
+    return leading[:_MOST_PREFIXES] or [""]
 
 
 def _check_one_model(best: Match, matches: Iterable[Match]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -72,15 +72,22 @@ class Checkpoint:
         name: what the user called it.
         files: all files with arrays.
         arrays: by name, in the order of the files.
-        settings: what files beside it say about what arrays cannot tell (keys of `--set`).
-        activation: what `config.json` beside it says is between the layers of an MLP.
     """
 
     name: str
     files: tuple[Path, ...]
     arrays: Mapping[str, SourceArray]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    activation: str | None = None
+
+    def settings_beside(self) -> dict[str, Any]:
+        """What `config.json` and `preprocessor_config.json` say that arrays cannot tell.
+
+        Keys are those of `--set`, and "activation", what is between the layers of an MLP.
+        """
+        folder = self.files[0].parent
+        config = _json_beside(folder / "config.json")
+        return _from_config(config) | _from_processor(
+            _json_beside(folder / "preprocessor_config.json")
+        )
 
 
 def open_source(path: Path, name: str = "") -> Checkpoint:
@@ -106,11 +113,7 @@ def open_source(path: Path, name: str = "") -> Checkpoint:
         arrays = _open_safetensors(file)
     else:
         arrays = dict(read_arrays(file))
-    config = _json_beside(file, "config.json")
-    settings = _from_config(config) | _from_processor(
-        _json_beside(file, "preprocessor_config.json")
-    )
-    return Checkpoint(name, files, arrays, settings, config.get("hidden_act"))
+    return Checkpoint(name, files, arrays)
 
 
 def _in_folder(folder: Path) -> Path:
@@ -129,10 +132,11 @@ def _open_sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, SourceArray]
     if not (isinstance(where, dict) and all(isinstance(name, str) for name in where.values())):
         raise UserError(f"{index} has no weight_map (array -> file); download it again.")
     shards = tuple(index.parent / name for name in dict.fromkeys(where.values()))
-    for shard in shards:
-        if shard.parent != index.parent:
+    for name, shard in zip(dict.fromkeys(where.values()), shards, strict=True):
+        if name != shard.name:
             raise UserError(
-                f"{index} names {quoted(shard)}, which lies in another folder; download it again."
+                f"{index} names {quoted(name)}, which is not the name of a file beside it; "
+                "download it again."
             )
         if not shard.is_file():
             raise UserError(f"{shard} is missing, but {index.name} names it; put it there.")
@@ -169,22 +173,26 @@ def _open_safetensors(path: Path) -> dict[str, SourceArray]:
 
 def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What `config.json` says of the architecture: that of transformers, or of timm."""
-    values = {**config, **(config.get("rope_parameters") or {})}
+    rope = config.get("rope_parameters")
+    values = {**config, **(rope if isinstance(rope, dict) else {})}
     settings: dict[str, Any] = {}
+    if isinstance(config.get("hidden_act"), str):
+        settings["activation"] = config["hidden_act"]
     for theirs, ours, kind in (
         ("num_attention_heads", "num_heads", int),
         ("layer_norm_eps", "layer_norm_epsilon", float),
         ("rope_theta", "rope_theta", float),
     ):
         value = values.get(theirs)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        if _is_number(value) and value > 0:
             settings[ours] = kind(value)
     timm = config.get("pretrained_cfg")
     if isinstance(timm, Mapping):
         settings |= _three("mean", timm.get("mean")) | _three("std", timm.get("std"))
         size, share = timm.get("input_size"), timm.get("crop_pct")
-        if isinstance(size, list) and len(size) == 3 and isinstance(share, int | float) and share:
-            settings |= {"crop": int(size[1]), "resize": math.floor(size[1] / share)}
+        side = size[1] if isinstance(size, list) and len(size) == 3 else None
+        if _is_number(side) and _is_number(share) and share > 0:
+            settings |= {"crop": int(side), "resize": math.floor(side / share)}
     return settings
 
 
@@ -202,19 +210,22 @@ def _from_processor(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _three(name: str, value: Any) -> dict[str, Any]:
-    right = isinstance(value, list) and len(value) == 3
+    right = isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
     return {name: tuple(float(number) for number in value)} if right else {}
 
 
-def _json_beside(file: Path, name: str) -> dict[str, Any]:
-    beside = file.with_name(name)
-    return _json(beside) if beside.is_file() else {}
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _json_beside(file: Path) -> dict[str, Any]:
+    return _json(file) if file.is_file() else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); download it again.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a JSON object; download it again.")

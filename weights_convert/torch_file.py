@@ -25,6 +25,7 @@ MAX_PICKLE_BYTES = 8 * 2**20
 
 MAX_NESTING = 8
 MAX_ENTRIES = 200_000
+MAX_NAME = 1000
 """Of dictionaries within dictionaries; the optimizer states of a 7B model stay far below."""
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -91,7 +92,8 @@ def read_arrays(path: str | os.PathLike) -> dict[str, TorchArray]:
             return {name: archive.array(ref) for name, ref in _flat(value).items()}
     except RefusedPickleError as refused:
         raise UserError(
-            f"{path} is refused: {refused}; use a file from its official source."
+            f"{path} is refused: {refused}; use the official file, or save the state dict of your "
+            "own model alone."
         ) from refused
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -116,6 +118,8 @@ def _flat(value: Any) -> dict[str, TensorRef]:
                 raise RefusedPickleError(f"it holds more than {MAX_ENTRIES} entries")
             for key, item in mapping.items():
                 name = f"{prefix}{key}"
+                if len(name) > MAX_NAME:
+                    raise RefusedPickleError(f"it has a name of more than {MAX_NAME} characters")
                 if isinstance(item, dict):
                     below.append((f"{name}.", item))
                 elif isinstance(item, TensorRef):
@@ -229,6 +233,8 @@ class _Archive:
         if start + entry.file_size > self.size:
             self._fail(f"is truncated (the record {quoted(name)} ends beyond it)")
         following = bisect.bisect_left(self.begins, entry.header_offset) + 1
+        if following >= len(self.begins):
+            self._fail(f"is damaged (the record {quoted(name)} lies behind the zip's directory)")
         if self.begins[following] < start + entry.file_size:
             self._fail(
                 f"has other records inside the record {quoted(name)}, which torch never writes"

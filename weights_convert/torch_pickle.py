@@ -41,6 +41,7 @@ _REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
 _ALLOWED = {_ORDERED_DICT, _REBUILD_TENSOR, _REBUILD_PARAMETER, *STORAGE_DTYPES}
 _MAX_DIMENSIONS = 16
 _MAX_EMPTY = 2**31
+_MAX_KEY = 2**32
 
 
 class RefusedPickleError(Exception):
@@ -184,8 +185,9 @@ class _Machine:
             _refuse("its pickle is damaged (entries without a dictionary)")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Only flat keys: hashing nested tuples that share their parts takes exponential time.
-            if type(key) not in (str, int):
-                _refuse("its pickle has a dictionary key that is neither text nor a number")
+            # And only small numbers: those that differ by 2^61 - 1 share one hash.
+            if type(key) is not str and not (type(key) is int and 0 <= key < _MAX_KEY):
+                _refuse("its pickle has a dictionary key that is neither text nor a small number")
             target[key] = value
 
     def extend(self, items: list[Any]) -> None:

@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -82,17 +83,22 @@ def compare(model: epath.PathLike, reference: Path) -> list[Comparison]:
             f"{reference} has layers/{layers[-1]}, but the backbone of {model} has "
             f"{description.vision.depth} blocks (from 0); compare the right two."
         )
-    return [
-        _compared(name, found, arrays[name], reference)
-        for name, found in _outputs(model, arrays, layers, reference)
-    ]
+    try:
+        # Accelerators would otherwise multiply in fewer bits than the reference did.
+        with jax.default_matmul_precision("highest"):
+            return [
+                _compared(name, found, arrays[name], reference)
+                for name, found in _outputs(model, arrays, layers, reference)
+            ]
+    except ValueError as error:  # images or token rows that this model cannot take
+        raise UserError(f"{reference} does not fit {model}: {error}.") from error
 
 
 def _read(reference: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(reference, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise UserError(
             f"{reference} is not an .npz of arrays ({error}); write it anew."
         ) from error
@@ -117,6 +123,7 @@ def _outputs(
         for name in _OF_BACKBONE:
             if name in wanted:
                 yield name, np.asarray(getattr(final, name))
+        del backbone, final
     if wanted & set(_OF_DINOTXT):
         whole = load(model)
         if "image_features" in wanted:

@@ -270,6 +270,17 @@ def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, A
     return loaded | (storage.load_arrays(path / ARRAYS, wanted) if wanted else {})
 
 
+def stored_arrays(
+    path: epath.PathLike, description: ModelDescription
+) -> dict[tuple[str, ...], storage.StoredArray]:
+    """All arrays of a model by their names, those of a backbone elsewhere too; none is read."""
+    found = storage.open_arrays(epath.Path(path) / ARRAYS)
+    if description.backbone_path is not None:
+        elsewhere = storage.open_arrays(epath.Path(description.backbone_path) / ARRAYS)
+        found |= {place: array for place, array in elsewhere.items() if place[0] == "backbone"}
+    return found
+
+
 def load_stored(path: epath.PathLike, part: str, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """One part in the dtypes it is stored in, placed as `abstract[part]` says."""
     description = read_description(path)

@@ -55,6 +55,11 @@ CALLS: dict[str, tuple[bytes, str]] = {
     "REDUCE of a storage type": (b"ctorch\nFloatStorage\n)R.", "FloatStorage"),
     "OrderedDict of something": (b"ccollections\nOrderedDict\n(]tR.", "OrderedDict"),
     "a tuple as key": (b"}))s.", "dictionary key"),
+    "a key that shares its hash with others": (
+        b"}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns.",
+        "dictionary key",
+    ),
+    "a negative key": (b"}J\xff\xff\xff\xffNs.", "dictionary key"),
     "EMPTY_SET": (b"\x8f.", "EMPTY_SET"),
     "FROZENSET": (b"(\x91.", "FROZENSET"),
     "BYTEARRAY8": (b"\x96\x01\x00\x00\x00\x00\x00\x00\x00a.", "BYTEARRAY8"),
@@ -151,6 +156,12 @@ def corpus(folder: Path) -> dict[str, tuple[Path, str]]:
         "more than 200000 entries",
         lambda f: files.write_raw(_many_ways(), name=f),
     )
+    long = files.dictionary({"k" * 10_000: files.dictionary({"a": b"K\x01"})[2:-1]})
+    add(
+        "a name of 10,000 characters",
+        "a name of more than",
+        lambda f: files.write_raw(long, name=f),
+    )
     one = files.state_dict({"a": _of_storage("0")})
     add(
         "a storage cut short",
@@ -211,6 +222,11 @@ def corpus(folder: Path) -> dict[str, tuple[Path, str]]:
         "no record lies where|other records inside",
         lambda f: _moved(files, f, 3),
     )
+    add(
+        "a record behind the directory",
+        "behind the zip's directory|no record lies",
+        lambda f: _in_the_comment(files, f),
+    )
     add("encrypted records", "compressed or encrypted", lambda f: _encrypted(files, f))
     add(
         "torch before 1.6",
@@ -250,7 +266,10 @@ def _raw(path: Path, content: bytes) -> Path:
 
 def _directory_entry(content: bytes, record: bytes) -> int:
     """Where the directory entry of a record begins."""
-    return content.rindex(record) - 46
+    at = content.rindex(b"PK\x01\x02", 0, content.rindex(b"PK\x05\x06"))
+    while content[at + 46 : at + 46 + len(record)] != record:
+        at = content.rindex(b"PK\x01\x02", 0, at)
+    return at
 
 
 def _overlapping(files: TorchFiles, name: str) -> Path:
@@ -262,6 +281,19 @@ def _overlapping(files: TorchFiles, name: str) -> Path:
 
 def _moved(files: TorchFiles, name: str, offset: int) -> Path:
     path = files.write({"a": np.zeros(4, np.float32)}, name)
+    return _patched(path, b"archive/data/0", 42, struct.pack("<I", offset))
+
+
+def _in_the_comment(files: TorchFiles, name: str) -> Path:
+    """The directory points into the comment that ends the zip, where a local header lies."""
+    path = files.write({"a": np.zeros(4, np.float32)}, name)
+    with zipfile.ZipFile(path, "a") as archive:
+        record = archive.getinfo("archive/data/0")
+        with path.open("rb") as file:
+            file.seek(record.header_offset)
+            header = file.read(30 + len(record.filename) + len(record.extra) + 16)
+        archive.comment = header
+    offset = path.stat().st_size - len(header)
     return _patched(path, b"archive/data/0", 42, struct.pack("<I", offset))
 
 

@@ -317,6 +317,15 @@ def test_an_existing_output_is_kept_unless_told_otherwise(torch_files, tmp_path,
     assert "is not a model directory" in message
 
 
+def test_sources_are_not_deleted_with_the_directory_they_lie_in(torch_files, tmp_path, capsys):
+    model = tmp_path / "model"
+    assert main([str(torch_files.write(dinov2())), f"--output={model}"]) == 0
+    capsys.readouterr()
+    inside = torch_files.write(dinov2()).rename(model / "weights.pth")
+    message = _fails([inside, f"--output={model}", "--overwrite"], tmp_path, capsys)
+    assert "which would be replaced" in message
+
+
 def test_a_failing_disk_is_one_sentence(torch_files, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from drawn import checkpoint
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from dinotxt_jax.errors import UserError
@@ -57,7 +58,7 @@ def test_a_round_trip_returns_every_bit(layout: str, dtype: str, tmp_path: Path)
     model = converted(tmp_path, arrays)
     assert read_description(model).sources[0].layout == layout
     written = export(model, tmp_path / "back.safetensors", show_progress=False)
-    assert [table.name for table in written.values()] == [layout]
+    assert [file.layout.name for file in written] == [layout]
     assert_same_bits(load_file(tmp_path / "back.safetensors"), arrays)
 
 
@@ -66,18 +67,18 @@ def test_a_dinotxt_comes_back_as_the_files_of_its_release(family: str, tmp_path:
     files = [drawn(layout) for layout in PARTS[family]]
     model = converted(tmp_path, *files)
     written = export(model, tmp_path / "back.safetensors", show_progress=False)
-    assert [table.name for table in written.values()] == PARTS[family]
-    for path, arrays in zip(written, files, strict=True):
-        assert_same_bits(load_file(path), arrays)
+    assert [file.layout.name for file in written] == PARTS[family]
+    for file, arrays in zip(written, files, strict=True):
+        assert_same_bits(load_file(file.path), arrays)
     names = {"dinotxt_v2": ["backbone", "head", "text"], "dinotxt_v3": ["backbone", "head_text"]}
-    assert [path.stem for path in written] == [f"back_{name}" for name in names[family]]
+    assert [file.path.stem for file in written] == [f"back_{name}" for name in names[family]]
 
 
 @pytest.mark.parametrize("family", PARTS)
 def test_trained_parts_come_alone(family: str, tmp_path: Path) -> None:
     model = converted(tmp_path, *(drawn(layout) for layout in PARTS[family]))
     written = export(model, tmp_path / "t.safetensors", part="trained", show_progress=False)
-    assert [table.name for table in written.values()] == PARTS[family][1:]
+    assert [file.layout.name for file in written] == PARTS[family][1:]
 
 
 def test_a_whole_dinotxt_can_be_one_file_for_load_state_dict(tmp_path: Path) -> None:
@@ -145,6 +146,72 @@ def test_what_a_layout_has_no_place_for_is_named_and_nothing_written(tmp_path: P
     with pytest.raises(UserError, match="exists already"):
         export(model, tmp_path / "x.safetensors", show_progress=False)
     assert (tmp_path / "x.safetensors").read_bytes() == b"mine"
+
+
+def test_dinov3_goes_to_transformers_with_its_mask_applied(tmp_path: Path) -> None:
+    arrays = drawn("dinov3", without=["local_class_norm"])
+    model = converted(tmp_path, arrays)
+    path = tmp_path / "hf.safetensors"
+    (written,) = export(model, path, layout="hf_dinov3", show_progress=False)
+    assert written.notes == ()
+    found = load_file(path)
+    assert sorted(found) == sorted(drawn("hf_dinov3"))
+    np.testing.assert_array_equal(
+        found["layer.1.attention.v_proj.bias"], arrays["blocks.1.attn.qkv.bias"][128:]
+    )
+
+
+def test_rounded_periods_are_mentioned_where_they_will_be_computed(tmp_path: Path) -> None:
+    arrays = drawn("dinov3", without=["local_class_norm"])
+    rounded = arrays["rope_embed.periods"].astype(ml_dtypes.bfloat16)
+    model = converted(tmp_path, arrays | {"rope_embed.periods": rounded})
+    options = {"layout": "hf_dinov3", "show_progress": False}
+    (written,) = export(model, tmp_path / "hf.safetensors", **options)
+    assert written.notes == ("rope_periods will be computed without the rounding they have here",)
+    other = converted(tmp_path / "b", arrays | {"rope_embed.periods": rounded * 2})
+    with pytest.raises(UserError, match="no place for .1.: backbone/rope_periods"):
+        export(other, tmp_path / "b.safetensors", **options)
+
+
+def test_transformers_goes_to_the_official_names_with_a_mask(tmp_path: Path) -> None:
+    model = converted(tmp_path, drawn("hf_dinov3"))
+    export(model, tmp_path / "o.safetensors", layout="dinov3", show_progress=False)
+    found = load_file(tmp_path / "o.safetensors")
+    assert sorted(found) == sorted(drawn("dinov3", without=["local_class_norm"]))
+    mask = found["blocks.0.attn.qkv.bias_mask"].reshape(3, 64)
+    np.testing.assert_array_equal(mask, np.array([[1.0], [0.0], [1.0]]) * np.ones(64))
+
+
+def test_a_trained_logit_scale_is_in_the_metadata_of_split_files(tmp_path: Path) -> None:
+    arrays = drawn("dinotxt_v2_whole")
+    arrays["logit_scale"] = np.array([-0.37], np.float32)
+    model = converted(tmp_path, arrays)
+    written = export(model, tmp_path / "t.safetensors", part="trained", show_progress=False)
+    assert [file.layout.name for file in written] == ["dinotxt_v2_head", "dinotxt_v2_text"]
+    assert "the trained logit_scale, -0.370000, has no name" in written[0].notes[0]
+    with safe_open(written[0].path, "np") as file:
+        assert float(file.metadata()["logit_scale"]) == np.float32(-0.37)
+
+
+def test_a_part_and_a_layout_must_fit_each_other(tmp_path: Path) -> None:
+    model = converted(tmp_path, drawn("dinotxt_v2_whole"))
+    with pytest.raises(UserError, match="hold the backbone too; leave out --part"):
+        export(
+            model,
+            tmp_path / "t.safetensors",
+            part="trained",
+            layout="dinotxt_v2_whole",
+            show_progress=False,
+        )
+
+
+def test_numbers_too_large_for_a_dtype_are_refused(tmp_path: Path) -> None:
+    arrays = drawn("dinov2")
+    arrays["norm.bias"][0] = 1e6
+    model = converted(tmp_path, arrays)
+    with pytest.raises(UserError, match="'norm.bias' holds numbers too large for float16"):
+        export(model, tmp_path / "h.safetensors", dtype="float16", show_progress=False)
+    assert not list(tmp_path.glob("*h.safetensors*"))
 
 
 def test_key_biases_are_not_dropped_in_silence(tmp_path: Path) -> None:

@@ -155,7 +155,8 @@ def test_shards_that_do_not_fit_their_index_are_refused(sharded: Path) -> None:
     index = sharded / "model.safetensors.index.json"
     values = json.loads(index.read_text())
     for where, message in (
-        ({"a": "../elsewhere.safetensors"}, "lies in another folder"),
+        ({"a": "../elsewhere.safetensors"}, "is not the name of a file beside it"),
+        ({"a": "./model-00001-of-00002.safetensors"}, "is not the name of a file beside it"),
         ({"a": "absent.safetensors"}, "absent.safetensors is missing"),
         (values["weight_map"] | {"surprise": "model-00001-of-00002.safetensors"}, "'surprise'"),
         ({"a": 3}, "has no weight_map"),
@@ -177,6 +178,45 @@ def test_an_activation_that_is_not_computed_here_is_refused(sharded: Path, tmp_p
     (sharded / "config.json").write_text(json.dumps({"hidden_act": "relu"}))
     with pytest.raises(UserError, match="hidden_act=relu, but such a backbone .* gelu"):
         convert([sharded], tmp_path / "model", show_progress=False)
+
+
+def test_what_lies_beside_an_official_file_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    save_file(checkpoint("dinov2"), tmp_path / "dinov2.safetensors")
+    for content in ('{"num_attention_heads": 2, "layer_norm_eps": 1e-12}', "[1, 2]", "{"):
+        (tmp_path / "config.json").write_text(content)
+        source = tmp_path / "dinov2.safetensors"
+        vision = convert(
+            [source], tmp_path / "model", overwrite=True, show_progress=False
+        ).description.vision
+        assert (vision.num_heads, vision.layer_norm_epsilon) == (1, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_parameters": [1]},
+        {"num_attention_heads": "many", "rope_theta": None, "hidden_act": 3},
+        {"pretrained_cfg": {"mean": [None, 1, 2], "input_size": [3, "x", 2], "crop_pct": 0}},
+    ],
+)
+def test_strange_values_in_a_config_are_passed_over(tmp_path: Path, config: dict) -> None:
+    save_file(checkpoint("hf_dinov2"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert convert([tmp_path], tmp_path.parent / f"{tmp_path.name}-model", show_progress=False)
+
+
+def test_signatures_of_addresses_are_not_kept(web: Any, tmp_path: Path) -> None:
+    save_file(checkpoint("dinov2"), web.folder / "small.safetensors")
+    source = f"{web.url('small.safetensors')}?Policy=a&Signature=secret"
+    converted = convert([source], tmp_path / "model", show_progress=False)
+    assert "secret" not in (tmp_path / "model" / "model.json").read_text()
+    assert converted.matches[0].name == web.url("small.safetensors")
+
+
+@pytest.mark.parametrize("address", ["https://[bad/x.pth", "https://a/x.pth#sha-256=12"])
+def test_addresses_that_make_no_sense_are_refused(address: str) -> None:
+    with pytest.raises(UserError, match=r"correct (it|or remove it)\."):
+        fetch(address)
 
 
 def test_a_timm_config_gives_the_preprocessing(tmp_path: Path) -> None:

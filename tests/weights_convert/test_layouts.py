@@ -1,5 +1,6 @@
 """Key tables: every row inverts, no row hides another, and files are recognised by their arrays."""
 
+import time
 from typing import NamedTuple
 
 import ml_dtypes
@@ -173,6 +174,42 @@ def test_the_teacher_is_taken_where_there_is_a_student_too():
         UserError, match=r"holds 2 models.*'one.', 'two.'; choose one with --prefix"
     ):
         recognise(described(several))
+
+
+def test_the_teacher_comes_before_an_average_of_it():
+    arrays = checkpoint("dinov2_reg")
+    both = {
+        f"{who}.{n}": a
+        for who in ("model_ema", "teacher", "gram_teacher")
+        for n, a in arrays.items()
+    }
+    assert recognise(described(both)).prefix == "teacher."
+
+
+def test_many_prefixes_take_no_time():
+    arrays = {f"p{i}.norm.weight": np.zeros(4, np.float32) for i in range(3000)}
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="no known layout"):
+        recognise(described(arrays))
+    assert time.perf_counter() - start < 20
+
+
+def test_a_stray_array_does_not_make_a_whole_dinotxt():
+    arrays = checkpoint("dinotxt_v3") | {
+        "visual_model.backbone.norm.bias": np.zeros(64, np.float32)
+    }
+    match = recognise(described(arrays))
+    assert (match.layout.name, match.problems) == ("dinotxt_v3", "")
+    assert list(match.ignored) == ["visual_model.backbone.norm.bias"]
+
+
+def test_empty_arrays_are_no_registers():
+    arrays = checkpoint("hf_dinov3") | {
+        "embeddings.register_tokens": np.zeros((1, 0, 64), np.float32)
+    }
+    match = recognise(described(arrays))
+    assert match.problems == ""
+    assert "r" not in match.sizes["backbone"]
 
 
 def test_names_are_freed_of_wrappers_and_chunks():

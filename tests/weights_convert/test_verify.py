@@ -121,6 +121,8 @@ def test_the_reference_of_the_official_code_is_met(shared_goldens, tmp_path, cap
         ({"logits": np.zeros(1)}, "holds 'logits'; a reference holds images and outputs"),
         ({"class_token": np.zeros((2, 3))}, r"class_token of shape \[2, 3\], but the model"),
         ({"tokens": None}, "has text_features but no tokens"),
+        ({"tokens": np.zeros((3, 9), np.int64)}, "does not fit .* rows of 9 tokens"),
+        ({"images": np.zeros((2, 7, 8, 3))}, "does not fit .* does not consist of 2x2 patches"),
     ],
 )
 def test_what_is_no_reference_is_refused(whole, reference, tmp_path, change, message):
@@ -133,8 +135,13 @@ def test_a_file_that_is_no_npz_is_refused(whole, tmp_path):
     (tmp_path / "x.npz").write_bytes(b"no zip")
     with pytest.raises(UserError, match="is not an .npz of arrays"):
         compare(whole, tmp_path / "x.npz")
-    with pytest.raises(UserError, match="is not an .npz of arrays"):
-        compare(whole, tmp_path / "absent.npz")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.savez(tmp_path / "whole.npz", images=np.zeros(1000))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:700])
+    for name in ("absent.npz", "array.npy", "empty.npz", "cut.npz"):
+        with pytest.raises(UserError, match="is not an .npz of arrays"):
+            compare(whole, tmp_path / name)
 
 
 def test_a_model_directory_is_described_without_its_arrays(whole, capsys, monkeypatch):

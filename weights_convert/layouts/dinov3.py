@@ -5,6 +5,9 @@ Axes as in `layouts.dinov2`, and o the stored periods, a quarter of a head's wid
 the query/key/value bias is kept as an array: it is what leaves the keys without one.
 """
 
+import numpy as np
+
+from dinotxt_jax.models.vit import VisionConfig
 from weights_convert.layouts.dinov2 import (
     ATTENTION_BLOCK,
     IMAGENET,
@@ -36,6 +39,14 @@ LOCAL_NORM = (
 )
 """In the 7B file only."""
 
+
+def _mask_of_keys(vision: VisionConfig) -> np.ndarray:
+    """What leaves the keys without a bias."""
+    mask = np.ones((vision.depth, 3, vision.num_heads, vision.dim // vision.num_heads), np.float32)
+    mask[:, 1] = 0
+    return mask
+
+
 DINOV3 = Layout(
     name="dinov3",
     title="official DINOv3 backbone",
@@ -46,7 +57,7 @@ DINOV3 = Layout(
             *PATCHES,
             *MASK_TOKEN,
             *LOCAL_NORM,
-            Rule("storage_tokens", "register_tokens", "1 r d -> r d"),
+            Rule("storage_tokens", "register_tokens", "1 r d -> r d", "registers"),
             Rule("rope_embed.periods", "rope_periods", "o -> o", keeps_float32=True),
             *under(
                 "blocks.{layer}.",
@@ -57,5 +68,6 @@ DINOV3 = Layout(
     ),
     alternatives=(("mlp", "swiglu"),),
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
+    synthesised={"backbone/blocks/attention/qkv/bias_mask": _mask_of_keys},
     preprocessing=IMAGENET,
 )

@@ -98,8 +98,8 @@ _DINOV3_GATED_MLP = (
 )
 _DINOV3_SURROUNDINGS = (
     Rule("embeddings.cls_token", "class_token", "1 1 d -> d"),
-    Rule("embeddings.mask_token", "mask_token", "1 1 d -> d"),
-    Rule("embeddings.register_tokens", "register_tokens", "1 r d -> r d"),
+    Rule("embeddings.mask_token", "mask_token", "1 1 d -> d", "mask_token"),
+    Rule("embeddings.register_tokens", "register_tokens", "1 r d -> r d", "registers"),
     Rule("embeddings.patch_embeddings.weight", "patch_embed/kernel", "d rgb p q -> p q rgb d"),
     Rule("embeddings.patch_embeddings.bias", "patch_embed/bias", "d -> d"),
     Rule("norm.weight", "norm/scale", "d -> d"),

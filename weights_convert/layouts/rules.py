@@ -64,6 +64,11 @@ class Rule:
         return _written_out(self.place)
 
     @property
+    def paths(self) -> tuple[tuple[str, ...], ...]:
+        """The places taken apart: their names from the component on."""
+        return tuple(tuple(place.split("/")) for place in self.places)
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The names, with `{query,key,value}` written out; "" for zeros."""
         return _written_out(self.source)
@@ -152,6 +157,8 @@ class Layout:
         ignored: beginnings of names of arrays that have no place here, with the reason.
         vision: what all backbones of this layout share and arrays cannot tell (`VisionConfig`).
         computed: places of arrays that files of this layout leave out, and how to make them.
+        synthesised: places of arrays that files of this layout need, though a model may have been
+            made from one without, and how to make them.
         preprocessing: how images are prepared for a backbone of this layout.
     """
 
@@ -162,6 +169,9 @@ class Layout:
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     vision: Mapping[str, object] = dataclasses.field(default_factory=dict)
     computed: Mapping[str, Callable[[VisionConfig], np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
+    synthesised: Mapping[str, Callable[[VisionConfig], np.ndarray]] = dataclasses.field(
         default_factory=dict
     )
     preprocessing: Mapping[str, object] = dataclasses.field(default_factory=dict)
