@@ -88,7 +88,7 @@ def main() -> None:
         corpus = options.corpus or Path(folder) / "corpus"
         seeds = write_seeds(corpus)
         limits = [f"-max_total_time={round(options.minutes * 60)}", "-timeout=10"]
-        limits += ["-rss_limit_mb=1024", "-max_len=4096", "-print_final_stats=1"]
+        limits += ["-rss_limit_mb=1024", "-max_len=32768", "-print_final_stats=1"]
         limits += [f"-artifact_prefix={folder}/", str(corpus)]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, __file__, *limits]

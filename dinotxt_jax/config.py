@@ -24,12 +24,17 @@ class DataConfig:
     """Where image-text pairs come from and how an image is prepared.
 
     Attributes:
-        source: "scenes" (drawn), "jsonl", "array_record" or "tfds".
-        path: jsonl: the index file; array_record: file, folder or glob; tfds: its data_dir.
-        image_root: jsonl: folder the image paths are relative to (default: the index's own).
+        source: "scenes" (drawn), "jsonl", "array_record" or "tfds"; with class labels "folder" (a
+            folder a class) or "csv".
+        path: jsonl, csv: the index file; array_record: file, folder or glob; tfds: its data_dir.
+        image_root: jsonl, csv: folder the image paths are relative to (default: the index's own).
         name: tfds: name of the data set.
-        split: jsonl, array_record: keep examples whose "split" equals it ("" keeps all); tfds: the
-            split; scenes: "train" or "test".
+        split: jsonl, array_record, csv: keep examples whose "split" equals it ("" keeps all);
+            tfds: the split; scenes: "train" or "test".
+        label_key: csv: the column of labels: numbers or names, several separated by ";".
+        classes: folder, csv: class names in the order of the labels: a list that comes with the
+            project (`data/texts`) or a text file ("": what the data says).
+        only: folder, csv: keep the classes that this list names, and their examples ("": all).
         image_key, caption_key: tfds: feature names; nested as "captions/text".
         num_scenes: scenes: how many.
         image_size: side of the square that enters the backbone, pixels.
@@ -49,6 +54,9 @@ class DataConfig:
     split: str = ""
     image_key: str = "image"
     caption_key: str = "captions"
+    label_key: str = "label"
+    classes: str = ""
+    only: str = ""
     num_scenes: int = 4096
     image_size: int = 224
     augmentation: str = "random_resized_crop"
@@ -196,14 +204,17 @@ class TaskConfig:
     """One evaluation.
 
     Attributes:
-        kind: "retrieval".
+        kind: "retrieval" or "classification".
         data: the examples; augmentation must be "center_crop" or "squash".
         max_examples: evaluate on the first so many only (0: all).
+        templates: classification: prompt templates: a list that comes with the project
+            (`data/texts`), a text file, or one template such as "a photo of a {}.".
     """
 
     kind: str = "retrieval"
     data: DataConfig = DataConfig(augmentation="center_crop", split="test")
     max_examples: int = 0
+    templates: str = "openai_80"
 
 
 @dataclasses.dataclass(frozen=True)

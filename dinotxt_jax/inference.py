@@ -122,6 +122,18 @@ class Model:
         """
         return self._make_tokenizer()
 
+    @functools.cached_property
+    def text_fingerprint(self) -> str:
+        """sha256 of the text transformer's arrays."""
+        return directory.fingerprint(self._arrays["text"])
+
+    @functools.cached_property
+    def trained_fingerprint(self) -> str:
+        """sha256 of everything but the backbone, which `description.fingerprint` is of."""
+        return directory.fingerprint(
+            {name: tree for name, tree in self._arrays.items() if name != "backbone"}
+        )
+
     @property
     def logit_scale(self) -> float:
         """Its exp() multiplies cosine similarities."""

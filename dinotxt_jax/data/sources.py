@@ -50,16 +50,20 @@ def open_source(config: DataConfig) -> Source:
         return TfdsSource(
             config.name, config.split, config.path, config.image_key, config.caption_key
         )
-    if config.source not in ("jsonl", "array_record"):
+    if config.source not in ("jsonl", "array_record", "folder", "csv"):
         raise UserError(
-            f"config.data.source is {config.source!r}, expected scenes, jsonl, array_record or "
-            "tfds; set it to one of these."
+            f"config.data.source is {config.source!r}, expected scenes, jsonl, array_record, tfds, "
+            "folder or csv; set it to one of these."
         )
     if not config.path:
         raise UserError(
             f"config.data.path is empty, expected the path that config.data.source="
             f"{config.source} reads; set it."
         )
+    if config.source in ("folder", "csv"):
+        from dinotxt_jax.data.labelled import open_labelled
+
+        return open_labelled(config)
     if config.source == "jsonl":
         return JsonlSource(config.path, image_root=config.image_root, split=config.split)
     return ArrayRecordSource(config.path, split=config.split)

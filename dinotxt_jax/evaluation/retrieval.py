@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from dinotxt_jax import sharding
-from dinotxt_jax.config import EvaluationConfig, TaskConfig, check_image_size
-from dinotxt_jax.data.pipeline import evaluation_batches
+from dinotxt_jax import visualize
+from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.sources import open_source
-from dinotxt_jax.data.transforms import EvalTransform, is_random
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.data.transforms import EvalTransform, decode_image
+from dinotxt_jax.evaluation.embedding import embed_images
+from dinotxt_jax.evaluation.results import TaskResult
 from dinotxt_jax.inference import Model
-from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.training.features import FeatureCache
 
+SHEET_IMAGES = 10
 RECALLS = (1, 5, 10)
 
 
@@ -116,37 +118,24 @@ def _block_ranks(
     return jnp.sum((similarity >= best) & ~own, axis=1)
 
 
-def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: str) -> None:
-    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
-    sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
-    for name, task in config.tasks.items():
-        if task.kind != "retrieval":
-            raise UserError(
-                f"the task {name} has kind={task.kind!r}, which is unknown; choose retrieval."
-            )
-        if is_random(task.data):
-            raise UserError(
-                f"the task {name} would be evaluated on random crops; set its data.augmentation "
-                "to center_crop or squash."
-            )
-        check_image_size(task.data, patch_size, f"the task {name}")
+def check(name: str, task: TaskConfig) -> None:
+    """Nothing can be known to be wrong before the data is opened."""
 
 
-def embed_set(
+def run(
     model: Model,
+    name: str,
     task: TaskConfig,
-    *,
     batch_size: int,
-    title: str,
     cache: FeatureCache | None = None,
-) -> RetrievalSet:
-    """Embeds the images and all captions of a task.
+) -> TaskResult:
+    """Embeds the images and all captions of a task, and searches both ways.
 
     Args:
         model: the model.
+        name: of the task, for the progress bar.
         task: the examples.
         batch_size: images, and captions, encoded at once.
-        title: of the progress bar.
         cache: backbone tokens of the same examples, if there are any.
 
     Raises:
@@ -156,27 +145,43 @@ def embed_set(
     count = min(task.max_examples or len(source), len(source))
     captions: list[str] = []
     owners: list[int] = []
-    images: list[np.ndarray] = []
     for index in range(count):
         own = source.captions(index)
         captions.extend(own)
         owners.extend([index] * len(own))
-    with progress_bar(count, 0, "image", title) as bar:
-        if cache is None:
-            batches = evaluation_batches(
-                source, EvalTransform(task.data), batch_size, task.data.threads, count
-            )
-            embedded = model.embed_images((pixels for pixels, _, _ in batches), batch_size)
-        else:
-            embedded = model.embed_backbone_tokens(_cached(cache, count, batch_size), batch_size)
-        for features in embedded:
-            images.append(features)
-            bar.update(len(features))
+    images = embed_images(model, source, task, count, batch_size, title=name, cache=cache)
     texts = model.embed_texts(captions, batch_size)
-    return RetrievalSet(np.concatenate(images), texts, np.asarray(owners), captions)
+    embedded = RetrievalSet(images, texts, np.asarray(owners), captions)
+    return TaskResult(
+        kind="retrieval",
+        metrics=embedded.metrics(),
+        chance=chance_recalls(embedded.owners),
+        protocol={
+            "resolution": task.data.image_size,
+            "preparation": task.data.augmentation,
+            "images": count,
+            "captions": len(captions),
+            "ties": "count as misses",
+            "dataset_fingerprint": hashlib.sha256(
+                json.dumps([captions, owners]).encode()
+            ).hexdigest(),
+        },
+        draw=lambda path: _draw_sheet(task, embedded, path),
+    )
 
 
-def _cached(cache: FeatureCache, count: int, batch_size: int) -> Iterator[np.ndarray]:
-    for start in range(0, count, batch_size):
-        rows = range(start, min(start + batch_size, count))
-        yield np.stack([cache.tokens(0, index) for index in rows])
+def _draw_sheet(task: TaskConfig, embedded: RetrievalSet, path: Path) -> None:
+    """Images spread over the set, each with the captions the model finds most similar."""
+    source, transform = open_source(task.data), EvalTransform(task.data)
+    count = len(embedded.images)
+    shown = [i * count // SHEET_IMAGES for i in range(min(SHEET_IMAGES, count))]
+    entries = []
+    for index in dict.fromkeys(shown):
+        similarity = embedded.texts @ embedded.images[index]
+        best = (-similarity).argsort(kind="stable")[:3]
+        captions = [
+            (embedded.captions[i], float(similarity[i]), bool(embedded.owners[i] == index))
+            for i in best
+        ]
+        entries.append((transform(decode_image(source[index].image)), captions))
+    visualize.retrieval_sheet(entries, path)

@@ -48,6 +48,7 @@ _DATA_KEYS = (
     "name",
     "split",
     "num_scenes",
+    "only",
     "image_size",
     "augmentation",
     "resize",

@@ -26,7 +26,7 @@ from dinotxt_jax.data.pipeline import (
 )
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.retrieval import check_tasks, embed_set
+from dinotxt_jax.evaluation.tasks import check_tasks, run_task
 from dinotxt_jax.inference import Model, trimmed_length
 from dinotxt_jax.models.directory import (
     ModelDescription,
@@ -215,10 +215,8 @@ class _Run:
         size = self.config.evaluation.batch_size
         results: dict[str, float] = {}
         for name, task in self.config.evaluation.tasks.items():
-            outcome = embed_set(
-                model, task, batch_size=size, title=name, cache=self.task_caches[name]
-            )
-            results |= {f"{name}/{key}": value for key, value in outcome.metrics().items()}
+            outcome = run_task(model, name, task, size, self.task_caches[name])
+            results |= {f"{name}/{key}": value for key, value in outcome.metrics.items()}
         return results
 
     def _description(self) -> ModelDescription:

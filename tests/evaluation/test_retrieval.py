@@ -93,7 +93,7 @@ def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path)
     written = evaluate(str(model), scenes(), tmp_path / "report")
     assert sorted(path.name for path in written) == ["report.md", "results.json", "scenes.png"]
     result = json.loads((tmp_path / "report/results.json").read_text())["scenes"]
-    assert (result["images"], result["captions"]) == (13, 65)
+    assert (result["protocol"]["images"], result["protocol"]["captions"]) == (13, 65)
     assert result["task"]["data"]["image_size"] == 56
     assert len(result["backbone_fingerprint"]) == 64
     report = (tmp_path / "report/report.md").read_text()
@@ -105,7 +105,7 @@ def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path)
 def test_a_limit_evaluates_the_first_examples_only(model: Path, tmp_path: Path) -> None:
     tasks = {"scenes": TaskConfig(data=scenes().tasks["scenes"].data, max_examples=5)}
     evaluate(str(model), EvaluationConfig(tasks=tasks, batch_size=8), tmp_path)
-    assert json.loads((tmp_path / "results.json").read_text())["scenes"]["images"] == 5
+    assert json.loads((tmp_path / "results.json").read_text())["scenes"]["protocol"]["images"] == 5
 
 
 @pytest.mark.parametrize(

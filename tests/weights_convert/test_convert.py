@@ -4,14 +4,13 @@ import hashlib
 import json
 from pathlib import Path
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from drawn import checkpoint
 from safetensors.numpy import save_file
+from stored import stored_tree
 
-from dinotxt_jax import storage
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models import presets
 from dinotxt_jax.models.directory import fingerprint, read_description
@@ -23,16 +22,6 @@ from weights_convert.architecture import Settings, parse_settings, tokenizer
 from weights_convert.convert import convert, round_to
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "backbones"
-
-
-def stored(model: Path) -> dict:
-    """Every part of a model directory, as it is stored."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        storage.stored_shapes(model / "arrays"),
-    )
-    return storage.load_arrays(model / "arrays", wanted)
 
 
 def dinov2(**changes) -> dict[str, np.ndarray]:
@@ -69,7 +58,7 @@ def test_a_backbone_becomes_a_model_directory(torch_files, tmp_path, capsys):
     assert description.sources[0].file == source.name
     assert description.sources[0].sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
 
-    backbone = stored(output)["backbone"]
+    backbone = stored_tree(output)["backbone"]
     assert description.fingerprint == fingerprint(backbone)
     np.testing.assert_array_equal(backbone["mask_token"], arrays["mask_token"][0])
     np.testing.assert_array_equal(
@@ -97,7 +86,7 @@ def test_the_three_files_of_a_dinotxt_become_one_model(torch_files, tmp_path):
     assert (config.head.num_blocks, config.head.mlp_hidden_dim) == (2, 40)
     assert (config.text.vocabulary_size, config.text.context_length) == (50, 6)
     assert config.text.embed_dim == 128
-    parts = stored(tmp_path / "model")
+    parts = stored_tree(tmp_path / "model")
     assert set(parts) == {"backbone", "head", "text", "logit_scale"}
     np.testing.assert_allclose(parts["logit_scale"], np.log(1 / 0.07), rtol=1e-7)
 
@@ -117,7 +106,7 @@ def test_a_timm_classifier_is_left_out_and_said_so(tmp_path, capsys):
     assert description.preprocessing.mean == (0.5, 0.5, 0.5)
     assert description.preprocessing.std == (1, 1, 1)
     assert (description.preprocessing.resize, description.preprocessing.crop) == (248, 32)
-    token = stored(tmp_path / "model")["backbone"]["class_token"]
+    token = stored_tree(tmp_path / "model")["backbone"]["class_token"]
     np.testing.assert_array_equal(token, half["cls_token"][0, 0].astype(np.float32))
 
 
@@ -126,7 +115,7 @@ def test_arrays_of_zeros_are_there(torch_files, tmp_path):
     zeros = ("mask_token", "register_tokens", "blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias")
     arrays |= {name: np.zeros_like(arrays[name]) for name in zeros}
     convert([torch_files.write(arrays)], tmp_path / "model", show_progress=False)
-    backbone = stored(tmp_path / "model")["backbone"]
+    backbone = stored_tree(tmp_path / "model")["backbone"]
     np.testing.assert_array_equal(backbone["register_tokens"], np.zeros((2, 64)))
     assert not np.any(backbone["blocks"]["attention"]["qkv"]["bias"])
 
@@ -135,7 +124,7 @@ def test_bfloat16_safetensors_are_read_exactly(tmp_path):
     arrays = {k: v.astype(ml_dtypes.bfloat16) for k, v in dinov2().items()}
     save_file(arrays, tmp_path / "b.safetensors")
     convert([tmp_path / "b.safetensors"], tmp_path / "model", show_progress=False)
-    token = stored(tmp_path / "model")["backbone"]["class_token"]
+    token = stored_tree(tmp_path / "model")["backbone"]["class_token"]
     np.testing.assert_array_equal(token, arrays["cls_token"][0, 0].astype(np.float32))
 
 
@@ -154,7 +143,7 @@ def test_packed_swiglu_is_recognised(torch_files, tmp_path):
     convert([torch_files.write(arrays)], tmp_path / "model", show_progress=False)
     vision = read_description(tmp_path / "model").vision
     assert (vision.mlp, vision.mlp_hidden_dim) == ("swiglu", 32)
-    mlp = stored(tmp_path / "model")["backbone"]["blocks"]["mlp"]
+    mlp = stored_tree(tmp_path / "model")["backbone"]["blocks"]["mlp"]
     packed = arrays["blocks.1.mlp.w12.weight"]
     np.testing.assert_array_equal(mlp["gate"]["kernel"][1], packed[:32].T)
     np.testing.assert_array_equal(mlp["up"]["kernel"][1], packed[32:].T)
@@ -163,7 +152,7 @@ def test_packed_swiglu_is_recognised(torch_files, tmp_path):
 def test_bfloat16_is_stored_rounded_to_nearest_even(torch_files, tmp_path):
     arrays = dinov2()
     convert([torch_files.write(arrays)], tmp_path / "model", dtype="bfloat16", show_progress=False)
-    token = np.asarray(stored(tmp_path / "model")["backbone"]["class_token"])
+    token = np.asarray(stored_tree(tmp_path / "model")["backbone"]["class_token"])
     assert token.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(token, arrays["cls_token"][0, 0].astype(ml_dtypes.bfloat16))
 
@@ -309,7 +298,7 @@ def test_an_existing_output_is_kept_unless_told_otherwise(torch_files, tmp_path,
     assert "add --overwrite" in _fails([source, f"--output={model}"], tmp_path, capsys)
     again = [str(source), f"--output={model}", "--overwrite", "--dtype=bfloat16"]
     assert main(again) == 0
-    assert np.asarray(stored(model)["backbone"]["class_token"]).dtype == ml_dtypes.bfloat16
+    assert np.asarray(stored_tree(model)["backbone"]["class_token"]).dtype == ml_dtypes.bfloat16
     capsys.readouterr()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")

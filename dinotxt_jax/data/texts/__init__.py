@@ -1,0 +1,58 @@
+"""Lists of class names and prompt templates: those that come with the project, and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dinotxt_jax.errors import UserError
+
+_FOLDER = Path(__file__).parent
+BUNDLED = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
+
+
+def read_list(name: str, what: str) -> tuple[str, ...]:
+    """The lines of a list, blank ones left out.
+
+    Args:
+        name: of a list that comes with the project (`BUNDLED`), or the path of a text file.
+        what: the setting that names it, for messages.
+
+    Raises:
+        UserError: no such list, or an empty one.
+    """
+    file = _FOLDER / f"{name}.txt" if name in BUNDLED else Path(name)
+    if not file.is_file():
+        raise UserError(
+            f"{what} is {name!r}, which is no file and none of {', '.join(BUNDLED)}; give the path "
+            "of a text file with one entry a line."
+        )
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error.reason}); save it as such.") from error
+    entries = tuple(line.strip() for line in lines if line.strip())
+    if not entries:
+        raise UserError(f"{file}, which {what} names, is empty; write one entry a line.")
+    return entries
+
+
+def read_templates(name: str, what: str) -> tuple[str, ...]:
+    """Prompt templates: a list as for `read_list`, or one template itself, such as "a {}".
+
+    Raises:
+        UserError: a template without the place `{}` for the class name.
+    """
+    templates = (name,) if "{}" in name else read_list(name, what)
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(
+                f"{what} has the template {template!r}, expected one {{}} for the class name; "
+                "correct it."
+            )
+    return templates
+
+
+def filled(template: str, class_name: str) -> str:
+    """A prompt; braces in the class name are left alone."""
+    before, _, after = template.partition("{}")
+    return before + class_name + after

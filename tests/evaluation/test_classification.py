@@ -1,0 +1,249 @@
+"""Zero-shot classification: metrics against plain computations, sources of labels, prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinotxt_jax import UserError, inference
+from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig
+from dinotxt_jax.data.labelled import open_labelled
+from dinotxt_jax.data.texts import filled, read_list, read_templates
+from dinotxt_jax.evaluation.classification import accuracies, mean_average_precision
+from dinotxt_jax.evaluation.prompts import class_features
+from dinotxt_jax.evaluation.report import evaluate
+from dinotxt_jax.models.directory import read_description, write_model_directory
+from dinotxt_jax.tokenizers import TrainedTokenizer
+
+
+def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    values = rng.normal(size=shape).astype(np.float32)
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_accuracies_equal_those_from_sorting_all_scores(block: int) -> None:
+    rng = np.random.default_rng(0)
+    texts, labels = unit(rng, 12, 8), rng.integers(0, 11, 60)  # class 11 has no image
+    images = texts[labels] + 1.2 * unit(rng, 60, 8)
+    order = np.argsort(-(images @ texts.T), axis=1)
+    top1 = order[:, 0] == labels
+    found = accuracies(images, texts, labels, block)
+    assert 20 < found["top1"] < 95
+    assert found["top1"] == pytest.approx(100 * top1.mean())
+    assert found["top5"] == pytest.approx(100 * (order[:, :5] == labels[:, None]).any(1).mean())
+    per_class = [top1[labels == c].mean() for c in range(11)]
+    assert found["mean_per_class"] == pytest.approx(100 * np.mean(per_class))
+
+
+def test_of_equal_classes_the_first_one_wins() -> None:
+    texts = np.eye(3, 4, dtype=np.float32)[[0, 0, 1]]  # classes 0 and 1 have one name
+    images = texts[[0, 1, 2]]
+    assert accuracies(images, texts, np.array([0, 1, 2]))["top1"] == pytest.approx(200 / 3)
+
+
+def test_average_precision_is_the_area_of_hits() -> None:
+    scores = np.array([[0.9, 0.1], [0.8, 0.9], [0.7, 0.5], [0.1, 0.2]])
+    # Class 0 is right at ranks 1 and 3: (1 + 2/3) / 2. Class 1 at ranks 1 and 2: 1.
+    labels = [(0,), (1,), (0, 1), (0,)]
+    expected = ((1 + 2 / 3 + 3 / 4) / 3 + 1) / 2
+    assert mean_average_precision(scores, labels) == pytest.approx(100 * expected)
+
+
+def images_in(folder: Path, count: int = 2) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Three classes of two images, one folder deeper than its class."""
+    for name in ("great_dane", "tabby"):
+        images_in(tmp_path / "tree" / name)
+    images_in(tmp_path / "tree" / "zebra" / "deeper")
+    (tmp_path / "tree" / "tabby" / "notes.txt").write_text("no image")
+    return tmp_path / "tree"
+
+
+def test_a_folder_a_class_is_read_in_the_order_of_names(tree: Path) -> None:
+    source = open_labelled(DataConfig(source="folder", path=str(tree)))
+    assert source.class_names == ("great dane", "tabby", "zebra")
+    assert [source.labels(i) for i in range(len(source))] == [(0,), (0,), (1,), (1,), (2,), (2,)]
+    assert source.key(5) == "zebra/deeper/1.png"
+    assert source[2].captions == ("tabby",)
+
+
+def csv_of(folder: Path, text: str) -> DataConfig:
+    (folder / "index.csv").write_text(text)
+    (folder / "names.txt").write_text("cat\ndog\n\ncrane\ncrane\n")
+    return DataConfig(source="csv", path=str(folder / "index.csv"))
+
+
+def test_a_csv_names_files_and_labels_by_number_or_name(tmp_path: Path) -> None:
+    config = csv_of(tmp_path, "file,label,split\na.png,3,test\nb.png,0;1,test\nc.png,dog,train\n")
+    numbered = DataConfig(
+        source="csv", path=config.path, classes=str(tmp_path / "names.txt"), split="test"
+    )
+    source = open_labelled(numbered)
+    assert source.class_names == ("cat", "dog", "crane", "crane")
+    assert [source.labels(i) for i in range(2)] == [(3,), (0, 1)]
+    assert source.captions(1) == ("cat", "dog")
+    named = csv_of(tmp_path, "path,label\na.png,dog\nb.png,cat\n")
+    assert open_labelled(named).class_names == ("cat", "dog")
+
+
+def test_classes_can_be_restricted(tmp_path: Path) -> None:
+    csv_of(tmp_path, "file,label\na,0\nb,1\nc,2\nd,3\n")
+    (tmp_path / "only.txt").write_text("crane\ndog\n")
+    source = open_labelled(
+        DataConfig(
+            source="csv",
+            path=str(tmp_path / "index.csv"),
+            classes=str(tmp_path / "names.txt"),
+            only=str(tmp_path / "only.txt"),
+        )
+    )
+    assert source.class_names == ("dog", "crane", "crane")
+    assert [source.labels(i) for i in range(len(source))] == [(0,), (1,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        ("file,label\na,4\n", {}, r"index.csv:2: the label 4 lies outside the 4 classes"),
+        ("file,label\na,-1\n", {}, "the label -1 lies outside"),
+        ("file,label\na,crane\n", {}, "names several classes; use the number"),
+        ("file,label\na,cow\n", {}, "names none of the classes"),
+        ("file,label\na,\n", {}, "names none of the classes"),
+        ("name,label\na,1\n", {}, "has the columns name, label, expected one of file"),
+        ("file,class\na,1\n", {}, r"and label .data.label_key.; correct it"),
+        ("", {}, r"has the columns .none."),
+        ("file,label\na,1\n", {"classes": ""}, "has numbers for labels"),
+        ("file,label\na,1\n", {"split": "test"}, "has no example of split 'test'"),
+        ("file,label\na,1\n", {"classes": "/nowhere.txt"}, "is no file and none of imagenet1k"),
+        ("file,label\na,1\n", {"only": "imagenet1k"}, "data.only names 'tench'"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_named(tmp_path, text, changes, message) -> None:
+    config = csv_of(tmp_path, text)
+    settings = {"source": "csv", "path": config.path, "classes": str(tmp_path / "names.txt")}
+    with pytest.raises(UserError, match=message):
+        open_labelled(DataConfig(**(settings | changes)))
+
+
+def test_folders_that_cannot_be_used_are_named(tree: Path, tmp_path: Path) -> None:
+    for path, classes, message in (
+        (tmp_path / "absent", "", "is not a folder"),
+        (tree / "tabby", "", "holds no examples"),
+        (tree, "imagenet1k", "has 3 folders, but data.classes names 1000 classes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_labelled(DataConfig(source="folder", path=str(path), classes=classes))
+
+
+def test_lists_that_come_with_the_project_are_whole() -> None:
+    names = read_list("imagenet1k", "x")
+    assert (len(names), len(set(names)), names[1]) == (1000, 998, "goldfish")
+    assert len(set(read_templates("openai_80", "x"))) == 80
+    assert set(read_templates("openai_7", "x")) <= set(read_templates("openai_80", "x"))
+
+
+def test_class_names_may_hold_anything() -> None:
+    for name in ("potter's wheel", 'a "quoted" {} thing', "two\nlines", "{0}"):
+        assert filled("a photo of a {}.", name) == f"a photo of a {name}."
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nothing", "is no file"), ("{} and {}", "expected one {}"), ("", "is no file")],
+)
+def test_templates_that_cannot_be_used_are_named(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_templates(name, "templates")
+
+
+@pytest.fixture(scope="module")
+def model_directory(tiny_dinotxt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference dino.txt with a tokenizer of its size."""
+    import dataclasses
+
+    import jax
+    from stored import stored_tree
+
+    folder = tmp_path_factory.mktemp("classifier") / "model"
+    captions = [f"a photo of a {c} {n}" for c in ("red", "blue") for n in ("cat", "dog", "zebra")]
+    tokenizer = TrainedTokenizer.train(captions * 3, 300, context_length=77)
+    description = read_description(tiny_dinotxt)
+    assert description.text is not None
+    text = dataclasses.replace(description.text, vocabulary_size=300)
+    arrays = stored_tree(tiny_dinotxt)
+    table = np.asarray(arrays["text"]["token_embedding"])
+    arrays["text"]["token_embedding"] = np.tile(table, (3, 1))[:300]
+    description = dataclasses.replace(description, text=text, tokenizer=tokenizer.spec())
+    write_model_directory(
+        folder, description, jax.device_get(arrays), write_tokenizer=tokenizer.save
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_features_of_classes_are_means_of_normalised_prompts(
+    model_directory: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = inference.load(model_directory)
+    names, templates = ["cat", "dog", "cat"], ["a photo of a {}", "a red {}"]
+    found = class_features(model, names, templates, 4)
+    for row, name in zip(found, names, strict=True):
+        raw = np.asarray(
+            model.encode_text(model.tokenizer([f"a photo of a {name}", f"a red {name}"]))
+        )
+        mean = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).mean(0)
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
+        half = raw[:, 64:]
+        patch = (half / np.linalg.norm(half, axis=1, keepdims=True)).mean(0)
+    patches = class_features(model, names, templates, 4, of_patches=True)
+    np.testing.assert_allclose(patches[-1], patch / np.linalg.norm(patch), atol=1e-6)
+    assert len(list((cache / "text_features").glob("*.npy"))) == 1  # both from one
+    monkeypatch.setattr(inference.Model, "embed_texts", None)
+    np.testing.assert_array_equal(class_features(model, names, templates, 4), found)
+
+
+def test_a_report_has_every_figure_beside_chance_and_is_not_made_twice(
+    model_directory: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(source="folder", path=str(tree), image_size=98, augmentation="squash")
+    task = TaskConfig(kind="classification", data=data, templates="a photo of a {}")
+    config = EvaluationConfig(tasks={"animals": task}, batch_size=8)
+    evaluate(str(model_directory), config, tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "results.json").read_text())["animals"]
+    assert set(result["metrics"]) == set(result["chance"]) == {"top1", "top5", "mean_per_class"}
+    assert result["chance"]["top1"] == pytest.approx(100 / 3)
+    assert result["metrics"]["top5"] == 100.0
+    assert result["protocol"]["classes"] == 3
+    assert len(result["protocol"]["dataset_fingerprint"]) == 64
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| task | | top-1 | top-5 | mean per class |" in report
+    assert "| animals | chance | 33.3 | 100.0 | 33.3 |" in report
+    monkeypatch.setattr("dinotxt_jax.evaluation.report.run_task", None)
+    evaluate(str(model_directory), config, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["animals"] == result
+
+
+def test_a_task_without_labels_is_refused(model_directory: Path, tmp_path: Path) -> None:
+    data = DataConfig(source="scenes", image_size=98, augmentation="squash")
+    config = EvaluationConfig(
+        tasks={"a": TaskConfig(kind="classification", data=data)}, batch_size=8
+    )
+    with pytest.raises(UserError, match="has data.source=scenes, which has no class labels"):
+        evaluate(str(model_directory), config, tmp_path / "out")

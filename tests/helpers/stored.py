@@ -1,0 +1,20 @@
+"""Model directories read back as they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dinotxt_jax import storage
+
+
+def stored_tree(model: Path) -> dict[str, Any]:
+    """Every part of a model directory, as it is stored."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        storage.stored_shapes(model / "arrays"),
+    )
+    return storage.load_arrays(model / "arrays", wanted)
