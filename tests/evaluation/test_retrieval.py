@@ -98,7 +98,7 @@ def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path)
     assert len(result["backbone_fingerprint"]) == 64
     report = (tmp_path / "report/report.md").read_text()
     assert f"| scenes | chance | {result['chance']['image_to_text_r1']:.1f} /" in report
-    assert "13 images, 65 captions, squash 56 px" in report
+    assert "resolution 56, preparation squash, images 13, captions 65" in report
     assert Image.open(tmp_path / "report/scenes.png").size == (1260, 920)
 
 
