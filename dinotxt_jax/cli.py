@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging as std_logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,12 +36,26 @@ def run(body: Callable[[], None]) -> None:
     def main(_: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO)
         std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+        handler = logging.get_absl_handler()
+        handler.setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
         try:
             body()
         except UserError as error:
             exit_with(error)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            exit_with(UserError(f"{error.filename}: {error.strerror}; correct the path."))
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+            raise SystemExit(130) from None
 
     app.run(main, flags_parser=_parse_flags)
+
+
+# What ml_collections says of a key that a config lacks.
+_MEANT = re.compile(r"(\w+)\W+n?Did you mean \W*(\w+)")
+_MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None")
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -51,6 +67,13 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
         flags.FLAGS.validate_all_flags()
     except UserError as error:
         exit_with(error)
+    except flags.IllegalFlagValueError as error:
+        missing = _MISSING.search(str(error))
+        reason = f"--{missing[1]} is missing" if missing else _one_line(error)
+        exit_with(UserError(f"{reason}; see --help."))
+    except SyntaxError as error:
+        where = f"{error.filename}:{error.lineno}"
+        exit_with(UserError(f"{where} is not Python ({error.msg}); correct the config file."))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         exit_with(UserError(f"{_one_line(error)}; see --help."))
     if len(rest) > 1:
@@ -71,6 +94,10 @@ def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else str(error)
     if "Traceback (most recent call last)" in text:  # raised in the config file: its last line
         text = text.strip().splitlines()[-1]
+    if meant := _MEANT.search(text):
+        return f"the config has no key {meant[1]!r}, did you mean {meant[2]}?"
+    if isinstance(error, KeyError):
+        text = f"the config has no key {text}"
     return " ".join(text.split()).rstrip(".")
 
 
@@ -79,6 +106,11 @@ DataclassT = TypeVar("DataclassT")
 
 def checked(config: ml_collections.ConfigDict, cls: type[DataclassT]) -> DataclassT:
     """The config flag's value as a dataclass; raises `UserError` for what is wrong in it."""
+    if dataclasses.is_dataclass(config):
+        raise UserError(
+            f"get_config() returned {type(config).__name__}, expected what to_config_dict(...) of "
+            "dinotxt_jax.config makes; return that."
+        )
     try:
         values = config.to_dict()
     except OSError as error:  # the flag was parsed, but its file could not be loaded

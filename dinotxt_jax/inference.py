@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from dinotxt_jax import sharding
+from dinotxt_jax.config import DTYPE_NAMES
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models import directory
@@ -50,7 +51,7 @@ class Backbone:
         Args:
             images: RGB, normalised with `description.preprocessing`.
         """
-        return _run(self._graphdef, self._arrays, "__call__", (), jnp.asarray(images))
+        return _run(self._graphdef, self._arrays, "__call__", (), _checked_images(images))
 
     def intermediate_layers(
         self,
@@ -84,9 +85,8 @@ class Backbone:
                 f"a number from 1 to {depth}, or different block numbers from 0 to {depth - 1}."
             )
         options = (chosen, normalize, as_grid)
-        return _run(
-            self._graphdef, self._arrays, "intermediate_layers", options, jnp.asarray(images)
-        )
+        images = _checked_images(images)
+        return _run(self._graphdef, self._arrays, "intermediate_layers", options, images)
 
 
 class Model:
@@ -143,17 +143,23 @@ class Model:
         self, images: Float[Array, "b h w 3"], normalize: bool = False
     ) -> Float[Array, "b D"]:
         """Descriptors [class token; pooled patch tokens] of normalised RGB images, float32."""
-        return self._call("encode_image", (normalize,), images)
+        return self._call("encode_image", (normalize,), _checked_images(images))
 
     def encode_patches(self, images: Float[Array, "b h w 3"]) -> ImageFeatures:
         """The head's class token [b d] and patch tokens [b gh gw d] of normalised RGB images."""
-        return self._call("encode_patches", (), images)
+        return self._call("encode_patches", (), _checked_images(images))
 
     def encode_text(
         self, tokens: Int[Array, "b l"], normalize: bool = False
     ) -> Float[Array, "b D"]:
         """Features of token rows (`tokenizer(texts)`), float32."""
-        return self._call("encode_text", (normalize,), tokens)
+        rows = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
+        if rows.ndim != 2 or rows.dtype.kind not in "iu":
+            raise UserError(
+                f"token rows are {rows.dtype}{list(rows.shape)}, expected integers [b l]; encode "
+                "texts with model.tokenizer(texts) first."
+            )
+        return self._call("encode_text", (normalize,), rows)
 
     def _call(self, method: str, options: tuple[Any, ...], *inputs: Any) -> Any:
         # The mesh is part of jit's cache key, so that activations are pinned where there is one.
@@ -214,6 +220,23 @@ class Model:
         return np.asarray(self._call(method, options, padded))[: len(rows)]
 
 
+def _checked_images(images: Any) -> jax.Array:
+    """Images as an array, or a `UserError` that says what is expected."""
+    found = images if isinstance(images, jax.Array) else np.asarray(images)
+    if found.ndim != 4 or found.shape[-1] != 3 or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise UserError(
+            f"images are {found.dtype}{list(found.shape)}, expected floating point [b h w 3], "
+            "normalised with description.preprocessing (data.transforms.normalize does it)."
+        )
+    return jnp.asarray(found)
+
+
+def _checked_dtype(dtype: str) -> str:
+    if dtype not in DTYPE_NAMES:
+        raise UserError(f"dtype={dtype!r} is unknown; choose {' or '.join(DTYPE_NAMES)}.")
+    return dtype
+
+
 def trimmed_length(longest: int, multiple: int, context_length: int) -> int:
     """`longest` rounded up to a multiple, at most the context length."""
     return min(-(-longest // multiple) * multiple, context_length)
@@ -229,7 +252,8 @@ def load_backbone(path: epath.PathLike, dtype: str = "float32") -> Backbone:
     Raises:
         UserError: not a model directory.
     """
-    module, description = directory.load_vision_transformer(path, DTypes(dtype, dtype))
+    dtypes = DTypes(_checked_dtype(dtype), dtype)
+    module, description = directory.load_vision_transformer(path, dtypes)
     return Backbone(module, description)
 
 
@@ -244,7 +268,8 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: Mesh | None = None)
     Raises:
         UserError: not a model directory, or one with a backbone only.
     """
-    module, description = directory.load_dinotxt(path, DTypes(dtype, dtype), mesh)
+    dtypes = DTypes(_checked_dtype(dtype), dtype)
+    module, description = directory.load_dinotxt(path, dtypes, mesh)
     graphdef, state = nnx.split(module)
 
     def make_tokenizer() -> Tokenizer:

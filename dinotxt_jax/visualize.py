@@ -1,6 +1,6 @@
 """Pictures: training curves, and retrieval sheets.
 
-matplotlib comes with the extra `dinotxt_jax[plots]`; only `training_curves` needs it.
+matplotlib comes with the extra `[plots]`; only `training_curves` needs it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from dinotxt_jax.errors import UserError
 
 _INK, _RIGHT, _FAINT = (32, 32, 36), (20, 120, 60), (120, 120, 128)
+
+_TITLES = {
+    "loss": "loss",
+    "logit_scale": "logit scale (logarithm)",
+    "learning_rate": "learning rate",
+    "pairs_per_second": "pairs per second",
+}
 
 Caption = tuple[str, float, bool]
 
@@ -36,7 +43,7 @@ def retrieval_sheet(
     columns = 2 if len(entries) > 4 else 1
     rows = -(-len(entries) // columns)
     cell = (tile + 460, tile + 20)
-    sheet = Image.new("RGB", (columns * cell[0] + 20, rows * cell[1] + 20), "white")
+    sheet = Image.new("RGB", (columns * cell[0] + 20, rows * cell[1] + 44), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(15)
     for number, (pixels, captions) in enumerate(entries):
@@ -47,12 +54,14 @@ def retrieval_sheet(
         )
         y = top
         for text, similarity, own in captions:
-            mark, colour = ("+", _RIGHT) if own else ("-", _INK)
-            draw.text((left + tile + 12, y), f"{mark} {similarity:.2f}", _FAINT, font)
+            colour = _RIGHT if own else _INK
+            draw.text((left + tile + 12, y), f"{similarity:.2f}", _FAINT, font)
             for line in textwrap.wrap(text, 46, max_lines=3, placeholder=" ..."):
                 draw.text((left + tile + 70, y), line, colour, font)
                 y += 18
             y += 6
+    legend = "cosine similarity and caption, best first; green: the image's own caption"
+    draw.text((20, sheet.height - 30), legend, _FAINT, font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
@@ -71,12 +80,11 @@ def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError(
-            "drawing curves needs matplotlib, which is not installed; run "
-            "pip install 'dinotxt_jax[plots]'."
+            "drawing curves needs matplotlib, which is not installed; run pip install matplotlib."
         ) from error
     trained = [row for row in rows if "loss" in row]
     evaluated = [row for row in rows if "loss" not in row]
-    panels = [("loss",), ("logit_scale",), ("learning_rate",), ("pairs_per_second",)]
+    panels = [(name,) for name in _TITLES]
     results = tuple(
         sorted({key for row in evaluated for key in row if key.endswith("mean_recall")})
     )
@@ -88,7 +96,7 @@ def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
             points = [(row["step"], row[name]) for row in source if row.get(name) is not None]
             marker = "o" if names is results else None
             axis.plot(*zip(*points, strict=True), label=name, marker=marker, linewidth=1.5)
-        axis.set_title("mean recall, %" if names is results else names[0].replace("_", " "))
+        axis.set_title("mean recall, %" if names is results else _TITLES[names[0]])
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if len(names) > 1:

@@ -37,10 +37,16 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((*TRAIN, "--workdir=W", "--config.batchsize=3"), "batchsize"),
+        (
+            (*TRAIN, "--workdir=W", "--config.batchsize=3"),
+            "error: the config has no key 'batchsize', did you mean batch_size?; see --help.",
+        ),
         ((*TRAIN, "--workdir=W", "--config.steps=many"), "steps"),
         ((*TRAIN, "--workdir=W", "--colour=red"), "colour"),
-        ((*TRAIN,), "workdir"),
+        ((*TRAIN,), "error: --workdir is missing; see --help."),
+        (("dinotxt_jax.train", "--config=README.md", "--workdir=W"), "README.md"),
+        ((*TRAIN, "--workdir=README.md", "--config.backbone=B"), "B is not a model directory"),
+        (("weights_convert", "--colour"), "unrecognized arguments: --colour; --help has examples"),
         (
             (TRAIN[0], "--config=configs/dinotxt_dinov2_reg.py:vitz", "--workdir=W"),
             "error: ValueError: backbone 'vitz' is unknown; choose among vits14, vitb14",

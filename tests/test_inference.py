@@ -79,3 +79,27 @@ def test_a_model_without_a_tokenizer_takes_token_rows(tiny_dinotxt: Path) -> Non
 
 def test_the_public_names_are_few() -> None:
     assert dt.__all__ == ["UserError", "load", "load_backbone"]
+
+
+def test_inputs_of_another_kind_are_refused_with_what_is_expected(tiny_dinotxt: Path) -> None:
+    model, backbone = dt.load(tiny_dinotxt), dt.load_backbone(tiny_dinotxt)
+    pixels = np.zeros((1, 98, 98, 3), np.uint8)
+    for call in (model.encode_image, model.encode_patches, backbone, backbone.intermediate_layers):
+        with pytest.raises(dt.UserError, match=r"images are uint8\[1, 98, 98, 3\], expected"):
+            call(pixels)
+        with pytest.raises(dt.UserError, match="expected floating point"):
+            call(np.zeros((1, 3, 98, 98), np.float32))
+    with pytest.raises(dt.UserError, match="encode texts with model.tokenizer"):
+        model.encode_text(["a dog"])
+    with pytest.raises(dt.UserError, match="dtype='float16' is unknown; choose float32 or bf"):
+        dt.load(tiny_dinotxt, dtype="float16")
+
+
+def test_the_model_inside_a_work_directory_is_pointed_at(
+    tiny_dinotxt: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model").symlink_to(tiny_dinotxt)
+    with pytest.raises(dt.UserError, match=rf"take {tmp_path}/model"):
+        dt.load(tmp_path)
+    with pytest.raises(dt.UserError, match="make one with python -m weights_convert hf://a/b"):
+        dt.load("hf://a/b")

@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.errors import UserError, exit_with
 from dinotxt_jax.models.presets import PRESETS
 from weights_convert import describe, export, verify
 from weights_convert.architecture import parse_settings
@@ -21,7 +21,7 @@ examples:
   the official dino.txt on DINOv2 (three files) or DINOv3 (two), in any order
     python -m weights_convert dinov2_vitl14_reg4_pretrain.pth dinotxt_vision_head.pth \\
         dinotxt_text_encoder.pth --output=models/dinotxt --preset=dinov2_vitl14_reg
-  from the Hugging Face hub (pip install 'dinotxt_jax[hub]')
+  from the Hugging Face hub (pip install huggingface_hub)
     python -m weights_convert hf://facebook/dinov2-with-registers-base --output=models/vitb14_reg
   your own training checkpoint, with 4 heads, stored as bfloat16
     python -m weights_convert checkpoint.pth --output=models/mine --set num_heads=4 \\
@@ -66,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.describe:
         settings = parse_settings(arguments.set)
-        for what in _needed(arguments, "sources", "a model directory or a checkpoint"):
+        given = arguments.sources or ([arguments.model] if arguments.model else [])
+        if not given:
+            raise UserError("a model directory or a checkpoint is missing; --help has examples.")
+        for what in given:
             for line in describe.describe(what, settings, arguments.layout, arguments.prefix):
                 print(line)
         return 0
@@ -128,8 +131,15 @@ def _verify(arguments: argparse.Namespace) -> int:
     return int(not all(found.agrees(arguments.tolerance) for found in comparisons))
 
 
+class _Parser(argparse.ArgumentParser):
+    """One sentence for a wrong flag, like for everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        exit_with(UserError(f"{message}; --help has examples."))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m weights_convert",
         description="Converts released checkpoints into a model directory for dinotxt_jax, and "
         "back. The layout and the architecture are read off the arrays; .pth files are read "
@@ -212,6 +222,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _heads(conversion: Conversion) -> str:
+    heads, width = conversion.description.vision.num_heads, conversion.description.vision.dim
+    known = any("o" in match.sizes.get("backbone", {}) for match in conversion.matches)
+    guess = "" if known or heads * 64 != width else " (width / 64; --set num_heads corrects it)"
+    return f"{heads} heads{guess}"
+
+
 def _report(conversion: Conversion, output: str) -> None:
     for match in conversion.matches:
         count = sum(len(entry.present) for entry in match.entries)
@@ -224,7 +241,7 @@ def _report(conversion: Conversion, output: str) -> None:
     vision, text = conversion.description.vision, conversion.description.text
     print(
         f"backbone: patch {vision.patch_size}, width {vision.dim}, {vision.depth} blocks, "
-        f"{vision.num_heads} heads, {vision.num_registers} registers, "
+        f"{_heads(conversion)}, {vision.num_registers} registers, "
         f"preset {conversion.description.preset or 'none'}"
     )
     if text is not None:

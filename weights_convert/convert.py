@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -200,11 +201,21 @@ def _planned(
             planned[made] = _Array(made, value.shape, value.dtype, value=value)
     scale = ("logit_scale",)
     if inferred.head is not None and scale not in planned:
-        # The release on DINOv2 does not hold it; the official code leaves it as initialised.
-        value = np.array(INITIAL_LOGIT_SCALE, np.float32)
+        # The release on DINOv2 does not hold it; the official code leaves it as initialised. Our
+        # own exports note a trained one.
+        noted = [_number(match.source.metadata.get("logit_scale", "")) for match in matches]
+        known = [number for number in noted if number is not None]
+        value = np.array(known[0] if known else INITIAL_LOGIT_SCALE, np.float32)
         planned[scale] = _Array(scale, (), value.dtype, value=value)
     ordered = sorted(planned.values(), key=lambda array: ".".join(array.place))
     return {array.place: array for array in ordered}
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if math.isfinite(float(text)) else None
+    except ValueError:
+        return None
 
 
 def _keeps_float32(rule: Rule) -> bool:

@@ -172,7 +172,10 @@ def export(
     for path in files:
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists already; choose another --output, or add --overwrite.")
-    plans = [_planned(path, files[path], stored, description, str(model)) for path in files]
+    plans = [
+        _planned(path, files[path], stored, description, str(model), layout is not None)
+        for path in files
+    ]
     total = sum(len(plan.rows) for plan in plans)
     bar = tqdm(total=total, desc="exporting", unit="array", disable=not show_progress)
     with bar:
@@ -237,6 +240,7 @@ def _planned(
     stored: Mapping[Place, StoredArray],
     description: ModelDescription,
     model: str,
+    layout_is_chosen: bool,
 ) -> _Plan:
     """Every row to write.
 
@@ -275,6 +279,9 @@ def _planned(
             "leave it out."
         )
     metadata = {"format": "pt"}
+    left = sorted({place[0] for place in stored} - set(layout.components) - {"logit_scale"})
+    if left and layout_is_chosen:
+        notes.append(f"the {' and '.join(left)} of the model are not part of this layout")
     if "head" in layout.components and "logit_scale" not in layout.components:
         scale = float(stored[_LOGIT_SCALE].read())
         metadata["logit_scale"] = repr(scale)

@@ -68,7 +68,7 @@ def _from_hub(text: str) -> Path:
     except ImportError as error:
         raise UserError(
             f"{text} needs huggingface_hub, which is not installed; run "
-            "pip install 'dinotxt_jax[hub]'."
+            "pip install huggingface_hub."
         ) from error
     organisation, _, rest = text.removeprefix(_HUB).partition("/")
     name, _, file = rest.partition("/")

@@ -130,7 +130,7 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
     by_chance = best.prefix and best.known < len(best.missing)
     if by_chance or best.known < max(_FEWEST_KNOWN * considered, 1):
         names = ", ".join(quoted(key) for key in list(arrays)[:6]) or "none"
-        known = ", ".join(candidate.title for candidate in tried)
+        known = ", ".join(f"{candidate.name} ({candidate.title})" for candidate in tried)
         raise UserError(
             f"{source.name} has no known layout (its {len(arrays)} arrays begin with {names}); "
             f"known are: {known}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
@@ -72,11 +72,13 @@ class Checkpoint:
         name: what the user called it.
         files: all files with arrays.
         arrays: by name, in the order of the files.
+        metadata: what the header of a `.safetensors` file says besides.
     """
 
     name: str
     files: tuple[Path, ...]
     arrays: Mapping[str, SourceArray]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def settings_beside(self) -> dict[str, Any]:
         """What `config.json` and `preprocessor_config.json` say that arrays cannot tell.
@@ -113,7 +115,7 @@ def open_source(path: Path, name: str = "") -> Checkpoint:
         arrays = _open_safetensors(file)
     else:
         arrays = dict(read_arrays(file))
-    return Checkpoint(name, files, arrays)
+    return Checkpoint(name, files, arrays, _metadata(file))
 
 
 def _in_folder(folder: Path) -> Path:
@@ -148,6 +150,13 @@ def _open_sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, SourceArray]
             "again."
         )
     return shards, {key: held[name][key] for key, name in where.items()}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, "np") as file:
+        return dict(file.metadata() or {})
 
 
 def _open_safetensors(path: Path) -> dict[str, SourceArray]:

@@ -3,8 +3,9 @@
     python -m dinotxt_jax.evaluate --config=configs/eval/imagenet.py --model=models/dinotxt \\
         --output=runs/imagenet --config.tasks.imagenet.data.path=imagenet/val
 
-The protocol of the published numbers: short side 256, center crop 224, bicubic, 80 templates. For a
-CSV index set data.source=csv; data.only restricts the classes to a list (ImageNet-A and -R use 200).
+The protocol of the published numbers: short side 256, center crop 224, bicubic, 80 templates. For
+a CSV index set data.source=csv; data.only restricts the classes to a list (ImageNet-A and -R use
+200).
 """
 
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_config_dict

@@ -161,11 +161,21 @@ def read_description(path: epath.PathLike) -> ModelDescription:
     Raises:
         UserError: no model directory, not readable, or of a newer format.
     """
+    if str(path).startswith(("hf://", "http://", "https://")):
+        raise UserError(
+            f"{path} is not a model directory; make one with python -m weights_convert {path} "
+            "--output=DIR."
+        )
     file = epath.Path(path) / "model.json"
     if not file.exists():
+        inside = epath.Path(path) / "model"  # of a work directory
+        cure = (
+            f"take {inside}"
+            if (inside / "model.json").exists()
+            else "make one with python -m weights_convert SOURCE --output=DIR"
+        )
         raise UserError(
-            f"{path or repr('')} is not a model directory (no model.json in it); make one with "
-            "python -m weights_convert SOURCE --output=DIR."
+            f"{path or repr('')} is not a model directory (no model.json in it); {cure}."
         )
     try:
         values = json.loads(file.read_text())
@@ -314,6 +324,11 @@ def load_dinotxt(
 ) -> tuple[DinoTxt, ModelDescription]:
     """A whole dino.txt, and its directory's description."""
     description = read_description(path)
+    if description.head is None:
+        raise UserError(
+            f"{path} holds a backbone without head and text transformer; train them (python -m "
+            "dinotxt_jax.train) or use dt.load_backbone."
+        )
     config = description.dinotxt
 
     def create() -> DinoTxt:

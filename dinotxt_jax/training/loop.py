@@ -93,6 +93,13 @@ class _Run:
         )
         self.batches = self._open_batches()
         self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
+        if config.batch_size > len(self.source):
+            logging.warning(
+                "config.batch_size=%d exceeds the %d examples, so that a batch holds images twice "
+                "and sets them against each other; lower it",
+                config.batch_size,
+                len(self.source),
+            )
 
     def _open_cache(self, folder: Path, data: DataConfig, views: int) -> FeatureCache | None:
         if not self.config.features:
@@ -133,6 +140,8 @@ class _Run:
         writer = MetricsWriter(self.workdir, first)
         throughput = Throughput()
         try:
+            if first and self._evaluation_is_due(first) and not writer.has_evaluation(first):
+                writer.write(first, self._evaluate(state, frozen))  # interrupted while at it
             with progress_bar(config.steps, first, "step", "training") as bar:
                 for step in range(first + 1, config.steps + 1):
                     waited = time.perf_counter()
@@ -144,7 +153,7 @@ class _Run:
                     bar.update()
                     if self._is_due(step, config.checkpoint.every):
                         self._save(checkpoints, state)
-                    if config.evaluation.every and self._is_due(step, config.evaluation.every):
+                    if self._evaluation_is_due(step):
                         writer.write(step, self._evaluate(state, frozen))
                         throughput = Throughput()
         finally:
@@ -179,6 +188,10 @@ class _Run:
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.steps
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        every = self.config.evaluation.every
+        return bool(every) and self._is_due(step, every)
 
     def _next_batch(self) -> dict[str, jax.Array]:
         """The next global batch on the mesh, its token rows trimmed."""

@@ -31,6 +31,10 @@ class MetricsWriter:
             str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
         )
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the results of an evaluation after this step are there."""
+        return any(row["step"] == step and "loss" not in row for row in read_metrics(self.path))
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line; values that are not finite become null, so that it stays JSON."""
         row: dict[str, Any] = {"step": step}

@@ -99,7 +99,7 @@ def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path)
     report = (tmp_path / "report/report.md").read_text()
     assert f"| scenes | chance | {result['chance']['image_to_text_r1']:.1f} /" in report
     assert "resolution 56, preparation squash, images 13, captions 65" in report
-    assert Image.open(tmp_path / "report/scenes.png").size == (1260, 920)
+    assert Image.open(tmp_path / "report/scenes.png").size == (1260, 944)
 
 
 def test_a_limit_evaluates_the_first_examples_only(model: Path, tmp_path: Path) -> None:

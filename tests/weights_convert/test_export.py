@@ -10,6 +10,7 @@ import pytest
 from drawn import checkpoint
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from stored import stored_tree
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.directory import read_description
@@ -191,6 +192,10 @@ def test_a_trained_logit_scale_is_in_the_metadata_of_split_files(tmp_path: Path)
     assert "the trained logit_scale, -0.370000, has no name" in written[0].notes[0]
     with safe_open(written[0].path, "np") as file:
         assert float(file.metadata()["logit_scale"]) == np.float32(-0.37)
+    export(model, tmp_path / "b.safetensors", part="backbone", show_progress=False)
+    sources = [tmp_path / "b.safetensors", *(str(file.path) for file in written)]
+    convert(sources, tmp_path / "again", settings=HEADS, show_progress=False)
+    assert stored_tree(tmp_path / "again")["logit_scale"] == np.float32(-0.37)
 
 
 def test_a_part_and_a_layout_must_fit_each_other(tmp_path: Path) -> None:
