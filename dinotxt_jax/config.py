@@ -204,17 +204,23 @@ class TaskConfig:
     """One evaluation.
 
     Attributes:
-        kind: "retrieval" or "classification".
+        kind: "retrieval", "classification" or "segmentation".
         data: the examples; augmentation must be "center_crop" or "squash".
         max_examples: evaluate on the first so many only (0: all).
-        templates: classification: prompt templates: a list that comes with the project
-            (`data/texts`), a text file, or one template such as "a photo of a {}.".
+        templates: classification, segmentation: prompt templates: a list that comes with the
+            project (`data/texts`), a text file, or one template such as "a photo of a {}.".
+        protocol: segmentation: "slide" or "whole" (`evaluation.segmentation`).
+        short_side, window, stride: of the protocol "slide", pixels.
     """
 
     kind: str = "retrieval"
     data: DataConfig = DataConfig(augmentation="center_crop", split="test")
     max_examples: int = 0
     templates: str = "openai_80"
+    protocol: str = "slide"
+    short_side: int = 512
+    window: int = 384
+    stride: int = 192
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.errors import UserError
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-_FILE_COLUMNS = ("file", "image", "path", "filename")
+FILE_COLUMNS = ("file", "image", "path", "filename")
 _SEPARATOR = ";"  # between the labels of one image
 
 Entry = tuple[Path, tuple[int, ...], str]
@@ -106,11 +106,11 @@ def _from_csv(
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     columns = tuple(rows[0]) if rows else ()
-    column = next((name for name in _FILE_COLUMNS if name in columns), None)
+    column = next((name for name in FILE_COLUMNS if name in columns), None)
     if column is None or config.label_key not in columns:
         raise UserError(
             f"{path} has the columns {', '.join(columns) or '(none)'}, expected one of "
-            f"{', '.join(_FILE_COLUMNS)}, and {config.label_key} (data.label_key); correct it."
+            f"{', '.join(FILE_COLUMNS)}, and {config.label_key} (data.label_key); correct it."
         )
     labels = [
         [label.strip() for label in (row[config.label_key] or "").split(_SEPARATOR)] for row in rows

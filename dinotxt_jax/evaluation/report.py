@@ -21,6 +21,9 @@ _NAMES = {
     "top5": "top-5",
     "mean_per_class": "mean per class",
     "mean_average_precision": "mAP",
+    "mean_iou": "mIoU",
+    "mean_accuracy": "mean accuracy",
+    "pixel_accuracy": "pixel accuracy",
 }
 
 

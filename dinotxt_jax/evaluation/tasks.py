@@ -10,13 +10,17 @@ from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, TaskConfig, check_image_size
 from dinotxt_jax.data.transforms import is_random
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation import classification, retrieval
+from dinotxt_jax.evaluation import classification, retrieval, segmentation
 from dinotxt_jax.evaluation.results import TaskResult
 from dinotxt_jax.inference import Model
 from dinotxt_jax.training.features import FeatureCache
 
 # Each module has check(name, task) and run(model, name, task, batch_size, cache).
-KINDS: dict[str, ModuleType] = {"retrieval": retrieval, "classification": classification}
+KINDS: dict[str, ModuleType] = {
+    "retrieval": retrieval,
+    "classification": classification,
+    "segmentation": segmentation,
+}
 
 
 def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: str) -> None:

@@ -274,7 +274,7 @@ def interpolate_positions(
     if rule == "antialias":
         resized = jax.image.resize(square, (*grid, square.shape[-1]), "cubic", antialias=True)
     elif rule in _SCALE_OFFSETS:
-        rows, columns = (_cubic_weights(stored, n, _SCALE_OFFSETS[rule]) for n in grid)
+        rows, columns = (cubic_weights(stored, n, _SCALE_OFFSETS[rule]) for n in grid)
         resized = jnp.einsum("in,jm,nmd->ijd", rows, columns, square, precision="highest")
     else:
         raise ValueError(
@@ -287,7 +287,7 @@ _SCALE_OFFSETS = {"bicubic": 0.0, "offset": 0.1}
 POSITION_INTERPOLATIONS = ("antialias", *_SCALE_OFFSETS)
 
 
-def _cubic_weights(stored: int, new: int, offset: float) -> Float[np.ndarray, "n g"]:
+def cubic_weights(stored: int, new: int, offset: float = 0.0) -> Float[np.ndarray, "n g"]:
     """Weights of PyTorch's bicubic resampling with the scale (new + offset) / stored."""
     a = -0.75
     centres = (np.arange(new) + 0.5) * stored / (new + offset) - 0.5

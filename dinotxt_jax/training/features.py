@@ -167,6 +167,13 @@ def precompute(config: Config) -> None:
             "config.features is empty, expected the folder to write backbone tokens to; set "
             "--config.features=DIR."
         )
+    for name, task in config.evaluation.tasks.items():
+        if task.kind == "segmentation":
+            raise UserError(
+                f"the task {name} segments, which needs windows of images and not cached tokens of "
+                "whole ones; take it out of config.evaluation.tasks, or train without "
+                "config.features."
+            )
     folder = Path(config.features)
     encode_source(config, config.data, folder, config.feature_views, "training images")
     for name, task in config.evaluation.tasks.items():
