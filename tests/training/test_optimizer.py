@@ -66,7 +66,7 @@ def test_the_same_arrays_are_decayed_as_in_the_official_code(
         for rule in layout.rules:
             decayed = functools.reduce(operator.getitem, rule.place.split("/"), mask)
             for layer in range(3 if prefix == "text_model." else 2) if rule.stacked else (None,):
-                found["decay" if decayed else "no_decay"].append(prefix + rule.key(layer))
+                found["decay" if decayed else "no_decay"].append(prefix + rule.keys(layer)[0])
     assert not mask["logit_scale"]
     assert {name: sorted(keys) for name, keys in found.items()} == {
         name: sorted(keys) for name, keys in groups.items()
