@@ -167,6 +167,16 @@ def precompute(config: Config) -> None:
             "config.features is empty, expected the folder to write backbone tokens to; set "
             "--config.features=DIR."
         )
+    check_tasks_can_be_cached(config)
+    folder = Path(config.features)
+    encode_source(config, config.data, folder, config.feature_views, "training images")
+    for name, task in config.evaluation.tasks.items():
+        data = dataclasses.replace(task.data, max_bad_fraction=0.0)
+        encode_source(config, data, task_folder(config.features, name), 1, name)
+
+
+def check_tasks_can_be_cached(config: Config) -> None:
+    """Raises `UserError` for an evaluation task that cached tokens are of no use to."""
     for name, task in config.evaluation.tasks.items():
         if task.kind == "segmentation":
             raise UserError(
@@ -174,11 +184,6 @@ def precompute(config: Config) -> None:
                 "whole ones; take it out of config.evaluation.tasks, or train without "
                 "config.features."
             )
-    folder = Path(config.features)
-    encode_source(config, config.data, folder, config.feature_views, "training images")
-    for name, task in config.evaluation.tasks.items():
-        data = dataclasses.replace(task.data, max_bad_fraction=0.0)
-        encode_source(config, data, task_folder(config.features, name), 1, name)
 
 
 def encode_source(config: Config, data: DataConfig, folder: Path, views: int, title: str) -> None:

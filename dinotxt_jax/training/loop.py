@@ -44,7 +44,13 @@ from dinotxt_jax.training.checkpoints import (
     restore_state,
     save_state,
 )
-from dinotxt_jax.training.features import CachedExample, FeatureCache, describe, task_folder
+from dinotxt_jax.training.features import (
+    CachedExample,
+    FeatureCache,
+    check_tasks_can_be_cached,
+    describe,
+    task_folder,
+)
 from dinotxt_jax.training.metrics import MetricsWriter, Throughput, read_metrics
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 from dinotxt_jax.visualize import training_curves
@@ -81,6 +87,8 @@ class _Run:
         check_image_size(config.data, patch_size)
         check_tasks(config.evaluation, patch_size, self.mesh, "config.evaluation")
         check_workdir(workdir, config, self.backbone.fingerprint)
+        if config.features:
+            check_tasks_can_be_cached(config)
         self.source = open_source(config.data)
         self.cache = self._open_cache(Path(config.features), config.data, config.feature_views)
         self.task_caches = {

@@ -11,7 +11,7 @@ import pytest
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError
-from dinotxt_jax.config import Config, DataConfig, PrecisionConfig
+from dinotxt_jax.config import Config, DataConfig, EvaluationConfig, PrecisionConfig, TaskConfig
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample
 from dinotxt_jax.data.sources import open_source
@@ -133,6 +133,14 @@ def test_the_seed_matters_only_where_crops_are_random(tiny_backbone: Path, tmp_p
     run = config(tiny_backbone, tmp_path / "features", data=fixed, feature_views=1)
     precompute(run)
     assert len(open_cache(dataclasses.replace(run, seed=1))) == 20
+
+
+def test_tasks_that_need_windows_are_refused(tiny_backbone: Path, tmp_path: Path) -> None:
+    tasks = {"pixels": TaskConfig(kind="segmentation")}
+    run = config(tiny_backbone, tmp_path / "f", evaluation=EvaluationConfig(tasks=tasks))
+    with pytest.raises(UserError, match="the task pixels segments, which needs windows"):
+        precompute(run)
+    assert not (tmp_path / "f").exists()
 
 
 def test_a_folder_must_be_named(tiny_backbone: Path) -> None:
