@@ -324,7 +324,7 @@ def confusion_matrix(
 def scores(confusion: Int[np.ndarray, "c c"]) -> dict[str, float]:
     """Mean IoU and mean accuracy over the classes that occur, and pixel accuracy, in percent."""
     right = np.diag(confusion).astype(float)
-    true, found = confusion.sum(1), confusion.sum(0)
+    true, found = confusion.sum(1).astype(float), confusion.sum(0).astype(float)
     union = true + found - right
     return {
         "mean_iou": 100.0 * float(np.mean(right[union > 0] / union[union > 0])),
