@@ -323,11 +323,11 @@ def confusion_matrix(
 
 def scores(confusion: Int[np.ndarray, "c c"]) -> dict[str, float]:
     """Mean IoU and mean accuracy over the classes that occur, and pixel accuracy, in percent."""
-    right = np.diag(confusion).astype(float)
-    true, found = confusion.sum(1).astype(float), confusion.sum(0).astype(float)
+    counts = np.asarray(confusion, np.float64)
+    right, true, found = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     union = true + found - right
     return {
         "mean_iou": 100.0 * float(np.mean(right[union > 0] / union[union > 0])),
         "mean_accuracy": 100.0 * float(np.mean(right[true > 0] / true[true > 0])),
-        "pixel_accuracy": 100.0 * float(right.sum() / confusion.sum()),
+        "pixel_accuracy": 100.0 * float(right.sum()) / float(counts.sum()),
     }
