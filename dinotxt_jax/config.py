@@ -76,7 +76,8 @@ class HeadTrainingConfig:
 
     Attributes:
         num_blocks: number of blocks. num_heads: attention heads (0: the backbone's).
-        pooling: of patch tokens: "mean", "max" or "gem".
+        pooling: of patch tokens: "mean", "max" or "gem"; "none" compares the class token alone,
+            and with num_blocks=0 as well the model is LiT (arXiv 2111.07991).
         drop_path: share of examples that skip a branch in training.
         layer_scale: initial LayerScale factor.
         patch_tokens: so many patch tokens, drawn anew for every step, enter the head in training

@@ -21,7 +21,7 @@ from dinotxt_jax.models.text import TextConfig, TextTransformer
 from dinotxt_jax.models.vit import VisionConfig, VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-POOLINGS = ("mean", "max", "gem")
+POOLINGS = ("mean", "max", "gem", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,11 @@ class HeadConfig:
     """Architecture of the vision head: SwiGLU blocks on the backbone's final-normed tokens.
 
     Attributes:
-        num_blocks: number of blocks.
+        num_blocks: number of blocks; 0 leaves the backbone's tokens as they are.
         num_heads: attention heads of a block.
         mlp_hidden_dim: SwiGLU hidden width (`swiglu_hidden_dim` gives the released rule).
-        pooling: how patch tokens become one vector: "mean", "max" or "gem".
+        pooling: how patch tokens become one vector: "mean", "max" or "gem"; "none" leaves them out
+            of the descriptor.
         layer_scale: initial LayerScale factor.
         layer_norm_epsilon: added to the variance.
     """
@@ -50,6 +51,11 @@ def swiglu_hidden_dim(dim: int) -> int:
     return (int(4 * dim * 2 / 3) + 63) // 64 * 64
 
 
+def descriptor_dim(dim: int, pooling: str) -> int:
+    """Width of [class token; pooled patch tokens], or of the class token alone."""
+    return dim if pooling == "none" else 2 * dim
+
+
 @dataclasses.dataclass(frozen=True)
 class DinoTxtConfig:
     """Architecture of a whole dino.txt."""
@@ -59,15 +65,16 @@ class DinoTxtConfig:
     text: TextConfig
 
     def __post_init__(self) -> None:
-        if self.text.embed_dim != 2 * self.vision.dim:
+        expected = descriptor_dim(self.vision.dim, self.head.pooling)
+        if self.text.embed_dim != expected:
             raise ValueError(
-                f"text features of {self.text.embed_dim} dimensions cannot be compared with "
-                f"[class; patches] of 2 x {self.vision.dim}: set embed_dim={2 * self.vision.dim}"
+                f"text features of {self.text.embed_dim} dimensions cannot be compared with image "
+                f"descriptors of {expected}: set embed_dim={expected}"
             )
 
 
 class VisionHead(nnx.Module):
-    """Blocks and a LayerNorm on top of all tokens of the backbone."""
+    """Blocks and a LayerNorm on top of all tokens of the backbone; without blocks, neither."""
 
     def __init__(
         self,
@@ -91,6 +98,9 @@ class VisionHead(nnx.Module):
         )
         self.dtypes = dtypes
         self.remat = remat
+        self.num_blocks = config.num_blocks
+        if not config.num_blocks:
+            return
         self.blocks = stack(
             lambda rngs: Block(block, dtypes=dtypes, rngs=rngs), config.num_blocks, rngs
         )
@@ -100,6 +110,8 @@ class VisionHead(nnx.Module):
         self, tokens: Float[Array, "b t d"], key: jax.Array | None = None
     ) -> Float[Array, "b t d"]:
         """The head's tokens; `key` turns drop path on."""
+        if not self.num_blocks:
+            return tokens
         x = tokens.astype(self.dtypes.compute)
         x, _ = apply_stack(self.blocks, x, key=key, remat=self.remat)
         return self.norm(x)
@@ -114,6 +126,9 @@ class ImageFeatures(NamedTuple):
 
 class DinoTxt(nnx.Module):
     """Image descriptors [class token; pooled patch tokens] and text features, comparable by cosine.
+
+    With a head of no blocks and the pooling "none" this is LiT (arXiv 2111.07991): a locked image
+    tower whose class token alone is compared.
 
     Sub-modules, and so the names at the top of every tree of arrays: `backbone` (frozen), `head`,
     `text` and `logit_scale` (trained).
@@ -175,9 +190,12 @@ class DinoTxt(nnx.Module):
 
     def descriptor(self, features: ImageFeatures) -> Float[Array, "b D"]:
         """[class token; pooled patch tokens], float32, not normalised."""
+        class_token = features.class_token.astype("float32")
+        if self.config.head.pooling == "none":
+            return class_token
         patches = features.patch_tokens.astype("float32")
         pooled = pool(patches, self.config.head.pooling)
-        return jnp.concatenate([features.class_token.astype("float32"), pooled], axis=-1)
+        return jnp.concatenate([class_token, pooled], axis=-1)
 
     def encode_text(
         self, tokens: Int[Array, "b l"], normalize: bool = False

@@ -287,7 +287,7 @@ class _Run:
 
     def _trained(self, state: TrainState) -> dict[str, Any]:
         """The trained arrays that belong to a model (the sigmoid loss's bias does not)."""
-        return {name: state.trainable[name] for name in ("head", "text", "logit_scale")}
+        return {name: tree for name, tree in state.trainable.items() if name != "logit_bias"}
 
 
 def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:

@@ -25,6 +25,7 @@ from dinotxt_jax.models.dinotxt import (
     DinoTxtConfig,
     HeadConfig,
     ImageFeatures,
+    descriptor_dim,
     normalized,
     swiglu_hidden_dim,
 )
@@ -230,6 +231,10 @@ def model_config(config: Config, backbone: ModelDescription, vocabulary_size: in
             raise UserError(
                 f"{name}={count} does not divide the width {width}; take a divisor of {width}."
             )
+    if config.head.num_blocks < 0:
+        raise UserError(
+            f"config.head.num_blocks={config.head.num_blocks} is negative; set it to 0 or more."
+        )
     for name, value, choices in (
         ("config.head.pooling", config.head.pooling, POOLINGS),
         ("config.loss.kind", config.loss.kind, LOSSES),
@@ -253,7 +258,7 @@ def model_config(config: Config, backbone: ModelDescription, vocabulary_size: in
             depth=text.depth,
             num_heads=text.num_heads,
             mlp_hidden_dim=4 * text.width,
-            embed_dim=2 * vision.dim,
+            embed_dim=descriptor_dim(vision.dim, config.head.pooling),
         ),
     )
 

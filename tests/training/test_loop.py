@@ -98,6 +98,21 @@ def test_the_final_model_is_read_by_load(finished: Path, tiny_backbone: Path) ->
     np.testing.assert_array_equal(inside(images).class_token, alone(images).class_token)
 
 
+def test_without_blocks_and_pooling_the_class_token_alone_learns_a_language(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    lit = HeadTrainingConfig(num_blocks=0, pooling="none")
+    workdir = train(config(tiny_backbone, steps=4, head=lit), tmp_path / "lit").parent
+    model, backbone = dt.load(workdir / "model"), dt.load_backbone(tiny_backbone)
+    images = np.random.default_rng(0).normal(size=(2, 56, 56, 3)).astype(np.float32)
+    out = backbone(images)
+    np.testing.assert_allclose(model.encode_image(images), out.class_token, atol=1e-5)
+    patches = model.encode_patches(images).patch_tokens
+    np.testing.assert_allclose(patches.reshape(2, 16, 64), out.patch_tokens, atol=1e-5)
+    assert model.encode_text(model.tokenizer(["a red circle"])).shape == (1, 64)
+    train(config(tiny_backbone, steps=4, head=lit), workdir)  # a finished run resumes
+
+
 def test_the_evaluation_of_the_final_model_is_that_of_the_last_step(
     finished: Path, tmp_path: Path
 ) -> None:
