@@ -55,7 +55,10 @@ def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
         )
     # Through JSON, so that tuples compare equal to the lists they were written as.
     now = flatten(json.loads(json.dumps(dataclasses.asdict(config))))
-    before = flatten(stored["config"])
+    # A setting that is younger than the run had its default's meaning.
+    before = flatten(json.loads(json.dumps(dataclasses.asdict(Config())))) | flatten(
+        stored["config"]
+    )
     changed = [
         f"{key} ({before.get(key)!r} there, {now.get(key)!r} here)"
         for key in sorted(before.keys() | now.keys())

@@ -282,7 +282,9 @@ def _stored_description(folder: Path) -> dict[str, Any] | None:
 
 def _check_same(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
     """A `UserError` naming every difference between two descriptions."""
-    before = {**stored, **stored["data"]}
+    # A setting that is younger than the cache had its default's meaning.
+    defaults = json.loads(json.dumps(dataclasses.asdict(DataConfig())))
+    before = {**defaults, **stored, **stored["data"]}
     now = {**expected, **expected["data"]}
     changed = [
         f"{key} {before.get(key)!r} (this run: {value!r})"

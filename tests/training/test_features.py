@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import ml_dtypes
@@ -126,6 +127,21 @@ def test_a_cache_of_something_else_is_refused(
         open_cache(other)
     with pytest.raises(UserError, match=message):
         precompute(other)
+
+
+def test_a_cache_older_than_a_setting_is_good_for_the_default(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    run = config(tiny_backbone, tmp_path / "features")
+    precompute(run)
+    file = tmp_path / "features" / "features.json"
+    description = json.loads(file.read_text())
+    del description["data"]["only"], description["data"]["crop_scale"]
+    file.write_text(json.dumps(description))
+    assert len(open_cache(run)) == 20
+    changed = dataclasses.replace(run, data=dataclasses.replace(run.data, crop_scale=(0.5, 1.0)))
+    with pytest.raises(UserError, match=r"crop_scale \[0.08, 1.0\] \(this run: \[0.5, 1.0\]\)"):
+        open_cache(changed)
 
 
 def test_the_seed_matters_only_where_crops_are_random(tiny_backbone: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
     TokenizerConfig,
 )
+from dinotxt_jax.training.checkpoints import check_workdir
 from dinotxt_jax.training.features import precompute
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.metrics import read_metrics
@@ -257,6 +258,20 @@ def test_a_work_directory_of_another_config_is_refused(finished: Path, tiny_back
         match=r"trained with another config: config.batch_size \(16 there, 8 here\), config.seed",
     ):
         train(other, finished)
+
+
+def test_a_work_directory_older_than_a_setting_goes_on(finished: Path, tiny_backbone: Path) -> None:
+    file = finished / "run.json"
+    before = file.read_text()
+    run = json.loads(before)
+    del run["config"]["head"]["pooling"]
+    file.write_text(json.dumps(run))
+    check_workdir(finished, config(tiny_backbone), run["fingerprint"])
+    run["config"]["head"]["layer_scale"] = 1.0
+    file.write_text(json.dumps(run))
+    with pytest.raises(UserError, match=r"config.head.layer_scale \(1.0 there, 1e-05 here\)"):
+        check_workdir(finished, config(tiny_backbone), run["fingerprint"])
+    file.write_text(before)
 
 
 def test_a_work_directory_of_another_backbone_is_refused(
