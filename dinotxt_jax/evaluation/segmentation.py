@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from dinotxt_jax.config import TaskConfig
-from dinotxt_jax.data.masks import IGNORED, MaskSource
+from dinotxt_jax.data.masks import IGNORED, open_masks
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.texts import read_templates
 from dinotxt_jax.data.transforms import normalize, squash
@@ -86,7 +86,7 @@ def run(
     Raises:
         UserError: data that cannot be used.
     """
-    source = MaskSource(task.data)
+    source = open_masks(task.data)
     count = min(task.max_examples or len(source), len(source))
     templates = read_templates(task.templates, f"the task {name}: templates")
     texts = class_features(model, source.class_names, templates, of_patches=True)

@@ -10,7 +10,6 @@ from PIL import Image
 
 from dinotxt_jax import UserError, inference
 from dinotxt_jax.config import DataConfig, TaskConfig
-from dinotxt_jax.data.masks import MaskSource
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.evaluation.segmentation import (
     check,
@@ -176,62 +175,6 @@ def test_scores_come_from_one_confusion_matrix() -> None:
     assert found["mean_iou"] == pytest.approx(100 * (1 / 3 + 3 / 4 + 0) / 3)
     assert found["mean_accuracy"] == pytest.approx(100 * (1 / 2 + 1 + 0) / 3)
     assert found["pixel_accuracy"] == pytest.approx(100 * 4 / 6)
-
-
-def pairs(
-    folder: Path, mask: np.ndarray | Image.Image, size: tuple[int, int] = (20, 30)
-) -> DataConfig:
-    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(folder / "a.png")
-    image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
-    image.save(folder / "a_mask.png")
-    (folder / "index.csv").write_text("image,mask\na.png,a_mask.png\n")
-    (folder / "classes.txt").write_text("sky\ngrass\n")
-    return DataConfig(
-        source="csv",
-        path=str(folder / "index.csv"),
-        classes=str(folder / "classes.txt"),
-        augmentation="squash",
-    )
-
-
-def test_pairs_are_read_with_palettes_and_ignored_pixels(tmp_path: Path) -> None:
-    mask = np.full((20, 30), 255, np.uint8)
-    mask[:10] = 1
-    palette = Image.fromarray(mask).convert("P")
-    palette.putdata(mask.ravel().tolist())
-    source = MaskSource(pairs(tmp_path, palette))
-    assert source.class_names == ("sky", "grass")
-    image, found = source.load(0)
-    assert image.size == (30, 20)
-    np.testing.assert_array_equal(found, mask)
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (np.zeros((20, 31), np.uint8), r"has the shape \[20, 31\], but a.png has \[20, 30\]"),
-        (np.zeros((20, 30, 3), np.uint8), "expected one class index a pixel"),
-        (np.full((20, 30), 2, np.uint8), "holds the index 2, but there are 2 classes"),
-    ],
-)
-def test_masks_that_do_not_fit_are_named(tmp_path: Path, mask: np.ndarray, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        MaskSource(pairs(tmp_path, mask)).load(0)
-
-
-def test_missing_pairs_and_lists_are_named(tmp_path: Path) -> None:
-    config = pairs(tmp_path, np.zeros((20, 30), np.uint8))
-    (tmp_path / "a_mask.png").unlink()
-    with pytest.raises(UserError, match=r"a_mask.png, the mask of a.png, cannot be read"):
-        MaskSource(config).load(0)
-    (tmp_path / "index.csv").write_text("image\na.png\n")
-    with pytest.raises(UserError, match="has the columns image, expected image and mask"):
-        MaskSource(config)
-    (tmp_path / "classes.txt").write_text("\n")
-    with pytest.raises(UserError, match="is empty; write one entry a line"):
-        MaskSource(config)
-    with pytest.raises(UserError, match="data.classes is empty"):
-        MaskSource(DataConfig(source="csv", path=config.path))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,252 @@
+"""The folders in which segmentation data sets come, and what the values in their masks mean.
+
+Class names lie in `data/texts`, in the order of the class indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from dinotxt_jax.data.texts import read_list
+
+IGNORED = 255
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set lies on disk, and which class a value in its masks stands for.
+
+    Templates are paths from the data set's root, with the places `{split}` and `{name}`, an image's
+    name, which may contain folders. Of several templates, those whose folders exist are taken.
+
+    Attributes:
+        about: what is expected on disk, and where it comes from.
+        images, masks: templates of the file of an image, and of its mask.
+        lists: class lists of `data/texts`, one after the other.
+        ids: value in a mask -> class index, or `IGNORED`.
+        split: the split to evaluate on ("": there are none).
+        split_list: template of the text file with the names of a split ("": all images there are).
+        folder: name of the root; `data.path` may also be the folder that holds it.
+        background: whether a class 0, "background", for anything else, precedes those of `lists`.
+        others: class index of values that `ids` lacks (None: they are an error).
+        colours: whether values are colours, as 0xRRGGBB.
+    """
+
+    about: str
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    lists: tuple[str, ...]
+    ids: Mapping[int, int]
+    split: str = ""
+    split_list: str = ""
+    folder: str = ""
+    background: bool = False
+    others: int | None = None
+    colours: bool = False
+
+    def class_names(self) -> tuple[str, ...]:
+        """One a class; two may be equal."""
+        names = [name for part in self.lists for name in read_list(part, "the layout's lists")]
+        return ("background", *names) if self.background else tuple(names)
+
+    def to_indices(self, pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
+        """Class indices, or `IGNORED`, of the pixels of a mask file.
+
+        Raises:
+            ValueError: what is wrong with the mask, as the end of a sentence that it begins.
+        """
+        values = _packed(pixels) if self.colours else one_value_a_pixel(pixels)
+        known = np.array(sorted(self.ids))
+        indices = np.array([self.ids[value] for value in known.tolist()], np.int32)
+        places = np.minimum(np.searchsorted(known, values), len(known) - 1)
+        missed = known[places] != values
+        if self.others is None and missed.any():
+            value = int(values[missed][0])
+            what = f"colour {tuple(value.to_bytes(3))}" if self.colours else f"value {value}"
+            raise ValueError(
+                f"holds the {what}, which stands for no class of its data set; correct it, or "
+                "data.name"
+            )
+        others = IGNORED if self.others is None else self.others
+        return np.where(missed, np.int32(others), indices[places])
+
+
+def one_value_a_pixel(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
+    """The pixels of an index, palette, greyscale or 16-bit mask as int32.
+
+    Raises:
+        ValueError: colours or fractions, said as the end of a sentence that the mask begins.
+    """
+    if pixels.ndim != 2 or pixels.dtype.kind not in "biu":
+        raise ValueError(
+            f"has {pixels.dtype} pixels of the shape {list(pixels.shape)}, expected one class "
+            "index a pixel, in a whole number; correct it"
+        )
+    return pixels.astype(np.int32)
+
+
+def _packed(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
+    """Colours as 0xRRGGBB."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"has {pixels.dtype} pixels of the shape {list(pixels.shape)}, expected 8-bit RGB "
+            "colours; correct it"
+        )
+    return pixels.astype(np.int32) @ np.array([0x10000, 0x100, 1], np.int32)
+
+
+def _counted(first: int, count: int, index: int = 0) -> dict[int, int]:
+    """`count` values from `first` on -> class indices from `index` on."""
+    return {first + number: index + number for number in range(count)}
+
+
+_CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+# Of COCO's 91 things these were never drawn: street sign, hat, shoe, eye glasses, plate, mirror,
+# window, desk, door, blender, hair brush. Values in masks are category ids minus 1.
+_COCO_NEVER = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+_COCO = [value for value in range(182) if value not in _COCO_NEVER]
+_COCO_THINGS = 80
+
+# Supercategories of the 171 classes: (which of coco_stuff_27, how many in a row) for things, which
+# COCO sorts by them, and one each for stuff, which is sorted by name.
+_THING_RUNS = "9*1 11*8 8*5 7*10 6*5 10*10 5*7 2*10 3*6 0*6 1*5 4*7"
+_STUFF_GROUPS = (
+    "17 17 22 20 20 22 15 25 16 13 12 12 17 17 23 15 15 17 15 21 15 25 13 13 13 13 13 22 26 14 14 "
+    "15 22 21 21 24 20 22 15 17 16 15 22 24 21 17 25 16 21 17 22 16 21 21 25 21 26 21 24 20 17 14 "
+    "21 26 15 23 20 21 24 15 24 22 25 15 20 17 17 22 14 18 18 18 18 18 18 18 26 26 19 19 24"
+)
+_COARSE = [
+    int(group)
+    for run in _THING_RUNS.split()
+    for group, count in [run.split("*")]
+    for _ in range(int(count))
+] + [int(group) for group in _STUFF_GROUPS.split()]
+
+_MSRC_COLOURS = (
+    "800000 008000 808000 000080 800080 008080 808080 400000 c00000 408000 c08000 400080 c00080 "
+    "408080 c08080 004000 804000 00c000 804080 00c080 80c080 404000 c04000"
+)
+
+
+def _voc(*, background: bool) -> Layout:
+    return Layout(
+        about="VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}, of the Pascal VOC "
+        "2012 development kit",
+        folder="VOC2012",
+        images=("JPEGImages/{name}.jpg",),
+        masks=("SegmentationClass/{name}.png",),
+        split="val",
+        split_list="ImageSets/Segmentation/{split}.txt",
+        lists=("voc_20",),
+        background=background,
+        ids={0: 0 if background else IGNORED, 255: IGNORED, **_counted(1, 20, int(background))},
+    )
+
+
+def _context(*, background: bool) -> Layout:
+    return Layout(
+        about="VOC2010/{JPEGImages,SegmentationClassContext,ImageSets/SegmentationContext}, masks "
+        "and lists as MMSegmentation's converter writes them (classes by alphabet, not in the "
+        "order of the authors' list of 59)",
+        folder="VOC2010",
+        images=("JPEGImages/{name}.jpg",),
+        masks=("SegmentationClassContext/{name}.png",),
+        split="val",
+        split_list="ImageSets/SegmentationContext/{split}.txt",
+        lists=("context_59",),
+        background=background,
+        ids={0: 0 if background else IGNORED, **_counted(1, 59, int(background))},
+    )
+
+
+def _coco(
+    lists: tuple[str, ...],
+    ids: Mapping[int, int],
+    *,
+    background: bool = False,
+    others: int | None = None,
+) -> Layout:
+    return Layout(
+        about="images in val2017 or images/val2017, and COCO-Stuff's stuffthingmaps in "
+        "{stuffthingmaps,stuffthingmaps_trainval2017,annotations}/val2017",
+        images=("{split}/{name}.jpg", "images/{split}/{name}.jpg"),
+        masks=(
+            "stuffthingmaps/{split}/{name}.png",
+            "stuffthingmaps_trainval2017/{split}/{name}.png",
+            "annotations/{split}/{name}.png",
+        ),
+        split="val2017",
+        lists=lists,
+        background=background,
+        ids=ids,
+        others=others,
+    )
+
+
+LAYOUTS: dict[str, Layout] = {
+    "ade20k_150": Layout(
+        about="ADEChallengeData2016/{images,annotations}/{training,validation}, the release of the "
+        "2016 scene parsing challenge",
+        folder="ADEChallengeData2016",
+        images=("images/{split}/{name}.jpg",),
+        masks=("annotations/{split}/{name}.png",),
+        split="validation",
+        lists=("ade20k_150",),
+        ids={0: IGNORED, **_counted(1, 150)},
+    ),
+    # Only labelIds are read, which every download has: labelTrainIds are written later, by a script
+    # whose table people change.
+    "cityscapes_19": Layout(
+        about="leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and "
+        "gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of the official archives leftImg8bit and gtFine",
+        images=("leftImg8bit/{split}/{name}_leftImg8bit.png",),
+        masks=("gtFine/{split}/{name}_gtFine_labelIds.png",),
+        split="val",
+        lists=("cityscapes_19",),
+        ids={value: index for index, value in enumerate(_CITYSCAPES)},
+        others=IGNORED,
+    ),
+    "voc_20": _voc(background=False),
+    "voc_21": _voc(background=True),
+    "context_59": _context(background=False),
+    "context_60": _context(background=True),
+    "coco_stuff_171": _coco(
+        ("coco_things_80", "coco_stuff_91"),
+        {255: IGNORED} | {value: index for index, value in enumerate(_COCO)},
+    ),
+    "coco_stuff_27": _coco(
+        ("coco_stuff_27",), {255: IGNORED} | dict(zip(_COCO, _COARSE, strict=True))
+    ),
+    "coco_object": _coco(
+        ("coco_things_80",),
+        {value: index for index, value in enumerate(_COCO[:_COCO_THINGS], 1)},
+        background=True,
+        others=0,
+    ),
+    "camvid_11": Layout(
+        about="{train,val,test} and, with the same file names, {train,val,test}annot, as the "
+        "SegNet tutorial has them (360 x 480)",
+        folder="CamVid",
+        images=("{split}/{name}.png",),
+        masks=("{split}annot/{name}.png",),
+        split="test",
+        lists=("camvid_11",),
+        ids={**_counted(0, 11), 11: IGNORED},
+    ),
+    "msrc_v2": Layout(
+        about="MSRC_ObjCategImageDatabase_v2/{Images/*.bmp,GroundTruth/*_GT.bmp}, as Microsoft "
+        "Research Cambridge published it",
+        folder="MSRC_ObjCategImageDatabase_v2",
+        images=("Images/{name}.bmp",),
+        masks=("GroundTruth/{name}_GT.bmp",),
+        lists=("msrc_v2",),
+        ids={0: IGNORED}
+        | {int(colour, 16): index for index, colour in enumerate(_MSRC_COLOURS.split())},
+        colours=True,
+    ),
+}
