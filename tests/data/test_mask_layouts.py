@@ -212,7 +212,7 @@ def test_supercategories_of_coco_hold_the_classes_that_they_should() -> None:
             members[coarse.ids[value]].append(names[index])
     sizes = [len(members[index]) for index in range(27)]
     assert sizes[:12] == [6, 5, 10, 6, 7, 7, 5, 10, 5, 1, 10, 8]
-    assert sum(sizes[12:]) == 91
+    assert sizes[12:] == [2, 6, 4, 11, 4, 11, 7, 2, 6, 11, 9, 2, 6, 5, 5]
     assert groups.index("food") == 2
     assert groups[14] == "food"
     assert members[14] == ["food", "fruit", "salad", "vegetable"]
@@ -222,8 +222,24 @@ def test_supercategories_of_coco_hold_the_classes_that_they_should() -> None:
     assert members[12] == ["ceiling", "tile ceiling"]
     assert members[18][0] == "brick wall"
     assert all(name.endswith("wall") for name in members[18])
+    assert members[20] == ["bridge", "building", "house", "roof", "skyscraper", "tent"]
+    assert members[22][:5] == ["branch", "bush", "flower", "grass", "leaves"]
     assert members[23] == ["clouds", "sky"]
     assert members[26] == ["fog", "river", "sea", "water", "water drops"]
+
+
+def test_colours_of_msrc_are_those_of_voc_without_two() -> None:
+    def voc_colour(number: int) -> int:
+        """Three bits at a time become the next lower bit of red, green and blue."""
+        return sum(
+            (number >> (3 * level + channel) & 1) << (7 - level + 16 - 8 * channel)
+            for level in range(8)
+            for channel in range(3)
+        )
+
+    numbers = [0, *range(1, 19), *range(21, 26)]
+    expected = [IGNORED, *range(23)]
+    assert LAYOUTS["msrc_v2"].ids == dict(zip(map(voc_colour, numbers), expected, strict=True))
 
 
 def test_scene_words_are_single_and_no_object_classes() -> None:
