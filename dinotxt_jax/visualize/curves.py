@@ -1,22 +1,12 @@
-"""Pictures: training curves, and retrieval sheets.
-
-matplotlib comes with the extra `[plots]`; only `training_curves` needs it.
-"""
+"""Training curves with matplotlib, which comes with the extra `[plots]`."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
-
 from dinotxt_jax.errors import UserError
-
-_INK, _RIGHT, _FAINT = (32, 32, 36), (20, 120, 60), (120, 120, 128)
 
 _TITLES = {
     "loss": "loss",
@@ -24,46 +14,6 @@ _TITLES = {
     "learning_rate": "learning rate",
     "pairs_per_second": "pairs per second",
 }
-
-Caption = tuple[str, float, bool]
-
-
-def retrieval_sheet(
-    entries: Sequence[tuple[UInt8[np.ndarray, "h w 3"], Sequence[Caption]]],
-    path: Path,
-    tile: int = 160,
-) -> None:
-    """Draws images, each beside the captions found for it, best first.
-
-    Args:
-        entries: (image, [(caption, cosine similarity, whether it belongs to the image), ...]).
-        path: the PNG to write.
-        tile: side of an image on the sheet, pixels.
-    """
-    columns = 2 if len(entries) > 4 else 1
-    rows = -(-len(entries) // columns)
-    cell = (tile + 460, tile + 20)
-    sheet = Image.new("RGB", (columns * cell[0] + 20, rows * cell[1] + 44), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(15)
-    for number, (pixels, captions) in enumerate(entries):
-        left = 20 + number % columns * cell[0]
-        top = 20 + number // columns * cell[1]
-        sheet.paste(
-            Image.fromarray(pixels).resize((tile, tile), Image.Resampling.LANCZOS), (left, top)
-        )
-        y = top
-        for text, similarity, own in captions:
-            colour = _RIGHT if own else _INK
-            draw.text((left + tile + 12, y), f"{similarity:.2f}", _FAINT, font)
-            for line in textwrap.wrap(text, 46, max_lines=3, placeholder=" ..."):
-                draw.text((left + tile + 70, y), line, colour, font)
-                y += 18
-            y += 6
-    legend = "cosine similarity and caption, best first; green: the image's own caption"
-    draw.text((20, sheet.height - 30), legend, _FAINT, font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
 
 
 def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
