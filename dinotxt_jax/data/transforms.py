@@ -42,8 +42,8 @@ _TURNS: dict[object, Image.Transpose] = {
 ArrayT = TypeVar("ArrayT", np.ndarray, "jax.Array")
 
 
-def decode_image(image: bytes | np.ndarray) -> Image.Image:
-    """An encoded image, or an array of pixels, as upright 8-bit RGB.
+def decode_image(image: bytes | np.ndarray | Image.Image) -> Image.Image:
+    """An encoded image, an array of pixels, or an image of PIL, as upright 8-bit RGB.
 
     The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit greyscale is
     scaled to 8 bits (PIL alone would clip it to white); CMYK, palettes and the rest are converted
@@ -51,14 +51,16 @@ def decode_image(image: bytes | np.ndarray) -> Image.Image:
 
     Args:
         image: the bytes of an image file, or uint8 [h w] or [h w c] with c 1, 3 or 4, or
-            uint16 [h w].
+            uint16 [h w], or an image that PIL opened.
 
     Raises:
         BadImageError: it is not an image, is truncated, or has pixels without a defined range.
     """
     try:
-        opened = _from_array(image) if isinstance(image, np.ndarray) else _from_bytes(image)
-        return _to_rgb(opened)
+        if isinstance(image, np.ndarray):
+            return _to_rgb(_from_array(image))
+        opened = image if isinstance(image, Image.Image) else Image.open(io.BytesIO(image))
+        return _to_rgb(_upright(opened))
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
@@ -67,8 +69,7 @@ def decode_image(image: bytes | np.ndarray) -> Image.Image:
         raise BadImageError(f"{type(error).__name__}: {error}") from error
 
 
-def _from_bytes(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
+def _upright(image: Image.Image) -> Image.Image:
     image.load()
     # ImageOps.exif_transpose also writes the EXIF block anew, and fails where a camera broke it.
     turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))

@@ -1,6 +1,26 @@
-"""Pictures of what a run learned and a model found."""
+"""Pictures of what a run learned and a model found.
 
+Only `training_curves` needs matplotlib (the extra `[plots]`); the rest is Pillow and numpy.
+Pictures of segmentations, similarities and tokens are returned as images for the caller to save.
+"""
+
+from dinotxt_jax.visualize.components import patch_pca
 from dinotxt_jax.visualize.curves import training_curves
+from dinotxt_jax.visualize.heat import heat_maps, similarity_map
+from dinotxt_jax.visualize.segmentation import (
+    segmentation_comparison,
+    segmentation_overlay,
+    segmentation_sheet,
+)
 from dinotxt_jax.visualize.sheets import retrieval_sheet
 
-__all__ = ["retrieval_sheet", "training_curves"]
+__all__ = [
+    "heat_maps",
+    "patch_pca",
+    "retrieval_sheet",
+    "segmentation_comparison",
+    "segmentation_overlay",
+    "segmentation_sheet",
+    "similarity_map",
+    "training_curves",
+]

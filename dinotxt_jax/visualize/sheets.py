@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-_INK, _RIGHT, _FAINT = (32, 32, 36), (20, 120, 60), (120, 120, 128)
+from dinotxt_jax.visualize.colours import FAINT, INK, RIGHT
+from dinotxt_jax.visualize.text import font_of
 
 Caption = tuple[str, float, bool]
 
@@ -32,7 +33,7 @@ def retrieval_sheet(
     cell = (tile + 460, tile + 20)
     sheet = Image.new("RGB", (columns * cell[0] + 20, rows * cell[1] + 44), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(15)
+    font = font_of(15)
     for number, (pixels, captions) in enumerate(entries):
         left = 20 + number % columns * cell[0]
         top = 20 + number // columns * cell[1]
@@ -41,13 +42,13 @@ def retrieval_sheet(
         )
         y = top
         for text, similarity, own in captions:
-            colour = _RIGHT if own else _INK
-            draw.text((left + tile + 12, y), f"{similarity:.2f}", _FAINT, font)
+            colour = RIGHT if own else INK
+            draw.text((left + tile + 12, y), f"{similarity:.2f}", FAINT, font)
             for line in textwrap.wrap(text, 46, max_lines=3, placeholder=" ..."):
                 draw.text((left + tile + 70, y), line, colour, font)
                 y += 18
             y += 6
     legend = "cosine similarity and caption, best first; green: the image's own caption"
-    draw.text((20, sheet.height - 30), legend, _FAINT, font)
+    draw.text((20, sheet.height - 30), legend, FAINT, font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -1,0 +1,101 @@
+"""Heat maps over a photo: of classes, and of one free phrase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.visualize.colours import heat_colours
+from dinotxt_jax.visualize.inputs import Photo, checked_numbers, checked_photo
+from dinotxt_jax.visualize.legend import scale_bar
+from dinotxt_jax.visualize.page import (
+    GAP,
+    TEXT,
+    Tile,
+    checked_columns,
+    enlarged,
+    grid,
+    line,
+    page_of,
+    panel_side,
+    sized,
+)
+from dinotxt_jax.visualize.text import numbers_between, one_line
+
+_COVER = 0.72  # how much of the photo the heat covers
+
+
+def heat_maps(
+    image: Photo,
+    scores: Float[np.ndarray, "h w c"],
+    class_names: Sequence[str],
+    *,
+    columns: int = 4,
+    what: str = "score",
+) -> Image.Image:
+    """The photo and, for every class, its scores over it, all on one scale from least to most.
+
+    Args:
+        image: the photo, PIL or uint8 [h w 3].
+        scores: of patches or pixels; any grid that covers the photo, brought to its size
+            bilinearly.
+        class_names: one a class; each tile has its class's name and its largest score as a title.
+        columns: tiles beside each other, the photo being one.
+        what: the scores are, for the colour bar, such as "cosine similarity".
+
+    Raises:
+        UserError: scores that are not finite or of another number of classes, or an unusable photo.
+    """
+    photo = checked_photo(image)
+    values = checked_numbers(scores, ("h", "w", "c"), "scores")
+    if values.shape[-1] != len(class_names):
+        raise UserError(
+            f"scores are of {values.shape[-1]} classes, expected {len(class_names)} as there are "
+            "class names; correct one of them."
+        )
+    columns = checked_columns(columns, len(class_names) + 1)
+    smaller = sized(photo, panel_side(columns))
+    low, high = float(values.min()), float(values.max())
+    written = numbers_between(low, high)
+    tiles = [Tile(smaller, "photo")]
+    for index, most in enumerate(values.max(axis=(0, 1))):
+        name = one_line(class_names[index], f"class {index}")
+        heated = _heated(smaller, values[..., index], low, high)
+        tiles.append(Tile(heated, name, f"max {written(float(most))}"))
+    panels = grid(tiles, columns)
+    title = f"{one_line(what, 'score')}, one scale for all classes"
+    return page_of([panels, scale_bar(low, high, title, panels.width)], GAP * 3 // 2)
+
+
+def similarity_map(image: Photo, similarity: Float[np.ndarray, "h w"], phrase: str) -> Image.Image:
+    """The photo, and the similarity of a phrase over it, with the phrase as the title.
+
+    Args:
+        image: the photo, PIL or uint8 [h w 3].
+        similarity: cosines of patches or pixels; any grid that covers the photo, brought to its
+            size bilinearly.
+        phrase: what was looked for.
+
+    Raises:
+        UserError: similarities that are not finite, or an unusable photo.
+    """
+    photo = checked_photo(image)
+    values = checked_numbers(similarity, ("h", "w"), "similarity")
+    smaller = sized(photo, panel_side(2))
+    low, high = float(values.min()), float(values.max())
+    panels = grid([Tile(smaller), Tile(_heated(smaller, values, low, high))], 2)
+    title = line(f"“{one_line(phrase, '...')}”", panels.width, TEXT * 3 // 2)
+    return page_of([title, panels, scale_bar(low, high, "cosine similarity", panels.width)])
+
+
+def _heated(
+    photo: Image.Image, values: Float[np.ndarray, "h w"], low: float, high: float
+) -> Image.Image:
+    """Values from `low` to `high` as colours over the greyed photo."""
+    unit = (values.astype(np.float64) - low) / (high - low) if high > low else 0.0 * values
+    colours = Image.fromarray(heat_colours(enlarged(unit, photo.size)))
+    return Image.blend(photo.convert("L").convert("RGB"), colours, _COVER)

@@ -1,0 +1,107 @@
+"""What the pictures are made of: photos, label maps and numbers, each checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.examples import shortened
+from dinotxt_jax.data.transforms import decode_image
+from dinotxt_jax.errors import UserError
+
+NONE = -1  # in checked label maps
+
+Photo = Image.Image | UInt8[np.ndarray, "h w 3"]
+
+
+def checked_photo(image: Photo) -> Image.Image:
+    """A photo as upright RGB.
+
+    Raises:
+        UserError: it is neither an image of PIL nor uint8 [h w 3], or is empty.
+    """
+    if not isinstance(image, Image.Image | np.ndarray):
+        raise UserError(
+            f"the photo is {shortened(image)}, expected an image of PIL or an array uint8 [h w 3]; "
+            "open it first."
+        )
+    try:
+        photo = decode_image(image)
+    except BadImageError as error:
+        raise UserError(
+            f"the photo cannot be drawn ({error}), expected an image of PIL or an array uint8 "
+            "[h w 3]; convert it."
+        ) from error
+    if 0 in photo.size:
+        raise UserError(
+            f"the photo has {photo.width} x {photo.height} pixels, expected at least one; give "
+            "another."
+        )
+    return photo
+
+
+def checked_labels(
+    labels: Int[np.ndarray, "h w"], photo: Image.Image, classes: int, ignored: int, what: str
+) -> Int[np.ndarray, "h w"]:
+    """Class indices of every pixel of a photo, `NONE` where there is no class.
+
+    Raises:
+        UserError: they are no whole numbers, of another size, or of a class without a name.
+    """
+    found = np.asarray(labels)
+    if found.shape != (photo.height, photo.width) or not np.issubdtype(found.dtype, np.integer):
+        raise UserError(
+            f"{what} is an array {found.dtype}{list(found.shape)}, expected integers of the "
+            f"photo's size [{photo.height}, {photo.width}]; resize it (by nearest neighbours)."
+        )
+    known = found != ignored
+    unknown = found[known & ((found < 0) | (found >= classes))]
+    if len(unknown):
+        raise UserError(
+            f"{what} holds the index {unknown.min()}, expected 0 to {classes - 1} (there are "
+            f"{classes} class names) or {ignored} for none; correct it or name more classes."
+        )
+    return np.where(known, found.astype(np.int32), NONE)
+
+
+def checked_alpha(alpha: float) -> float:
+    """How much of the photo colours cover.
+
+    Raises:
+        UserError: it is not between 0 and 1.
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha is {alpha}, expected a number from 0 to 1; correct it.")
+    return alpha
+
+
+def checked_numbers(
+    values: Float[np.ndarray, "..."], axes: Sequence[str], what: str
+) -> Float[np.ndarray, "..."]:
+    """Finite numbers as float32, with one axis for each name.
+
+    Raises:
+        UserError: another number of axes, an empty one, no numbers, or not all finite.
+    """
+    try:
+        found = np.asarray(values).astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{what} is {shortened(values)}, expected an array of numbers [{' '.join(axes)}]; "
+            "convert it."
+        ) from error
+    if found.ndim != len(axes) or found.size == 0:
+        raise UserError(
+            f"{what} has the shape {list(found.shape)}, expected [{' '.join(axes)}] with at least "
+            "one of each; reshape it."
+        )
+    if not np.isfinite(found).all():
+        raise UserError(
+            f"{what} holds {int((~np.isfinite(found)).sum())} numbers that are not finite, "
+            "expected none; find out where they come from."
+        )
+    return found

@@ -1,0 +1,110 @@
+"""The legend of class colours, and the bar of a colour scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+from dinotxt_jax.visualize.colours import FAINT, HATCH, INK, RULE, Colour, heat_colours
+from dinotxt_jax.visualize.page import TEXT
+from dinotxt_jax.visualize.text import fitted, font_of, numbers_between
+
+LONGEST = 20
+_CHIP, _SPACE, _LINE = TEXT, TEXT // 2, TEXT * 8 // 5
+_COLUMN_SPACE = 2 * TEXT
+_NAME = 14 * TEXT  # longer names are cut, so that one of them does not make all columns wide
+_TICKS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of the legend; without a colour the chip is hatched."""
+
+    name: str
+    share: str
+    colour: Colour | None
+
+
+def draw_legend(entries: Sequence[Entry], width: int) -> Image.Image:
+    """Chip, name and share of every entry, in as many columns as fit, read downwards.
+
+    Of more than `LONGEST` entries the last ones are only counted.
+    """
+    font = font_of(TEXT)
+    more = f"... and {len(entries) - LONGEST} more" if len(entries) > LONGEST else ""
+    entries = entries[:LONGEST]
+    beside = 2 * _SPACE + _CHIP + max(font.getlength(entry.share) for entry in entries)
+    room = min(_NAME, max(width - beside, TEXT))
+    names = [fitted(entry.name, font, room) for entry in entries]
+    cell = math.ceil(beside + max(map(font.getlength, [*names, more])))
+    count = len(entries) + bool(more)
+    columns = max((width + _COLUMN_SPACE) // (cell + _COLUMN_SPACE), 1)
+    rows = -(-count // columns)
+    columns = -(-count // rows)
+    size = (columns * (cell + _COLUMN_SPACE) - _COLUMN_SPACE, rows * _LINE)
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+
+    def place(number: int) -> tuple[int, int]:
+        return number // rows * (cell + _COLUMN_SPACE), number % rows * _LINE
+
+    for number, (entry, name) in enumerate(zip(entries, names, strict=True)):
+        left, top = place(number)
+        picture.paste(_chip(entry.colour), (left, top + (_LINE - _CHIP) // 2))
+        baseline = top + (_LINE + TEXT * 2 // 3) // 2
+        left += _CHIP + _SPACE
+        draw.text((left, baseline), name, INK, font, anchor="ls")
+        left += round(font.getlength(name)) + _SPACE
+        draw.text((left, baseline), entry.share, FAINT, font, anchor="ls")
+    if more:
+        left, top = place(len(entries))
+        left += _CHIP + _SPACE
+        draw.text((left, top + (_LINE + TEXT * 2 // 3) // 2), more, FAINT, font, anchor="ls")
+    return picture
+
+
+def _chip(colour: Colour | None) -> Image.Image:
+    if colour is None:
+        return Image.fromarray(hatched(_CHIP, _CHIP, 8))
+    return Image.new("RGB", (_CHIP, _CHIP), colour)
+
+
+def hatched(height: int, width: int, period: int) -> UInt8[np.ndarray, "height width 3"]:
+    """White with diagonal lines, for what has no class."""
+    lines = np.add.outer(np.arange(height), np.arange(width)) % period < max(period // 4, 1)
+    return np.where(lines[..., None], HATCH, 255).astype(np.uint8)
+
+
+def scale_bar(low: float, high: float, what: str, width: int) -> Image.Image:
+    """The colours of a heat map from `low` to `high`, with numbers, and what they are."""
+    font = font_of(TEXT)
+    thick = TEXT * 2 // 3
+    heading = TEXT * 3 // 2
+    bar = Image.new("RGB", (width, heading + thick + TEXT * 3 // 2), "white")
+    draw = ImageDraw.Draw(bar)
+    draw.text((0, TEXT), fitted(what, font, width), INK, font, anchor="ls")
+    written = numbers_between(low, high)
+    if low == high:
+        numbers = [written(low)]
+        colours = np.zeros((thick, width))
+    else:
+        numbers = [written(float(number)) for number in np.linspace(low, high, _TICKS)]
+        colours = np.broadcast_to(np.linspace(0, 1, width), (thick, width))
+    bar.paste(Image.fromarray(heat_colours(colours)), (0, heading))
+    bottom = heading + thick
+    # Fewer numbers where they would touch.
+    if max(map(font.getlength, numbers)) * 1.3 * len(numbers) > width and len(numbers) > 1:
+        numbers = [numbers[0], *[""] * (len(numbers) - 2), numbers[-1]]
+    for number, text in enumerate(numbers):
+        share = number / max(len(numbers) - 1, 1)
+        x = round(share * (width - 1))
+        if text:
+            draw.line((x, bottom, x, bottom + 5), RULE, 1)
+        anchor = "ls" if number == 0 else "rs" if number == len(numbers) - 1 else "ms"
+        draw.text((x, bottom + TEXT + 4), text, FAINT, font, anchor=anchor)
+    return bar

@@ -1,0 +1,116 @@
+"""The white page: photos in readable sizes, tiles with titles in a grid, parts below each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.visualize.colours import FAINT, INK
+from dinotxt_jax.visualize.text import fitted, font_of
+
+PAGE = 1600  # about the width of a page, pixels: what a slide shows
+MARGIN = 28
+GAP = 20
+TEXT = 24
+_NARROWEST = 280  # of a tile, so that there is room for its title
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A picture with a title at its left and a note at its right above it."""
+
+    picture: Image.Image
+    title: str = ""
+    note: str = ""
+
+
+def sized(photo: Image.Image, side: int) -> Image.Image:
+    """A photo with that many pixels on its longer side, enlarged or reduced."""
+    size = [max(round(length * side / max(photo.size)), 1) for length in photo.size]
+    return photo.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+
+
+def enlarged(
+    values: Float[np.ndarray, "gh gw"],
+    size: tuple[int, int],
+    filter: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Float[np.ndarray, "h w"]:
+    """Numbers on a grid brought to a picture's size (width, height), smoothly."""
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, filter))
+
+
+def panel_side(columns: int) -> int:
+    """The longer side of pictures of which so many stand beside each other on a page."""
+    return max((PAGE - (columns - 1) * GAP) // columns, 160)
+
+
+def checked_columns(columns: int, tiles: int) -> int:
+    """How many tiles stand beside each other, at most as many as there are.
+
+    Raises:
+        UserError: none do.
+    """
+    if columns < 1:
+        raise UserError(f"columns is {columns}, expected 1 or more; raise it.")
+    return min(columns, tiles)
+
+
+def grid(tiles: Sequence[Tile], columns: int) -> Image.Image:
+    """Tiles in rows, without a margin; titles too long for their tile are cut."""
+    font = font_of(TEXT)
+    cell = max(_NARROWEST, *(tile.picture.width for tile in tiles))
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    heads = [TEXT * 3 // 2 if any(tile.title or tile.note for tile in row) else 0 for row in rows]
+    heights = [
+        head + max(tile.picture.height for tile in row)
+        for head, row in zip(heads, rows, strict=True)
+    ]
+    page = Image.new(
+        "RGB",
+        (columns * (cell + GAP) - GAP, sum(heights) + (len(rows) - 1) * GAP),
+        "white",
+    )
+    draw = ImageDraw.Draw(page)
+    top = 0
+    for row, head, height in zip(rows, heads, heights, strict=True):
+        for number, tile in enumerate(row):
+            left = number * (cell + GAP)
+            room = max(tile.picture.width, _NARROWEST)
+            if tile.note:
+                draw.text((left + room, top + TEXT), tile.note, FAINT, font, anchor="rs")
+                room -= round(font.getlength(tile.note)) + TEXT // 2
+            draw.text((left, top + TEXT), fitted(tile.title, font, room), INK, font, anchor="ls")
+            page.paste(tile.picture, (left, top + head))
+        top += height + GAP
+    return page
+
+
+def line(
+    text: str, width: int, size: int = TEXT, colour: tuple[int, int, int] = INK
+) -> Image.Image:
+    """One line of text, cut at so many pixels."""
+    font = font_of(size)
+    shown = fitted(text, font, width)
+    strip = Image.new("RGB", (max(round(font.getlength(shown)), 1), size * 5 // 4), "white")
+    ImageDraw.Draw(strip).text((0, size), shown, colour, font, anchor="ls")
+    return strip
+
+
+def page_of(parts: Sequence[Image.Image], gap: int = GAP, *, beside: bool = False) -> Image.Image:
+    """Parts below (or beside) each other on a white page with a margin."""
+    widths, heights = ([part.size[axis] for part in parts] for axis in (0, 1))
+    between = gap * (len(parts) - 1)
+    size = (
+        (sum(widths) + between, max(heights)) if beside else (max(widths), sum(heights) + between)
+    )
+    page = Image.new("RGB", (size[0] + 2 * MARGIN, size[1] + 2 * MARGIN), "white")
+    place = MARGIN
+    for part in parts:
+        page.paste(part, (place, MARGIN) if beside else (MARGIN, place))
+        place += gap + part.size[0 if beside else 1]
+    return page

@@ -1,0 +1,241 @@
+"""Segmentations: class colours over the photo, beside the ground truth, with one legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from PIL import Image, ImageFilter
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.visualize.colours import FAINT, class_colours
+from dinotxt_jax.visualize.inputs import NONE, Photo, checked_alpha, checked_labels, checked_photo
+from dinotxt_jax.visualize.legend import Entry, draw_legend, hatched
+from dinotxt_jax.visualize.page import (
+    PAGE,
+    TEXT,
+    Tile,
+    grid,
+    line,
+    page_of,
+    panel_side,
+    sized,
+)
+from dinotxt_jax.visualize.text import one_line, percent
+
+_SMALLEST = 1000  # the longer side of an overlay, pixels; the largest is PAGE
+_FINER = 2  # regions are drawn so many times finer, for smooth edges
+_BESIDE = 0.85  # where a photo's height has this share of its width, the legend is beside it
+_LEGEND = 420  # its width there, pixels
+_CONTOUR = 217  # opacity of lines, of 255
+
+Labels = Int[np.ndarray, "h w"]
+
+
+def segmentation_overlay(
+    image: Photo,
+    labels: Labels,
+    class_names: Sequence[str],
+    *,
+    alpha: float = 0.55,
+    ignored: int = 255,
+    legend: bool = True,
+) -> Image.Image:
+    """A photo under translucent class colours, with contours and a legend.
+
+    A class always has the same colour. The legend names the classes that occur with their share
+    of all pixels, the largest first, below the photo, or beside a square or
+    upright one.
+
+    Args:
+        image: the photo, PIL or uint8 [h w 3].
+        labels: the class index of every pixel.
+        class_names: by index.
+        alpha: how much of the photo the colours cover, 0 to 1.
+        ignored: the index of pixels without a class; they are hatched.
+        legend: whether to draw it; without, the picture has no margin either.
+
+    Returns:
+        RGB; the photo has 1000 to 1600 pixels on its longer side.
+
+    Raises:
+        UserError: labels of another size or without a name, or an unusable photo.
+    """
+    photo = checked_photo(image)
+    found = checked_labels(labels, photo, len(class_names), ignored, "labels")
+    larger = sized(photo, min(max(*photo.size, _SMALLEST), PAGE))
+    painted = _painted(larger, found, checked_alpha(alpha))
+    if not legend:
+        return painted
+    beside = photo.height > _BESIDE * photo.width
+    width = _LEGEND if beside else max(painted.width, _LEGEND)
+    shares = _shares([found], len(class_names))[:, None]
+    return page_of([painted, _class_legend(shares, class_names, width)], beside=beside)
+
+
+def segmentation_comparison(
+    image: Photo,
+    truth: Labels,
+    labels: Labels,
+    class_names: Sequence[str],
+    *,
+    alpha: float = 0.55,
+    ignored: int = 255,
+) -> Image.Image:
+    """Photo, ground truth and prediction beside each other, with one legend.
+
+    As `segmentation_sheet` with one row.
+    """
+    return segmentation_sheet([(image, truth, labels)], class_names, alpha=alpha, ignored=ignored)
+
+
+def segmentation_sheet(
+    entries: Sequence[tuple[Photo, Labels, Labels]],
+    class_names: Sequence[str],
+    *,
+    alpha: float = 0.55,
+    ignored: int = 255,
+) -> Image.Image:
+    """Rows of photo, ground truth and prediction, with one legend.
+
+    Above each prediction stands how many of the pixels that have a true class it got right. The
+    legend gives the share of pixels in the ground truths and in the predictions.
+
+    Args:
+        entries: (photo, true class index of every pixel, predicted ones).
+        class_names: by index.
+        alpha: how much of the photo the colours cover, 0 to 1.
+        ignored: the index of pixels without a class; they are hatched.
+
+    Raises:
+        UserError: no entries, labels of another size or without a name, or an unusable photo.
+    """
+    if not entries:
+        raise UserError("there are no entries, expected at least one; give a photo with labels.")
+    checked_alpha(alpha)
+    tiles, truths, predictions = [], [], []
+    side = panel_side(3)
+    for number, (image, truth, labels) in enumerate(entries):
+        photo = checked_photo(image)
+        classes = len(class_names)
+        true = checked_labels(truth, photo, classes, ignored, "the ground truth")
+        found = checked_labels(labels, photo, classes, ignored, "the prediction")
+        smaller = sized(photo, side)
+        known = true != NONE
+        right = f"{percent(float(np.mean((found == true)[known])))} right" if known.any() else ""
+        titles = ("", "", "") if number else ("photo", "ground truth", "prediction")
+        tiles += [
+            Tile(smaller, titles[0]),
+            Tile(_painted(smaller, true, alpha), titles[1]),
+            Tile(_painted(smaller, found, alpha), titles[2], right),
+        ]
+        truths.append(true)
+        predictions.append(found)
+    panels = grid(tiles, 3)
+    shares = [_shares(maps, len(class_names)) for maps in (truths, predictions)]
+    chips = _class_legend(np.stack(shares, axis=-1), class_names, panels.width)
+    note = "share of pixels: ground truth / prediction"
+    return page_of([panels, chips, line(note, panels.width, TEXT * 5 // 6, FAINT)])
+
+
+def _shares(maps: Sequence[Labels], classes: int) -> Float[np.ndarray, "c+1"]:
+    """The share of pixels of every class, and last of those without one."""
+    counts = np.zeros(classes + 1, np.int64)
+    for labels in maps:
+        numbers = np.where(labels == NONE, classes, labels)
+        counts += np.bincount(numbers.ravel(), minlength=classes + 1)
+    return counts / counts.sum()
+
+
+def _class_legend(
+    shares: Float[np.ndarray, "c+1 k"], class_names: Sequence[str], width: int
+) -> Image.Image:
+    """Names and shares of what occurs, the most first; pixels without a class come last."""
+    total = shares.sum(axis=1)
+    order = [index for index in np.argsort(-total[:-1], kind="stable") if total[index] > 0]
+    palette = class_colours(len(class_names))
+    entries = []
+    for index in [*order, *([len(class_names)] if total[-1] else [])]:
+        text = " / ".join(percent(float(share)) for share in shares[index])
+        if index == len(class_names):
+            entries.append(Entry("no class", text, None))
+        else:
+            red, green, blue = (int(part) for part in palette[index])
+            name = one_line(class_names[index], f"class {index}")
+            entries.append(Entry(name, text, (red, green, blue)))
+    return draw_legend(entries, width)
+
+
+def _painted(photo: Image.Image, labels: Labels, alpha: float) -> Image.Image:
+    """Class colours and contours over a photo, which fades to grey as much as they cover it."""
+    fine = _resized(labels, (_FINER * photo.width, _FINER * photo.height))
+    colours = class_colours(max(int(fine.max()), 0) + 1)[fine]
+    period = _FINER * max(max(photo.size) // 40, 8)
+    without = hatched(fine.shape[0], fine.shape[1], period)
+    colours = np.where((fine == NONE)[..., None], without, colours)
+    grey = photo.convert("L").convert("RGB")
+    base = Image.blend(photo, grey, alpha)
+    mixed = Image.blend(base, Image.fromarray(colours).reduce(_FINER), alpha)
+    return Image.composite(
+        Image.new("RGB", photo.size, "white"), mixed, _contours(fine, max(photo.size))
+    )
+
+
+def _resized(labels: Labels, size: tuple[int, int]) -> Labels:
+    """Label maps of another size (width, height): at every pixel the class of most weight.
+
+    Each class is resized by itself, so that edges become smooth, not stairs: bilinearly and, when
+    enlarged, averaged over what was one pixel. More would make single pixels vanish. Only around
+    its pixels, so that many small regions cost little.
+    """
+    nearest = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
+    found = np.array(nearest)
+    best = np.zeros(found.shape, np.uint8)
+    scale = size[0] / labels.shape[1], size[1] / labels.shape[0]
+    for index in np.unique(labels):
+        mask = labels == index
+        columns = _extent(mask.any(axis=0), scale[0])
+        rows = _extent(mask.any(axis=1), scale[1])
+        source = [
+            min(edge / factor, side)
+            for edge, factor, side in zip(
+                (columns.start, rows.start, columns.stop, rows.stop),
+                scale * 2,
+                labels.shape[::-1] * 2,
+                strict=True,
+            )
+        ]
+        weight = Image.fromarray(mask.astype(np.uint8) * 255).resize(
+            (columns.stop - columns.start, rows.stop - rows.start),
+            Image.Resampling.BILINEAR,
+            (source[0], source[1], source[2], source[3]),
+        )
+        weight = weight.filter(ImageFilter.BoxBlur([max(factor - 1, 0) / 2 for factor in scale]))
+        better = np.asarray(weight) > best[rows, columns]
+        best[rows, columns][better] = np.asarray(weight)[better]
+        found[rows, columns][better] = index
+    return found
+
+
+def _extent(held: Bool[np.ndarray, "n"], scale: float) -> slice:
+    """Where, in the other size, pixels of a class reach along one side."""
+    first, last = np.flatnonzero(held)[[0, -1]]
+    return slice(
+        max(int((first - 2) * scale) - 2, 0),
+        min(int((last + 3) * scale) + 2, round(len(held) * scale)),
+    )
+
+
+def _contours(fine: Labels, side: int) -> Image.Image:
+    """How opaque the line between two regions is at every pixel, 8 bits."""
+    edge = np.zeros(fine.shape, bool)
+    down, across = fine[1:] != fine[:-1], fine[:, 1:] != fine[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    drawn = Image.fromarray(edge.astype(np.uint8) * _CONTOUR)
+    if side >= _SMALLEST:
+        drawn = drawn.filter(ImageFilter.MaxFilter(3))
+    return drawn.reduce(_FINER)
