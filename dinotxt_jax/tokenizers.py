@@ -253,6 +253,11 @@ class TrainedTokenizer(Tokenizer):
         return cls(trained.to_str(pretty=True).encode(), context_length)
 
 
+def trimmed_length(longest: int, multiple: int, context_length: int) -> int:
+    """`longest` rounded up to a multiple, at most the context length."""
+    return min(-(-longest // multiple) * multiple, context_length)
+
+
 def load_tokenizer(spec: Mapping[str, Any], directory: epath.PathLike) -> Tokenizer:
     """The tokenizer that `spec()` described and `save(directory)` wrote.
 

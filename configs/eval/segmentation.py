@@ -8,7 +8,13 @@ class names in the order of the indices. The argument behind the colon changes t
 in: `configs/eval/segmentation.py:data/msrc_v2` (the default; index.csv and classes.txt).
 """
 
-from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_config_dict
+from dinotxt_jax.config import (
+    DataConfig,
+    EvaluationConfig,
+    SegmentationConfig,
+    TaskConfig,
+    to_config_dict,
+)
 
 
 def get_config(folder="data/msrc_v2"):
@@ -16,11 +22,11 @@ def get_config(folder="data/msrc_v2"):
         source="csv",
         path=f"{folder}/index.csv",
         classes=f"{folder}/classes.txt",
-        image_size=224,
-        augmentation="squash",
     )
     tasks = {
-        protocol: TaskConfig(kind="segmentation", data=data, protocol=protocol)
+        protocol: TaskConfig(
+            kind="segmentation", data=data, segmentation=SegmentationConfig(protocol)
+        )
         for protocol in ("slide", "whole")
     }
-    return to_config_dict(EvaluationConfig(tasks=tasks, batch_size=16))
+    return to_config_dict(EvaluationConfig(tasks=tasks, batch_size=8))

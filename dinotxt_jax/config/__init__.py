@@ -7,7 +7,7 @@ has, or a value of another type, is a `UserError`.
 
 from dinotxt_jax.config.checking import flatten, from_dict, to_config_dict
 from dinotxt_jax.config.data import DataConfig, TokenizerConfig, check_image_size
-from dinotxt_jax.config.evaluation import EvaluationConfig, TaskConfig
+from dinotxt_jax.config.evaluation import EvaluationConfig, SegmentationConfig, TaskConfig
 from dinotxt_jax.config.training import (
     DTYPE_NAMES,
     CheckpointConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "MeshConfig",
     "OptimizerConfig",
     "PrecisionConfig",
+    "SegmentationConfig",
     "TaskConfig",
     "TextTrainingConfig",
     "TokenizerConfig",

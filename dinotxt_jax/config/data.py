@@ -13,15 +13,18 @@ class DataConfig:
 
     Attributes:
         source: "scenes" (drawn), "jsonl", "array_record" or "tfds"; with class labels "folder" (a
-            folder a class) or "csv".
-        path: jsonl, csv: the index file; array_record: file, folder or glob; tfds: its data_dir.
+            folder a class) or "csv"; with masks "csv" or "masks" (a published data set in its own
+            folders).
+        path: jsonl, csv: the index file; array_record: file, folder or glob; tfds: its data_dir;
+            folder, masks: the root folder.
         image_root: jsonl, csv: folder the image paths are relative to (default: the index's own).
-        name: tfds: name of the data set.
+        name: tfds: name of the data set; masks: one of `data.mask_layouts.LAYOUTS`.
         split: jsonl, array_record, csv: keep examples whose "split" equals it ("" keeps all);
-            tfds: the split; scenes: "train" or "test".
+            tfds: the split; scenes: "train" or "test"; masks: the split ("": the one to evaluate
+            on).
         label_key: csv: the column of labels: numbers or names, several separated by ";".
         classes: folder, csv: class names in the order of the labels: a list that comes with the
-            project (`data/texts`) or a text file ("": what the data says).
+            project (`data/texts`) or a text file ("": what the data says; masks: the layout's).
         only: folder, csv: keep the classes that this list names, and their examples ("": all).
         image_key, caption_key: tfds: feature names; nested as "captions/text".
         num_scenes: scenes: how many.

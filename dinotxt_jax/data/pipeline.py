@@ -254,9 +254,9 @@ def evaluation_batches(
     transform: Callable[[Image.Image], UInt8[np.ndarray, "h w 3"]],
     batch_size: int,
     threads: int = 16,
-    count: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[EvaluationBatch]:
-    """The first `count` examples (0: all) once, in order: (images, captions, keys).
+    """The examples `rows` (default: all) once, in order: (images, captions, keys).
 
     The last batch may be short.
 
@@ -274,7 +274,8 @@ def evaluation_batches(
                 "repair or remove it."
             ) from error
 
-    examples = in_threads(range(count or len(source)), load, threads, 2 * batch_size)
-    while rows := list(itertools.islice(examples, batch_size)):
-        images, captions, keys = zip(*rows, strict=True)
+    wanted = range(len(source)) if rows is None else rows
+    examples = in_threads(wanted, load, threads, 2 * batch_size)
+    while batch := list(itertools.islice(examples, batch_size)):
+        images, captions, keys = zip(*batch, strict=True)
         yield np.stack(images), list(captions), list(keys)

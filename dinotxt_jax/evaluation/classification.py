@@ -19,67 +19,57 @@ from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.labelled import LabelledSource, open_labelled
 from dinotxt_jax.data.texts import read_templates
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.embedding import embed_images
-from dinotxt_jax.evaluation.prompts import class_features
-from dinotxt_jax.evaluation.results import TaskResult
-from dinotxt_jax.inference import Model
-from dinotxt_jax.training.features import FeatureCache
+from dinotxt_jax.evaluation.embedding import check_images, embed_source
+from dinotxt_jax.evaluation.jobs import Job, TaskResult, named
+from dinotxt_jax.inference.prompts import class_features
 
 SOURCES = ("folder", "csv")
 
 
-def check(name: str, task: TaskConfig) -> None:
+def check(name: str, task: TaskConfig, patch_size: int) -> None:
     """Raises `UserError` for what can be known to be wrong before anything is encoded."""
     if task.data.source not in SOURCES:
         raise UserError(
             f"the task {name} has data.source={task.data.source}, which has no class labels; take "
             f"{' or '.join(SOURCES)}."
         )
+    check_images(name, task, patch_size)
     read_templates(task.templates, f"the task {name}: templates")
 
 
-def run(
-    model: Model,
-    name: str,
-    task: TaskConfig,
-    batch_size: int,
-    cache: FeatureCache | None = None,
-) -> TaskResult:
+def run(job: Job) -> TaskResult:
     """Classifies the images of a task.
-
-    Args:
-        model: the model.
-        name: of the task, for the progress bar.
-        task: the images, classes and templates.
-        batch_size: images, and prompts, encoded at once.
-        cache: backbone tokens of the same images, if there are any.
 
     Raises:
         UserError: data that cannot be used.
     """
+    task = job.task
     source = open_labelled(task.data)
-    count = min(task.max_examples or len(source), len(source))
+    names = source.class_names
+    count = job.count(source)
     labels = [source.labels(index) for index in range(count)]
-    templates = read_templates(task.templates, f"the task {name}: templates")
-    texts = class_features(model, source.class_names, templates, batch_size)
-    images = embed_images(model, source, task, count, batch_size, title=name, cache=cache)
+    templates = job.templates()
+    texts = class_features(job.model, names, templates, job.batch_size)
+    images = embed_source(job, source, count)
     several = any(len(own) > 1 for own in labels)
     if several:
-        metrics = {"mean_average_precision": mean_average_precision(images @ texts.T, labels)}
+        per_class = average_precisions(images @ texts.T, labels)
+        metrics = {"mean_average_precision": float(np.nanmean(per_class))}
     else:
-        metrics = accuracies(images, texts, np.asarray([own[0] for own in labels]))
+        metrics, per_class = accuracies(images, texts, np.asarray([own[0] for own in labels]))
     return TaskResult(
         kind="classification",
         metrics=metrics,
-        chance=_chance(labels, len(source.class_names), several),
+        chance=_chance(labels, len(names), several),
         protocol={
             "resolution": task.data.image_size,
             "preparation": task.data.augmentation,
             "templates": len(templates),
-            "classes": len(source.class_names),
+            "classes": len(names),
             "images": count,
             "dataset_fingerprint": _fingerprint(source, count),
         },
+        per_class=named(names, per_class),
     )
 
 
@@ -88,11 +78,11 @@ def accuracies(
     texts: Float[np.ndarray, "c D"],
     labels: Int[np.ndarray, " n"],
     block: int = 1024,
-) -> dict[str, float]:
-    """Top-1, top-5 and the mean over classes of top-1, in percent.
+) -> tuple[dict[str, float], Float[np.ndarray, " c"]]:
+    """Top-1, top-5 and the mean over classes of top-1, and top-1 of each class, in percent.
 
     Of equally similar classes the first one counts as the more similar, as `argmax` has it.
-    Classes without an image have no part in the mean.
+    Classes without an image are nan, and have no part in the mean.
     """
     ranks = np.concatenate(
         [
@@ -108,11 +98,13 @@ def accuracies(
     )
     correct = np.bincount(labels, weights=ranks < 1, minlength=len(texts))
     seen = np.bincount(labels, minlength=len(texts))
-    return {
+    per_class = 100.0 * np.divide(correct, seen, where=seen > 0, out=np.full(len(seen), np.nan))
+    figures = {
         "top1": 100.0 * float(np.mean(ranks < 1)),
         "top5": 100.0 * float(np.mean(ranks < 5)),
-        "mean_per_class": 100.0 * float(np.mean(correct[seen > 0] / seen[seen > 0])),
+        "mean_per_class": float(np.nanmean(per_class)),
     }
+    return figures, per_class
 
 
 @jax.jit
@@ -126,25 +118,25 @@ def _ranks(
     return jnp.sum((similarity > own) | ((similarity == own) & earlier), axis=1)
 
 
-def mean_average_precision(
+def average_precisions(
     scores: Float[np.ndarray, "n c"], labels: Sequence[tuple[int, ...]]
-) -> float:
-    """The mean over classes of average precision, in percent; classes without images left out.
+) -> Float[np.ndarray, " c"]:
+    """Average precision of each class, in percent; nan for classes without images.
 
-    Average precision of a class is the mean, over its images, of the share of its images among
-    those scored at least as high.
+    It is the mean, over the images of the class, of the share of its images among those scored at
+    least as high.
     """
     positive = np.zeros(scores.shape, bool)
     for row, own in enumerate(labels):
         positive[row, list(own)] = True
-    found = []
-    for scored, own in zip(scores.T, positive.T, strict=True):
+    found = np.full(scores.shape[1], np.nan)
+    for label, (scored, own) in enumerate(zip(scores.T, positive.T, strict=True)):
         if own.any():
             order = np.argsort(-scored, kind="stable")
             hits = np.cumsum(own[order])
             precision = hits / np.arange(1, len(hits) + 1)
-            found.append(precision[own[order]].mean())
-    return 100.0 * float(np.mean(found))
+            found[label] = 100.0 * precision[own[order]].mean()
+    return found
 
 
 def _chance(labels: Sequence[tuple[int, ...]], classes: int, several: bool) -> dict[str, float]:

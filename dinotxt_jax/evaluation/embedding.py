@@ -7,54 +7,53 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.config import TaskConfig, check_image_size
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.pipeline import evaluation_batches
-from dinotxt_jax.data.transforms import EvalTransform
-from dinotxt_jax.inference import Model
+from dinotxt_jax.data.transforms import EvalTransform, is_random
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.training.features import FeatureCache
 
 
-def embed_images(
-    model: Model,
-    source: Source,
-    task: TaskConfig,
-    count: int,
-    batch_size: int,
-    *,
-    title: str,
-    cache: FeatureCache | None = None,
-) -> Float[np.ndarray, "n D"]:
-    """L2-normalised descriptors of the first `count` images of a source.
+def check_images(name: str, task: TaskConfig, patch_size: int) -> None:
+    """Raises `UserError` for images that would not be prepared the same way every time."""
+    if is_random(task.data):
+        raise UserError(
+            f"the task {name} would be evaluated on random crops; set its data.augmentation to "
+            "center_crop or squash."
+        )
+    check_image_size(task.data, patch_size, f"the task {name}")
 
-    Args:
-        model: the model.
-        source: the images.
-        task: how they are prepared.
-        count: how many.
-        batch_size: encoded at once.
-        title: of the progress bar.
-        cache: backbone tokens of the same images, if there are any.
+
+def embed_source(job: Job, source: Source, count: int) -> Float[np.ndarray, "n D"]:
+    """L2-normalised descriptors of the first `count` images of a source.
 
     Raises:
         UserError: an image that cannot be read.
     """
-    found = []
-    with progress_bar(count, 0, "image", title) as bar:
-        if cache is None:
+    task, size = job.task, job.batch_size
+    before = job.partial.load().get("features")
+    found = [] if before is None else [before]
+    done = sum(map(len, found))
+    with progress_bar(count, done, "image", job.name) as bar:
+        if job.cache is None:
             transform = EvalTransform(task.data)
-            batches = evaluation_batches(source, transform, batch_size, task.data.threads, count)
-            embedded = model.embed_images((pixels for pixels, _, _ in batches), batch_size)
+            rows = range(done, count)
+            batches = evaluation_batches(source, transform, size, task.data.threads, rows)
+            embedded = job.model.embed_batches((pixels for pixels, _, _ in batches), size)
         else:
-            embedded = model.embed_backbone_tokens(_cached(cache, count, batch_size), batch_size)
+            tokens = _cached(job.cache, done, count, size)
+            embedded = job.model.embed_backbone_tokens(tokens, size)
         for features in embedded:
             found.append(features)
             bar.update(len(features))
+            job.partial.save(lambda: {"features": np.concatenate(found)})
     return np.concatenate(found)
 
 
-def _cached(cache: FeatureCache, count: int, batch_size: int) -> Iterator[np.ndarray]:
-    for start in range(0, count, batch_size):
-        rows = range(start, min(start + batch_size, count))
+def _cached(cache: FeatureCache, first: int, count: int, size: int) -> Iterator[np.ndarray]:
+    for start in range(first, count, size):
+        rows = range(start, min(start + size, count))
         yield np.stack([cache.tokens(0, index) for index in rows])

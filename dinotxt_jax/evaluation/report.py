@@ -1,123 +1,107 @@
-"""Runs the tasks of an evaluation config and writes what came out, for machines and for people."""
+"""Runs the tasks of an evaluation config and keeps what came out."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.retrieval import RECALLS
+from dinotxt_jax.evaluation.jobs import Job, PartialWork, TaskResult
+from dinotxt_jax.evaluation.pages import html_page, markdown_page
 from dinotxt_jax.evaluation.tasks import check_tasks, run_task
 from dinotxt_jax.inference import load
 from dinotxt_jax.models.directory import read_description
 
-_NAMES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "mean_per_class": "mean per class",
-    "mean_average_precision": "mAP",
-    "mean_iou": "mIoU",
-    "mean_accuracy": "mean accuracy",
-    "pixel_accuracy": "pixel accuracy",
-}
 
-
-def evaluate(model_path: str, config: EvaluationConfig, output: Path) -> list[Path]:
+def evaluate(
+    model_path: str,
+    config: EvaluationConfig,
+    output: Path,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+) -> list[Path]:
     """Evaluates a model directory.
 
     Tasks whose results lie in the output folder already, from the same model and settings, are not
-    run again, so that interrupted work goes on.
+    run again, and an interrupted one goes on.
 
     Args:
         model_path: the model directory.
         config: what to evaluate.
-        output: receives results.json, report.md, and NAME.png for tasks that have a picture.
+        output: receives results.json, report.md, report.html, and NAME.png for tasks that have a
+            picture.
+        dtype: of arrays and matrix products; "float32" or "bfloat16".
+        mesh: defaults to all devices.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: a model or data that cannot be used; nothing is written then.
+        UserError: a model or data that cannot be used; finished tasks stay.
     """
     if not config.tasks:
         raise UserError("config.tasks is empty, expected at least one task; add one.")
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh() if mesh is None else mesh
     check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")
-    model = load(model_path, mesh=mesh)
+    model = load(model_path, dtype, mesh)
     file = output / "results.json"
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    before = _read(file)
     results: dict[str, Any] = {}
     for name, task in config.tasks.items():
         origin = {
             "backbone_fingerprint": model.description.fingerprint,
             "trained_fingerprint": model.trained_fingerprint,
+            "dtype": dtype,
             "task": json.loads(json.dumps(dataclasses.asdict(task))),
         }
         if before.get(name, {}).items() >= origin.items():
             results[name] = before[name]
             continue
-        result = run_task(model, name, task, config.batch_size)
-        results[name] = {
-            "kind": result.kind,
-            "metrics": result.metrics,
-            "chance": result.chance,
-            "protocol": result.protocol,
-            **origin,
-        }
+        partial = PartialWork(output / f".{name}.partial.npz", origin)
+        result = run_task(Job(model, name, task, config.batch_size, partial=partial))
         output.mkdir(parents=True, exist_ok=True)
         if result.draw is not None:
             result.draw(output / f"{name}.png")
-        file.write_text(json.dumps(results, indent=2) + "\n")
-    (output / "report.md").write_text(_report(model_path, results, output))
-    pictures = [output / f"{name}.png" for name in results]
-    return [file, output / "report.md", *(path for path in pictures if path.exists())]
+        results[name] = _stored(result) | origin
+        _replace(file, json.dumps(results, indent=2) + "\n")
+        partial.clear()
+    title = f"Evaluation of {Path(model_path).name or model_path}"
+    pictures = {name: output / f"{name}.png" for name in results}
+    pictures = {name: picture for name, picture in pictures.items() if picture.exists()}
+    _replace(output / "report.md", markdown_page(title, results, pictures))
+    _replace(output / "report.html", html_page(title, results, pictures))
+    return [file, output / "report.md", output / "report.html", *pictures.values()]
 
 
-def _report(model_path: str, results: dict[str, Any], output: Path) -> str:
-    lines = [f"# Evaluation of {Path(model_path).name}", ""]
-    for kind in dict.fromkeys(result["kind"] for result in results.values()):
-        chosen = {name: result for name, result in results.items() if result["kind"] == kind}
-        table = _retrieval_table if kind == "retrieval" else _table
-        lines += [*table(chosen), ""]
-    for name, result in results.items():
-        protocol = ", ".join(
-            f"{key.replace('_', ' ')} {value}"
-            for key, value in result["protocol"].items()
-            if key != "dataset_fingerprint"
-        )
-        lines.append(f"{name}: {protocol}.")
-        if (output / f"{name}.png").exists():
-            lines.append(f"\n![{name}]({name}.png)\n")
-    return "\n".join(lines) + "\n"
+def _read(file: Path) -> dict[str, Any]:
+    """Results of before; a file that is none is an error, not overwritten."""
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{file} is not JSON ({error}); remove it, or choose another --output."
+        ) from error
 
 
-def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]]:
-    for name, result in results.items():
-        yield name, "model", result["metrics"]
-        yield name, "chance", result["chance"]
+def _stored(result: TaskResult) -> dict[str, Any]:
+    return {
+        "kind": result.kind,
+        "metrics": result.metrics,
+        "chance": result.chance,
+        "protocol": result.protocol,
+        "per_class": [list(pair) for pair in result.per_class],
+    }
 
 
-def _retrieval_table(results: dict[str, Any]) -> Iterator[str]:
-    recalls = "/".join(str(k) for k in RECALLS)
-    yield f"| task | | image->text R@{recalls} | text->image R@{recalls} | mean |"
-    yield "|---|---|---|---|---|"
-    for name, label, values in _rows(results):
-        both = [
-            " / ".join(f"{values[f'{way}_r{k}']:.1f}" for k in RECALLS)
-            for way in ("image_to_text", "text_to_image")
-        ]
-        yield f"| {name} | {label} | {both[0]} | {both[1]} | {values['mean_recall']:.1f} |"
-
-
-def _table(results: dict[str, Any]) -> Iterator[str]:
-    columns = list(dict.fromkeys(key for r in results.values() for key in r["metrics"]))
-    yield f"| task | | {' | '.join(_NAMES.get(key, key) for key in columns)} |"
-    yield "|---|---|" + "---|" * len(columns)
-    for name, label, values in _rows(results):
-        cells = [f"{values[key]:.1f}" if key in values else "" for key in columns]
-        yield f"| {name} | {label} | {' | '.join(cells)} |"
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.writing")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)

@@ -17,10 +17,8 @@ from dinotxt_jax import visualize
 from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
-from dinotxt_jax.evaluation.embedding import embed_images
-from dinotxt_jax.evaluation.results import TaskResult
-from dinotxt_jax.inference import Model
-from dinotxt_jax.training.features import FeatureCache
+from dinotxt_jax.evaluation.embedding import check_images, embed_source
+from dinotxt_jax.evaluation.jobs import Job, TaskResult
 
 SHEET_IMAGES = 10
 RECALLS = (1, 5, 10)
@@ -118,39 +116,28 @@ def _block_ranks(
     return jnp.sum((similarity >= best) & ~own, axis=1)
 
 
-def check(name: str, task: TaskConfig) -> None:
-    """Nothing can be known to be wrong before the data is opened."""
+def check(name: str, task: TaskConfig, patch_size: int) -> None:
+    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
+    check_images(name, task, patch_size)
 
 
-def run(
-    model: Model,
-    name: str,
-    task: TaskConfig,
-    batch_size: int,
-    cache: FeatureCache | None = None,
-) -> TaskResult:
+def run(job: Job) -> TaskResult:
     """Embeds the images and all captions of a task, and searches both ways.
-
-    Args:
-        model: the model.
-        name: of the task, for the progress bar.
-        task: the examples.
-        batch_size: images, and captions, encoded at once.
-        cache: backbone tokens of the same examples, if there are any.
 
     Raises:
         UserError: data that cannot be used.
     """
+    task = job.task
     source = open_source(task.data)
-    count = min(task.max_examples or len(source), len(source))
+    count = job.count(source)
     captions: list[str] = []
     owners: list[int] = []
     for index in range(count):
         own = source.captions(index)
         captions.extend(own)
         owners.extend([index] * len(own))
-    images = embed_images(model, source, task, count, batch_size, title=name, cache=cache)
-    texts = model.embed_texts(captions, batch_size)
+    images = embed_source(job, source, count)
+    texts = job.model.embed_texts(captions, job.batch_size)
     embedded = RetrievalSet(images, texts, np.asarray(owners), captions)
     return TaskResult(
         kind="retrieval",

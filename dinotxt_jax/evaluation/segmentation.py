@@ -1,23 +1,14 @@
-"""Open-vocabulary segmentation: every pixel gets the class whose text is most similar to its patch.
-
-Protocols:
-
-    slide   dino.txt's own: short side to `short_side`; windows of `window` pixels every `stride`,
-            the last one shifted inward, each stretched to whole patches; cosines of patch tokens
-            and classes, bilinearly to the window, softmax over classes (no temperature); added up
-            and divided by visits; bilinearly to the mask's size, argmax
-    whole   the image squashed to `data.image_size`; cosines, bilinearly to the mask's size, argmax
-
-One confusion matrix over the whole set; IoU and accuracy are means over the classes that occur.
-"""
+"""Open-vocabulary segmentation against masks: IoU and accuracy from one confusion matrix."""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,309 +16,218 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
-from dinotxt_jax.config import TaskConfig
-from dinotxt_jax.data.masks import IGNORED, open_masks
+from dinotxt_jax import visualize
+from dinotxt_jax.config import SegmentationConfig, TaskConfig
+from dinotxt_jax.data.masks import IGNORED, SOURCES, MaskSource, open_masks
 from dinotxt_jax.data.pipeline import in_threads
-from dinotxt_jax.data.texts import read_templates
-from dinotxt_jax.data.transforms import normalize, squash
+from dinotxt_jax.data.texts import read_list, read_templates
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.prompts import class_features
-from dinotxt_jax.evaluation.results import TaskResult
-from dinotxt_jax.inference import Model
-from dinotxt_jax.models.vit import cubic_weights
+from dinotxt_jax.evaluation.jobs import Job, TaskResult, named
+from dinotxt_jax.inference.prompts import placed_texts
+from dinotxt_jax.inference.segmentation import DenseScores, DenseTexts, padded_side, segment
+from dinotxt_jax.inference.windows import check_protocol
 from dinotxt_jax.progress import progress_bar
-from dinotxt_jax.training.features import FeatureCache
 
-PROTOCOLS = ("slide", "whole")
-_ROUND = 64  # canvases and masks are padded to multiples of this, so that few shapes are compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """A piece of an image: which image, and where (rows, columns)."""
-
-    image: int
-    top: int
-    left: int
+SHEET_IMAGES = 6
+_AHEAD = 8  # images decoded ahead
 
 
-def check(name: str, task: TaskConfig) -> None:
+def check(name: str, task: TaskConfig, patch_size: int) -> None:
     """Raises `UserError` for what can be known to be wrong before anything is encoded."""
-    if task.protocol not in PROTOCOLS:
+    if task.data.source not in SOURCES:
         raise UserError(
-            f"the task {name} has protocol={task.protocol!r}, which is unknown; choose among "
-            f"{', '.join(PROTOCOLS)}."
+            f"the task {name} has data.source={task.data.source}, which has no masks; take "
+            f"{' or '.join(SOURCES)}."
         )
-    if not 0 < task.stride <= task.window <= task.short_side:
-        raise UserError(
-            f"the task {name} has stride={task.stride}, window={task.window} and "
-            f"short_side={task.short_side}, expected 0 < stride <= window <= short_side; correct "
-            "them."
-        )
+    check_protocol(task.segmentation, patch_size, f"the task {name}")
     read_templates(task.templates, f"the task {name}: templates")
+    if task.segmentation.background_words:
+        read_list(task.segmentation.background_words, f"the task {name}: background_words")
 
 
-def run(
-    model: Model,
-    name: str,
-    task: TaskConfig,
-    batch_size: int,
-    cache: FeatureCache | None = None,
-) -> TaskResult:
+def run(job: Job) -> TaskResult:
     """Segments the images of a task and compares with their masks.
 
-    Args:
-        model: the model.
-        name: of the task, for the progress bar.
-        task: the images, classes, templates and protocol.
-        batch_size: windows (of several images, where one has fewer), and prompts, encoded at once.
-        cache: not used: windows are not what a cache of training images holds.
+    A cache of tokens is not used: it holds whole images, and windows are asked for here.
 
     Raises:
         UserError: data that cannot be used.
     """
+    task = job.task
     source = open_masks(task.data)
-    count = min(task.max_examples or len(source), len(source))
-    templates = read_templates(task.templates, f"the task {name}: templates")
-    texts = class_features(model, source.class_names, templates, of_patches=True)
-    confusion = np.zeros((len(texts), len(texts)), np.int64)
-    digest = hashlib.sha256(json.dumps(source.class_names).encode())
-    pairs = in_threads(range(count), source.load, task.data.threads, task.data.threads)
-    masks: collections.deque[np.ndarray] = collections.deque()
-
-    def images() -> Iterator[tuple[Image.Image, tuple[int, int]]]:
-        for index, (image, mask) in enumerate(pairs):
-            digest.update(source.key(index).encode() + mask.tobytes())
-            masks.append(mask)
-            yield image, mask.shape
-
-    with progress_bar(count, 0, "image", name) as bar:
-        for labels in segment(model, images(), texts, task, batch_size):
-            confusion += confusion_matrix(masks.popleft(), labels, len(texts))
-            bar.update()
+    count = job.count(source)
+    templates = job.templates()
+    texts = _texts(job, source, templates)
+    counts, digest = _counted_set(job, source, texts, count)
+    confusion = counts.astype(np.float64)
     return TaskResult(
         kind="segmentation",
         metrics=scores(confusion),
-        chance={"pixel_accuracy": 100.0 / len(texts)},
+        chance=_chance(confusion),
         protocol={
-            "protocol": task.protocol,
-            "resolution": task.data.image_size
-            if task.protocol == "whole"
-            else f"short side {task.short_side}, window {task.window}, stride {task.stride}",
+            "protocol": task.segmentation.protocol,
+            "resolution": _resolution(task.segmentation),
             "templates": len(templates),
-            "classes": len(texts),
+            "classes": len(source.class_names),
+            "background": _background(source, task.segmentation),
             "images": count,
-            "dataset_fingerprint": digest.hexdigest(),
+            "dataset_fingerprint": digest,
         },
+        per_class=named(source.class_names, 100.0 * intersections_over_unions(confusion)),
+        draw=lambda path: _draw_sheet(job, source, texts, count, path),
     )
 
 
-def segment(
-    model: Model,
-    images: Iterator[tuple[Image.Image, tuple[int, int]]],
-    texts: Float[np.ndarray, "c d"],
-    task: TaskConfig,
-    batch_size: int,
-) -> Iterator[Int[np.ndarray, "h w"]]:
-    """The class of every pixel, image by image.
+def _texts(job: Job, source: MaskSource, templates: tuple[str, ...]) -> DenseTexts:
+    config = job.task.segmentation
+    words: tuple[str, ...] = ()
+    if config.background_words:
+        words = read_list(config.background_words, f"the task {job.name}: background_words")
+    if source.background is None and (words or config.background_score > -1):
+        raise UserError(
+            f"the task {job.name} has background_score or background_words, but its data has no "
+            "class background; leave them out, or take data that has one."
+        )
+    return placed_texts(
+        job.model, source.class_names, templates, source.background, config.background_score, words
+    )
+
+
+def _counted_set(
+    job: Job, source: MaskSource, texts: DenseTexts, count: int
+) -> tuple[Int[np.ndarray, "c c"], str]:
+    """The confusion matrix of the first `count` images, and a sha256 over all that they are."""
+    task = job.task
+    classes = len(source.class_names)
+    before = job.partial.load()
+    done = int(before.get("done", 0))
+    digest = str(before.get("digest", _sha256(json.dumps(source.class_names).encode())))
+    confusion = ConfusionMatrix(classes, before.get("counts"))
+    rows = range(done, count)
+    pairs = in_threads(rows, source.load, task.data.threads, _AHEAD)
+    waiting: collections.deque[tuple[str, Int[np.ndarray, "h w"]]] = collections.deque()
+
+    def images() -> Iterator[Image.Image]:
+        for index, (image, mask) in zip(rows, pairs, strict=True):
+            waiting.append((source.key(index), mask))
+            yield image
+
+    def state() -> dict[str, Any]:
+        return {"done": done, "digest": digest, "counts": confusion.counts()}
+
+    with progress_bar(count, done, "image", job.name) as bar:
+        for dense in segment(job.model, images(), texts, task.segmentation, job.batch_size):
+            key, mask = waiting.popleft()
+            confusion.add(mask, dense)
+            digest = _sha256(digest.encode() + key.encode() + mask.tobytes())
+            done += 1
+            bar.update()
+            job.partial.save(state)
+    return confusion.counts(), digest
+
+
+class ConfusionMatrix:
+    """Pixels by true class (rows) and found class (columns), counted on the device.
 
     Args:
-        model: the model.
-        images: (image, rows and columns of the answer).
-        texts: L2-normalised features of the classes, their half that speaks of patches.
-        task: protocol and sizes.
-        batch_size: windows encoded at once, of as many images as it takes.
+        classes: how many.
+        before: pixels counted already.
     """
-    canvases: dict[int, _Canvas] = {}
-    queue: list[tuple[Window, np.ndarray]] = []
-    finished = 0
 
-    def flush() -> Iterator[Int[np.ndarray, "h w"]]:
-        nonlocal finished
-        maps = _window_maps(model, [pixels for _, pixels in queue], texts, batch_size)
-        for (window, pixels), found in zip(queue, maps, strict=True):
-            canvases[window.image].add(window, found, pixels.shape[:2])
-        queue.clear()
-        while finished in canvases and canvases[finished].complete:
-            yield canvases.pop(finished).labels()
-            finished += 1
+    def __init__(self, classes: int, before: Int[np.ndarray, "c c"] | None = None):
+        self._classes = classes
+        self._counts = np.zeros((classes, classes), np.int64) if before is None else before
+        self._clear()
 
-    for number, (image, shape) in enumerate(images):
-        pixels, starts, size = _prepared(image, task)
-        canvases[number] = _Canvas(pixels.shape[:2], shape, len(texts), len(starts), task.protocol)
-        for top, left in starts:
-            piece = pixels[top : top + size[0], left : left + size[1]]
-            if queue and queue[0][1].shape != piece.shape:
-                yield from flush()
-            queue.append((Window(number, top, left), piece))
-            if len(queue) == batch_size:
-                yield from flush()
-    if queue:
-        yield from flush()
+    def _clear(self) -> None:
+        self._pixels = 0
+        self._on_device = jnp.zeros(self._classes**2 + 1, jnp.int32)
 
+    def add(self, mask: Int[np.ndarray, "h w"], dense: DenseScores) -> None:
+        """Counts the pixels of an image; those that the mask ignores are left out."""
+        height, width = mask.shape
+        padding = ((0, padded_side(height) - height), (0, padded_side(width) - width))
+        padded = np.pad(mask.astype(np.uint8), padding, constant_values=IGNORED)
+        labels = dense.padded_labels(height, width)
+        if self._pixels + padded.size >= 2**31:
+            self.counts()
+        self._pixels += padded.size
+        self._on_device = _counted(self._on_device, padded, labels, self._classes)
 
-def _prepared(
-    image: Image.Image, task: TaskConfig
-) -> tuple[np.ndarray, list[tuple[int, int]], tuple[int, int]]:
-    """Pixels uint8 [h w 3], where windows start, and their size."""
-    if task.protocol == "whole":
-        side = task.data.image_size
-        return np.asarray(squash(image, side)), [(0, 0)], (side, side)
-    short = min(image.size)
-    width, height = (max(side * task.short_side // short, task.short_side) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    rows, columns = (window_starts(side, task.window, task.stride) for side in (height, width))
-    size = (min(task.window, height), min(task.window, width))
-    return np.asarray(resized), [(top, left) for top in rows for left in columns], size
+    def counts(self) -> Int[np.ndarray, "c c"]:
+        """All counts so far."""
+        added = np.asarray(self._on_device)[:-1].reshape(self._counts.shape)
+        self._counts = self._counts + added
+        self._clear()
+        return self._counts
 
 
-def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows start along one side: every `stride`, the last one shifted inward."""
-    count = max(side - window + stride - 1, 0) // stride + 1
-    return [min(number * stride, max(side - window, 0)) for number in range(count)]
+@functools.partial(jax.jit, static_argnames="classes", donate_argnums=0)
+def _counted(
+    counts: Int[Array, " k"], mask: Int[Array, "h w"], labels: Int[Array, "h w"], classes: int
+) -> Int[Array, " k"]:
+    pairs = jnp.where(mask == IGNORED, classes**2, mask.astype(jnp.int32) * classes + labels)
+    return counts + jnp.bincount(pairs.ravel(), length=classes**2 + 1)
 
 
-def _window_maps(
-    model: Model, windows: list[np.ndarray], texts: Float[np.ndarray, "c d"], batch_size: int
-) -> Float[np.ndarray, "n gh gw c"]:
-    """Cosines of every patch of every window with every class; one shape is compiled."""
-    missing = batch_size - len(windows)
-    stacked = np.stack(windows + [windows[-1]] * missing)
-    wanted = model.description.preprocessing
-    patch = model.description.vision.patch_size
-    images = _stretched(jnp.asarray(normalize(stacked, wanted.mean, wanted.std)), patch)
-    patches = model.encode_patches(images).patch_tokens
-    return np.asarray(_cosines(patches, jnp.asarray(texts)))[: len(windows)]
+def intersections_over_unions(confusion: Float[np.ndarray, "c c"]) -> Float[np.ndarray, " c"]:
+    """IoU of each class; nan for those that are neither in the masks nor found."""
+    right = np.diag(confusion)
+    union = confusion.sum(axis=1) + confusion.sum(axis=0) - right
+    return np.divide(right, union, where=union > 0, out=np.full(len(right), np.nan))
 
 
-def _stretched(images: Float[Array, "b h w 3"], patch: int) -> Float[Array, "b h w 3"]:
-    """Brought bicubically (a = -0.75, as PyTorch) to the next multiples of the patch size."""
-    height, width = images.shape[1:3]
-    rows, columns = (-(-side // patch) * patch for side in (height, width))
-    if (rows, columns) == (height, width):
-        return images
-    return jnp.einsum(
-        "in,jm,bnmc->bijc",
-        cubic_weights(height, rows),
-        cubic_weights(width, columns),
-        images,
-        precision="highest",
-    )
-
-
-@jax.jit
-def _cosines(
-    patches: Float[Array, "b gh gw d"], texts: Float[Array, "c d"]
-) -> Float[Array, "b gh gw c"]:
-    wide = patches.astype("float32")
-    norm = jnp.sqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True))
-    return jnp.einsum("bijd,cd->bijc", wide / jnp.maximum(norm, 1e-12), texts, precision="highest")
-
-
-class _Canvas:
-    """The scores of one image, added up window by window."""
-
-    def __init__(
-        self,
-        size: tuple[int, int],
-        shape: tuple[int, int],
-        classes: int,
-        windows: int,
-        protocol: str,
-    ):
-        self._size, self._shape = size, shape
-        self._softmax = protocol == "slide"
-        self._left = windows
-        padded = tuple(_padded(side) for side in size)
-        self._scores = jnp.zeros((*padded, classes), jnp.float32)
-        self._visits = np.zeros(padded, np.float32)
-
-    @property
-    def complete(self) -> bool:
-        return self._left == 0
-
-    def add(
-        self, window: Window, maps: Float[np.ndarray, "gh gw c"], size: tuple[int, int]
-    ) -> None:
-        rows = linear_weights(maps.shape[0], size[0])
-        columns = linear_weights(maps.shape[1], size[1])
-        start = (window.top, window.left)
-        self._scores = _added(self._scores, maps, rows, columns, start, softmax=self._softmax)
-        self._visits[window.top : window.top + size[0], window.left : window.left + size[1]] += 1
-        self._left -= 1
-
-    def labels(self) -> Int[np.ndarray, "h w"]:
-        weights = []
-        for side, wanted, padded in zip(self._size, self._shape, self._visits.shape, strict=True):
-            matrix = np.zeros((_padded(wanted), padded), np.float32)
-            matrix[:wanted, :side] = linear_weights(side, wanted)
-            weights.append(matrix)
-        found = _argmax(self._scores, np.maximum(self._visits, 1), *weights)
-        return np.asarray(found)[: self._shape[0], : self._shape[1]]
-
-
-def _padded(side: int) -> int:
-    return -(-side // _ROUND) * _ROUND
-
-
-def _added_impl(
-    scores: Float[Array, "h w c"],
-    maps: Float[Array, "gh gw c"],
-    rows: Float[Array, "a gh"],
-    columns: Float[Array, "b gw"],
-    start: tuple[int, int],
-    *,
-    softmax: bool,
-) -> Float[Array, "h w c"]:
-    fine = jnp.einsum("in,jm,nmc->ijc", rows, columns, maps, precision="highest")
-    if softmax:
-        fine = jax.nn.softmax(fine, axis=-1)
-    place = (*start, 0)
-    before = jax.lax.dynamic_slice(scores, place, fine.shape)
-    return jax.lax.dynamic_update_slice(scores, before + fine, place)
-
-
-_added = jax.jit(_added_impl, static_argnames="softmax", donate_argnums=0)
-
-
-@jax.jit
-def _argmax(
-    scores: Float[Array, "h w c"],
-    visits: Float[Array, "h w"],
-    rows: Float[Array, "i h"],
-    columns: Float[Array, "j w"],
-) -> Int[Array, "i j"]:
-    mean = scores / visits[..., None]
-    return jnp.argmax(jnp.einsum("ih,jw,hwc->ijc", rows, columns, mean, precision="highest"), -1)
-
-
-def linear_weights(source: int, target: int) -> Float[np.ndarray, "t s"]:
-    """Weights of bilinear resampling along one side, as PyTorch's `align_corners=False`."""
-    centres = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0.0)
-    lower = np.minimum(centres.astype(int), source - 1)
-    upper = np.minimum(lower + 1, source - 1)
-    weights = np.zeros((target, source))
-    np.add.at(weights, (np.arange(target), lower), 1 - (centres - lower))
-    np.add.at(weights, (np.arange(target), upper), centres - lower)
-    return weights.astype(np.float32)
-
-
-def confusion_matrix(
-    mask: Int[np.ndarray, "h w"], labels: Int[np.ndarray, "h w"], classes: int
-) -> Int[np.ndarray, "c c"]:
-    """Pixels by true class (rows) and found class (columns); ignored ones are left out."""
-    kept = mask != IGNORED
-    pairs = mask[kept].astype(np.int64) * classes + labels[kept]
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
-def scores(confusion: Int[np.ndarray, "c c"]) -> dict[str, float]:
+def scores(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
     """Mean IoU and mean accuracy over the classes that occur, and pixel accuracy, in percent."""
-    counts = np.asarray(confusion, np.float64)
-    right, true, found = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-    union = true + found - right
+    right, true = np.diag(confusion), confusion.sum(axis=1)
     return {
-        "mean_iou": 100.0 * float(np.mean(right[union > 0] / union[union > 0])),
+        "mean_iou": 100.0 * float(np.nanmean(intersections_over_unions(confusion))),
         "mean_accuracy": 100.0 * float(np.mean(right[true > 0] / true[true > 0])),
-        "pixel_accuracy": 100.0 * float(right.sum()) / float(counts.sum()),
+        "pixel_accuracy": 100.0 * float(right.sum() / confusion.sum()),
     }
+
+
+def _chance(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
+    """The expected scores of classes drawn uniformly, pixel by pixel."""
+    true = confusion.sum(axis=1)
+    drawn = np.repeat(true[:, None], len(true), axis=1) / len(true)
+    return scores(drawn)
+
+
+def _resolution(config: SegmentationConfig) -> int | str:
+    if config.protocol == "whole":
+        return config.image_size
+    windows = f"window {config.window}, stride {config.stride}"
+    if config.protocol == "slide":
+        return f"short side {config.short_side}, {windows}"
+    sides = ", ".join(map(str, config.scales))
+    groups = f", {config.clusters} clusters" if config.clusters else ""
+    return f"short sides {sides}, {windows}{groups}"
+
+
+def _background(source: MaskSource, config: SegmentationConfig) -> str:
+    if source.background is None:
+        return "none"
+    parts = []
+    if config.background_words:
+        parts.append(f"words of {config.background_words}")
+    if config.background_score > -1:
+        parts.append(f"score below {config.background_score}")
+    return " and ".join(parts) or "by its name"
+
+
+def _draw_sheet(job: Job, source: MaskSource, texts: DenseTexts, count: int, path: Path) -> None:
+    """Images spread over the set: photo, mask, and what was found."""
+    shown = dict.fromkeys(i * count // SHEET_IMAGES for i in range(SHEET_IMAGES))
+    pairs = [source.load(index) for index in shown]
+    images = (image for image, _ in pairs)
+    found = segment(job.model, images, texts, job.task.segmentation, job.batch_size)
+    entries = [
+        (image, mask, dense.labels(*mask.shape))
+        for (image, mask), dense in zip(pairs, found, strict=True)
+    ]
+    visualize.segmentation_sheet(entries, source.class_names).save(path)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -7,15 +7,12 @@ from types import ModuleType
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import EvaluationConfig, TaskConfig, check_image_size
-from dinotxt_jax.data.transforms import is_random
+from dinotxt_jax.config import EvaluationConfig
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation import classification, retrieval, segmentation
-from dinotxt_jax.evaluation.results import TaskResult
-from dinotxt_jax.inference import Model
-from dinotxt_jax.training.features import FeatureCache
+from dinotxt_jax.evaluation import classification, published, retrieval, segmentation
+from dinotxt_jax.evaluation.jobs import Job, TaskResult
 
-# Each module has check(name, task) and run(model, name, task, batch_size, cache).
+# Each module has check(name, task, patch_size) and run(job).
 KINDS: dict[str, ModuleType] = {
     "retrieval": retrieval,
     "classification": classification,
@@ -32,33 +29,15 @@ def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: st
                 f"the task {name} has kind={task.kind!r}, which is unknown; choose among "
                 f"{', '.join(KINDS)}."
             )
-        if is_random(task.data):
-            raise UserError(
-                f"the task {name} would be evaluated on random crops; set its data.augmentation "
-                "to center_crop or squash."
-            )
-        check_image_size(task.data, patch_size, f"the task {name}")
-        KINDS[task.kind].check(name, task)
+        published.check(name, task.published)
+        KINDS[task.kind].check(name, task, patch_size)
 
 
-def run_task(
-    model: Model,
-    name: str,
-    task: TaskConfig,
-    batch_size: int,
-    cache: FeatureCache | None = None,
-) -> TaskResult:
+def run_task(job: Job) -> TaskResult:
     """Runs one task.
-
-    Args:
-        model: the model.
-        name: of the task.
-        task: what to do.
-        batch_size: images, and texts, encoded at once.
-        cache: backbone tokens of the task's images, if there are any.
 
     Raises:
         UserError: data that cannot be used.
     """
-    result: TaskResult = KINDS[task.kind].run(model, name, task, batch_size, cache)
+    result: TaskResult = KINDS[job.task.kind].run(job)
     return result

@@ -26,8 +26,9 @@ from dinotxt_jax.data.pipeline import (
 )
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.evaluation.tasks import check_tasks, run_task
-from dinotxt_jax.inference import Model, trimmed_length
+from dinotxt_jax.inference import Model
 from dinotxt_jax.models.directory import (
     ModelDescription,
     load_parts,
@@ -37,7 +38,13 @@ from dinotxt_jax.models.directory import (
 )
 from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.storage import Checkpoints
-from dinotxt_jax.tokenizers import ClipTokenizer, Tokenizer, TrainedTokenizer, load_tokenizer
+from dinotxt_jax.tokenizers import (
+    ClipTokenizer,
+    Tokenizer,
+    TrainedTokenizer,
+    load_tokenizer,
+    trimmed_length,
+)
 from dinotxt_jax.training.checkpoints import (
     check_workdir,
     claim_workdir,
@@ -236,7 +243,7 @@ class _Run:
         size = self.config.evaluation.batch_size
         results: dict[str, float] = {}
         for name, task in self.config.evaluation.tasks.items():
-            outcome = run_task(model, name, task, size, self.task_caches[name])
+            outcome = run_task(Job(model, name, task, size, self.task_caches[name]))
             results |= {f"{name}/{key}": value for key, value in outcome.metrics.items()}
         return results
 

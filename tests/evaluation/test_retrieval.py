@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from PIL import Image
 
 from dinotxt_jax import UserError
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig
+from dinotxt_jax.evaluation.jobs import PartialWork
 from dinotxt_jax.evaluation.report import evaluate
 from dinotxt_jax.evaluation.retrieval import chance_recalls, recalls
+from dinotxt_jax.inference import Model
 
 
 def features(rng: np.random.Generator, rows: int) -> np.ndarray:
@@ -91,14 +95,17 @@ def scenes(**changes: object) -> EvaluationConfig:
 
 def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path) -> None:
     written = evaluate(str(model), scenes(), tmp_path / "report")
-    assert sorted(path.name for path in written) == ["report.md", "results.json", "scenes.png"]
+    names = ["report.html", "report.md", "results.json", "scenes.png"]
+    assert sorted(path.name for path in written) == names
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == names
     result = json.loads((tmp_path / "report/results.json").read_text())["scenes"]
     assert (result["protocol"]["images"], result["protocol"]["captions"]) == (13, 65)
     assert result["task"]["data"]["image_size"] == 56
     assert len(result["backbone_fingerprint"]) == 64
     report = (tmp_path / "report/report.md").read_text()
-    assert f"| scenes | chance | {result['chance']['image_to_text_r1']:.1f} /" in report
+    assert f"| scenes | chance | {result['chance']['image_to_text_r1']:.1f} |" in report
     assert "resolution 56, preparation squash, images 13, captions 65" in report
+    assert "![scenes](scenes.png)" in report
     assert Image.open(tmp_path / "report/scenes.png").size == (1260, 944)
 
 
@@ -124,3 +131,39 @@ def test_what_cannot_be_evaluated_writes_nothing(
     with pytest.raises(UserError, match=message):
         evaluate(str(model), config, tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+def test_interrupted_work_goes_on_and_comes_to_the_same(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(str(model), scenes(), tmp_path / "whole")
+    monkeypatch.setattr("dinotxt_jax.evaluation.report.PartialWork", EagerWork)
+    embed = Model.embed_batches
+
+    def until_the_power_goes(self: Model, batches: Iterable, size: int) -> Iterator[np.ndarray]:
+        yield from itertools.islice(embed(self, batches, size), 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "embed_batches", until_the_power_goes)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(str(model), scenes(), tmp_path / "cut")
+    seen = []
+
+    def counted(self: Model, batches: Iterable, size: int) -> Iterator[np.ndarray]:
+        for features in embed(self, batches, size):
+            seen.append(len(features))
+            yield features
+
+    monkeypatch.setattr(Model, "embed_batches", counted)
+    evaluate(str(model), scenes(), tmp_path / "cut")
+    assert seen == [5]  # of 13: 8 were done
+    whole, cut = ((tmp_path / f"{d}/results.json").read_text() for d in ("whole", "cut"))
+    assert whole == cut
+    assert not list((tmp_path / "cut").glob(".*"))
+
+
+class EagerWork(PartialWork):
+    """Writes every time."""
+
+    def __init__(self, file: Path, origin: dict):
+        super().__init__(file, origin, interval=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dinotxt_jax.errors import UserError
@@ -36,13 +37,18 @@ def read_list(name: str, what: str) -> tuple[str, ...]:
     return entries
 
 
-def read_templates(name: str, what: str) -> tuple[str, ...]:
-    """Prompt templates: a list as for `read_list`, or one template itself, such as "a {}".
+def read_templates(named: str | Sequence[str], what: str) -> tuple[str, ...]:
+    """Prompt templates: a list as for `read_list`, one template itself ("a {}"), or several.
 
     Raises:
-        UserError: a template without the place `{}` for the class name.
+        UserError: a template without the place `{}` for the class name, or none at all.
     """
-    templates = (name,) if "{}" in name else read_list(name, what)
+    if isinstance(named, str):
+        templates = (named,) if "{}" in named else read_list(named, what)
+    else:
+        templates = tuple(named)
+    if not templates:
+        raise UserError(f"{what} is empty, expected at least one template; give it.")
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(

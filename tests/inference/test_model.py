@@ -11,10 +11,10 @@ from flax import nnx
 
 import dinotxt_jax as dt
 from dinotxt_jax import sharding
-from dinotxt_jax.inference import Model, trimmed_length
+from dinotxt_jax.inference import Model
 from dinotxt_jax.models.directory import load_dinotxt
 from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.tokenizers import TrainedTokenizer
+from dinotxt_jax.tokenizers import TrainedTokenizer, trimmed_length
 
 
 class Letters(TrainedTokenizer):
@@ -55,9 +55,9 @@ def test_texts_keep_their_order_whatever_their_length(model: Model) -> None:
 
 def test_short_batches_are_padded_and_cut_again(model: Model) -> None:
     images = np.random.default_rng(0).integers(0, 256, (11, 56, 56, 3), np.uint8)
-    found = list(model.embed_images([images[:8], images[8:]], batch_size=8))
+    found = list(model.embed_batches([images[:8], images[8:]], batch_size=8))
     assert [len(rows) for rows in found] == [8, 3]
-    again = np.concatenate(list(model.embed_images([images[8:]], batch_size=8)))
+    again = np.concatenate(list(model.embed_batches([images[8:]], batch_size=8)))
     np.testing.assert_allclose(found[1], again, rtol=0, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(np.concatenate(found), axis=1), 1, rtol=1e-5)
 

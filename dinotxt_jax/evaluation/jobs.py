@@ -1,0 +1,114 @@
+"""What a task is given, what it comes out with, and how interrupted work goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.data.texts import read_templates
+from dinotxt_jax.inference import Model
+from dinotxt_jax.training.features import FeatureCache
+
+
+class PartialWork:
+    """Arrays that stand for the part of a task which is done, in a file while it is not finished.
+
+    Args:
+        file: where; None keeps nothing.
+        origin: what the work depends on; a file of something else is not read.
+        interval: seconds between two writes.
+    """
+
+    def __init__(self, file: Path | None, origin: Mapping[str, Any], interval: float = 60.0):
+        self._file, self._origin = file, json.dumps(origin, sort_keys=True)
+        self._interval, self._saved = interval, time.monotonic()
+
+    def load(self) -> dict[str, np.ndarray]:
+        """What was saved of the same work; nothing if there is none."""
+        if self._file is None or not self._file.is_file():
+            return {}
+        with np.load(self._file) as stored:
+            arrays = dict(stored)
+        return arrays if str(arrays.pop("origin")) == self._origin else {}
+
+    def save(self, arrays: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Replaces what is stored by `arrays()`, if the last time is long enough ago."""
+        if self._file is None or time.monotonic() - self._saved < self._interval:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._file.with_suffix(".writing")
+        with partial.open("wb") as stream:
+            np.savez(stream, **{"origin": np.asarray(self._origin), **arrays()})  # type: ignore[arg-type]
+        partial.replace(self._file)
+        self._saved = time.monotonic()
+
+    def clear(self) -> None:
+        """The work is finished."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One task of one model.
+
+    Attributes:
+        model: the model.
+        name: of the task, for the progress bar.
+        task: what to do.
+        batch_size: images, windows of images, or texts, encoded at once.
+        cache: backbone tokens of the task's images, if there are any.
+        partial: what was done of it before.
+    """
+
+    model: Model
+    name: str
+    task: TaskConfig
+    batch_size: int
+    cache: FeatureCache | None = None
+    partial: PartialWork = dataclasses.field(default_factory=lambda: PartialWork(None, {}))
+
+    def count(self, source: Sized) -> int:
+        """How many examples of a source are looked at."""
+        return min(self.task.max_examples or len(source), len(source))
+
+    def templates(self) -> tuple[str, ...]:
+        """The prompt templates."""
+        return read_templates(self.task.templates, f"the task {self.name}: templates")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """A task's figures, and everything that they depend on.
+
+    Attributes:
+        kind: of the task.
+        metrics: name -> value.
+        chance: the same names -> what a model without any idea would score, where that is known.
+        protocol: how it was measured: resolution, templates, counts, dataset fingerprint, ...
+        per_class: name and figure of each class, in percent (None: it does not occur).
+        draw: makes a picture of it at a path, where there is one.
+    """
+
+    kind: str
+    metrics: Mapping[str, float]
+    chance: Mapping[str, float]
+    protocol: Mapping[str, Any]
+    per_class: Sequence[tuple[str, float | None]] = ()
+    draw: Callable[[Path], None] | None = None
+
+
+def named(names: Sequence[str], values: Float[np.ndarray, " c"]) -> list[tuple[str, float | None]]:
+    """Figures of classes with their names; nan becomes None, which JSON has a word for."""
+    return [
+        (name, None if np.isnan(value) else float(value))
+        for name, value in zip(names, values, strict=True)
+    ]

@@ -1,0 +1,126 @@
+"""Results as pages for people: Markdown, and one HTML file with its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dinotxt_jax.evaluation.published import comparable
+from dinotxt_jax.evaluation.retrieval import RECALLS
+
+_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_per_class": "mean per class",
+    "mean_average_precision": "mAP",
+    "mean_iou": "mIoU",
+    "mean_accuracy": "mean accuracy",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_recall": "mean recall",
+}
+_NAMES |= {f"image_to_text_r{k}": f"image->text R@{k}" for k in RECALLS}
+_NAMES |= {f"text_to_image_r{k}": f"text->image R@{k}" for k in RECALLS}
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells as texts, the first row being the heading."""
+
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As a table of Markdown."""
+        lines = ["| " + " | ".join(_flat(cell) for cell in row) + " |" for row in self.rows]
+        lines.insert(1, "|" + "---|" * len(self.rows[0]))
+        return "\n".join(line.replace("|  |", "| |") for line in lines)
+
+    def html(self) -> str:
+        """As a table of HTML."""
+        kinds = ["th"] + ["td"] * (len(self.rows) - 1)
+        lines = [
+            "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row) + "</tr>"
+            for kind, row in zip(kinds, self.rows, strict=True)
+        ]
+        return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def markdown_page(title: str, results: Results, pictures: Mapping[str, Path]) -> str:
+    """The page in Markdown; it points to the pictures, which lie beside it."""
+    parts = [f"# {title}", *(table.markdown() for table in _tables(results))]
+    for name, result in results.items():
+        parts.append(f"{name}: {_described(result)}.")
+        if name in pictures:
+            parts.append(f"![{name}]({pictures[name].name})")
+    return "\n\n".join(parts) + "\n"
+
+
+def html_page(title: str, results: Results, pictures: Mapping[str, Path]) -> str:
+    """The page in HTML; pictures are inside, so that one file can be passed on."""
+    parts = [f"<h1>{html.escape(title)}</h1>", *(table.html() for table in _tables(results))]
+    for name, result in results.items():
+        parts.append(f"<h2>{html.escape(name)}</h2>")
+        parts.append(f"<p>{html.escape(_described(result))}.</p>")
+        if name in pictures:
+            content = base64.b64encode(pictures[name].read_bytes()).decode()
+            parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{content}">')
+        if result.get("per_class"):
+            table = Table([["class", "%"], *_per_class(result)])
+            parts.append(f"<details><summary>classes</summary>{table.html()}</details>")
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}'
+        f"</title>\n<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"
+    )
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: left }
+td { font-variant-numeric: tabular-nums }
+img { max-width: 100% }
+@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } }
+"""
+
+
+def _tables(results: Results) -> Iterator[Table]:
+    """One a kind of task: every figure beside chance and published ones of the same protocol."""
+    for kind in dict.fromkeys(result["kind"] for result in results.values()):
+        chosen = {name: result for name, result in results.items() if result["kind"] == kind}
+        columns = list(dict.fromkeys(key for r in chosen.values() for key in r["metrics"]))
+        rows = [["task", "", *(_NAMES.get(key, key) for key in columns)]]
+        for name, result in chosen.items():
+            for label, values in _compared(result):
+                cells = [f"{values[key]:.1f}" if key in values else "" for key in columns]
+                rows.append([name, label, *cells])
+        yield Table(rows)
+
+
+def _compared(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    yield "model", result["metrics"]
+    yield "chance", result["chance"]
+    for figure in comparable(result["task"]["published"], result["protocol"]):
+        unsaid = f"; not stated: {figure.open}" if figure.open else ""
+        yield f"published: {figure.model} ({figure.source}{unsaid})", figure.metrics
+
+
+def _described(result: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key.replace('_', ' ')} {str(value)[:16] if key == 'dataset_fingerprint' else value}"
+        for key, value in result["protocol"].items()
+    )
+
+
+def _per_class(result: Mapping[str, Any]) -> list[list[str]]:
+    ordered = sorted(result["per_class"], key=lambda pair: -1 if pair[1] is None else -pair[1])
+    return [[name, "none" if value is None else f"{value:.1f}"] for name, value in ordered]
+
+
+def _flat(cell: str) -> str:
+    """A cell that cannot end its row: class and task names may hold anything."""
+    return " ".join(cell.split()).replace("|", "\\|")

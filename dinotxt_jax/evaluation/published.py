@@ -1,0 +1,113 @@
+"""Published figures, for standing beside results *of the same protocol*.
+
+Same name, different protocol, different number: a figure is shown only beside a result whose
+protocol has every value that is known of the figure's own. What its source leaves open is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dinotxt_jax.errors import UserError
+
+_REPORT = "DINOv3 report, table 16"
+_SECONDARY = "secondary source"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Published results of one model on one data set.
+
+    Attributes:
+        model: its name.
+        metrics: name -> value, in percent.
+        protocol: what is known of it, under the names of results' protocols.
+        source: where it was published.
+        open: what the source does not say, if that matters.
+    """
+
+    model: str
+    metrics: Mapping[str, float]
+    protocol: Mapping[str, Any]
+    source: str
+    open: str = ""
+
+
+def _tower(model: str, top1: float) -> Figure:
+    return Figure(model, {"top1": top1}, {"templates": 80}, _REPORT, "resolution")
+
+
+def _retrieval(model: str, image_to_text: float, text_to_image: float) -> Figure:
+    found = {"image_to_text_r1": image_to_text, "text_to_image_r1": text_to_image}
+    return Figure(model, found, {}, _REPORT, "resolution, which COCO split")
+
+
+def _slide(model: str, mean_iou: float, source: str = _REPORT, unsaid: str = "") -> Figure:
+    return Figure(model, {"mean_iou": mean_iou}, {"protocol": "slide"}, source, unsaid)
+
+
+_V2, _V3 = "dino.txt (DINOv2 ViT-L/14)", "dino.txt (DINOv3 ViT-L/16)"
+_USER = "a user's run of the released weights (dinov3 issue 64)"
+_OTHER = "whether by the same windows"
+
+FIGURES: dict[str, tuple[Figure, ...]] = {
+    "imagenet1k": (
+        Figure(_V2, {"top1": 81.4}, {"resolution": 224, "templates": 80}, _SECONDARY),
+        _tower(_V2, 81.6),
+        _tower(_V3, 82.3),
+        _tower("CLIP", 76.6),
+        _tower("SigLIP 2", 83.1),
+        _tower("PE", 83.5),
+    ),
+    "coco": (
+        Figure(
+            _V2, {"text_to_image_r1": 45.4}, {"resolution": 224}, _SECONDARY, "which COCO split"
+        ),
+        _retrieval(_V2, 62.5, 45.0),
+        _retrieval(_V3, 63.7, 45.6),
+        _retrieval("CLIP", 57.9, 37.1),
+        _retrieval("SigLIP 2", 71.4, 55.3),
+        _retrieval("PE", 75.9, 57.1),
+    ),
+    "ade20k_150": (
+        _slide(_V2, 19.2),
+        _slide(_V2, 19.6, _USER),
+        _slide(_V3, 24.7),
+        _slide("CLIP", 6.0, unsaid=_OTHER),
+        _slide("SigLIP 2", 10.8, unsaid=_OTHER),
+        _slide("PE", 17.6, unsaid=_OTHER),
+        Figure(
+            _V2, {"mean_iou": 20.6}, {"protocol": "whole", "resolution": 224}, _SECONDARY, "windows"
+        ),
+        Figure(_V2, {"mean_iou": 25.1}, {"protocol": "highres"}, _SECONDARY, "scales, clusters"),
+    ),
+    "cityscapes_19": (
+        _slide(_V2, 27.4),
+        _slide(_V2, 32.3, _USER),
+        _slide(_V3, 36.9),
+        _slide("CLIP", 11.5, unsaid=_OTHER),
+        _slide("SigLIP 2", 16.3, unsaid=_OTHER),
+        _slide("PE", 21.4, unsaid=_OTHER),
+        Figure(_V2, {"mean_iou": 41.0}, {"protocol": "highres"}, _SECONDARY, "scales, clusters"),
+    ),
+}
+
+
+def check(task: str, name: str) -> None:
+    """Raises `UserError` for a name of figures that are not known."""
+    if name and name not in FIGURES:
+        raise UserError(
+            f"the task {task} has published={name!r}, which is unknown; choose among "
+            f"{', '.join(FIGURES)}, or leave it empty."
+        )
+
+
+def comparable(name: str, protocol: Mapping[str, Any]) -> Iterable[Figure]:
+    """The figures of a data set that may stand beside a result of this protocol."""
+    return (
+        figure
+        for figure in FIGURES.get(name, ())
+        if all(protocol.get(key) == value for key, value in figure.protocol.items())
+    )

@@ -1,0 +1,88 @@
+"""A frozen backbone, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etils import epath
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.inference.running import checked_dtype, checked_images, run_method
+from dinotxt_jax.models import directory
+from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.vit import VisionConfig, VisionOutput, VisionTransformer
+
+
+class Backbone:
+    """A frozen VisionTransformer: callable, compiled once per image shape.
+
+    Attributes:
+        config: architecture.
+        description: what the model directory's `model.json` says (preprocessing, fingerprint).
+    """
+
+    def __init__(self, module: VisionTransformer, description: directory.ModelDescription):
+        self.config: VisionConfig = module.config
+        self.description = description
+        self._graphdef, state = nnx.split(module)
+        self._arrays = nnx.to_pure_dict(state)
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
+        """Class [b d], register [b r d] and patch tokens [b n d] after the final LayerNorm.
+
+        Args:
+            images: RGB, normalised with `description.preprocessing`.
+        """
+        return run_method(self._graphdef, self._arrays, "__call__", (), checked_images(images))
+
+    def intermediate_layers(
+        self,
+        images: Float[Array, "b h w 3"],
+        layers: int | Sequence[int] = 1,
+        *,
+        normalize: bool = True,
+        as_grid: bool = False,
+    ) -> list[VisionOutput]:
+        """Tokens after some blocks, as the official `get_intermediate_layers` gives them.
+
+        Args:
+            images: RGB, normalised with `description.preprocessing`.
+            layers: the last so many blocks, or their numbers from 0 (negative ones count from the
+                end).
+            normalize: apply the final LayerNorm to them.
+            as_grid: patch tokens as [b gh gw d] instead of [b n d].
+
+        Returns:
+            One `VisionOutput` a layer, in the order asked for.
+
+        Raises:
+            UserError: a block that does not exist, or one twice.
+        """
+        depth = self.config.depth
+        numbers = range(depth - layers, depth) if isinstance(layers, int) else layers
+        chosen = tuple(n + depth if n < 0 else n for n in numbers)
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(depth)):
+            raise UserError(
+                f"layers={layers!r} does not name blocks of this backbone, which has {depth}; give "
+                f"a number from 1 to {depth}, or different block numbers from 0 to {depth - 1}."
+            )
+        options = (chosen, normalize, as_grid)
+        images = checked_images(images)
+        return run_method(self._graphdef, self._arrays, "intermediate_layers", options, images)
+
+
+def load_backbone(path: epath.PathLike, dtype: str = "float32") -> Backbone:
+    """The backbone of a model directory.
+
+    Args:
+        path: a directory made by `python -m weights_convert` or by training.
+        dtype: of arrays and matrix products; "float32" or "bfloat16".
+
+    Raises:
+        UserError: not a model directory.
+    """
+    dtypes = DTypes(checked_dtype(dtype), dtype)
+    module, description = directory.load_vision_transformer(path, dtypes)
+    return Backbone(module, description)

@@ -1,0 +1,52 @@
+"""Images as people have them: files, arrays, PIL images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.transforms import decode_image
+from dinotxt_jax.errors import UserError
+
+ImageLike = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
+
+
+def read_image(image: ImageLike) -> Image.Image:
+    """An image as upright 8-bit RGB (`data.transforms.decode_image` says how others become it).
+
+    Args:
+        image: a path, the bytes of a file, a PIL image, or an array uint8 [h w], [h w 3] or
+            [h w 4] or uint16 [h w].
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    name = str(image) if isinstance(image, (str, os.PathLike)) else f"an image ({_kind(image)})"
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            return decode_image(Path(image).read_bytes())
+        return decode_image(image)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror}); correct the path.") from error
+    except BadImageError as error:
+        raise UserError(f"{name} cannot be read ({error}); give another one.") from error
+
+
+def _kind(image: object) -> str:
+    if isinstance(image, np.ndarray):
+        return f"{image.dtype}{list(image.shape)}"
+    return type(image).__name__
+
+
+def listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    """One image, or an array of several [n h w c], as a sequence of images."""
+    if isinstance(images, (Image.Image, bytes, str, os.PathLike)):
+        return [images]
+    if isinstance(images, np.ndarray) and images.ndim < 4:
+        return [images]
+    return images

@@ -1,0 +1,141 @@
+"""Classes as text features: every class name in every template, averaged.
+
+Each prompt's feature is L2-normalised, then averaged over the templates, then normalised again (as
+in CLIP and the official dino.txt). Features are cached on disk by content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from dinotxt_jax.data.texts import filled
+from dinotxt_jax.downloads import cache_folder
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.inference.segmentation import DenseTexts
+
+if TYPE_CHECKING:
+    from dinotxt_jax.inference.model import Model
+
+
+def class_features(
+    model: Model,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    batch_size: int = 256,
+    *,
+    of_patches: bool = False,
+) -> Float[np.ndarray, "c D"]:
+    """One L2-normalised feature a class.
+
+    Args:
+        model: the model.
+        class_names: the classes; equal names give equal features.
+        templates: with `{}` for the class name.
+        batch_size: prompts encoded at once.
+        of_patches: only what speaks of patches [c d], the second half of the features (of LiT's,
+            which has one half only, all), taken *before* anything is normalised.
+
+    Raises:
+        UserError: no class, or one without a name.
+    """
+    _check(class_names)
+    prompts = [filled(template, name) for name in class_names for template in templates]
+    features = _cached_features(model, prompts, batch_size)
+    if of_patches:
+        features = features[:, -model.description.vision.dim :]
+    features = _normalized(features).reshape(len(class_names), len(templates), -1)
+    return _normalized(features.mean(axis=1))
+
+
+BACKGROUND = "background"
+
+
+def dense_texts(
+    model: Model,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    background: float | Sequence[str] | None = None,
+) -> tuple[tuple[str, ...], DenseTexts]:
+    """What pixels are compared with, and the names of their classes.
+
+    Args:
+        model: the model.
+        class_names: the classes, without the background.
+        templates: with `{}` for the class name.
+        background: adds the class "background" behind the others: a number is the score below
+            which a pixel is background; words stand for it. None: there is none.
+    """
+    names = tuple(class_names)
+    if background is None:
+        return names, placed_texts(model, names, templates)
+    score, words = (background, ()) if isinstance(background, (int, float)) else (-1.0, background)
+    texts = placed_texts(model, (*names, BACKGROUND), templates, len(names), score, words)
+    return (*names, BACKGROUND), texts
+
+
+def placed_texts(
+    model: Model,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    background: int | None = None,
+    score: float = -1.0,
+    words: Sequence[str] = (),
+) -> DenseTexts:
+    """What pixels are compared with.
+
+    Args:
+        model: the model.
+        class_names: all classes.
+        templates: with `{}` for the class name.
+        background: which of them is the background, if one is.
+        score: below it a pixel is background, and no text stands for it (-1: not so).
+        words: stand for the background instead of its name.
+    """
+    texts = [(name, label) for label, name in enumerate(class_names)]
+    if background is not None and (score > -1 or words):
+        _check(class_names)
+        texts = [(name, label) for name, label in texts if label != background]
+        texts += [(word, background) for word in words]
+    names, classes = [name for name, _ in texts], [label for _, label in texts]
+    features = class_features(model, names, templates, of_patches=True)
+    return DenseTexts(features, np.asarray(classes, np.int32), background, score)
+
+
+def _check(class_names: Sequence[str]) -> None:
+    if isinstance(class_names, str) or not class_names:
+        raise UserError(
+            f"the class names are {class_names!r}, expected a list of at least one; give them."
+        )
+    for name in class_names:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"a class is named {name!r}, expected a text; correct it.")
+
+
+def _cached_features(
+    model: Model, prompts: Sequence[str], batch_size: int
+) -> Float[np.ndarray, "n D"]:
+    """Text features of prompts, from the cache folder if they were encoded before."""
+    spec = None if model.description.tokenizer is None else model.tokenizer.spec()
+    described = json.dumps([model.text_fingerprint, spec, list(prompts)])
+    name = hashlib.sha256(described.encode()).hexdigest()
+    file = cache_folder() / "text_features" / f"{name}.npy"
+    if file.is_file():
+        return np.load(file)
+    features = model.embed_texts(prompts, batch_size)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{name}.{id(features)}.partial")
+    with partial.open("wb") as stream:
+        np.save(stream, features)
+    partial.replace(file)
+    return features
+
+
+def _normalized(features: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(features, axis=-1, keepdims=True)
+    return features / np.maximum(norm, 1e-12)

@@ -1,0 +1,78 @@
+"""What `Model.classify` and `Model.segment` return."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from dinotxt_jax.inference.segmentation import DenseScores
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Images compared with classes.
+
+    Attributes:
+        class_names: the c classes.
+        cosines: similarities of n images and c classes [n c].
+        logit_scale: of the model.
+    """
+
+    class_names: tuple[str, ...]
+    cosines: Float[np.ndarray, "n c"]
+    logit_scale: float
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The most similar class of each image."""
+        return self.cosines.argmax(axis=1)
+
+    @property
+    def probabilities(self) -> Float[np.ndarray, "n c"]:
+        """Softmax of exp(logit_scale) times the cosines."""
+        logits = math.exp(self.logit_scale) * (self.cosines - self.cosines.max(1, keepdims=True))
+        odds = np.exp(logits)
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
+        """For each image the k most probable classes and their probabilities, best first."""
+        return [
+            [(self.class_names[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:k]]
+            for row in self.probabilities
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """An image, and the class of each of its pixels.
+
+    Attributes:
+        image: upright RGB.
+        class_names: the classes, the background last if there is one.
+        protocol: how it was made.
+        dense: scores at the protocol's resolution.
+    """
+
+    image: Image.Image
+    class_names: tuple[str, ...]
+    protocol: str
+    dense: DenseScores
+
+    @functools.cached_property
+    def labels(self) -> Int[np.ndarray, "h w"]:
+        """The class of every pixel of the image."""
+        return self.dense.labels(self.image.height, self.image.width)
+
+    @functools.cached_property
+    def scores(self) -> Float[np.ndarray, "gh gw t"]:
+        """Scores of texts at the protocol's resolution: softmax values (slide) or cosines.
+
+        There is one text a class, except that background words follow the classes and a background
+        by score has none.
+        """
+        return self.dense.scores()

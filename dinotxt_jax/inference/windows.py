@@ -1,0 +1,115 @@
+"""Which pieces of an image are looked at: the geometry of the segmentation protocols."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dinotxt_jax.config import SegmentationConfig
+from dinotxt_jax.errors import UserError
+
+PROTOCOLS = ("slide", "whole", "highres")
+_MAX_PIXELS = 2**28
+
+
+class Level(NamedTuple):
+    """An image at one size, and the square windows to look at.
+
+    Attributes:
+        pixels: uint8 [h w 3].
+        starts: (top, left) of each window, pixels.
+        side: of a window, pixels.
+    """
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    starts: list[tuple[int, int]]
+    side: int
+
+
+def check_protocol(config: SegmentationConfig, patch: int, what: str) -> None:
+    """Raises `UserError`, beginning with `what`, for settings that make no sense."""
+    if config.protocol not in PROTOCOLS:
+        raise UserError(
+            f"{what} has protocol={config.protocol!r}, which is unknown; choose among "
+            f"{', '.join(PROTOCOLS)}."
+        )
+    if config.protocol == "whole":
+        if config.image_size < patch or config.image_size % patch:
+            lower = max(config.image_size // patch, 1) * patch
+            raise UserError(
+                f"{what} has image_size={config.image_size}, but the backbone's patches have "
+                f"{patch} pixels; take a multiple ({lower} or {lower + patch})."
+            )
+        return
+    shorts = config.scales if config.protocol == "highres" else (config.short_side,)
+    name = "scales" if config.protocol == "highres" else "short_side"
+    if not shorts or not 0 < config.stride <= config.window <= min(shorts):
+        raise UserError(
+            f"{what} has stride={config.stride}, window={config.window} and {name}="
+            f"{', '.join(map(str, shorts)) or '()'}, expected 0 < stride <= window <= {name}; "
+            "correct them."
+        )
+    if config.protocol == "highres" and (config.stride < patch or config.clusters < 0):
+        raise UserError(
+            f"{what} has stride={config.stride} and clusters={config.clusters}, expected a stride "
+            f"of at least a patch ({patch} pixels) and clusters of 0 or more; correct them."
+        )
+
+
+def levels(image: Image.Image, config: SegmentationConfig, patch: int) -> list[Level]:
+    """The sizes and windows of an RGB image under a protocol.
+
+    Raises:
+        UserError: the image is so narrow that it would be resized to over 268 million pixels.
+    """
+    if config.protocol == "whole":
+        side = config.image_size
+        return [Level(_resized(image, side, side), [(0, 0)], side)]
+    if config.protocol == "slide":
+        height, width = _sides(image, config.short_side, 1)
+        return [_windowed(image, height, width, config.window, config.stride)]
+    window, stride = (_to_patches(side, patch) for side in (config.window, config.stride))
+    return [
+        _windowed(image, *_sides(image, short, patch), window, stride) for short in config.scales
+    ]
+
+
+def in_whole_patches(image: Image.Image, short: int, patch: int) -> UInt8[np.ndarray, "h w 3"]:
+    """An RGB image with that short side, both sides rounded to whole patches."""
+    return _resized(image, *_sides(image, short, patch))
+
+
+def _windowed(image: Image.Image, height: int, width: int, window: int, stride: int) -> Level:
+    tops, lefts = (window_starts(side, window, stride) for side in (height, width))
+    starts = [(top, left) for top in tops for left in lefts]
+    return Level(_resized(image, height, width), starts, window)
+
+
+def _sides(image: Image.Image, short: int, patch: int) -> tuple[int, int]:
+    """(height, width) with that short side, the long one rounded down; both whole patches."""
+    least = min(image.size)
+    height, width = (max(side * short // least, short) for side in image.size[::-1])
+    if height * width > _MAX_PIXELS:
+        raise UserError(
+            f"an image of {image.width} x {image.height} pixels would be resized to {width} x "
+            f"{height}, expected at most {_MAX_PIXELS} pixels; crop it."
+        )
+    return _to_patches(height, patch), _to_patches(width, patch)
+
+
+def _to_patches(side: int, patch: int) -> int:
+    """The multiple of the patch size that is nearest."""
+    return max((side + patch // 2) // patch, 1) * patch
+
+
+def _resized(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def window_starts(side: int, window: int, stride: int) -> list[int]:
+    """Where windows start along one side: every `stride`, the last one shifted inward."""
+    count = max(side - window + stride - 1, 0) // stride + 1
+    return [min(number * stride, max(side - window, 0)) for number in range(count)]

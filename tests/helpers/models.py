@@ -1,0 +1,30 @@
+"""Model directories for tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from stored import stored_tree
+
+from dinotxt_jax.models.directory import read_description, write_model_directory
+from dinotxt_jax.tokenizers import TrainedTokenizer
+
+
+def with_tokenizer(model: Path, folder: Path, captions: Sequence[str]) -> Path:
+    """The reference dino.txt as `folder`, with a tokenizer trained on captions."""
+    tokenizer = TrainedTokenizer.train(list(captions) * 3, 300, context_length=77)
+    description = read_description(model)
+    assert description.text is not None
+    text = dataclasses.replace(description.text, vocabulary_size=300)
+    arrays = stored_tree(model)
+    table = np.asarray(arrays["text"]["token_embedding"])
+    arrays["text"]["token_embedding"] = np.tile(table, (3, 1))[:300]
+    description = dataclasses.replace(description, text=text, tokenizer=tokenizer.spec())
+    write_model_directory(
+        folder, description, jax.device_get(arrays), write_tokenizer=tokenizer.save
+    )
+    return folder
