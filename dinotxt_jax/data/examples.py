@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,47 @@ class Source(Protocol):
 
     def captions(self, index: int, /) -> tuple[str, ...]:
         """The captions of an example alone, without reading or drawing its image if possible."""
+
+
+def path_of(config: DataConfig) -> Path:
+    """The path that a source reads.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not config.path:
+        raise UserError(
+            f"config.data.path is empty, expected the path that config.data.source="
+            f"{config.source} reads; set it."
+        )
+    return Path(config.path)
+
+
+def read_image(file: Path, key: str) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        BadImageError: it cannot be read; the message names `key`.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BadImageError(f"{key} cannot be read: {error.strerror}") from error
+
+
+def folder_of_images(index: Path, image_root: str | Path) -> Path:
+    """The folder that the paths in an index are relative to: by default the index's own.
+
+    Raises:
+        UserError: it is not a folder.
+    """
+    root = Path(image_root) if image_root else index.parent
+    if not root.is_dir():
+        raise UserError(
+            f"{root} is not a folder, expected the one that the image paths in {index} are "
+            "relative to; correct config.data.image_root."
+        )
+    return root
 
 
 def checked_captions(captions: object, where: str) -> tuple[str, ...]:

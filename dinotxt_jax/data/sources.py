@@ -1,4 +1,4 @@
-"""Random access to image-text examples: JSONL beside image files, ArrayRecord, and TFDS.
+"""Random access to image-text examples: what a config names, and JSONL beside image files.
 
 A source is opened once, checked as far as that is cheap, and then read by index from many
 threads (and, pickled, from worker processes). It hands out images undecoded: that
@@ -10,15 +10,24 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dinotxt_jax.data.array_records import ArrayRecordSource, write_array_record
-from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.data.examples import Example, Source, checked_captions, nothing_left, shortened
+from dinotxt_jax.data.caption_files import open_coco, open_karpathy
+from dinotxt_jax.data.examples import (
+    Example,
+    Source,
+    checked_captions,
+    folder_of_images,
+    nothing_left,
+    path_of,
+    read_image,
+    shortened,
+)
+from dinotxt_jax.data.tfds_records import TfdsSource
 from dinotxt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,38 +44,47 @@ __all__ = [
 ]
 
 
-def open_source(config: DataConfig) -> Source:
+_SOURCES = ("scenes", "jsonl", "array_record", "tfds", "karpathy", "coco", "folder", "csv")
+
+
+def open_source(config: DataConfig, *, labelled: bool = False) -> Source:
     """Opens what `config.source` names.
+
+    Args:
+        config: the source.
+        labelled: whether class labels are wanted of a source that could give captions or labels:
+            of "tfds". The captions are the names of the classes then.
 
     Raises:
         UserError: unknown source; missing or empty data; an example that is not as it should be.
     """
-    if config.source == "scenes":
+    source = config.source
+    if source == "scenes":
         from dinotxt_jax.data.scenes import SceneSource
 
         split = config.split or "train"
         return SceneSource(config.num_scenes, split=split, image_size=config.image_size)
-    if config.source == "tfds":
-        return TfdsSource(
-            config.name, config.split, config.path, config.image_key, config.caption_key
-        )
-    if config.source not in ("jsonl", "array_record", "folder", "csv"):
+    if source not in _SOURCES:
         raise UserError(
-            f"config.data.source is {config.source!r}, expected scenes, jsonl, array_record, tfds, "
-            "folder or csv; set it to one of these."
+            f"config.data.source is {source!r}, expected {', '.join(_SOURCES[:-1])} or "
+            f"{_SOURCES[-1]}; set it to one of these."
         )
-    if not config.path:
-        raise UserError(
-            f"config.data.path is empty, expected the path that config.data.source="
-            f"{config.source} reads; set it."
-        )
-    if config.source in ("folder", "csv"):
+    if source in ("folder", "csv") or (source == "tfds" and labelled):
         from dinotxt_jax.data.labelled import open_labelled
 
         return open_labelled(config)
-    if config.source == "jsonl":
-        return JsonlSource(config.path, image_root=config.image_root, split=config.split)
-    return ArrayRecordSource(config.path, split=config.split)
+    if source == "tfds":
+        return TfdsSource(
+            config.name, config.split, config.path, config.image_key, config.caption_key
+        )
+    path = path_of(config)
+    if source == "jsonl":
+        return JsonlSource(path, image_root=config.image_root, split=config.split)
+    if source == "karpathy":
+        return open_karpathy(path, image_root=config.image_root, split=config.split)
+    if source == "coco":
+        return open_coco(path, image_root=config.image_root, split=config.split)
+    return ArrayRecordSource(path, split=config.split)
 
 
 class JsonlSource:
@@ -84,12 +102,7 @@ class JsonlSource:
                 f"{self._path} is not a file, expected the index of config.data.source=jsonl; "
                 "correct config.data.path."
             )
-        self._root = Path(image_root) if image_root else self._path.parent
-        if not self._root.is_dir():
-            raise UserError(
-                f"{self._root} is not a folder, expected the one that the image paths in "
-                f"{self._path} are relative to; correct config.data.image_root."
-            )
+        self._root = folder_of_images(self._path, image_root)
         self._index = self._path.open("rb")
         self._offsets, self._lengths = self._scan(split)
 
@@ -115,11 +128,7 @@ class JsonlSource:
 
     def __getitem__(self, index: int) -> Example:
         name, captions = self._entry(index)
-        try:
-            image = (self._root / name).read_bytes()
-        except OSError as error:
-            raise BadImageError(f"{name} cannot be read: {error.strerror}") from error
-        return Example(image, captions, name)
+        return Example(read_image(self._root / name, name), captions, name)
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._entry(index)[1]
@@ -171,75 +180,3 @@ def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
             f"{where}: the field split is {shortened(split)}, expected a text; correct it."
         )
     return name, captions, split
-
-
-class TfdsSource:
-    """A split of a TensorFlow Datasets data set, through `tfds.data_source`, without TensorFlow.
-
-    The data set must already lie under `data_dir` (default: TFDS's own) in a random-access format.
-    `image_key` and `caption_key` are feature names; a path such as `captions/text` goes into nested
-    features. Encoded images are left undecoded.
-    """
-
-    def __init__(
-        self, name: str, split: str, data_dir: str, image_key: str, caption_key: str
-    ) -> None:
-        import tensorflow_datasets as tfds
-
-        for key, value in (("name", name), ("split", split)):
-            if not value:
-                raise UserError(
-                    f"config.data.{key} is empty, expected the {key} of a TFDS data set; set it."
-                )
-        self._name = f"{name}[{split}]"
-        self._image_path, self._caption_path = image_key.split("/"), caption_key.split("/")
-        decoders: Any = tfds.decode.SkipDecoding()
-        for part in reversed(self._image_path):
-            decoders = {part: decoders}
-        options: dict[str, Any] = {"split": split, "data_dir": data_dir or None, "download": False}
-        try:
-            self._records = tfds.data_source(name, decoders=decoders, **options)
-            if len(self._records):
-                self._records[0]  # TFDS compares image_key with the features only now
-        except Exception as error:  # TFDS raises ValueError, RuntimeError, AssertionError, ...
-            reason = str(error).strip().split("\n")[0].rstrip(".")
-            raise UserError(
-                f"the TFDS data set {name}, split {split}, cannot be read ({reason}), expected it "
-                f"prepared under {data_dir or 'the default data_dir'}, with the feature "
-                f"{image_key}; run tfds build {name} --file_format=array_record, or correct "
-                "config.data.name, split, path or image_key."
-            ) from error
-        if not len(self._records):
-            raise nothing_left(self._name, split, set())
-        self[0]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Example:
-        key = f"{self._name}[{index}]"
-        record = self._records[index]
-        image = self._feature(record, self._image_path, "image_key")
-        return Example(image, self._captions(record, key), key)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self._captions(self._records[index], f"{self._name}[{index}]")
-
-    def _captions(self, record: Any, key: str) -> tuple[str, ...]:
-        captions = self._feature(record, self._caption_path, "caption_key")
-        if isinstance(captions, np.ndarray):
-            captions = captions.tolist()
-        return checked_captions(captions, key)
-
-    def _feature(self, record: Any, path: list[str], setting: str) -> Any:
-        for depth, part in enumerate(path):
-            if isinstance(record, (list, tuple)):  # a sequence of feature maps
-                return [self._feature(item, path[depth:], setting) for item in record]
-            if not isinstance(record, Mapping) or part not in record:
-                has = ", ".join(sorted(record)) if isinstance(record, Mapping) else "no features"
-                raise UserError(
-                    f"{self._name} has no feature {'/'.join(path)}: at {part} it has {has}; "
-                    f"correct config.data.{setting}."
-                )
-            record = record[part]
-        return record

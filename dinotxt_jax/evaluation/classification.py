@@ -23,7 +23,7 @@ from dinotxt_jax.evaluation.embedding import check_images, embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, named
 from dinotxt_jax.inference.prompts import class_features
 
-SOURCES = ("folder", "csv")
+SOURCES = ("folder", "csv", "tfds")
 
 
 def check(name: str, task: TaskConfig, patch_size: int) -> None:

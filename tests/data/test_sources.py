@@ -1,43 +1,21 @@
-"""The three sources of `dinotxt_jax.data.sources` and what they say of bad input."""
+"""JSONL sources, what a config opens, and what is said of bad input."""
 
 from __future__ import annotations
 
-import io
-import json
 import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_sets import examples, png, write_index
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.data.sources import (
-    ArrayRecordSource,
-    Example,
-    JsonlSource,
-    TfdsSource,
-    open_source,
-    write_array_record,
-)
+from dinotxt_jax.data.sources import Example, JsonlSource, open_source, write_array_record
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 3), (value, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_index(folder: Path, *lines: object) -> Path:
-    path = folder / "captions.jsonl"
-    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines) + "\n")
-    return path
 
 
 @pytest.fixture
@@ -135,203 +113,13 @@ def test_missing_or_empty_jsonl_is_a_user_error(folder):
         JsonlSource(path, image_root=folder / "nofolder")
 
 
-def examples(count: int) -> list[Example]:
-    return [Example(png(i), (f"text {i}", "again"), f"key {i}") for i in range(count)]
-
-
-def test_array_record_gives_back_what_was_written(tmp_path):
-    path = tmp_path / "data.array_record"
-    assert write_array_record(path, examples(5)) == 5
-    source = ArrayRecordSource(path)
-    assert [source[i] for i in range(len(source))] == examples(5)
-    assert pickle.loads(pickle.dumps(source))[3] == examples(5)[3]
-
-
-def test_array_record_files_are_found_by_folder_and_by_glob(tmp_path):
-    write_array_record(tmp_path / "b.array_record-1", examples(4)[2:])
-    write_array_record(tmp_path / "a.array_record-0", examples(4)[:2])
-    for path in (tmp_path, tmp_path / "*.array_record-*"):
-        source = ArrayRecordSource(path)
-        assert [source[i] for i in range(len(source))] == examples(4)
-
-
-def test_array_record_keeps_the_asked_split(tmp_path):
-    write_array_record(tmp_path / "0.array_record", examples(4)[:2], split="test")
-    write_array_record(tmp_path / "1.array_record", examples(4)[2:], split="train")
-    source = ArrayRecordSource(tmp_path, split="train")
-    assert [source[i] for i in range(len(source))] == examples(4)[2:]
-    with pytest.raises(UserError, match="no example of split 'val', its examples name test, train"):
-        ArrayRecordSource(tmp_path, split="val")
-
-
-def test_pixels_are_written_without_loss(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    write_array_record(tmp_path / "x.array_record", [Example(pixels, ("a",), "k")])
-    image = ArrayRecordSource(tmp_path)[0].image
-    np.testing.assert_array_equal(decode_image(image), pixels)
-
-
-def test_a_failed_write_leaves_nothing_behind(tmp_path):
-    def broken():
-        yield examples(1)[0]
-        raise RuntimeError("source broke")
-
-    with pytest.raises(RuntimeError, match="source broke"):
-        write_array_record(tmp_path / "x.array_record", broken())
-    assert not list(tmp_path.iterdir())
-
-
-def test_missing_truncated_empty_or_foreign_array_record_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="no ArrayRecord file was found at"):
-        ArrayRecordSource(tmp_path)
-    with pytest.raises(UserError, match="no ArrayRecord file was found at"):
-        ArrayRecordSource(tmp_path / "nothing*")
-    path = tmp_path / "x.array_record"
-    write_array_record(path, examples(2000))
-    whole = path.read_bytes()
-    for data in (b"", whole[: len(whole) // 2], b"garbage!" * 20000):
-        path.write_bytes(data)
-        with pytest.raises(UserError, match="cannot be read as ArrayRecord"):
-            ArrayRecordSource(path)
-    write_array_record(path, [])
-    with pytest.raises(UserError, match="holds no examples"):
-        ArrayRecordSource(path)
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        (b"\xc1", "record 0: this is not a msgpack map"),
-        (b"\x81\xa3key\xa1k", "record 0: this record is {'key': 'k'}"),
-    ],
-)
-def test_foreign_records_are_a_user_error(tmp_path, record, message):
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    writer = ArrayRecordWriter(str(tmp_path / "x.array_record"), "group_size:1")
-    writer.write(record)
-    writer.close()
-    with pytest.raises(UserError, match=message):
-        ArrayRecordSource(tmp_path)
-
-
-def test_array_record_caption_that_is_not_text_is_a_user_error(tmp_path):
-    write_array_record(tmp_path / "x.array_record", [Example(png(0), (3,), "k")])  # type: ignore
-    with pytest.raises(UserError, match=r"record 0: caption 1 is 3 \(int\), expected a text"):
-        ArrayRecordSource(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def tfds_folder(tmp_path_factory) -> str:
-    """A data set of five examples, prepared by TFDS itself in the array_record format."""
-    import tensorflow_datasets as tfds
-
-    features = {
-        "image": tfds.features.Image(),
-        "pixels": tfds.features.Tensor(shape=(3, 4, 3), dtype=np.uint8),
-        "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
-        "texts": tfds.features.Sequence(tfds.features.Text()),
-        "caption": tfds.features.Text(),
-        "label": tfds.features.Scalar(np.int64),
-    }
-
-    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        __module__ = "tiny"  # else TFDS looks for its code inside the tests, as in a package
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i in range(5):
-                yield (
-                    i,
-                    {
-                        "image": io.BytesIO(png(i)),
-                        "pixels": np.full((3, 4, 3), i, np.uint8),
-                        "captions": [{"text": f"first {i}"}, {"text": f"second {i}"}],
-                        "texts": [f"first {i}", f"second {i}"],
-                        "caption": f"first {i}",
-                        "label": i,
-                    },
-                )
-
-    folder = str(tmp_path_factory.mktemp("tfds"))
-    Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("caption_key", "texts"),
-    [("captions/text", 2), ("texts", 2), ("caption", 1)],
-)
-def test_tfds_reads_encoded_images_and_nested_captions(tfds_folder, caption_key, texts):
-    source = TfdsSource("tiny", "train", tfds_folder, "image", caption_key)
-    assert len(source) == 5
-    seen = set()
-    for i in range(5):
-        example = source[i]
-        number = int(example.captions[0].split()[-1])
-        seen.add(number)
-        assert example == Example(
-            png(number), (f"first {number}", f"second {number}")[:texts], f"tiny[train][{i}]"
-        )
-    assert seen == set(range(5))
-    assert pickle.loads(pickle.dumps(source))[2] == source[2]
-
-
-def test_tfds_reads_images_that_are_arrays(tfds_folder):
-    source = TfdsSource("tiny", "train", tfds_folder, "pixels", "texts")
-    number = int(source[0].captions[0].split()[-1])
-    np.testing.assert_array_equal(
-        decode_image(source[0].image), np.full((3, 4, 3), number, np.uint8)
-    )
-
-
-def test_tfds_works_without_tensorflow(tfds_folder):
-    TfdsSource("tiny", "train", tfds_folder, "image", "texts")
-    assert "tensorflow" not in sys.modules
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("tiny", "val", "image", "texts"), r"tiny, split val, cannot be read \(Unknown split"),
-        (("no_such_set", "train", "image", "texts"), r"no_such_set.*cannot be read \(Dataset no"),
-        (("", "train", "image", "texts"), "config.data.name is empty"),
-        (("tiny", "", "image", "texts"), "config.data.split is empty"),
-        (
-            ("tiny", "train", "photo", "texts"),
-            r"Unrecognized keys: \['photo'\].*correct .*image_key",
-        ),
-        (("tiny", "train", "image", "captions/de"), "at de it has text; correct .*caption_key"),
-        (("tiny", "train", "image", "captions"), r"tiny\[train\]\[0\]: the captions are \{"),
-        (("tiny", "train", "image", "label"), r"\[0\]: the captions are .*expected a text"),
-    ],
-)
-def test_tfds_faults_are_user_errors(tfds_folder, arguments, message):
-    name, split, image_key, caption_key = arguments
-    with pytest.raises(UserError, match=message):
-        TfdsSource(name, split, tfds_folder, image_key, caption_key)
-
-
-def test_open_source_opens_what_the_config_names(folder, tfds_folder):
+def test_open_source_opens_what_the_config_names(folder):
     path = write_index(folder, {"image": "images/1.png", "caption": "x", "split": "train"})
     jsonl = open_source(DataConfig(source="jsonl", path=str(path), split="train"))
     assert jsonl[0] == Example(png(1), ("x",), "images/1.png")
     write_array_record(folder / "x.array_record", examples(1))
     records = open_source(DataConfig(source="array_record", path=str(folder)))
     assert records[0] == examples(1)[0]
-    config = DataConfig(
-        source="tfds", path=tfds_folder, name="tiny", split="train", caption_key="texts"
-    )
-    assert len(open_source(config)) == 5
 
 
 def test_importing_the_sources_imports_no_reader():
@@ -354,9 +142,13 @@ def test_open_source_draws_scenes(split):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DataConfig(source="webdataset"), "config.data.source is 'webdataset', expected scenes"),
+        (
+            DataConfig(source="webdataset"),
+            "config.data.source is 'webdataset', expected scenes, jsonl, .*folder or csv; set",
+        ),
         (DataConfig(source="jsonl"), "config.data.path is empty"),
         (DataConfig(source="array_record"), "config.data.path is empty"),
+        (DataConfig(source="coco"), "config.data.path is empty"),
     ],
 )
 def test_open_source_names_the_config_key_at_fault(config, message):

@@ -1,4 +1,4 @@
-"""Zero-shot classification: metrics against plain computations, sources of labels, prompts."""
+"""Zero-shot classification: metrics against plain computations, prompts, and the report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from PIL import Image
 
 from dinotxt_jax import UserError, inference
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig
-from dinotxt_jax.data.labelled import open_labelled
 from dinotxt_jax.data.texts import filled, read_list, read_templates
 from dinotxt_jax.evaluation.classification import accuracies, average_precisions
 from dinotxt_jax.evaluation.report import evaluate
@@ -72,85 +71,11 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-def test_a_folder_a_class_is_read_in_the_order_of_names(tree: Path) -> None:
-    source = open_labelled(DataConfig(source="folder", path=str(tree)))
-    assert source.class_names == ("great dane", "tabby", "zebra")
-    assert [source.labels(i) for i in range(len(source))] == [(0,), (0,), (1,), (1,), (2,), (2,)]
-    assert source.key(5) == "zebra/deeper/1.png"
-    assert source[2].captions == ("tabby",)
-
-
-def csv_of(folder: Path, text: str) -> DataConfig:
-    (folder / "index.csv").write_text(text)
-    (folder / "names.txt").write_text("cat\ndog\n\ncrane\ncrane\n")
-    return DataConfig(source="csv", path=str(folder / "index.csv"))
-
-
-def test_a_csv_names_files_and_labels_by_number_or_name(tmp_path: Path) -> None:
-    config = csv_of(tmp_path, "file,label,split\na.png,3,test\nb.png,0;1,test\nc.png,dog,train\n")
-    numbered = DataConfig(
-        source="csv", path=config.path, classes=str(tmp_path / "names.txt"), split="test"
-    )
-    source = open_labelled(numbered)
-    assert source.class_names == ("cat", "dog", "crane", "crane")
-    assert [source.labels(i) for i in range(2)] == [(3,), (0, 1)]
-    assert source.captions(1) == ("cat", "dog")
-    named = csv_of(tmp_path, "path,label\na.png,dog\nb.png,cat\n")
-    assert open_labelled(named).class_names == ("cat", "dog")
-
-
-def test_classes_can_be_restricted(tmp_path: Path) -> None:
-    csv_of(tmp_path, "file,label\na,0\nb,1\nc,2\nd,3\n")
-    (tmp_path / "only.txt").write_text("crane\ndog\n")
-    source = open_labelled(
-        DataConfig(
-            source="csv",
-            path=str(tmp_path / "index.csv"),
-            classes=str(tmp_path / "names.txt"),
-            only=str(tmp_path / "only.txt"),
-        )
-    )
-    assert source.class_names == ("dog", "crane", "crane")
-    assert [source.labels(i) for i in range(len(source))] == [(0,), (1,), (2,)]
-
-
-@pytest.mark.parametrize(
-    ("text", "changes", "message"),
-    [
-        ("file,label\na,4\n", {}, r"index.csv:2: the label 4 lies outside the 4 classes"),
-        ("file,label\na,-1\n", {}, "the label -1 lies outside"),
-        ("file,label\na,crane\n", {}, "names several classes; use the number"),
-        ("file,label\na,cow\n", {}, "names none of the classes"),
-        ("file,label\na,\n", {}, "names none of the classes"),
-        ("name,label\na,1\n", {}, "has the columns name, label, expected one of file"),
-        ("file,class\na,1\n", {}, r"and label .data.label_key.; correct it"),
-        ("", {}, r"has the columns .none."),
-        ("file,label\na,1\n", {"classes": ""}, "has numbers for labels"),
-        ("file,label\na,1\n", {"split": "test"}, "has no example of split 'test'"),
-        ("file,label\na,1\n", {"classes": "/nowhere.txt"}, "is no file and none of .*imagenet1k"),
-        ("file,label\na,1\n", {"only": "imagenet1k"}, "data.only names 'tench'"),
-    ],
-)
-def test_labels_that_cannot_be_used_are_named(tmp_path, text, changes, message) -> None:
-    config = csv_of(tmp_path, text)
-    settings = {"source": "csv", "path": config.path, "classes": str(tmp_path / "names.txt")}
-    with pytest.raises(UserError, match=message):
-        open_labelled(DataConfig(**(settings | changes)))
-
-
-def test_folders_that_cannot_be_used_are_named(tree: Path, tmp_path: Path) -> None:
-    for path, classes, message in (
-        (tmp_path / "absent", "", "is not a folder"),
-        (tree / "tabby", "", "holds no examples"),
-        (tree, "imagenet1k", "has 3 folders, but data.classes names 1000 classes"),
-    ):
-        with pytest.raises(UserError, match=message):
-            open_labelled(DataConfig(source="folder", path=str(path), classes=classes))
-
-
 def test_lists_that_come_with_the_project_are_whole() -> None:
     names = read_list("imagenet1k", "x")
     assert (len(names), len(set(names)), names[1]) == (1000, 998, "goldfish")
+    wnids = read_list("imagenet1k_wnids", "x")
+    assert (len(set(wnids)), wnids[1], list(wnids)) == (1000, "n01443537", sorted(wnids))
     assert len(set(read_templates("openai_80", "x"))) == 80
     assert set(read_templates("openai_7", "x")) <= set(read_templates("openai_80", "x"))
 

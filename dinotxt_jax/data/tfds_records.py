@@ -1,0 +1,162 @@
+"""TensorFlow Datasets through `tfds.data_source`: random access, without TensorFlow or download.
+
+A data set must already be prepared in a random-access format. A feature is named by its key; a
+path such as `captions/text` goes into nested features. Encoded images are left undecoded, those
+that nobody asked for too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dinotxt_jax.data.examples import Example, checked_captions, nothing_left, shortened
+from dinotxt_jax.errors import UserError
+
+
+class TfdsRecords:
+    """The examples of a split as nested mappings of features.
+
+    Attributes:
+        name: of data set and split, for messages: `mnist[test]`.
+
+    Args:
+        name: of the data set. split: of it.
+        data_dir: where it was prepared ("": TFDS's own place).
+        image_key: the feature that holds the image.
+
+    Raises:
+        UserError: no such data set, split or image, or no examples.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str, image_key: str):
+        import tensorflow_datasets as tfds
+
+        for key, value in (("name", name), ("split", split)):
+            if not value:
+                raise UserError(
+                    f"config.data.{key} is empty, expected the {key} of a TFDS data set; set it."
+                )
+        self.name = f"{name}[{split}]"
+        self._image_key = image_key
+        options: dict[str, Any] = {"split": split, "data_dir": data_dir or None, "download": False}
+        try:
+            self._records = tfds.data_source(name, **options)
+            # Which features are images is known only now.
+            self._records.decoders = _images_left_alone(self._records.dataset_info.features)
+            if len(self._records):
+                self._records[0]
+        except Exception as error:  # TFDS raises ValueError, RuntimeError, AssertionError, ...
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise UserError(
+                f"the TFDS data set {name}, split {split}, cannot be read ({reason}), expected it "
+                f"prepared under {data_dir or 'the default data_dir'}; run tfds build {name} "
+                "--file_format=array_record, or correct config.data.name, split or path."
+            ) from error
+        if not len(self._records):
+            raise nothing_left(self.name, split, set())
+        self.feature(image_key, "image_key")
+        self.image(self[0])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self._records[index]
+
+    def key(self, index: int) -> str:
+        """The name under which reports speak of an example."""
+        return f"{self.name}[{index}]"
+
+    def feature(self, key: str, setting: str) -> Any:
+        """The TFDS feature of a key, of one element where it is a sequence.
+
+        Raises:
+            UserError: no such feature; the message names `setting`.
+        """
+        import tensorflow_datasets as tfds
+
+        found = _element(self._records.dataset_info.features)
+        for part in key.split("/"):
+            inner = dict(found.items()) if isinstance(found, tfds.features.FeaturesDict) else {}
+            if part not in inner:
+                has = ", ".join(sorted(inner)) or "no features"
+                raise UserError(
+                    f"{self.name} has no feature {key}: at {part} it has {has}; correct "
+                    f"config.data.{setting}."
+                )
+            found = _element(inner[part])
+        return found
+
+    def value(self, record: Any, key: str) -> Any:
+        """The value of a feature in a record."""
+        for part in key.split("/"):
+            record = record[part]
+        return record
+
+    def image(self, record: Mapping[str, Any]) -> bytes | np.ndarray:
+        """The image in a record: an encoded file, or pixels that were stored as an array.
+
+        Raises:
+            UserError: it is neither.
+        """
+        image = self.value(record, self._image_key)
+        if not isinstance(image, (bytes, np.ndarray)):
+            raise UserError(
+                f"{self.name} has {shortened(image)} in the feature {self._image_key}, expected an "
+                "image; correct config.data.image_key."
+            )
+        return image
+
+
+def _element(feature: Any) -> Any:
+    """What a sequence, perhaps of sequences, is one of."""
+    import tensorflow_datasets as tfds
+
+    while isinstance(feature, tfds.features.Sequence):
+        feature = feature.feature
+    return feature
+
+
+def _images_left_alone(features: Any) -> dict[str, Any]:
+    """Decoders that skip every image; TFDS cannot skip those in sequences."""
+    import tensorflow_datasets as tfds
+
+    decoders: dict[str, Any] = {}
+    for key, feature in features.items():
+        if isinstance(feature, tfds.features.Image):
+            decoders[key] = tfds.decode.SkipDecoding()
+        elif isinstance(feature, tfds.features.FeaturesDict):
+            decoders[key] = _images_left_alone(feature)
+    return decoders
+
+
+class TfdsSource:
+    """Images and captions of a TFDS split (see the module's docstring)."""
+
+    def __init__(
+        self, name: str, split: str, data_dir: str, image_key: str, caption_key: str
+    ) -> None:
+        self._records = TfdsRecords(name, split, data_dir, image_key)
+        self._caption_key = caption_key
+        self._records.feature(caption_key, "caption_key")
+        self[0]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records[index]
+        captions = self._captions(record, index)
+        return Example(self._records.image(record), captions, self._records.key(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._captions(self._records[index], index)
+
+    def _captions(self, record: Mapping[str, Any], index: int) -> tuple[str, ...]:
+        captions = self._records.value(record, self._caption_key)
+        if isinstance(captions, np.ndarray):
+            captions = captions.tolist()
+        return checked_captions(captions, self._records.key(index))

@@ -1,0 +1,95 @@
+"""ArrayRecord sources: what was written comes back, and bad files are named."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from small_sets import examples, png
+
+from dinotxt_jax.data.sources import ArrayRecordSource, Example, write_array_record
+from dinotxt_jax.data.transforms import decode_image
+from dinotxt_jax.errors import UserError
+
+
+def test_array_record_gives_back_what_was_written(tmp_path):
+    path = tmp_path / "data.array_record"
+    assert write_array_record(path, examples(5)) == 5
+    source = ArrayRecordSource(path)
+    assert [source[i] for i in range(len(source))] == examples(5)
+    assert pickle.loads(pickle.dumps(source))[3] == examples(5)[3]
+
+
+def test_array_record_files_are_found_by_folder_and_by_glob(tmp_path):
+    write_array_record(tmp_path / "b.array_record-1", examples(4)[2:])
+    write_array_record(tmp_path / "a.array_record-0", examples(4)[:2])
+    for path in (tmp_path, tmp_path / "*.array_record-*"):
+        source = ArrayRecordSource(path)
+        assert [source[i] for i in range(len(source))] == examples(4)
+
+
+def test_array_record_keeps_the_asked_split(tmp_path):
+    write_array_record(tmp_path / "0.array_record", examples(4)[:2], split="test")
+    write_array_record(tmp_path / "1.array_record", examples(4)[2:], split="train")
+    source = ArrayRecordSource(tmp_path, split="train")
+    assert [source[i] for i in range(len(source))] == examples(4)[2:]
+    with pytest.raises(UserError, match="no example of split 'val', its examples name test, train"):
+        ArrayRecordSource(tmp_path, split="val")
+
+
+def test_pixels_are_written_without_loss(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    write_array_record(tmp_path / "x.array_record", [Example(pixels, ("a",), "k")])
+    image = ArrayRecordSource(tmp_path)[0].image
+    np.testing.assert_array_equal(decode_image(image), pixels)
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    def broken():
+        yield examples(1)[0]
+        raise RuntimeError("source broke")
+
+    with pytest.raises(RuntimeError, match="source broke"):
+        write_array_record(tmp_path / "x.array_record", broken())
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_truncated_empty_or_foreign_array_record_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no ArrayRecord file was found at"):
+        ArrayRecordSource(tmp_path)
+    with pytest.raises(UserError, match="no ArrayRecord file was found at"):
+        ArrayRecordSource(tmp_path / "nothing*")
+    path = tmp_path / "x.array_record"
+    write_array_record(path, examples(2000))
+    whole = path.read_bytes()
+    for data in (b"", whole[: len(whole) // 2], b"garbage!" * 20000):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="cannot be read as ArrayRecord"):
+            ArrayRecordSource(path)
+    write_array_record(path, [])
+    with pytest.raises(UserError, match="holds no examples"):
+        ArrayRecordSource(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (b"\xc1", "record 0: this is not a msgpack map"),
+        (b"\x81\xa3key\xa1k", "record 0: this record is {'key': 'k'}"),
+    ],
+)
+def test_foreign_records_are_a_user_error(tmp_path, record, message):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(tmp_path / "x.array_record"), "group_size:1")
+    writer.write(record)
+    writer.close()
+    with pytest.raises(UserError, match=message):
+        ArrayRecordSource(tmp_path)
+
+
+def test_array_record_caption_that_is_not_text_is_a_user_error(tmp_path):
+    write_array_record(tmp_path / "x.array_record", [Example(png(0), (3,), "k")])  # type: ignore
+    with pytest.raises(UserError, match=r"record 0: caption 1 is 3 \(int\), expected a text"):
+        ArrayRecordSource(tmp_path)
