@@ -172,7 +172,8 @@ def precompute(config: Config) -> None:
     encode_source(config, config.data, folder, config.feature_views, "training images")
     for name, task in config.evaluation.tasks.items():
         data = dataclasses.replace(task.data, max_bad_fraction=0.0)
-        encode_source(config, data, task_folder(config.features, name), 1, name)
+        folder = task_folder(config.features, name)
+        encode_source(config, data, folder, 1, name, labelled=task.kind == "classification")
 
 
 def check_tasks_can_be_cached(config: Config) -> None:
@@ -186,13 +187,21 @@ def check_tasks_can_be_cached(config: Config) -> None:
             )
 
 
-def encode_source(config: Config, data: DataConfig, folder: Path, views: int, title: str) -> None:
+def encode_source(
+    config: Config,
+    data: DataConfig,
+    folder: Path,
+    views: int,
+    title: str,
+    *,
+    labelled: bool = False,
+) -> None:
     """Writes the tokens of `views` views of every example of one source."""
     mesh = sharding.make_mesh(fsdp=1, devices=jax.local_devices())
     frozen = config.precision.frozen
     dtypes = DTypes(frozen, frozen, config.precision.normalization)
     backbone, description = load_vision_transformer(config.backbone, dtypes, mesh)
-    source = open_source(data)
+    source = open_source(data, labelled=labelled)
     check_image_size(data, description.vision.patch_size)
     expected = describe(config, data, source, views, description.fingerprint)
     stored = _stored_description(folder)

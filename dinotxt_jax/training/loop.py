@@ -99,7 +99,9 @@ class _Run:
         self.source = open_source(config.data)
         self.cache = self._open_cache(Path(config.features), config.data, config.feature_views)
         self.task_caches = {
-            name: self._open_cache(task_folder(config.features, name), task.data, 1)
+            name: self._open_cache(
+                task_folder(config.features, name), task.data, 1, task.kind == "classification"
+            )
             for name, task in config.evaluation.tasks.items()
         }
         self.tokenizer = make_tokenizer(config, workdir, self.source)
@@ -116,10 +118,13 @@ class _Run:
                 len(self.source),
             )
 
-    def _open_cache(self, folder: Path, data: DataConfig, views: int) -> FeatureCache | None:
+    def _open_cache(
+        self, folder: Path, data: DataConfig, views: int, labelled: bool = False
+    ) -> FeatureCache | None:
         if not self.config.features:
             return None
-        source = self.source if data is self.config.data else open_source(data)
+        own = data is self.config.data
+        source = self.source if own else open_source(data, labelled=labelled)
         expected = describe(self.config, data, source, views, self.backbone.fingerprint)
         return FeatureCache(folder, expected)
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+from small_sets import png, prepare_tfds
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError
-from dinotxt_jax.config import Config, DataConfig, EvaluationConfig, PrecisionConfig, TaskConfig
+from dinotxt_jax.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    TaskConfig,
+    TextTrainingConfig,
+    TokenizerConfig,
+)
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.models.directory import read_description
-from dinotxt_jax.training import features
+from dinotxt_jax.training import features, loop
 from dinotxt_jax.training.features import FeatureCache, describe, precompute
 
 
@@ -162,3 +173,40 @@ def test_tasks_that_need_windows_are_refused(tiny_backbone: Path, tmp_path: Path
 def test_a_folder_must_be_named(tiny_backbone: Path) -> None:
     with pytest.raises(UserError, match="config.features is empty"):
         precompute(Config(backbone=str(tiny_backbone)))
+
+
+def test_tasks_with_class_labels_are_cached_from_every_source(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """TFDS gives captions or labels; for classification they are labels."""
+    import tensorflow_datasets as tfds
+
+    kinds = {
+        "image": tfds.features.Image(),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+    }
+    values = ({"image": io.BytesIO(png(60 * i)), "label": i % 2} for i in range(4))
+    labelled = DataConfig(
+        source="tfds",
+        path=prepare_tfds(tmp_path / "tfds", "pets", kinds, values),
+        name="pets",
+        split="train",
+        image_size=56,
+        augmentation="squash",
+        threads=2,
+    )
+    task = TaskConfig(kind="classification", data=labelled, templates="a {}")
+    run = config(
+        tiny_backbone,
+        tmp_path / "features",
+        steps=1,
+        batch_size=8,
+        tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=300, context_length=64),
+        text=TextTrainingConfig(width=32, depth=1, num_heads=2),
+        optimizer=OptimizerConfig(warmup_steps=0),
+        evaluation=EvaluationConfig(tasks={"pets": task}, batch_size=8, every=1),
+    )
+    precompute(run)
+    cache = loop._Run(run, tmp_path / "run").task_caches["pets"]
+    assert cache is not None
+    assert (len(cache), list(cache.skipped[0])) == (4, [0, 0, 0, 0])
