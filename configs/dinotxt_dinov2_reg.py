@@ -22,6 +22,7 @@ BACKBONES = ("vits14", "vitb14", "vitl14", "vitg14")
 
 
 def get_config(backbone="vitl14"):
+    """The released recipe on one of `BACKBONES`."""
     if backbone not in BACKBONES:
         raise ValueError(f"backbone {backbone!r} is unknown; choose among {', '.join(BACKBONES)}")
     return to_config_dict(

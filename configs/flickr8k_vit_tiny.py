@@ -30,6 +30,7 @@ from dinotxt_jax.config import (
 
 
 def get_config():
+    """Training on Flickr8k from cached tokens."""
     photos = {
         "source": "jsonl",
         "path": "data/flickr8k/captions.jsonl",

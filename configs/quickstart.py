@@ -21,6 +21,7 @@ from dinotxt_jax.config import (
 
 
 def get_config():
+    """Training on drawn scenes."""
     image = {"image_size": 98, "augmentation": "squash", "threads": 2}
     held_out = DataConfig(source="scenes", split="test", num_scenes=500, **image)
     return to_config_dict(

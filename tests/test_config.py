@@ -30,6 +30,7 @@ def load_config(path: Path, *arguments: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.__doc__
+    assert module.get_config.__doc__
     return module.get_config(*arguments)
 
 
@@ -42,6 +43,51 @@ def test_shipped_training_configs_are_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.py")), ids=lambda path: path.stem)
 def test_shipped_evaluation_configs_are_valid(path: Path) -> None:
     assert from_dict(EvaluationConfig, load_config(path).to_dict()).tasks
+
+
+@pytest.mark.parametrize(
+    ("config", "argument", "tasks"),
+    [
+        ("imagenet", "1k", {"imagenet": "data/imagenet/val"}),
+        ("imagenet", "v2", {"imagenet_v2": "data/imagenetv2-matched-frequency-format-val"}),
+        ("imagenet", "a", {"imagenet_a": "data/imagenet-a"}),
+        ("imagenet", "r", {"imagenet_r": "data/imagenet-r"}),
+        ("imagenet", "sketch", {"imagenet_sketch": "data/sketch"}),
+        ("retrieval", "flickr30k", {"flickr30k": "data/flickr30k/dataset_flickr30k.json"}),
+        (
+            "retrieval",
+            "coco_2017+coco_karpathy",
+            {
+                "coco_2017": "data/coco/annotations/captions_val2017.json",
+                "coco_karpathy": "data/coco/dataset_coco.json",
+            },
+        ),
+    ],
+)
+def test_an_argument_chooses_what_is_evaluated(config: str, argument: str, tasks: dict) -> None:
+    built = load_config(CONFIGS / "eval" / f"{config}.py", argument)
+    found = from_dict(EvaluationConfig, built.to_dict()).tasks
+    assert {name: task.data.path for name, task in found.items()} == tasks
+
+
+def test_all_retrieval_tasks_are_the_default() -> None:
+    assert set(load_config(CONFIGS / "eval" / "retrieval.py").tasks) == {
+        "flickr30k",
+        "coco_karpathy",
+        "coco_2017",
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("imagenet", "variant 'b' is unknown; choose among 1k, v2, a, r, sketch"),
+        ("retrieval", "task 'b' is unknown; choose among flickr30k, coco_karpathy, coco_2017"),
+    ],
+)
+def test_an_argument_that_an_evaluation_does_not_know_is_named(config: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(CONFIGS / "eval" / f"{config}.py", "b")
 
 
 @pytest.mark.parametrize("backbone", ["vits14", "vitb14", "vitl14", "vitg14"])

@@ -10,6 +10,7 @@ from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_conf
 
 
 def get_config():
+    """Retrieval on the test photos."""
     data = DataConfig(
         source="jsonl",
         path="data/flickr8k/captions.jsonl",

@@ -4,6 +4,7 @@ from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_conf
 
 
 def get_config():
+    """Retrieval on the held-out scenes."""
     data = DataConfig(
         source="scenes",
         split="test",

@@ -18,6 +18,7 @@ from dinotxt_jax.config import (
 
 
 def get_config(folder="data/msrc_v2"):
+    """Both protocols on the pairs that `index.csv` in a folder names."""
     data = DataConfig(
         source="csv",
         path=f"{folder}/index.csv",
