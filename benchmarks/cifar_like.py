@@ -1,0 +1,55 @@
+"""Makes folders like those of CIFAR-10 out of ImageNet photos: 32 x 32 pixels, a folder a class.
+
+    python benchmarks/cifar_like.py --source=data/imagenet_sample --output=data/cifar_like
+
+The rule: of the index `labels.csv` (columns file, label) those photos whose ImageNet class belongs
+to a CIFAR-10 class by the ranges below, center-cropped and resized to 32 x 32 (bicubic).
+ImageNet has no deer, so that nine classes are left; they are of very different sizes, and the mean
+over classes is the figure to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+from dinotxt_jax.data.transforms import center_crop, decode_image
+
+# CIFAR-10 class -> ImageNet labels, first and last of each range.
+CLASSES: dict[str, tuple[tuple[int, int], ...]] = {
+    "airplane": ((404, 404), (895, 895)),
+    "automobile": (*((n, n) for n in (436, 468, 511, 609, 627, 656, 661, 751, 817)),),
+    "bird": ((7, 24), (80, 100), (127, 146)),
+    "cat": ((281, 285),),
+    "dog": ((151, 268),),
+    "frog": ((30, 32),),
+    "horse": ((339, 339),),
+    "ship": (*((n, n) for n in (403, 484, 510, 554, 625, 628, 724, 780, 814, 871, 914)),),
+    "truck": (*((n, n) for n in (555, 569, 675, 717, 734, 864, 867)),),
+}
+
+
+def main() -> None:
+    """Writes the folders and says how many photos each has."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", type=Path, default=Path("data/imagenet_sample"))
+    parser.add_argument("--output", type=Path, default=Path("data/cifar_like"))
+    arguments = parser.parse_args()
+    with (arguments.source / "labels.csv").open(newline="") as file:
+        rows = [(row["file"], int(row["label"])) for row in csv.DictReader(file)]
+    for name, ranges in CLASSES.items():
+        folder = arguments.output / name
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = [file for file, label in rows if any(low <= label <= high for low, high in ranges)]
+        for file in chosen:
+            photo = arguments.source / file
+            if not photo.is_file():
+                photo = arguments.source / "images" / file
+            image = center_crop(decode_image(photo.read_bytes()), 32, 32)
+            image.save((folder / Path(file).name).with_suffix(".png"))
+        print(f"{name}: {len(chosen)}")
+
+
+if __name__ == "__main__":
+    main()
