@@ -12,21 +12,24 @@ class DataConfig:
     """Where image-text pairs come from and how an image is prepared.
 
     Attributes:
-        source: "scenes" (drawn), "jsonl", "array_record" or "tfds"; with class labels "folder" (a
-            folder a class) or "csv"; with masks "csv" or "masks" (a published data set in its own
-            folders).
-        path: jsonl, csv: the index file; array_record: file, folder or glob; tfds: its data_dir;
-            folder, masks: the root folder.
-        image_root: jsonl, csv: folder the image paths are relative to (default: the index's own).
+        source: "scenes" (drawn), "jsonl", "array_record", "tfds", "karpathy" or "coco" (published
+            caption files); with class labels "folder" (a folder a class), "csv" or "tfds"; with
+            masks "csv", "masks" (a published data set in its own folders) or "scenes".
+        path: jsonl, csv, karpathy, coco: the file; array_record: file, folder or glob; folder: the
+            folder of the classes' folders; tfds: its data_dir; masks: the data set's root folder.
+        image_root: jsonl, csv, karpathy, coco: folder the image paths are relative to (default:
+            the file's own).
         name: tfds: name of the data set; masks: one of `data.mask_layouts.LAYOUTS`.
         split: jsonl, array_record, csv: keep examples whose "split" equals it ("" keeps all);
-            tfds: the split; scenes: "train" or "test"; masks: the split ("": the one to evaluate
-            on).
-        label_key: csv: the column of labels: numbers or names, several separated by ";".
-        classes: folder, csv: class names in the order of the labels: a list that comes with the
-            project (`data/texts`) or a text file ("": what the data says; masks: the layout's).
-        only: folder, csv: keep the classes that this list names, and their examples ("": all).
+            karpathy: the same, several joined by "+"; coco: ""; tfds: the split; scenes: "train" or
+            "test"; masks: the split ("": the one to evaluate on).
         image_key, caption_key: tfds: feature names; nested as "captions/text".
+        label_key: csv: the column of labels: numbers or names, several separated by ";"; tfds: the
+            feature of class labels, nested as "objects/label".
+        classes: folder, csv, tfds, masks: class names in the order of the labels: a list that comes
+            with the project (`data/texts`) or a text file ("": what the data says).
+        only: folder, csv, tfds: keep the classes that this list names, and their examples;
+            "present": those that have an example ("": all).
         num_scenes: scenes: how many.
         image_size: side of the square that enters the backbone, pixels.
         augmentation: "random_resized_crop" (with flips), "center_crop" or "squash" to a square.

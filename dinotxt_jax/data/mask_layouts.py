@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from dinotxt_jax.data.texts import read_list
+from dinotxt_jax.data.texts import BACKGROUND, read_list
 
 IGNORED = 255
 
@@ -51,7 +51,7 @@ class Layout:
     def class_names(self) -> tuple[str, ...]:
         """One a class; two may be equal."""
         names = [name for part in self.lists for name in read_list(part, "the layout's lists")]
-        return ("background", *names) if self.background else tuple(names)
+        return (BACKGROUND, *names) if self.background else tuple(names)
 
     def to_indices(self, pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
         """Class indices, or `IGNORED`, of the pixels of a mask file.

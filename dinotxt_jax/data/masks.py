@@ -9,6 +9,7 @@ import io
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -19,23 +20,61 @@ from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import nothing_left
 from dinotxt_jax.data.labelled import FILE_COLUMNS
 from dinotxt_jax.data.mask_layouts import IGNORED, LAYOUTS, Layout, one_value_a_pixel
-from dinotxt_jax.data.texts import read_list
+from dinotxt_jax.data.scenes import SceneSource
+from dinotxt_jax.data.texts import BACKGROUND, read_list
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
 
 Pair = tuple[str, str]
-SOURCES = ("csv", "masks")
+SOURCES = ("csv", "masks", "scenes")
 
 
-class MaskSource:
-    """Image files, each with a file that says the class of every pixel.
-
-    Images are turned upright by their EXIF orientation; masks are taken as they are stored and must
-    be upright already.
+class MaskSource(Protocol):
+    """Images of which the class of every pixel is known.
 
     Attributes:
         class_names: one a class, in the order of the indices.
         background: the index of the class that means "anything else", if there is one.
+    """
+
+    class_names: tuple[str, ...]
+    background: int | None
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """The name under which reports speak of an example."""
+
+    def load(self, index: int) -> tuple[Image.Image, Int[np.ndarray, "h w"]]:
+        """An upright RGB image and its mask, `IGNORED` where there is no class."""
+
+
+class SceneMasks:
+    """Drawn scenes and their masks, a `MaskSource`; shapes and the background."""
+
+    def __init__(self, scenes: SceneSource):
+        self._scenes = scenes
+        self.class_names = scenes.CLASSES
+        self.background: int | None = scenes.CLASSES.index(BACKGROUND)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def key(self, index: int) -> str:
+        """The scene's name."""
+        return self._scenes[index].key
+
+    def load(self, index: int) -> tuple[Image.Image, Int[np.ndarray, "h w"]]:
+        """The picture of a scene and its mask."""
+        scene = self._scenes.scene(index)
+        return Image.fromarray(scene.image), scene.mask.astype(np.int32)
+
+
+class MaskFiles:
+    """Image files, each with a file that says the class of every pixel, a `MaskSource`.
+
+    Images are turned upright by their EXIF orientation; masks are taken as they are stored and must
+    be upright already.
     """
 
     def __init__(
@@ -117,7 +156,7 @@ class MaskSource:
 
 
 def open_masks(config: DataConfig) -> MaskSource:
-    """Opens `config.source` "csv" (a file of pairs) or "masks" (a data set as it is published).
+    """Opens `config.source` "csv" (pairs), "masks" (a data set as published) or "scenes" (drawn).
 
     csv: `config.path` has the columns `image` (or `file`, ...) and `mask`, both relative to
     `config.image_root`; `config.classes` names the classes by index, and one that is called
@@ -134,6 +173,12 @@ def open_masks(config: DataConfig) -> MaskSource:
         raise UserError(
             f"data.source is {config.source!r}, which has no masks; take one of "
             f"{', '.join(SOURCES)}."
+        )
+    if config.source == "scenes":
+        return SceneMasks(
+            SceneSource(
+                config.num_scenes, split=config.split or "test", image_size=config.image_size
+            )
         )
     return _from_csv(config) if config.source == "csv" else _from_folders(config)
 
@@ -168,8 +213,8 @@ def _from_csv(config: DataConfig) -> MaskSource:
         raise nothing_left(path, config.split, {row.get("split") or "" for row in rows})
     root = Path(config.image_root) if config.image_root else path.parent
     to_indices = functools.partial(_checked_indices, classes=len(names))
-    background = names.index("background") if "background" in names else None
-    return MaskSource(root, pairs, to_indices, names, background)
+    background = names.index(BACKGROUND) if BACKGROUND in names else None
+    return MaskFiles(root, pairs, to_indices, names, background)
 
 
 def _checked_indices(
@@ -207,7 +252,7 @@ def _from_folders(config: DataConfig) -> MaskSource:
             f"data.split is {config.split!r}, but {config.name} has no splits; leave it empty."
         )
     root, pairs = _located_pairs(config, layout, config.split or layout.split)
-    return MaskSource(root, pairs, layout.to_indices, names, 0 if layout.background else None)
+    return MaskFiles(root, pairs, layout.to_indices, names, 0 if layout.background else None)
 
 
 def _located_pairs(config: DataConfig, layout: Layout, split: str) -> tuple[Path, list[Pair]]:

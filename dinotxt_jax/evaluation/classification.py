@@ -24,6 +24,7 @@ from dinotxt_jax.evaluation.jobs import Job, TaskResult, named
 from dinotxt_jax.inference.prompts import class_features
 
 SOURCES = ("folder", "csv", "tfds")
+METRICS = ("top1", "top5", "mean_per_class", "mean_average_precision")
 
 
 def check(name: str, task: TaskConfig, patch_size: int) -> None:

@@ -22,6 +22,8 @@ from dinotxt_jax.evaluation.jobs import Job, TaskResult
 
 SHEET_IMAGES = 10
 RECALLS = (1, 5, 10)
+_WAYS = ("image_to_text", "text_to_image")
+METRICS = (*(f"{way}_r{k}" for way in _WAYS for k in RECALLS), "mean_recall")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ def recalls(
     image_ranks = _ranks(images, texts, owners, np.arange(len(images)), block)
     text_ranks = _ranks(texts, images, np.arange(len(images)), owners, block)
     result = {}
-    for name, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks)):
+    for name, ranks in zip(_WAYS, (image_ranks, text_ranks), strict=True):
         for k in RECALLS:
             result[f"{name}_r{k}"] = 100.0 * float(np.mean(ranks < k))
     result["mean_recall"] = float(np.mean(list(result.values())))

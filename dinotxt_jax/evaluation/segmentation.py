@@ -30,6 +30,7 @@ from dinotxt_jax.progress import progress_bar
 
 SHEET_IMAGES = 6
 _AHEAD = 8  # images decoded ahead
+METRICS = ("mean_iou", "mean_accuracy", "pixel_accuracy")
 
 
 def check(name: str, task: TaskConfig, patch_size: int) -> None:

@@ -12,7 +12,7 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation import classification, published, retrieval, segmentation
 from dinotxt_jax.evaluation.jobs import Job, TaskResult
 
-# Each module has check(name, task, patch_size) and run(job).
+# Each module has METRICS, check(name, task, patch_size) and run(job).
 KINDS: dict[str, ModuleType] = {
     "retrieval": retrieval,
     "classification": classification,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from dinotxt_jax.data.texts import filled
+from dinotxt_jax.data.texts import BACKGROUND, filled
 from dinotxt_jax.downloads import cache_folder
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.segmentation import DenseTexts
@@ -51,9 +51,6 @@ def class_features(
         features = features[:, -model.description.vision.dim :]
     features = _normalized(features).reshape(len(class_names), len(templates), -1)
     return _normalized(features.mean(axis=1))
-
-
-BACKGROUND = "background"
 
 
 def dense_texts(

@@ -29,7 +29,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import Config, DataConfig, check_image_size
+from dinotxt_jax.config import Config, DataConfig, TaskConfig, check_image_size
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
@@ -167,24 +167,17 @@ def precompute(config: Config) -> None:
             "config.features is empty, expected the folder to write backbone tokens to; set "
             "--config.features=DIR."
         )
-    check_tasks_can_be_cached(config)
     folder = Path(config.features)
     encode_source(config, config.data, folder, config.feature_views, "training images")
-    for name, task in config.evaluation.tasks.items():
+    for name, task in tasks_with_caches(config):
         data = dataclasses.replace(task.data, max_bad_fraction=0.0)
         folder = task_folder(config.features, name)
         encode_source(config, data, folder, 1, name, labelled=task.kind == "classification")
 
 
-def check_tasks_can_be_cached(config: Config) -> None:
-    """Raises `UserError` for an evaluation task that cached tokens are of no use to."""
-    for name, task in config.evaluation.tasks.items():
-        if task.kind == "segmentation":
-            raise UserError(
-                f"the task {name} segments, which needs windows of images and not cached tokens of "
-                "whole ones; take it out of config.evaluation.tasks, or train without "
-                "config.features."
-            )
+def tasks_with_caches(config: Config) -> list[tuple[str, TaskConfig]]:
+    """The evaluation tasks that look at whole images; others look at windows of them."""
+    return [(n, task) for n, task in config.evaluation.tasks.items() if task.kind != "segmentation"]
 
 
 def encode_source(

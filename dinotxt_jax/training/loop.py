@@ -26,16 +26,8 @@ from dinotxt_jax.data.pipeline import (
 )
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.jobs import Job
-from dinotxt_jax.evaluation.tasks import check_tasks, run_task
-from dinotxt_jax.inference import Model
-from dinotxt_jax.models.directory import (
-    ModelDescription,
-    load_parts,
-    load_stored,
-    read_description,
-    write_model_directory,
-)
+from dinotxt_jax.evaluation.tasks import check_tasks
+from dinotxt_jax.models.directory import load_parts, read_description
 from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.storage import Checkpoints
 from dinotxt_jax.tokenizers import (
@@ -51,12 +43,14 @@ from dinotxt_jax.training.checkpoints import (
     restore_state,
     save_state,
 )
+from dinotxt_jax.training.evaluations import Evaluations, check_evaluations
+from dinotxt_jax.training.exports import Exporter
 from dinotxt_jax.training.features import (
     CachedExample,
     FeatureCache,
-    check_tasks_can_be_cached,
     describe,
     task_folder,
+    tasks_with_caches,
 )
 from dinotxt_jax.training.metrics import MetricsWriter, Throughput, read_metrics
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
@@ -94,20 +88,21 @@ class _Run:
         check_image_size(config.data, patch_size)
         check_tasks(config.evaluation, patch_size, self.mesh, "config.evaluation")
         check_workdir(workdir, config, self.backbone.fingerprint)
-        if config.features:
-            check_tasks_can_be_cached(config)
+        check_evaluations(config.evaluation)
         self.source = open_source(config.data)
         self.cache = self._open_cache(Path(config.features), config.data, config.feature_views)
-        self.task_caches = {
+        caches = {
             name: self._open_cache(
                 task_folder(config.features, name), task.data, 1, task.kind == "classification"
             )
-            for name, task in config.evaluation.tasks.items()
+            for name, task in tasks_with_caches(config)
         }
         self.tokenizer = make_tokenizer(config, workdir, self.source)
         self.trainer: Trainer = make_trainer(
             config, self.backbone, self.tokenizer.vocabulary_size, self.mesh
         )
+        self.exporter = Exporter(config, self.backbone, self.trainer, self.tokenizer)
+        self.evaluations = Evaluations(config, self.exporter, workdir, caches)
         self.batches = self._open_batches()
         self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
         if config.batch_size > len(self.source):
@@ -155,13 +150,17 @@ class _Run:
         checkpoints = Checkpoints(self.workdir / "checkpoints", config.checkpoint.keep)
         state = self._start(checkpoints)
         first = int(state.step)
-        frozen = self._load_backbone() if self.cache is None else {}
+        whole = (
+            self._load_backbone() if self.cache is None or self.evaluations.need_backbone else {}
+        )
+        frozen = whole if self.cache is None else {}
         step_function = jax.jit(self.trainer.train_step, donate_argnums=0)
         writer = MetricsWriter(self.workdir, first)
         throughput = Throughput()
         try:
-            if first and self._evaluation_is_due(first) and not writer.has_evaluation(first):
-                writer.write(first, self._evaluate(state, frozen))  # interrupted while at it
+            if first and self.evaluations.due(first) and not writer.has_evaluation(first):
+                # Interrupted while at it.
+                writer.write(first, self.evaluations.run(first, state, whole))
             with progress_bar(config.steps, first, "step", "training") as bar:
                 for step in range(first + 1, config.steps + 1):
                     waited = time.perf_counter()
@@ -173,15 +172,15 @@ class _Run:
                     bar.update()
                     if self._is_due(step, config.checkpoint.every):
                         self._save(checkpoints, state)
-                    if self._evaluation_is_due(step):
-                        writer.write(step, self._evaluate(state, frozen))
+                    if self.evaluations.due(step):
+                        writer.write(step, self.evaluations.run(step, state, whole))
                         throughput = Throughput()
         finally:
             self.batches.close()
             checkpoints.close()
             writer.close()
         self._draw_curves()
-        return self._export(state)
+        return self.exporter.write(state, self.workdir / "model")
 
     def _start(self, checkpoints: Checkpoints) -> TrainState:
         """The newest checkpoint's state, with data position and counters set; or a fresh one."""
@@ -208,10 +207,6 @@ class _Run:
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.steps
-
-    def _evaluation_is_due(self, step: int) -> bool:
-        every = self.config.evaluation.every
-        return bool(every) and self._is_due(step, every)
 
     def _next_batch(self) -> dict[str, jax.Array]:
         """The next global batch on the mesh, its token rows trimmed."""
@@ -242,37 +237,6 @@ class _Run:
         writer.write(step, values | rates | {"bad_images": self.skipped})
         bar.set_postfix(loss=f"{values['loss']:.4f}", pairs_s=f"{rates['pairs_per_second']:.0f}")
 
-    def _evaluate(self, state: TrainState, frozen: dict[str, Any]) -> dict[str, float]:
-        """Every task's results, the task's name before each."""
-        model = self._model(state, frozen)
-        size = self.config.evaluation.batch_size
-        results: dict[str, float] = {}
-        for name, task in self.config.evaluation.tasks.items():
-            outcome = run_task(Job(model, name, task, size, self.task_caches[name]))
-            results |= {f"{name}/{key}": value for key, value in outcome.metrics.items()}
-        return results
-
-    def _description(self) -> ModelDescription:
-        config, data = self.config, self.config.data
-        # The view to evaluate with: what was trained on, or the usual margin around a center crop.
-        resize = data.resize if data.augmentation == "center_crop" else data.image_size * 8 // 7
-        return dataclasses.replace(
-            self.backbone,
-            preprocessing=dataclasses.replace(
-                self.backbone.preprocessing, resize=resize, crop=data.image_size
-            ),
-            head=self.trainer.model.head,
-            text=self.trainer.model.text,
-            tokenizer=self.tokenizer.spec(),
-            backbone_path=None if config.include_backbone else str(Path(config.backbone).resolve()),
-        )
-
-    def _model(self, state: TrainState, frozen: dict[str, Any]) -> Model:
-        arrays = self.trainer.abstract | self._trained(state) | frozen
-        return Model(
-            self.trainer.graphdef, arrays, self._description(), lambda: self.tokenizer, self.mesh
-        )
-
     def _draw_curves(self) -> None:
         """Writes curves.png; a run does not end in an error for want of matplotlib."""
         try:
@@ -281,25 +245,6 @@ class _Run:
             )
         except UserError as error:
             logging.warning("no curves.png: %s", error)
-
-    def _export(self, state: TrainState) -> Path:
-        """Writes the model directory, the backbone's arrays as they were converted."""
-        arrays = self._trained(state)
-        if self.config.include_backbone:
-            arrays |= load_stored(self.config.backbone, "backbone", self.trainer.abstract)
-        path = self.workdir / "model"
-        write_model_directory(
-            path,
-            self._description(),
-            arrays,
-            overwrite=True,
-            write_tokenizer=self.tokenizer.save,
-        )
-        return path
-
-    def _trained(self, state: TrainState) -> dict[str, Any]:
-        """The trained arrays that belong to a model (the sigmoid loss's bias does not)."""
-        return {name: tree for name, tree in state.trainable.items() if name != "logit_bias"}
 
 
 def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:

@@ -13,6 +13,7 @@ from PIL import Image
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.mask_layouts import IGNORED, LAYOUTS
 from dinotxt_jax.data.masks import open_masks
+from dinotxt_jax.data.scenes import SHAPES, SceneSource
 from dinotxt_jax.errors import UserError
 
 
@@ -163,3 +164,14 @@ def test_msrc_as_a_csv_keeps_its_pairs(shared_data: Path) -> None:
     image, mask = source.load(0)
     assert mask.shape == image.size[::-1]
     assert set(np.unique(mask)) <= {*range(23), IGNORED}
+
+
+def test_drawn_scenes_have_masks_of_their_shapes() -> None:
+    source = open_masks(DataConfig(source="scenes", num_scenes=3, image_size=56))
+    assert (len(source), source.class_names[source.background or 0]) == (3, "background")
+    image, mask = source.load(1)
+    assert (image.size, mask.shape) == ((56, 56), (56, 56))
+    shown = {source.class_names[label] for label in np.unique(mask)} - {"background"}
+    assert shown
+    (caption, *_) = SceneSource(3, split="test", image_size=56).captions(1)
+    assert all(any(word in caption for word in SHAPES[name]) for name in shown)

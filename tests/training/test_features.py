@@ -162,12 +162,11 @@ def test_the_seed_matters_only_where_crops_are_random(tiny_backbone: Path, tmp_p
     assert len(open_cache(dataclasses.replace(run, seed=1))) == 20
 
 
-def test_tasks_that_need_windows_are_refused(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_tasks_that_need_windows_are_not_cached(tiny_backbone: Path, tmp_path: Path) -> None:
     tasks = {"pixels": TaskConfig(kind="segmentation")}
     run = config(tiny_backbone, tmp_path / "f", evaluation=EvaluationConfig(tasks=tasks))
-    with pytest.raises(UserError, match="the task pixels segments, which needs windows"):
-        precompute(run)
-    assert not (tmp_path / "f").exists()
+    precompute(run)
+    assert not (tmp_path / "f" / "tasks").exists()
 
 
 def test_a_folder_must_be_named(tiny_backbone: Path) -> None:

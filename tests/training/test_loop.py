@@ -15,45 +15,25 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import HELD_OUT, config
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError
 from dinotxt_jax.config import (
-    CheckpointConfig,
-    Config,
     DataConfig,
     EvaluationConfig,
     HeadTrainingConfig,
-    OptimizerConfig,
     PrecisionConfig,
     TaskConfig,
-    TextTrainingConfig,
     TokenizerConfig,
 )
+from dinotxt_jax.evaluation.report import evaluate
 from dinotxt_jax.training.checkpoints import check_workdir
 from dinotxt_jax.training.features import precompute
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
-HELD_OUT = DataConfig(split="test", num_scenes=24, image_size=56, augmentation="squash", threads=2)
-
-
-def config(backbone: Path, /, **changes: Any) -> Config:
-    """A run of a few seconds with everything in it: crops, drop path, evaluation, checkpoints."""
-    settings = {
-        "steps": 12,
-        "batch_size": 16,
-        "backbone": str(backbone),
-        "log_every": 1,
-        "data": DataConfig(num_scenes=40, image_size=56, threads=2, prefetch=16),
-        "tokenizer": TokenizerConfig(kind="bpe", vocabulary_size=300, context_length=64),
-        "text": TextTrainingConfig(width=32, depth=2, num_heads=2),
-        "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
-        "precision": PrecisionConfig(compute="float32", frozen="float32"),
-        "checkpoint": CheckpointConfig(every=4),
-    }
-    return Config(**(settings | changes))
 
 
 def losses(workdir: Path) -> dict[int, float]:
@@ -117,8 +97,6 @@ def test_without_blocks_and_pooling_the_class_token_alone_learns_a_language(
 def test_the_evaluation_of_the_final_model_is_that_of_the_last_step(
     finished: Path, tmp_path: Path
 ) -> None:
-    from dinotxt_jax.evaluation.report import evaluate
-
     tasks = EvaluationConfig(tasks={"scenes": TaskConfig(data=HELD_OUT)}, batch_size=8)
     evaluate(str(finished / "model"), tasks, tmp_path / "report")
     results = json.loads((tmp_path / "report/results.json").read_text())

@@ -8,6 +8,7 @@ from pathlib import Path
 from dinotxt_jax.errors import UserError
 
 _FOLDER = Path(__file__).parent
+BACKGROUND = "background"  # the class of whatever no other class means
 BUNDLED = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
 
 

@@ -1,0 +1,104 @@
+"""Evaluation while training: when, on what, and which model is the best so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from dinotxt_jax.config import Config, EvaluationConfig
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.jobs import Job
+from dinotxt_jax.evaluation.tasks import KINDS, run_task
+from dinotxt_jax.training.exports import Exporter
+from dinotxt_jax.training.features import FeatureCache
+from dinotxt_jax.training.step import TrainState
+
+
+def check_evaluations(config: EvaluationConfig) -> None:
+    """Raises `UserError` for steps or a best result that cannot be."""
+    if any(step < 1 for step in config.at) or config.every < 0:
+        raise UserError(
+            f"config.evaluation.every={config.every} and at={config.at} are not numbers of steps; "
+            "give positive ones."
+        )
+    if not config.best:
+        return
+    name, _, metric = config.best.rpartition("/")
+    if name not in config.tasks or metric not in KINDS[config.tasks[name].kind].METRICS:
+        choices = [f"{n}/{m}" for n, task in config.tasks.items() for m in KINDS[task.kind].METRICS]
+        raise UserError(
+            f"config.evaluation.best={config.best!r} is no result of a task; choose among "
+            f"{', '.join(choices) or 'those of tasks you add'}."
+        )
+    if not config.every and not config.at:
+        raise UserError(
+            f"config.evaluation.best={config.best!r}, but nothing is evaluated; set "
+            "config.evaluation.every."
+        )
+
+
+class Evaluations:
+    """The evaluations of one run.
+
+    Args:
+        config: the run.
+        exporter: makes its models.
+        workdir: where best/ and best.json go.
+        caches: backbone tokens of the tasks that have them.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        exporter: Exporter,
+        workdir: Path,
+        caches: Mapping[str, FeatureCache | None],
+    ):
+        self._config, self._exporter, self._caches = config.evaluation, exporter, caches
+        self._last = config.steps
+        self._workdir = workdir
+
+    @property
+    def need_backbone(self) -> bool:
+        """Whether a task runs the backbone itself."""
+        return any(self._caches.get(name) is None for name in self._config.tasks)
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate after this step."""
+        every = self._config.every
+        regular = every and (step % every == 0 or step == self._last)
+        return bool(regular) or step in self._config.at
+
+    def run(self, step: int, state: TrainState, frozen: dict[str, Any]) -> dict[str, float]:
+        """Every task's results, the task's name before each; the best model is kept."""
+        model = self._exporter.model(state, frozen)
+        results: dict[str, float] = {}
+        for name, task in self._config.tasks.items():
+            job = Job(model, name, task, self._config.batch_size, self._caches.get(name))
+            outcome = run_task(job)
+            results |= {f"{name}/{key}": value for key, value in outcome.metrics.items()}
+        if self._config.best:
+            self._keep_best(step, state, results)
+        return results
+
+    def _keep_best(self, step: int, state: TrainState, results: Mapping[str, float]) -> None:
+        """Writes best/ if this is better than what best.json says."""
+        metric, file = self._config.best, self._workdir / "best.json"
+        if metric not in results:
+            raise UserError(
+                f"config.evaluation.best={metric!r} did not come out of the evaluation, which gave "
+                f"{', '.join(results)}; choose one of these."
+            )
+        before = json.loads(file.read_text()) if file.exists() else {}
+        if before.get("metric") == metric and before["value"] >= results[metric]:
+            return
+        self._exporter.write(state, self._workdir / "best")
+        found = {"step": step, "metric": metric, "value": results[metric]}
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(found) + "\n")
+        partial.replace(file)
+        logging.info("step %d is the best so far: %s %.2f", step, metric, results[metric])

@@ -1,0 +1,74 @@
+"""Evaluation while training: when, what, and which model is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_runs import HELD_OUT, config
+
+from dinotxt_jax import UserError
+from dinotxt_jax.config import EvaluationConfig, SegmentationConfig, TaskConfig
+from dinotxt_jax.evaluation.report import evaluate
+from dinotxt_jax.training.features import precompute
+from dinotxt_jax.training.loop import train
+from dinotxt_jax.training.metrics import read_metrics
+
+
+def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segmentation included, which runs the backbone itself beside cached training images."""
+    masks = SegmentationConfig("whole", image_size=56)
+    tasks = {
+        "scenes": TaskConfig(data=HELD_OUT),
+        "masks": TaskConfig(
+            kind="segmentation",
+            data=HELD_OUT,
+            templates="a {}",
+            max_examples=6,
+            segmentation=masks,
+        ),
+    }
+    evaluation = EvaluationConfig(
+        tasks=tasks, every=8, at=(1, 2, 3), batch_size=8, best="scenes/mean_recall"
+    )
+    monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
+    run = config(tiny_backbone, evaluation=evaluation, features=str(tmp_path / "features"))
+    precompute(run)
+    workdir = train(run, tmp_path / "run").parent
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" not in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 8, 12]
+    assert all(0 < row["masks/pixel_accuracy"] < 100 for row in rows)
+    best = json.loads((workdir / "best.json").read_text())
+    values = {row["step"]: row["scenes/mean_recall"] for row in rows}
+    assert best["value"] == max(values.values())
+    assert best["step"] == min(step for step, value in values.items() if value == best["value"])
+    tasks = EvaluationConfig(tasks={"scenes": TaskConfig(data=HELD_OUT)}, batch_size=8)
+    evaluate(str(workdir / "best"), tasks, tmp_path / "report")
+    found = json.loads((tmp_path / "report/results.json").read_text())["scenes"]["metrics"]
+    assert found["mean_recall"] == pytest.approx(best["value"], abs=0.01)
+    before = (workdir / "best" / "model.json").stat().st_mtime
+    train(run, workdir)
+    assert (workdir / "best" / "model.json").stat().st_mtime == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"best": "scenes/top1", "every": 2}, "'scenes/top1' is no result of a task; choose among"),
+        ({"best": "mean_recall", "every": 2}, "choose among scenes/image_to_text_r1, "),
+        ({"best": "scenes/mean_recall"}, "but nothing is evaluated; set config.evaluation.every"),
+        ({"at": (0,)}, r"at=\(0,\) are not numbers of steps"),
+    ],
+)
+def test_a_best_that_cannot_be_found_is_named(
+    changes: dict, message: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    evaluation = EvaluationConfig(
+        tasks={"scenes": TaskConfig(data=HELD_OUT)}, batch_size=8, **changes
+    )
+    with pytest.raises(UserError, match=message):
+        train(config(tiny_backbone, evaluation=evaluation), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
