@@ -23,23 +23,37 @@ COMMANDS = {
     "train": "dinotxt_jax.train",
     "precompute": "dinotxt_jax.precompute",
     "evaluate": "dinotxt_jax.evaluate",
+    "classify": "dinotxt_jax.classify",
+    "segment": "dinotxt_jax.segment",
+    "embed": "dinotxt_jax.embed",
 }
 
 
 def run(body: Callable[[], None]) -> None:
-    """Parses the flags of an entry point and runs its body.
+    """Parses the flags of an entry point that takes nothing else, and runs its body.
 
     A flag or a config key that does not exist, and every `UserError`, ends in one sentence on
     standard error and exit code 2.
     """
 
-    def main(_: Sequence[str]) -> None:
+    def without_paths(rest: Sequence[str]) -> None:
+        if rest:
+            raise UserError(f"{rest[0]!r} is not a flag; flags are --NAME=VALUE, see --help.")
+        body()
+
+    run_with_paths(without_paths)
+
+
+def run_with_paths(body: Callable[[Sequence[str]], None]) -> None:
+    """As `run`, for an entry point that takes paths beside its flags."""
+
+    def main(arguments: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO)
         std_logging.getLogger("jax").setLevel(std_logging.WARNING)
         handler = logging.get_absl_handler()
         handler.setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
         try:
-            body()
+            body(arguments[1:])
         except UserError as error:
             exit_with(error)
         except OSError as error:
@@ -63,7 +77,7 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
         print(_help(arguments[0]))
         raise SystemExit(0)
     try:
-        rest = flags.FLAGS(list(arguments))
+        rest: list[str] = flags.FLAGS(list(arguments))
         flags.FLAGS.validate_all_flags()
     except UserError as error:
         exit_with(error)
@@ -76,8 +90,6 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
         exit_with(UserError(f"{where} is not Python ({error.msg}); correct the config file."))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         exit_with(UserError(f"{_one_line(error)}; see --help."))
-    if len(rest) > 1:
-        exit_with(UserError(f"{rest[1]!r} is not a flag; flags are --NAME=VALUE, see --help."))
     return rest
 
 

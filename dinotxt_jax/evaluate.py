@@ -2,7 +2,8 @@
 
     python -m dinotxt_jax.evaluate --model=DIR --config=configs/eval/NAME.py --output=DIR
 
-The output folder receives results.json, report.md and a picture for each task.
+The output folder receives results.json, report.md, report.html (pictures inside) and a picture for
+each task. The same command goes on where it was interrupted, and runs no finished task again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dinotxt_jax.config import EvaluationConfig
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results and report.", required=True)
+_DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
 flags.mark_flag_as_required("config")
 
 
@@ -25,7 +27,7 @@ def _body() -> None:
     from dinotxt_jax.evaluation.report import evaluate
 
     config = cli.checked(_CONFIG.value, EvaluationConfig)
-    for path in evaluate(_MODEL.value, config, Path(_OUTPUT.value)):
+    for path in evaluate(_MODEL.value, config, Path(_OUTPUT.value), _DTYPE.value):
         print(path)
 
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
 from tqdm import tqdm
+
+ItemT = TypeVar("ItemT")
+
+
+def watched(items: Sequence[ItemT], unit: str, description: str) -> Iterator[ItemT]:
+    """The items, a bar showing how many were taken."""
+    with progress_bar(len(items), 0, unit, description) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 def progress_bar(

@@ -16,9 +16,8 @@ from dinotxt_jax.data.class_labels import (
     is_wnid,
     readable_names,
 )
+from dinotxt_jax.data.examples import images_below
 from dinotxt_jax.errors import UserError
-
-_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def read_class_folders(path: Path, names: Sequence[str]) -> tuple[list[Entry], Sequence[str]]:
@@ -40,8 +39,7 @@ def read_class_folders(path: Path, names: Sequence[str]) -> tuple[list[Entry], S
     entries = [
         Entry(file, (label,), str(file.relative_to(path)))
         for label, folder in zip(labels, folders, strict=True)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in _IMAGES
+        for file in images_below(folder)
     ]
     return entries, names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -83,6 +84,32 @@ def folder_of_images(index: Path, image_root: str | Path) -> Path:
             "relative to; correct config.data.image_root."
         )
     return root
+
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files in a folder and in those below it, by their endings, sorted."""
+    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in _IMAGES]
+
+
+def image_files(paths: Sequence[str]) -> list[Path]:
+    """Image files: those named, and of folders all that are below them.
+
+    Raises:
+        UserError: a path that does not exist, or no image at all.
+    """
+    if not paths:
+        raise UserError("no image is named, expected the paths of files or folders; add them.")
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path} does not exist, expected an image or a folder; correct it.")
+        found += images_below(path) if path.is_dir() else [path]
+    if not found:
+        raise nothing_left(", ".join(paths), "", set())
+    return found
 
 
 def checked_captions(captions: object, where: str) -> tuple[str, ...]:

@@ -248,6 +248,27 @@ class Model:
         (scores,) = segment(self, [photo], texts, config, batch_size)
         return Segmentation(photo, names, config.protocol, scores)
 
+    def similarity(
+        self, image: ImageLike, text: str, protocol: str | SegmentationConfig = "highres"
+    ) -> Float[np.ndarray, "gh gw"]:
+        """Cosines of a free phrase and the patches of an image.
+
+        Args:
+            image: as for `embed_images`, one.
+            text: the phrase, as it is.
+            protocol: "highres" or "whole", or one of these with sizes of its own.
+
+        Raises:
+            UserError: an image, a phrase or a protocol that cannot be used.
+        """
+        found = self.segment(image, [text], protocol, "{}")
+        if found.protocol == "slide":
+            raise UserError(
+                "the protocol slide compares classes with each other, so that one phrase alone "
+                "has no score; take highres or whole."
+            )
+        return found.scores[..., 0]
+
     def patch_tokens(self, image: ImageLike, size: int = 0) -> Float[np.ndarray, "gh gw d"]:
         """The head's patch tokens of a whole image, not normalised.
 

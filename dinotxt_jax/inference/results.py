@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from dinotxt_jax import visualize
+from dinotxt_jax.data.texts import BACKGROUND
 from dinotxt_jax.inference.segmentation import DenseScores
 
 
@@ -76,3 +78,18 @@ class Segmentation:
         by score has none.
         """
         return self.dense.scores()
+
+    def mask(self) -> Image.Image:
+        """The labels as an 8-bit greyscale image, a value a class (16 bits for over 256)."""
+        wide = len(self.class_names) > 256
+        return Image.fromarray(self.labels.astype(np.uint16 if wide else np.uint8))
+
+    def overlay(self) -> Image.Image:
+        """The image under the colours of its classes, with a legend."""
+        return visualize.segmentation_overlay(self.image, self.labels, self.class_names)
+
+    def heat_maps(self) -> Image.Image:
+        """The scores of every class over the image, those of the background left out."""
+        names = [name for name in self.class_names if name != BACKGROUND]
+        what = "softmax value" if self.protocol == "slide" else "cosine similarity"
+        return visualize.heat_maps(self.image, self.scores[..., : len(names)], names, what=what)

@@ -38,6 +38,20 @@ def read_list(name: str, what: str) -> tuple[str, ...]:
     return entries
 
 
+def read_names(text: str, what: str) -> tuple[str, ...]:
+    """Class names as a command takes them: "a; b; c", or what `read_list` takes.
+
+    Raises:
+        UserError: none is named.
+    """
+    if ";" not in text and (text in BUNDLED or Path(text).is_file()):
+        return read_list(text, what)
+    names = tuple(name.strip() for name in text.split(";") if name.strip())
+    if not names:
+        raise UserError(f'{what} is {text!r}, expected names such as "dog; grass"; give them.')
+    return names
+
+
 def read_templates(named: str | Sequence[str], what: str) -> tuple[str, ...]:
     """Prompt templates: a list as for `read_list`, one template itself ("a {}"), or several.
 

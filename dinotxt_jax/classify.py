@@ -1,0 +1,66 @@
+"""Says which of some classes images show.
+
+    python -m dinotxt_jax.classify IMAGE [IMAGE or FOLDER ...] --model=DIR --classes "dog; cat"
+
+Prints a line for each image: its path, and the most probable classes with their probabilities.
+--classes may also name a text file with one class a line, or a list that comes with the project
+(imagenet1k, ...); --output=FILE.csv writes all probabilities.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from dinotxt_jax import cli
+
+_MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
+_CLASSES = flags.DEFINE_string(
+    "classes", None, 'Names between ";", a text file, or a list.', required=True
+)
+_TEMPLATES = flags.DEFINE_string("templates", "openai_80", "A list, a text file, or one template.")
+_TOP = flags.DEFINE_integer("top", 3, "How many classes to print.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", "", "A CSV with a row an image and a column a class.")
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Images encoded at once.", lower_bound=1)
+_DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
+
+
+def _body(paths: Sequence[str]) -> None:
+    from dinotxt_jax.data.examples import image_files
+    from dinotxt_jax.data.texts import read_names
+    from dinotxt_jax.inference import load
+    from dinotxt_jax.progress import watched
+
+    files = image_files(paths)
+    names = read_names(_CLASSES.value, "--classes")
+    model = load(_MODEL.value, _DTYPE.value)
+    images = watched(files, "image", "classifying")
+    found = model.classify(images, names, _TEMPLATES.value, _BATCH.value)
+    for file, best in zip(files, found.top(_TOP.value), strict=True):
+        shown = ", ".join(f"{name} {100 * probability:.1f}%" for name, probability in best)
+        print(f"{file}: {shown}")
+    if _OUTPUT.value:
+        _write(Path(_OUTPUT.value), files, names, found.probabilities.tolist())
+
+
+def _write(
+    path: Path, files: Sequence[Path], names: Sequence[str], rows: Sequence[Sequence[float]]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", *names])
+        for file, row in zip(files, rows, strict=True):
+            writer.writerow([file, *(f"{value:.6f}" for value in row)])
+
+
+def main() -> None:
+    """The command."""
+    cli.run_with_paths(_body)
+
+
+if __name__ == "__main__":
+    main()

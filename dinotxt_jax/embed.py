@@ -1,0 +1,55 @@
+"""Writes descriptors of images, or features of texts, as Parquet or npz.
+
+    python -m dinotxt_jax.embed IMAGE or FOLDER [...] --model=DIR --output=FILE.parquet
+    python -m dinotxt_jax.embed --texts=FILE.txt --model=DIR --output=FILE.npz
+
+Vectors are L2-normalised, so that the dot product of an image's and a text's is their cosine
+similarity. Columns, or arrays: `name` (the path of the image, or the text) and `embedding`. An
+image that cannot be read is named and left out. Parquet needs pip install 'dinotxt_jax[parquet]'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from dinotxt_jax import cli
+from dinotxt_jax.errors import UserError
+
+_MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "FILE.parquet or FILE.npz.", required=True)
+_TEXTS = flags.DEFINE_string("texts", "", "A text file with one text a line, instead of images.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images, or texts, encoded at once.", lower_bound=1)
+_THREADS = flags.DEFINE_integer("threads", 8, "Decoding threads.", lower_bound=1)
+_DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
+
+
+def _body(paths: Sequence[str]) -> None:
+    from dinotxt_jax import sharding
+    from dinotxt_jax.data.examples import image_files
+    from dinotxt_jax.data.texts import read_list
+    from dinotxt_jax.inference import load
+    from dinotxt_jax.inference.embeddings import embed_files, embed_lines, new_embeddings
+
+    if bool(paths) == bool(_TEXTS.value):
+        raise UserError("expected either images or --texts; see --help.")
+    files = image_files(paths) if paths else []
+    texts = read_list(_TEXTS.value, "--texts") if _TEXTS.value else ()
+    with new_embeddings(Path(_OUTPUT.value)) as write:
+        model = load(_MODEL.value, _DTYPE.value, sharding.make_mesh())
+        if texts:
+            embed_lines(model, texts, write, _BATCH.value)
+        else:
+            embed_files(model, files, write, _BATCH.value, _THREADS.value)
+    print(_OUTPUT.value)
+
+
+def main() -> None:
+    """The command."""
+    cli.run_with_paths(_body)
+
+
+if __name__ == "__main__":
+    main()

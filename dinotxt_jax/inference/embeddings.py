@@ -1,0 +1,132 @@
+"""Embeddings on disk: as Parquet or npz, written batch by batch."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float
+
+from dinotxt_jax.data.pipeline import in_threads
+from dinotxt_jax.data.transforms import center_crop
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.inference.images import read_image
+from dinotxt_jax.inference.model import Model
+from dinotxt_jax.progress import progress_bar
+
+Write = Callable[[Sequence[str], Float[np.ndarray, "n D"]], None]
+
+
+@contextlib.contextmanager
+def new_embeddings(path: Path) -> Iterator[Write]:
+    """A function that takes names and their embeddings; the file appears when the block ends.
+
+    Args:
+        path: FILE.parquet (columns name and embedding, a list of float32) or FILE.npz (arrays of
+            these names).
+
+    Raises:
+        UserError: another ending, or pyarrow is not there for Parquet.
+    """
+    formats = {".parquet": _parquet, ".npz": _npz}
+    if path.suffix not in formats:
+        raise UserError(f"{path} ends in neither of {' and '.join(formats)}; name one of these.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with formats[path.suffix](partial) as write:
+            yield write
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _npz(path: Path) -> Iterator[Write]:
+    names: list[str] = []
+    embeddings: list[np.ndarray] = []
+
+    def write(some: Sequence[str], rows: np.ndarray) -> None:
+        names.extend(some)
+        embeddings.append(rows)
+
+    yield write
+    with path.open("wb") as stream:
+        np.savez(stream, name=np.asarray(names), embedding=np.concatenate(embeddings))
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Write]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError(
+            "Parquet needs pyarrow, which is not installed; run pip install pyarrow, or name a "
+            "FILE.npz."
+        ) from error
+    writer: Any = None
+
+    def write(names: Sequence[str], rows: np.ndarray) -> None:
+        nonlocal writer
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+        table = pa.table({"name": pa.array(list(names)), "embedding": lists})
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def embed_files(
+    model: Model, files: Sequence[Path], write: Write, batch_size: int, threads: int
+) -> None:
+    """Writes the descriptors of image files; one that cannot be read is named and left out.
+
+    Raises:
+        UserError: no image can be read.
+    """
+    wanted = model.description.preprocessing
+
+    def load(file: Path) -> tuple[Path, np.ndarray | None]:
+        try:
+            return file, np.asarray(center_crop(read_image(file), wanted.resize, wanted.crop))
+        except UserError as error:
+            logging.warning("left out: %s", error)
+            return file, None
+
+    loaded = in_threads(files, load, threads, 2 * batch_size)
+    written = 0
+    with progress_bar(len(files), 0, "image", "embedding") as bar:
+        while batch := list(itertools.islice(loaded, batch_size)):
+            good = [(file, pixels) for file, pixels in batch if pixels is not None]
+            if good:
+                stacked = np.stack([pixels for _, pixels in good])
+                (rows,) = model.embed_batches([stacked], batch_size)
+                write([str(file) for file, _ in good], rows)
+            written += len(good)
+            bar.update(len(batch))
+    if not written:
+        raise UserError(
+            f"none of {len(files)} images could be read; the messages above name them: repair them."
+        )
+    if written < len(files):
+        logging.warning("%d of %d images were left out", len(files) - written, len(files))
+
+
+def embed_lines(model: Model, texts: Sequence[str], write: Write, batch_size: int) -> None:
+    """Writes the features of texts."""
+    block = 64 * batch_size
+    with progress_bar(len(texts), 0, "text", "embedding") as bar:
+        for start in range(0, len(texts), block):
+            some = texts[start : start + block]
+            write(some, model.embed_texts(some, batch_size))
+            bar.update(len(some))

@@ -1,0 +1,69 @@
+"""One picture of what a model sees in an image, by the name of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dinotxt_jax import visualize
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.inference.images import read_image
+from dinotxt_jax.inference.model import Model
+from dinotxt_jax.inference.results import Segmentation
+
+PICTURES = ("overlay", "heat", "similarity", "pca")
+# Of the short side for the components of patch tokens: more patches, a finer picture.
+_PCA_SIZE = 672
+
+Segment = Callable[[Image.Image, Sequence[str]], Segmentation]
+
+
+def draw(
+    model: Model, photo: str, names: Sequence[str], picture: str, segment: Segment
+) -> tuple[Image.Image, Segmentation | None]:
+    """The picture, and the segmentation that it shows if it shows one.
+
+    Args:
+        model: the model.
+        photo: path of the image.
+        names: classes (overlay, heat) or one phrase (similarity); pca needs none.
+        picture: one of `PICTURES`: "overlay" (the best class of every pixel), "heat" (the scores
+            of every class), "similarity" (of one phrase) or "pca" (patch tokens as colours).
+        segment: (image, classes) -> segmentation, for overlay and heat.
+
+    Raises:
+        UserError: a picture that does not exist, or without what it needs.
+    """
+    if picture not in PICTURES:
+        raise UserError(f"--picture={picture} is unknown; choose among {', '.join(PICTURES)}.")
+    if picture != "pca" and not names:
+        raise UserError('--classes is missing, expected names such as "dog; grass"; give them.')
+    if picture == "similarity" and len(names) > 1:
+        raise UserError(
+            f"--classes names {len(names)} classes, but --picture=similarity shows one phrase; "
+            "give one, or take --picture=heat."
+        )
+    image = read_image(photo)
+    if picture == "pca":
+        return visualize.patch_pca(model.patch_tokens(image, _PCA_SIZE), image), None
+    if picture == "similarity":
+        return visualize.similarity_map(image, model.similarity(image, names[0]), names[0]), None
+    found = segment(image, names)
+    return (found.overlay() if picture == "overlay" else found.heat_maps()), found
+
+
+def check_file(path: str, endings: Sequence[str] = (".png", ".jpg", ".jpeg", ".webp")) -> None:
+    """Raises `UserError` for a file whose ending is not one of these."""
+    if Path(path).suffix.lower() not in endings:
+        raise UserError(f"{path} ends in none of {', '.join(endings)}; name one of these.")
+
+
+def write(picture: Image.Image, path: str) -> None:
+    """Writes a picture; the file appears when it is complete."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".partial-{file.name}")  # PIL goes by the ending
+    picture.save(partial)
+    partial.replace(file)
