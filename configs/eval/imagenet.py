@@ -53,6 +53,9 @@ def get_config(variant="1k"):
         augmentation="center_crop",
         **VARIANTS[variant],
     )
-    task = TaskConfig(kind="classification", data=data, templates="openai_80")
     name = "imagenet" if variant == "1k" else f"imagenet_{variant}"
+    published = "imagenet1k" if variant == "1k" else ""
+    task = TaskConfig(
+        kind="classification", data=data, templates="openai_80", published=published
+    )
     return to_config_dict(EvaluationConfig(tasks={name: task}))

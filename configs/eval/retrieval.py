@@ -52,5 +52,6 @@ def get_config(names="all"):
         if name not in TASKS:
             raise ValueError(f"task {name!r} is unknown; choose among {', '.join(TASKS)}")
         data = DataConfig(image_size=224, resize=224, augmentation="center_crop", **TASKS[name])
-        tasks[name] = TaskConfig(kind="retrieval", data=data)
+        published = "coco" if name.startswith("coco") else ""
+        tasks[name] = TaskConfig(kind="retrieval", data=data, published=published)
     return to_config_dict(EvaluationConfig(tasks=tasks))

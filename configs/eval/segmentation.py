@@ -1,11 +1,15 @@
-"""Open-vocabulary segmentation of image and mask pairs, by dino.txt's own protocol and whole.
+"""Open-vocabulary segmentation by dino.txt's own protocol ("slide").
 
-    python -m dinotxt_jax.evaluate --config=configs/eval/segmentation.py --model=models/dinotxt \\
-        --output=runs/segmentation
+    python -m dinotxt_jax.evaluate --config=configs/eval/segmentation.py:ade20k_150 \\
+        --model=models/dinotxt --output=runs/ade20k
 
-Data: a CSV with the columns image and mask (8-bit class indices, 255 for none), and a text file of
-class names in the order of the indices. The argument behind the colon changes the folder they lie
-in: `configs/eval/segmentation.py:data/msrc_v2` (the default; index.csv and classes.txt).
+The argument behind the colon is a published data set in its own folders (ade20k_150,
+cityscapes_19, voc_20, voc_21, context_59, context_60, coco_stuff_171, coco_stuff_27, coco_object,
+camvid_11, msrc_v2; docs/evaluation.md), or a folder with index.csv (columns image and mask: 8-bit
+class indices, 255 for none) and classes.txt. The data set's root folder is data/NAME, or
+--config.tasks.slide.data.path=DIR. Classes called background are told apart by scene words.
+
+Another protocol: --config.tasks.slide.segmentation.protocol=whole (or highres).
 """
 
 from dinotxt_jax.config import (
@@ -15,19 +19,21 @@ from dinotxt_jax.config import (
     TaskConfig,
     to_config_dict,
 )
+from dinotxt_jax.data.mask_layouts import LAYOUTS
+from dinotxt_jax.evaluation.published import FIGURES
 
 
-def get_config(folder="data/msrc_v2"):
-    """Both protocols on the pairs that `index.csv` in a folder names."""
-    data = DataConfig(
-        source="csv",
-        path=f"{folder}/index.csv",
-        classes=f"{folder}/classes.txt",
+def get_config(name="ade20k_150"):
+    """The task slide on a data set."""
+    background = name in LAYOUTS and LAYOUTS[name].background
+    if name in LAYOUTS:
+        data = DataConfig(source="masks", name=name, path=f"data/{name}")
+    else:
+        data = DataConfig(source="csv", path=f"{name}/index.csv", classes=f"{name}/classes.txt")
+    task = TaskConfig(
+        kind="segmentation",
+        data=data,
+        segmentation=SegmentationConfig(background_words="scene_words" if background else ""),
+        published=name if name in FIGURES else "",
     )
-    tasks = {
-        protocol: TaskConfig(
-            kind="segmentation", data=data, segmentation=SegmentationConfig(protocol)
-        )
-        for protocol in ("slide", "whole")
-    }
-    return to_config_dict(EvaluationConfig(tasks=tasks, batch_size=8))
+    return to_config_dict(EvaluationConfig(tasks={"slide": task}, batch_size=8))

@@ -1,0 +1,204 @@
+"""classify, segment, embed_images and the rest, on images as people have them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import with_tokenizer
+from PIL import Image
+
+import dinotxt_jax as dt
+from dinotxt_jax import UserError, sharding
+from dinotxt_jax.config import SegmentationConfig
+from dinotxt_jax.data.transforms import center_crop, normalize
+from dinotxt_jax.inference import Model
+
+NAMES = ["cat", "dog", "zebra"]
+SMALL = SegmentationConfig("slide", short_side=60, window=46, stride=23)
+
+
+@pytest.fixture(scope="module")
+def directory(tiny_dinotxt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    captions = [f"a photo of a {name}" for name in (*NAMES, "background", "sky")]
+    return with_tokenizer(tiny_dinotxt, tmp_path_factory.mktemp("use") / "model", captions)
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Model:
+    return dt.load(directory)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    blocks = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    return Image.fromarray(blocks).resize((280, 240), Image.Resampling.NEAREST)
+
+
+def test_an_image_is_the_same_as_path_bytes_array_and_pil(
+    model: Model, photo: Image.Image, tmp_path: Path
+) -> None:
+    photo.save(tmp_path / "a.png")
+    forms = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        (tmp_path / "a.png").read_bytes(),
+        np.asarray(photo),
+        photo,
+    ]
+    together = model.embed_images(forms, batch_size=2)
+    wanted = model.description.preprocessing
+    pixels = np.asarray(center_crop(photo, wanted.resize, wanted.crop))
+    images = normalize(pixels[None], wanted.mean, wanted.std)
+    expected = np.asarray(model.encode_image(images, normalize=True))
+    np.testing.assert_allclose(together, np.repeat(expected, 5, axis=0), atol=2e-6)
+    for form in forms:
+        np.testing.assert_allclose(model.embed_images(form), expected, atol=2e-6)
+    several = np.stack([np.asarray(photo)] * 3)
+    assert model.embed_images(several, batch_size=2).shape == (3, 128)
+
+
+def odd_images(photo: Image.Image) -> dict[str, bytes]:
+    def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+        stream = io.BytesIO()
+        image.save(stream, kind, **options)
+        return stream.getvalue()
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    grey16 = (np.asarray(photo.convert("L")).astype(np.uint16)) * 257
+    return {
+        "grey": encoded(photo.convert("L"), "PNG"),
+        "16 bits": encoded(Image.fromarray(grey16), "PNG"),
+        "CMYK": encoded(photo.convert("CMYK"), "TIFF"),
+        "turned": encoded(photo.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif),
+        "1 pixel": encoded(photo.resize((1, 1)), "PNG"),
+    }
+
+
+def test_odd_images_are_embedded_and_segmented(model: Model, photo: Image.Image) -> None:
+    odd = odd_images(photo)
+    rows = dict(zip(odd, model.embed_images(odd.values()), strict=True))
+    grey, upright = model.embed_images([photo.convert("L"), photo])
+    np.testing.assert_allclose(rows["grey"], grey, atol=2e-6)
+    np.testing.assert_allclose(rows["16 bits"], grey, atol=2e-6)
+    np.testing.assert_allclose(rows["turned"], upright, atol=2e-6)
+    np.testing.assert_allclose(rows["CMYK"], upright, atol=2e-6)
+    for name, data in odd.items():
+        found = model.segment(data, NAMES, SMALL, "a {}")
+        assert found.labels.shape == ((1, 1) if name == "1 pixel" else (240, 280)), name
+    turned, plain = (model.segment(i, NAMES, SMALL, "a {}") for i in (odd["turned"], photo))
+    np.testing.assert_array_equal(turned.labels, plain.labels)
+
+
+def test_classes_are_ranked_by_scaled_cosines(model: Model, photo: Image.Image) -> None:
+    images = [photo, photo.transpose(Image.Transpose.FLIP_TOP_BOTTOM).resize((90, 250))]
+    found = model.classify(images, NAMES, ["a {}", "a photo of a {}"])
+    texts = np.stack([model.embed_texts([f"a {n}", f"a photo of a {n}"]).mean(0) for n in NAMES])
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    cosines = model.embed_images(images) @ texts.T
+    np.testing.assert_allclose(found.cosines, cosines, atol=1e-6)
+    odds = np.exp(np.exp(model.logit_scale) * cosines)
+    np.testing.assert_allclose(found.probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
+    best = [NAMES[i] for i in np.argsort(-cosines[0])]
+    assert [name for name, _ in found.top(2)[0]] == best[:2]
+    assert [NAMES[i] for i in found.labels] == [pairs[0][0] for pairs in found.top(1)]
+
+
+def test_devices_change_nothing(directory: Path, model: Model, photo: Image.Image) -> None:
+    spread = dt.load(directory, mesh=sharding.make_mesh())
+    one, many = (m.classify([photo] * 3, NAMES, "a {}") for m in (model, spread))
+    np.testing.assert_allclose(one.cosines, many.cosines, atol=2e-6)
+    one, many = (m.segment(photo, NAMES, SMALL, "a {}", batch_size=3) for m in (model, spread))
+    assert (one.labels == many.labels).mean() > 0.9999
+
+
+@pytest.mark.parametrize("protocol", ["slide", "whole", "highres"])
+def test_a_segmentation_has_labels_scores_and_pictures(
+    model: Model, photo: Image.Image, protocol: str
+) -> None:
+    config = SegmentationConfig(protocol, 98, 60, 56, 28, scales=(56, 70))
+    found = model.segment(photo, NAMES, config, "a {}")
+    assert (found.labels.shape, found.scores.shape[-1]) == ((240, 280), 3)
+    assert set(np.unique(found.labels)) <= {0, 1, 2}
+    np.testing.assert_array_equal(np.asarray(found.mask()), found.labels)
+    assert found.overlay().width > 280
+    assert found.heat_maps().width > 280
+    if protocol == "slide":
+        np.testing.assert_allclose(found.scores.sum(-1), 1, atol=1e-5)
+
+
+def test_protocols_can_be_named_alone(model: Model, photo: Image.Image) -> None:
+    named = model.segment(photo, NAMES, "whole", "a {}")
+    size = model.description.preprocessing.crop
+    given = model.segment(photo, NAMES, SegmentationConfig("whole", size), "a {}")
+    np.testing.assert_array_equal(named.labels, given.labels)
+
+
+def test_a_background_is_one_more_class(model: Model, photo: Image.Image) -> None:
+    plain = model.segment(photo, NAMES, "whole", "a {}")
+    by_score = model.segment(photo, NAMES, "whole", "a {}", background=2.0)
+    assert by_score.class_names == (*NAMES, "background")
+    assert (by_score.labels == 3).all()
+    by_words = model.segment(photo, NAMES, "whole", "a {}", background=["sky", "a photo"])
+    kept = by_words.labels != 3
+    np.testing.assert_array_equal(by_words.labels[kept], plain.labels[kept])
+    assert by_words.heat_maps().width > 280
+
+
+def test_a_phrase_is_compared_with_every_patch(model: Model, photo: Image.Image) -> None:
+    config = SegmentationConfig("highres", scales=(56,), window=56, stride=56)
+    found = model.similarity(photo, "a red cat", config)
+    small = np.asarray(photo.resize((70, 56), Image.Resampling.BICUBIC))
+    wanted = model.description.preprocessing
+    text = model.encode_text(model.tokenizer(["a red cat"]))[0, 64:]
+    left = normalize(small[None, :, :56], wanted.mean, wanted.std)
+    patches = np.asarray(model.encode_patches(left).patch_tokens[0])
+    patches = patches / np.linalg.norm(patches, axis=-1, keepdims=True)
+    assert found.shape == (4, 5)
+    # The first column is seen by one window only.
+    np.testing.assert_allclose(
+        found[:, 0], (patches @ (text / np.linalg.norm(text)))[:, 0], atol=1e-5
+    )
+
+
+def test_patch_tokens_are_a_grid_of_the_photo(model: Model, photo: Image.Image) -> None:
+    assert model.patch_tokens(photo, 70).shape == (5, 6, 64)
+    size = model.description.preprocessing.crop // 14
+    assert model.patch_tokens(photo).shape[0] == size
+
+
+@pytest.mark.parametrize("name", ["potter's wheel", 'a "quoted" thing', "two\nlines", "{0}", "é✓"])
+def test_class_names_may_hold_anything(model: Model, photo: Image.Image, name: str) -> None:
+    assert model.classify(photo, [name, "cat"], "a {}").class_names == (name, "cat")
+    assert model.segment(photo, [name, "cat"], "whole", "a {}").overlay().width > 280
+
+
+def test_what_cannot_be_used_is_named(model: Model, photo: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    hair = Image.new("RGB", (2**21, 1))
+    for use, message in (
+        (lambda: model.classify(photo, [], "a {}"), r"the class names are \[\], expected a list"),
+        (lambda: model.classify(photo, "cat", "a {}"), "the class names are 'cat', expected a li"),
+        (lambda: model.classify(photo, ["cat", " "], "a {}"), "a class is named ' ', expected a t"),
+        (lambda: model.segment(photo, [], "whole", "a {}"), r"the class names are \[\]"),
+        (lambda: model.segment(photo, [], "whole", "a {}", background=0.1), "class names are"),
+        (lambda: model.segment(photo, NAMES, "jump"), "protocol='jump', which is unknown"),
+        (lambda: model.segment(photo, NAMES, "whole", []), "templates is empty"),
+        (lambda: model.segment(hair, NAMES, "slide", "a {}"), "would be resized to"),
+        (lambda: model.similarity(photo, "cat", "slide"), "one phrase alone has no score"),
+        (lambda: model.embed_images(tmp_path / "a.png"), "a.png cannot be read .*; give another"),
+        (lambda: model.embed_images(tmp_path / "b.png"), "b.png cannot be read .No such file"),
+        (lambda: model.embed_images(np.zeros((4, 4, 3))), r"an image \(float64\[4, 4, 3\]\) cann"),
+        (lambda: model.embed_images([]), "there are no images"),
+        (lambda: model.embed_texts([]), "there are no texts"),
+    ):
+        with pytest.raises(UserError, match=message):
+            use()
