@@ -13,6 +13,7 @@ from weights_convert.architecture import parse_settings
 from weights_convert.convert import DTYPES, Conversion, convert
 from weights_convert.layouts import LAYOUTS
 from weights_convert.messages import listed, quoted
+from weights_convert.writing import DTYPES as EXPORT_DTYPES
 
 _EXAMPLES = """\
 examples:
@@ -207,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dtype",
-        choices=list(export.DTYPES),
+        choices=list(EXPORT_DTYPES),
         help="what arrays are stored as (default: float32; with --export: as the source had them)",
     )
     parser.add_argument(

@@ -6,54 +6,28 @@ is stored can still give them exactly; so a round trip returns every array bit b
 
 from __future__ import annotations
 
-import json
-import math
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import ml_dtypes
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
-from dinotxt_jax.models.directory import ModelDescription, Source, read_description, stored_arrays
+from dinotxt_jax.models.directory import ModelDescription, read_description, stored_arrays
 from dinotxt_jax.storage import StoredArray
 from weights_convert.layouts import LAYOUTS
 from weights_convert.layouts.rules import Layout, Rule
-from weights_convert.messages import listed, quoted
-from weights_convert.sources import SAFETENSORS_DTYPES
+from weights_convert.messages import listed
+from weights_convert.writing import Place, Plan, Readable, Row, write_safetensors
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
 PARTS = ("backbone", "head", "text", "trained")
-_KINDS = {dtype: kind for kind, dtype in SAFETENSORS_DTYPES.items()}
-_ALIGNMENT = 64
 _LOGIT_SCALE = ("logit_scale",)
 _BIAS = ("backbone", "blocks", "attention", "qkv", "bias")
 _MASK = (*_BIAS[:-1], "bias_mask")
 # Carried along, but without effect on anything that is computed.
 _UNUSED = ("mask_token", "local_class_norm")
-
-Place = tuple[str, ...]
-
-
-class _Array(Protocol):
-    """What an array is written from: a stored one, or one that is made of others."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-    def read(self, layer: int | None = None) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -92,8 +66,8 @@ class _Made:
 class _Masked:
     """A bias with its mask applied, for layouts that have no place for the mask."""
 
-    bias: _Array
-    mask: _Array
+    bias: Readable
+    mask: Readable
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,36 +79,6 @@ class _Masked:
 
     def read(self, layer: int | None = None) -> np.ndarray:
         return self.bias.read(layer) * self.mask.read(layer)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row of a table for one block: what is read, and what is written of it."""
-
-    rule: Rule
-    layer: int | None
-    sizes: Mapping[str, int]
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.rule.keys(self.layer)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(size or 0 for size in self.rule.source_shape(self.sizes))
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Everything about a file before it is written."""
-
-    path: epath.Path
-    layout: Layout
-    rows: Sequence[_Row]
-    arrays: Mapping[Place, _Array]
-    source: Source | None
-    metadata: Mapping[str, str]
-    notes: tuple[str, ...]
 
 
 def export(
@@ -180,7 +124,7 @@ def export(
     bar = tqdm(total=total, desc="exporting", unit="array", disable=not show_progress)
     with bar:
         for plan in plans:
-            _write_safetensors(plan, dtype, bar)
+            write_safetensors(plan, dtype, bar)
     return [Written(plan.path, plan.layout, plan.notes) for plan in plans]
 
 
@@ -241,14 +185,14 @@ def _planned(
     description: ModelDescription,
     model: str,
     layout_is_chosen: bool,
-) -> _Plan:
+) -> Plan:
     """Every row to write.
 
     Raises:
         UserError: the layout has no place for an array of its parts, or wants one that is not
             there.
     """
-    arrays: dict[Place, _Array] = {
+    arrays: dict[Place, Readable] = {
         place: array for place, array in stored.items() if place[0] in layout.components
     }
     for name, make in layout.synthesised.items():
@@ -292,18 +236,18 @@ def _planned(
             )
     sizes = {part: _sizes(part, rules, arrays) for part in layout.components}
     rows = [
-        _Row(rule, layer, sizes[rule.component])
+        Row(rule, layer, sizes[rule.component])
         for rule in rules
         for layer in (range(arrays[rule.paths[0]].shape[0]) if rule.stacked else (None,))
     ]
     source = next((s for s in description.sources if s.layout == layout.name), None)
     unique = tuple(dict.fromkeys(notes))
-    return _Plan(path, layout, rows, arrays, source, metadata, unique)
+    return Plan(path, layout, rows, arrays, source, metadata, unique)
 
 
 def _without(
     place: Place,
-    arrays: dict[Place, _Array],
+    arrays: dict[Place, Readable],
     layout: Layout,
     description: ModelDescription,
 ) -> str | None:
@@ -324,7 +268,9 @@ def _without(
     return None
 
 
-def _sizes(component: str, rules: Sequence[Rule], arrays: Mapping[Place, _Array]) -> dict[str, int]:
+def _sizes(
+    component: str, rules: Sequence[Rule], arrays: Mapping[Place, Readable]
+) -> dict[str, int]:
     """Axis name -> size, read off our arrays."""
     sizes: dict[str, int] = {}
     for rule in rules:
@@ -332,71 +278,3 @@ def _sizes(component: str, rules: Sequence[Rule], arrays: Mapping[Place, _Array]
             shape = arrays[rule.paths[0]].shape
             sizes |= dict(zip(rule.axis_names(), shape[int(rule.stacked) :], strict=True))
     return sizes
-
-
-def _write_safetensors(plan: _Plan, dtype: str | None, bar: tqdm) -> None:
-    """The format: the size of a JSON header, the header, and the arrays one behind the other.
-
-    Written here because the library wants all arrays in memory at once.
-    """
-    header: dict[str, object] = {"__metadata__": plan.metadata}
-    dtypes: dict[str, np.dtype] = {}
-    end = 0
-    for row in plan.rows:
-        kept = plan.arrays[row.rule.paths[0]].dtype
-        for key in filter(None, row.keys):
-            dtypes[key] = _dtype(key, kept, plan.source, dtype)
-            start, end = end, end + math.prod(row.shape) * dtypes[key].itemsize
-            header[key] = {
-                "dtype": _KINDS[dtypes[key]],
-                "shape": list(row.shape),
-                "data_offsets": [start, end],
-            }
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    partial = plan.path.with_name(f".{plan.path.name}.{uuid.uuid4().hex[:8]}.partial")
-    plan.path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for row in plan.rows:
-                for key, array in _arrays(row, plan.arrays):
-                    file.write(_rounded(key, array, dtypes[key]).tobytes())
-                bar.update()
-        partial.replace(plan.path)
-    finally:
-        if partial.exists():
-            partial.unlink()
-
-
-def _arrays(row: _Row, arrays: Mapping[Place, _Array]) -> Iterator[tuple[str, np.ndarray]]:
-    ours = [arrays[place].read(row.layer) for place in row.rule.paths]
-    for key, array in zip(row.keys, row.rule.to_source(ours, row.sizes), strict=True):
-        if key:
-            yield key, array.reshape(row.shape)
-        elif np.any(array):
-            raise UserError(
-                f"the layout has no name for a part of {quoted(row.rule.places[0])} that is not "
-                "zero; choose another --layout."
-            )
-
-
-def _rounded(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        rounded = array.astype(dtype)
-    if not np.isfinite(rounded).all() and np.isfinite(array).all():
-        raise UserError(
-            f"{quoted(key)} holds numbers too large for {dtype.name}; choose another --dtype."
-        )
-    return rounded
-
-
-def _dtype(key: str, kept: np.dtype, source: Source | None, given: str | None) -> np.dtype:
-    """What an array is written as: as told, or as its source had it, or as it is stored."""
-    if given is not None:
-        return DTYPES[given]
-    name = "" if source is None else source.other_dtypes.get(key, source.dtype)
-    # Widening what was rounded for storage would only look exact.
-    if kept == DTYPES["float32"] and name in DTYPES:
-        return DTYPES[name]
-    return kept

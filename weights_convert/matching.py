@@ -104,7 +104,7 @@ class Match:
 
 
 def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None = None) -> Match:
-    """Finds the layout of a file: the one that knows most arrays, then lacks fewest.
+    """Finds the layout of a file: the one with most arrays known less those unexpected or missing.
 
     Args:
         source: the file.

@@ -55,7 +55,5 @@ def get_config(variant="1k"):
     )
     name = "imagenet" if variant == "1k" else f"imagenet_{variant}"
     published = "imagenet1k" if variant == "1k" else ""
-    task = TaskConfig(
-        kind="classification", data=data, templates="openai_80", published=published
-    )
+    task = TaskConfig(kind="classification", data=data, templates="openai_80", published=published)
     return to_config_dict(EvaluationConfig(tasks={name: task}))

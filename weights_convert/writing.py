@@ -1,0 +1,141 @@
+"""A planned file, written one array at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.models.directory import Source
+from weights_convert.layouts.rules import Layout, Rule
+from weights_convert.messages import quoted
+from weights_convert.sources import SAFETENSORS_DTYPES
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+_KINDS = {dtype: kind for kind, dtype in SAFETENSORS_DTYPES.items()}
+_ALIGNMENT = 64
+
+Place = tuple[str, ...]
+
+
+class Readable(Protocol):
+    """What an array is written from: a stored one, or one that is made of others."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def read(self, layer: int | None = None) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table for one block: what is read, and what is written of it."""
+
+    rule: Rule
+    layer: int | None
+    sizes: Mapping[str, int]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.rule.keys(self.layer)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(size or 0 for size in self.rule.source_shape(self.sizes))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a file before it is written."""
+
+    path: epath.Path
+    layout: Layout
+    rows: Sequence[Row]
+    arrays: Mapping[Place, Readable]
+    source: Source | None
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def write_safetensors(plan: Plan, dtype: str | None, bar: tqdm) -> None:
+    """The format: the size of a JSON header, the header, and the arrays one behind the other.
+
+    Written here because the library wants all arrays in memory at once.
+    """
+    header: dict[str, object] = {"__metadata__": plan.metadata}
+    dtypes: dict[str, np.dtype] = {}
+    end = 0
+    for row in plan.rows:
+        kept = plan.arrays[row.rule.paths[0]].dtype
+        for key in filter(None, row.keys):
+            dtypes[key] = _dtype(key, kept, plan.source, dtype)
+            start, end = end, end + math.prod(row.shape) * dtypes[key].itemsize
+            header[key] = {
+                "dtype": _KINDS[dtypes[key]],
+                "shape": list(row.shape),
+                "data_offsets": [start, end],
+            }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    partial = plan.path.with_name(f".{plan.path.name}.{uuid.uuid4().hex[:8]}.partial")
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for row in plan.rows:
+                for key, array in _arrays(row, plan.arrays):
+                    file.write(_rounded(key, array, dtypes[key]).tobytes())
+                bar.update()
+        partial.replace(plan.path)
+    finally:
+        if partial.exists():
+            partial.unlink()
+
+
+def _arrays(row: Row, arrays: Mapping[Place, Readable]) -> Iterator[tuple[str, np.ndarray]]:
+    ours = [arrays[place].read(row.layer) for place in row.rule.paths]
+    for key, array in zip(row.keys, row.rule.to_source(ours, row.sizes), strict=True):
+        if key:
+            yield key, array.reshape(row.shape)
+        elif np.any(array):
+            raise UserError(
+                f"the layout has no name for a part of {quoted(row.rule.places[0])} that is not "
+                "zero; choose another --layout."
+            )
+
+
+def _rounded(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        rounded = array.astype(dtype)
+    if not np.isfinite(rounded).all() and np.isfinite(array).all():
+        raise UserError(
+            f"{quoted(key)} holds numbers too large for {dtype.name}; choose another --dtype."
+        )
+    return rounded
+
+
+def _dtype(key: str, kept: np.dtype, source: Source | None, given: str | None) -> np.dtype:
+    """What an array is written as: as told, or as its source had it, or as it is stored."""
+    if given is not None:
+        return DTYPES[given]
+    name = "" if source is None else source.other_dtypes.get(key, source.dtype)
+    # Widening what was rounded for storage would only look exact.
+    if kept == DTYPES["float32"] and name in DTYPES:
+        return DTYPES[name]
+    return kept
