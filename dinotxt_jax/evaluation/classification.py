@@ -71,6 +71,7 @@ def run(job: Job) -> TaskResult:
             "dataset_fingerprint": _fingerprint(source, count),
         },
         per_class=named(names, per_class),
+        prompts=templates,
     )
 
 

@@ -95,6 +95,7 @@ class TaskResult:
         chance: the same names -> what a model without any idea would score, where that is known.
         protocol: how it was measured: resolution, templates, counts, dataset fingerprint, ...
         per_class: name and figure of each class, in percent (None: it does not occur).
+        prompts: the templates that class names were put into.
         draw: makes a picture of it at a path, where there is one.
     """
 
@@ -103,6 +104,7 @@ class TaskResult:
     chance: Mapping[str, float]
     protocol: Mapping[str, Any]
     per_class: Sequence[tuple[str, float | None]] = ()
+    prompts: Sequence[str] = ()
     draw: Callable[[Path], None] | None = None
 
 

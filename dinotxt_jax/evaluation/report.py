@@ -98,6 +98,7 @@ def _stored(result: TaskResult) -> dict[str, Any]:
         "chance": result.chance,
         "protocol": result.protocol,
         "per_class": [list(pair) for pair in result.per_class],
+        "prompts": list(result.prompts),
     }
 
 

@@ -75,6 +75,7 @@ def run(job: Job) -> TaskResult:
             "dataset_fingerprint": digest,
         },
         per_class=named(source.class_names, 100.0 * intersections_over_unions(confusion)),
+        prompts=templates,
         draw=lambda path: _draw_sheet(job, source, texts, count, path),
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from models import with_tokenizer
 from PIL import Image
 
-from dinotxt_jax import UserError, inference
+from dinotxt_jax import UserError, inference, sharding
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig
 from dinotxt_jax.data.texts import filled, read_list, read_templates
 from dinotxt_jax.evaluation.classification import accuracies, average_precisions
@@ -140,12 +141,36 @@ def test_a_report_has_every_figure_beside_chance_and_is_not_made_twice(
     assert result["metrics"]["top5"] == 100.0
     assert result["protocol"]["classes"] == 3
     assert len(result["protocol"]["dataset_fingerprint"]) == 64
+    assert [name for name, _ in result["per_class"]] == ["great dane", "tabby", "zebra"]
+    assert result["prompts"] == ["a photo of a {}"]
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| task | | top-1 | top-5 | mean per class |" in report
     assert "| animals | chance | 33.3 | 100.0 | 33.3 |" in report
     monkeypatch.setattr("dinotxt_jax.evaluation.report.run_task", None)
     evaluate(str(model_directory), config, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["animals"] == result
+
+
+def test_the_number_of_devices_does_not_matter(
+    model_directory: Path, tree: Path, tmp_path: Path
+) -> None:
+    image = {"image_size": 98, "augmentation": "squash", "threads": 2}
+    folder = DataConfig(source="folder", path=str(tree), **image)
+    scenes = DataConfig(source="scenes", split="test", num_scenes=11, **image)
+    tasks = {
+        "animals": TaskConfig(kind="classification", data=folder, templates="a photo of a {}"),
+        "scenes": TaskConfig(kind="retrieval", data=scenes),
+    }
+    found = {}
+    for devices in (1, 2, 8):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        output = tmp_path / str(devices)
+        evaluate(
+            str(model_directory), EvaluationConfig(tasks=tasks, batch_size=8), output, mesh=mesh
+        )
+        results = json.loads((output / "results.json").read_text())
+        found[devices] = {name: (r["metrics"], r["protocol"]) for name, r in results.items()}
+    assert found[1] == found[2] == found[8]
 
 
 def test_a_task_without_labels_is_refused(model_directory: Path, tmp_path: Path) -> None:
