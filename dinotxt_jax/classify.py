@@ -4,7 +4,8 @@
 
 Prints a line for each image: its path, and the most probable classes with their probabilities.
 --classes may also name a text file with one class a line, or a list that comes with the project
-(imagenet1k, ...); --output=FILE.csv writes all probabilities.
+(imagenet1k, ...); --output=FILE.csv writes all probabilities. An image that cannot be read is named
+and left out.
 """
 
 from __future__ import annotations
@@ -25,36 +26,35 @@ _TEMPLATES = flags.DEFINE_string("templates", "openai_80", "A list, a text file,
 _TOP = flags.DEFINE_integer("top", 3, "How many classes to print.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "", "A CSV with a row an image and a column a class.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Images encoded at once.", lower_bound=1)
+_THREADS = flags.DEFINE_integer("threads", 8, "Decoding threads.", lower_bound=1)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
 
 
 def _body(paths: Sequence[str]) -> None:
+    from dinotxt_jax import sharding
     from dinotxt_jax.data.examples import image_files
     from dinotxt_jax.data.texts import read_names
+    from dinotxt_jax.files import new_file
     from dinotxt_jax.inference import load
-    from dinotxt_jax.progress import watched
+    from dinotxt_jax.inference.embeddings import embedded_files
 
     files = image_files(paths)
     names = read_names(_CLASSES.value, "--classes")
-    model = load(_MODEL.value, _DTYPE.value)
-    images = watched(files, "image", "classifying")
-    found = model.classify(images, names, _TEMPLATES.value, _BATCH.value)
-    for file, best in zip(files, found.top(_TOP.value), strict=True):
-        shown = ", ".join(f"{name} {100 * probability:.1f}%" for name, probability in best)
-        print(f"{file}: {shown}")
+    model = load(_MODEL.value, _DTYPE.value, sharding.make_mesh())
+    rows: list[list[object]] = []
+    parts = embedded_files(model, files, _BATCH.value, _THREADS.value, "classifying")
+    for some, descriptors in parts:
+        found = model.classify_descriptors(descriptors, names, _TEMPLATES.value)
+        for file, best in zip(some, found.top(_TOP.value), strict=True):
+            shown = ", ".join(f"{name} {100 * probability:.1f}%" for name, probability in best)
+            print(f"{file}: {shown}")
+        values = found.probabilities.tolist()
+        rows += [[file, *own] for file, own in zip(some, values, strict=True)]
     if _OUTPUT.value:
-        _write(Path(_OUTPUT.value), files, names, found.probabilities.tolist())
-
-
-def _write(
-    path: Path, files: Sequence[Path], names: Sequence[str], rows: Sequence[Sequence[float]]
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["file", *names])
-        for file, row in zip(files, rows, strict=True):
-            writer.writerow([file, *(f"{value:.6f}" for value in row)])
+        with new_file(Path(_OUTPUT.value)) as partial, partial.open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["file", *names])
+            writer.writerows(rows)
 
 
 def main() -> None:

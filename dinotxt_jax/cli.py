@@ -41,11 +41,18 @@ def run(body: Callable[[], None]) -> None:
             raise UserError(f"{rest[0]!r} is not a flag; flags are --NAME=VALUE, see --help.")
         body()
 
-    run_with_paths(without_paths)
+    run_with_paths(without_paths, "the same command goes on where it stopped")
 
 
-def run_with_paths(body: Callable[[Sequence[str]], None]) -> None:
-    """As `run`, for an entry point that takes paths beside its flags."""
+def run_with_paths(
+    body: Callable[[Sequence[str]], None], interrupted: str = "nothing was written"
+) -> None:
+    """As `run`, for an entry point that takes paths beside its flags.
+
+    Args:
+        body: takes the paths.
+        interrupted: what an interruption means to the user.
+    """
 
     def main(arguments: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO)
@@ -61,7 +68,7 @@ def run_with_paths(body: Callable[[Sequence[str]], None]) -> None:
                 raise
             exit_with(UserError(f"{error.filename}: {error.strerror}; correct the path."))
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+            print(f"interrupted; {interrupted}", file=sys.stderr)
             raise SystemExit(130) from None
 
     app.run(main, flags_parser=_parse_flags)
@@ -95,10 +102,13 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
 
 def _help(program: str) -> str:
     """The entry point's docstring and its own flags."""
-    main = sys.modules["__main__"]
+    # `dinotxt NAME` has imported the entry point, `python -m` runs it as __main__.
+    main = sys.modules.get(COMMANDS.get(program, ""), sys.modules["__main__"])
     own = flags.FLAGS.get_key_flags_for_module(main) or []
     lines = [(main.__doc__ or "").strip(), "", "flags:"]
-    lines += [f"  --{flag.name}: {flag.help}" for flag in own]
+    for flag in own:
+        default = f" (default: {flag.default})" if flag.default not in (None, "") else ""
+        lines.append(f"  --{flag.name}: {flag.help}{default}")
     return "\n".join(lines)
 
 
@@ -144,6 +154,7 @@ def dispatch() -> None:
     name = sys.argv.pop(1)
     if name not in COMMANDS:
         exit_with(UserError(f"{name!r} is not a command; choose among {names}."))
+    sys.argv[0] = name
     module = importlib.import_module(COMMANDS[name])
     raise SystemExit(module.main())
 

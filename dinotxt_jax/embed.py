@@ -31,7 +31,7 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax.data.examples import image_files
     from dinotxt_jax.data.texts import read_list
     from dinotxt_jax.inference import load
-    from dinotxt_jax.inference.embeddings import embed_files, embed_lines, new_embeddings
+    from dinotxt_jax.inference.embeddings import embed_lines, embedded_files, new_embeddings
 
     if bool(paths) == bool(_TEXTS.value):
         raise UserError("expected either images or --texts; see --help.")
@@ -42,7 +42,8 @@ def _body(paths: Sequence[str]) -> None:
         if texts:
             embed_lines(model, texts, write, _BATCH.value)
         else:
-            embed_files(model, files, write, _BATCH.value, _THREADS.value)
+            for some, rows in embedded_files(model, files, _BATCH.value, _THREADS.value):
+                write([str(file) for file in some], rows)
     print(_OUTPUT.value)
 
 

@@ -29,6 +29,7 @@ _BACKGROUND = flags.DEFINE_string(
     "background", "", "A score below which a pixel is background, or words that stand for it."
 )
 _LABELS = flags.DEFINE_string("labels", "", "Also write the class indices, as an 8-bit PNG.")
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Windows encoded at once.", lower_bound=1)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
 
 
@@ -51,7 +52,7 @@ def _body(paths: Sequence[str]) -> None:
         names,
         _PICTURE.value,
         lambda image, classes: model.segment(
-            image, classes, _PROTOCOL.value, _TEMPLATES.value, background
+            image, classes, _PROTOCOL.value, _TEMPLATES.value, background, _BATCH.value
         ),
     )
     if _LABELS.value:

@@ -125,6 +125,11 @@ def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
         (("segment", "a.png", "--model=M", "--output=o.gifx"), "o.gifx ends in none of .png"),
         (("segment", "a.png", "--model=M", "--output=o.png", "--classes=;"), "expected names such"),
         (("segment", "a.png", "--model=M", "--output=o.png"), "M is not a model directory"),
+        (
+            ("segment", "a.png", "--model=M", "--output=o.png", "--classes=c.txt"),
+            "c.txt', which is",
+        ),
+        (("segment", "a.png", "--model=M", "--output=o.png", "--classes=a, b"), "by semicolons"),
         (("classify", "--model=M", "--classes=a"), "no image is named, expected the paths"),
         (("classify", "x.png", "--model=M", "--classes=a"), "x.png does not exist"),
         (("embed", "--model=M", "--output=e.npz"), "expected either images or --texts"),
@@ -141,3 +146,11 @@ def test_mistakes_end_in_one_sentence(
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png"]
+
+
+def test_every_command_of_dinotxt_explains_itself(tmp_path: Path) -> None:
+    result = command(tmp_path, "dinotxt_jax.cli", "segment", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "--protocol: slide, whole or highres" in result.stdout
+    assert "(default: overlay)" in result.stdout
+    assert "Every pixel gets the class" in result.stdout

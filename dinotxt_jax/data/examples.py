@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -43,6 +43,56 @@ class Source(Protocol):
 
     def captions(self, index: int, /) -> tuple[str, ...]:
         """The captions of an example alone, without reading or drawing its image if possible."""
+
+
+class Subset:
+    """Some examples of a source, spread over it, as a source; what else it has is as before.
+
+    Args:
+        source: any source of examples, labels or masks.
+        count: how many.
+    """
+
+    def __init__(self, source: Any, count: int):
+        self._source = source
+        self._rows = [number * len(source) // count for number in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._source[self._rows[index]]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of an example."""
+        return self._source.captions(self._rows[index])
+
+    def labels(self, index: int) -> tuple[int, ...]:
+        """The classes of an example."""
+        return self._source.labels(self._rows[index])
+
+    def key(self, index: int) -> str:
+        """The name of an example."""
+        return self._source.key(self._rows[index])
+
+    def load(self, index: int) -> Any:
+        """An image and its mask."""
+        return self._source.load(self._rows[index])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # while being unpickled there is no source yet
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+
+SizedT = TypeVar("SizedT", bound=Sized)
+
+
+def limited(source: SizedT, count: int) -> SizedT:
+    """A source, or `count` examples spread over it (0, or more than there are: all)."""
+    if not 0 < count < len(source):
+        return source
+    return cast(SizedT, Subset(source, count))
 
 
 def path_of(config: DataConfig) -> Path:

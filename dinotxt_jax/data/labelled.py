@@ -6,7 +6,6 @@ same (of ImageNet's 1000 names 998 are distinct).
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from dinotxt_jax.data.class_labels import (
     numbers_only,
     readable_names,
 )
+from dinotxt_jax.data.csv_index import read_index
 from dinotxt_jax.data.examples import (
     Example,
     folder_of_images,
@@ -36,7 +36,6 @@ from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.data.tfds_records import TfdsRecords
 from dinotxt_jax.errors import UserError
 
-FILE_COLUMNS = ("file", "image", "path", "filename")
 PRESENT = "present"
 _SEPARATOR = ";"  # between the labels of one image
 
@@ -168,30 +167,20 @@ def _names_of_feature(records: TfdsRecords, key: str, names: Sequence[str]) -> S
 def _from_csv(
     path: Path, config: DataConfig, names: Sequence[str]
 ) -> tuple[list[Entry], Sequence[str]]:
-    if not path.is_file():
-        raise UserError(f"{path} is not a file, expected a CSV index; correct data.path.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    columns = tuple(rows[0]) if rows else ()
-    column = next((name for name in FILE_COLUMNS if name in columns), None)
-    if column is None or config.label_key not in columns:
-        raise UserError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}, expected one of "
-            f"{', '.join(FILE_COLUMNS)}, and {config.label_key} (data.label_key); correct it."
-        )
-    labels = [
-        [label.strip() for label in (row[config.label_key] or "").split(_SEPARATOR)] for row in rows
-    ]
-    names = names or _names_in(path, labels)
+    rows = read_index(path, config.label_key, config.split, "data.label_key")
+    labels = [[label.strip() for label in row.value.split(_SEPARATOR)] for row in rows]
+    # Where the labels are the names of their classes, one that looks like a number is a name too.
+    own_names = () if names else _names_in(path, labels)
     root = folder_of_images(path, config.image_root)
     entries = []
-    for number, (row, own) in enumerate(zip(rows, labels, strict=True), 2):
-        if not config.split or row.get("split") == config.split:
-            found = tuple(_label(label, names, f"{path}:{number}") for label in own)
-            entries.append(Entry(root / row[column], found, row[column]))
-    if not entries:
-        raise nothing_left(path, config.split, {row.get("split") or "" for row in rows})
-    return entries, names
+    for row, own in zip(rows, labels, strict=True):
+        where = f"{path}:{row.number}"
+        found = tuple(
+            _label_named(label, own_names, where) if own_names else _label(label, names, where)
+            for label in own
+        )
+        entries.append(Entry(root / row.file, found, row.file))
+    return entries, names or own_names
 
 
 def _names_in(path: Path, labels: Sequence[Sequence[str]]) -> list[str]:
@@ -203,14 +192,18 @@ def _names_in(path: Path, labels: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _label(text: str, names: Sequence[str], where: str) -> int:
-    if not is_number(text):
-        if list(names).count(text) != 1:
-            found = "several classes" if text in names else "none of the classes"
-            raise UserError(
-                f"{where}: the label {shortened(text)} names {found}; use the number of a class."
-            )
-        return list(names).index(text)
-    return checked_label(int(text), len(names), where)
+    if is_number(text):
+        return checked_label(int(text), len(names), where)
+    return _label_named(text, names, where)
+
+
+def _label_named(text: str, names: Sequence[str], where: str) -> int:
+    if list(names).count(text) != 1:
+        found = "several classes" if text in names else "none of the classes"
+        raise UserError(
+            f"{where}: the label {shortened(text)} names {found}; use the number of a class."
+        )
+    return list(names).index(text)
 
 
 def _labels_of(wanted: Sequence[str], names: Sequence[str]) -> set[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import io
@@ -17,8 +16,8 @@ from PIL import Image
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.data.examples import nothing_left
-from dinotxt_jax.data.labelled import FILE_COLUMNS
+from dinotxt_jax.data.csv_index import read_index
+from dinotxt_jax.data.examples import folder_of_images, nothing_left, path_of
 from dinotxt_jax.data.mask_layouts import IGNORED, LAYOUTS, Layout, one_value_a_pixel
 from dinotxt_jax.data.scenes import SceneSource
 from dinotxt_jax.data.texts import BACKGROUND, read_list
@@ -184,36 +183,17 @@ def open_masks(config: DataConfig) -> MaskSource:
 
 
 def _from_csv(config: DataConfig) -> MaskSource:
-    path = Path(config.path)
-    if not path.is_file():
-        raise UserError(
-            f"{path} is not a file, expected a CSV of images and masks; correct data.path."
-        )
+    path = path_of(config)
     if not config.classes:
         raise UserError(
             "data.classes is empty, expected the names of the classes that masks hold; set it "
             "to a text file with one a line."
         )
     names = read_list(config.classes, "data.classes")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    columns = tuple(rows[0]) if rows else ()
-    column = next((name for name in FILE_COLUMNS if name in columns), None)
-    if column is None or "mask" not in columns:
-        raise UserError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}, expected image and "
-            "mask; correct it."
-        )
-    pairs = [
-        (row[column], row["mask"])
-        for row in rows
-        if not config.split or row.get("split") == config.split
-    ]
-    if not pairs:
-        raise nothing_left(path, config.split, {row.get("split") or "" for row in rows})
-    root = Path(config.image_root) if config.image_root else path.parent
+    pairs = [(row.file, row.value) for row in read_index(path, "mask", config.split)]
     to_indices = functools.partial(_checked_indices, classes=len(names))
     background = names.index(BACKGROUND) if BACKGROUND in names else None
+    root = folder_of_images(path, config.image_root)
     return MaskFiles(root, pairs, to_indices, names, background)
 
 

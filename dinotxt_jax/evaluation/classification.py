@@ -6,9 +6,8 @@ classes of average precision. In percent.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.data.examples import limited
 from dinotxt_jax.data.labelled import LabelledSource, open_labelled
 from dinotxt_jax.data.texts import read_templates
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.embedding import check_images, embed_source
-from dinotxt_jax.evaluation.jobs import Job, TaskResult, named
+from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
 from dinotxt_jax.inference.prompts import class_features
 
 SOURCES = ("folder", "csv", "tfds")
@@ -38,6 +38,17 @@ def check(name: str, task: TaskConfig, patch_size: int) -> None:
     read_templates(task.templates, f"the task {name}: templates")
 
 
+def open_set(task: TaskConfig) -> LabelledSource:
+    """The examples of a task."""
+    return limited(open_labelled(task.data), task.max_examples)
+
+
+def contents(source: LabelledSource) -> list[Any]:
+    """Names and labels of the images, and the names of the classes."""
+    described = [[source.key(i), source.labels(i)] for i in range(len(source))]
+    return [described, source.class_names]
+
+
 def run(job: Job) -> TaskResult:
     """Classifies the images of a task.
 
@@ -45,13 +56,12 @@ def run(job: Job) -> TaskResult:
         UserError: data that cannot be used.
     """
     task = job.task
-    source = open_labelled(task.data)
-    names = source.class_names
-    count = job.count(source)
+    source: LabelledSource = job.source
+    names, count = source.class_names, len(source)
     labels = [source.labels(index) for index in range(count)]
     templates = job.templates()
     texts = class_features(job.model, names, templates, job.batch_size)
-    images = embed_source(job, source, count)
+    images = embed_source(job)
     several = any(len(own) > 1 for own in labels)
     if several:
         per_class = average_precisions(images @ texts.T, labels)
@@ -68,7 +78,7 @@ def run(job: Job) -> TaskResult:
             "templates": len(templates),
             "classes": len(names),
             "images": count,
-            "dataset_fingerprint": _fingerprint(source, count),
+            "dataset_fingerprint": digest(contents(source)),
         },
         per_class=named(names, per_class),
         prompts=templates,
@@ -116,8 +126,11 @@ def _ranks(
     """How many classes are more similar to each image than its own."""
     similarity = jnp.matmul(images, texts.T, precision="highest")
     own = jnp.take_along_axis(similarity, labels[:, None], axis=1)
-    earlier: Bool[Array, "n c"] = jnp.arange(texts.shape[0]) < labels[:, None]
-    return jnp.sum((similarity > own) | ((similarity == own) & earlier), axis=1)
+    numbers = jnp.arange(texts.shape[0])
+    earlier: Bool[Array, "n c"] = numbers < labels[:, None]
+    # Not "more similar": a similarity that is not a number must not count for the model.
+    others = ~(similarity <= own) & (numbers != labels[:, None])
+    return jnp.sum(others | ((similarity == own) & earlier), axis=1)
 
 
 def average_precisions(
@@ -147,9 +160,3 @@ def _chance(labels: Sequence[tuple[int, ...]], classes: int, several: bool) -> d
         return {"mean_average_precision": 100.0 * float(np.mean(counts[counts > 0]) / len(labels))}
     one = 100.0 / classes
     return {"top1": one, "top5": min(5 * one, 100.0), "mean_per_class": one}
-
-
-def _fingerprint(source: LabelledSource, count: int) -> str:
-    """sha256 over names and labels of the images and the names of the classes."""
-    described = [[source.key(i), source.labels(i)] for i in range(count)]
-    return hashlib.sha256(json.dumps([described, source.class_names]).encode()).hexdigest()

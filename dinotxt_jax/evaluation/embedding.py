@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from dinotxt_jax.config import TaskConfig, check_image_size
-from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.pipeline import evaluation_batches
 from dinotxt_jax.data.transforms import EvalTransform, is_random
 from dinotxt_jax.errors import UserError
@@ -27,13 +26,13 @@ def check_images(name: str, task: TaskConfig, patch_size: int) -> None:
     check_image_size(task.data, patch_size, f"the task {name}")
 
 
-def embed_source(job: Job, source: Source, count: int) -> Float[np.ndarray, "n D"]:
-    """L2-normalised descriptors of the first `count` images of a source.
+def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
+    """L2-normalised descriptors of the images of a job.
 
     Raises:
         UserError: an image that cannot be read.
     """
-    task, size = job.task, job.batch_size
+    task, source, size, count = job.task, job.source, job.batch_size, len(job.source)
     before = job.partial.load().get("features")
     found = [] if before is None else [before]
     done = sum(map(len, found))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Float
 
 from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.texts import read_templates
+from dinotxt_jax.files import new_file
 from dinotxt_jax.inference import Model
 from dinotxt_jax.training.features import FeatureCache
 
@@ -39,15 +41,12 @@ class PartialWork:
             arrays = dict(stored)
         return arrays if str(arrays.pop("origin")) == self._origin else {}
 
-    def save(self, arrays: Callable[[], Mapping[str, np.ndarray]]) -> None:
+    def save(self, arrays: Callable[[], Mapping[str, Any]]) -> None:
         """Replaces what is stored by `arrays()`, if the last time is long enough ago."""
         if self._file is None or time.monotonic() - self._saved < self._interval:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(".writing")
-        with partial.open("wb") as stream:
-            np.savez(stream, **{"origin": np.asarray(self._origin), **arrays()})  # type: ignore[arg-type]
-        partial.replace(self._file)
+        with new_file(self._file) as partial, partial.open("wb") as stream:
+            np.savez(stream, **{"origin": np.asarray(self._origin), **arrays()})
         self._saved = time.monotonic()
 
     def clear(self) -> None:
@@ -64,6 +63,7 @@ class Job:
         model: the model.
         name: of the task, for the progress bar.
         task: what to do.
+        source: its examples, as the kind's `open_set` gives them.
         batch_size: images, windows of images, or texts, encoded at once.
         cache: backbone tokens of the task's images, if there are any.
         partial: what was done of it before.
@@ -72,13 +72,10 @@ class Job:
     model: Model
     name: str
     task: TaskConfig
+    source: Any
     batch_size: int
     cache: FeatureCache | None = None
     partial: PartialWork = dataclasses.field(default_factory=lambda: PartialWork(None, {}))
-
-    def count(self, source: Sized) -> int:
-        """How many examples of a source are looked at."""
-        return min(self.task.max_examples or len(source), len(source))
 
     def templates(self) -> tuple[str, ...]:
         """The prompt templates."""
@@ -114,3 +111,8 @@ def named(names: Sequence[str], values: Float[np.ndarray, " c"]) -> list[tuple[s
         (name, None if np.isnan(value) else float(value))
         for name, value in zip(names, values, strict=True)
     ]
+
+
+def digest(contents: Any) -> str:
+    """sha256 of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()

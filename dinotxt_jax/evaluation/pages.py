@@ -96,7 +96,7 @@ def _tables(results: Results) -> Iterator[Table]:
         rows = [["task", "", *(_NAMES.get(key, key) for key in columns)]]
         for name, result in chosen.items():
             for label, values in _compared(result):
-                cells = [f"{values[key]:.1f}" if key in values else "" for key in columns]
+                cells = [_cell(values.get(key)) for key in columns]
                 rows.append([name, label, *cells])
         yield Table(rows)
 
@@ -104,9 +104,13 @@ def _tables(results: Results) -> Iterator[Table]:
 def _compared(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
     yield "model", result["metrics"]
     yield "chance", result["chance"]
-    for figure in comparable(result["task"]["published"], result["protocol"]):
+    for figure in comparable(result["published"], result["protocol"]):
         unsaid = f"; not stated: {figure.open}" if figure.open else ""
         yield f"published: {figure.model} ({figure.source}{unsaid})", figure.metrics
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _described(result: Mapping[str, Any]) -> str:

@@ -35,17 +35,30 @@ class Figure:
     open: str = ""
 
 
+_IMAGENET = {"images": 50_000, "classes": 1000, "templates": 80}
+_COCO = {"images": 5000}
+_WINDOWS = {"protocol": "slide", "resolution": "short side 512, window 384, stride 192"}
+_ADE20K = {"images": 2000, "classes": 150, "templates": 80}
+_CITYSCAPES = {"images": 500, "classes": 19, "templates": 80}
+
+
 def _tower(model: str, top1: float) -> Figure:
-    return Figure(model, {"top1": top1}, {"templates": 80}, _REPORT, "resolution")
+    return Figure(model, {"top1": top1}, _IMAGENET, _REPORT, "resolution")
 
 
 def _retrieval(model: str, image_to_text: float, text_to_image: float) -> Figure:
     found = {"image_to_text_r1": image_to_text, "text_to_image_r1": text_to_image}
-    return Figure(model, found, {}, _REPORT, "resolution, which COCO split")
+    return Figure(model, found, _COCO, _REPORT, "resolution, which COCO split")
 
 
-def _slide(model: str, mean_iou: float, source: str = _REPORT, unsaid: str = "") -> Figure:
-    return Figure(model, {"mean_iou": mean_iou}, {"protocol": "slide"}, source, unsaid)
+def _slide(
+    model: str,
+    mean_iou: float,
+    data: Mapping[str, Any],
+    source: str = _REPORT,
+    unsaid: str = "",
+) -> Figure:
+    return Figure(model, {"mean_iou": mean_iou}, {**_WINDOWS, **data}, source, unsaid)
 
 
 _V2, _V3 = "dino.txt (DINOv2 ViT-L/14)", "dino.txt (DINOv3 ViT-L/16)"
@@ -54,7 +67,7 @@ _OTHER = "whether by the same windows"
 
 FIGURES: dict[str, tuple[Figure, ...]] = {
     "imagenet1k": (
-        Figure(_V2, {"top1": 81.4}, {"resolution": 224, "templates": 80}, _SECONDARY),
+        Figure(_V2, {"top1": 81.4}, _IMAGENET | {"resolution": 224}, _SECONDARY),
         _tower(_V2, 81.6),
         _tower(_V3, 82.3),
         _tower("CLIP", 76.6),
@@ -63,7 +76,11 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     ),
     "coco": (
         Figure(
-            _V2, {"text_to_image_r1": 45.4}, {"resolution": 224}, _SECONDARY, "which COCO split"
+            _V2,
+            {"text_to_image_r1": 45.4},
+            _COCO | {"resolution": 224},
+            _SECONDARY,
+            "which COCO split",
         ),
         _retrieval(_V2, 62.5, 45.0),
         _retrieval(_V3, 63.7, 45.6),
@@ -72,25 +89,41 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         _retrieval("PE", 75.9, 57.1),
     ),
     "ade20k_150": (
-        _slide(_V2, 19.2),
-        _slide(_V2, 19.6, _USER),
-        _slide(_V3, 24.7),
-        _slide("CLIP", 6.0, unsaid=_OTHER),
-        _slide("SigLIP 2", 10.8, unsaid=_OTHER),
-        _slide("PE", 17.6, unsaid=_OTHER),
+        _slide(_V2, 19.2, _ADE20K),
+        _slide(_V2, 19.6, _ADE20K, _USER),
+        _slide(_V3, 24.7, _ADE20K),
+        _slide("CLIP", 6.0, _ADE20K, unsaid=_OTHER),
+        _slide("SigLIP 2", 10.8, _ADE20K, unsaid=_OTHER),
+        _slide("PE", 17.6, _ADE20K, unsaid=_OTHER),
         Figure(
-            _V2, {"mean_iou": 20.6}, {"protocol": "whole", "resolution": 224}, _SECONDARY, "windows"
+            _V2,
+            {"mean_iou": 20.6},
+            _ADE20K | {"protocol": "whole", "resolution": 224},
+            _SECONDARY,
+            "windows",
         ),
-        Figure(_V2, {"mean_iou": 25.1}, {"protocol": "highres"}, _SECONDARY, "scales, clusters"),
+        Figure(
+            _V2,
+            {"mean_iou": 25.1},
+            _ADE20K | {"protocol": "highres"},
+            _SECONDARY,
+            "scales, clusters",
+        ),
     ),
     "cityscapes_19": (
-        _slide(_V2, 27.4),
-        _slide(_V2, 32.3, _USER),
-        _slide(_V3, 36.9),
-        _slide("CLIP", 11.5, unsaid=_OTHER),
-        _slide("SigLIP 2", 16.3, unsaid=_OTHER),
-        _slide("PE", 21.4, unsaid=_OTHER),
-        Figure(_V2, {"mean_iou": 41.0}, {"protocol": "highres"}, _SECONDARY, "scales, clusters"),
+        _slide(_V2, 27.4, _CITYSCAPES),
+        _slide(_V2, 32.3, _CITYSCAPES, _USER),
+        _slide(_V3, 36.9, _CITYSCAPES),
+        _slide("CLIP", 11.5, _CITYSCAPES, unsaid=_OTHER),
+        _slide("SigLIP 2", 16.3, _CITYSCAPES, unsaid=_OTHER),
+        _slide("PE", 21.4, _CITYSCAPES, unsaid=_OTHER),
+        Figure(
+            _V2,
+            {"mean_iou": 41.0},
+            _CITYSCAPES | {"protocol": "highres"},
+            _SECONDARY,
+            "scales, clusters",
+        ),
     ),
 }
 

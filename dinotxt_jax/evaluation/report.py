@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from dinotxt_jax.config import EvaluationConfig
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, PartialWork, TaskResult
 from dinotxt_jax.evaluation.pages import html_page, markdown_page
-from dinotxt_jax.evaluation.tasks import check_tasks, run_task
+from dinotxt_jax.evaluation.tasks import check_tasks, open_task, run_task
+from dinotxt_jax.files import write_text
 from dinotxt_jax.inference import load
 from dinotxt_jax.models.directory import read_description
 
@@ -28,8 +31,9 @@ def evaluate(
 ) -> list[Path]:
     """Evaluates a model directory.
 
-    Tasks whose results lie in the output folder already, from the same model and settings, are not
-    run again, and an interrupted one goes on.
+    Tasks whose results lie in the output folder already, from the same model, settings, templates
+    and names and labels of images, are not run again, and an interrupted one goes on. Results of
+    other tasks that lie there stay.
 
     Args:
         model_path: the model directory.
@@ -49,33 +53,37 @@ def evaluate(
         raise UserError("config.tasks is empty, expected at least one task; add one.")
     mesh = sharding.make_mesh() if mesh is None else mesh
     check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")
-    model = load(model_path, dtype, mesh)
+    opened = [open_task(name, task) for name, task in config.tasks.items()]
     file = output / "results.json"
-    before = _read(file)
-    results: dict[str, Any] = {}
-    for name, task in config.tasks.items():
+    results = _read(file)
+    model = load(model_path, dtype, mesh)
+    for one in opened:
         origin = {
             "backbone_fingerprint": model.description.fingerprint,
             "trained_fingerprint": model.trained_fingerprint,
+            "preprocessing": dataclasses.asdict(model.description.preprocessing),
             "dtype": dtype,
-            "task": json.loads(json.dumps(dataclasses.asdict(task))),
+            **one.origin,
         }
-        if before.get(name, {}).items() >= origin.items():
-            results[name] = before[name]
+        origin = json.loads(json.dumps(origin))
+        if results.get(one.name, {}).items() >= origin.items():
             continue
-        partial = PartialWork(output / f".{name}.partial.npz", origin)
-        result = run_task(Job(model, name, task, config.batch_size, partial=partial))
-        output.mkdir(parents=True, exist_ok=True)
+        partial = PartialWork(output / f".{one.name}.partial.npz", origin)
+        job = Job(model, one.name, one.task, one.source, config.batch_size, partial=partial)
+        result = run_task(job)
+        results[one.name] = _stored(result) | origin
+        write_text(file, json.dumps(results, indent=2, allow_nan=False) + "\n")
         if result.draw is not None:
-            result.draw(output / f"{name}.png")
-        results[name] = _stored(result) | origin
-        _replace(file, json.dumps(results, indent=2) + "\n")
+            result.draw(output / f"{one.name}.png")
         partial.clear()
     title = f"Evaluation of {Path(model_path).name or model_path}"
-    pictures = {name: output / f"{name}.png" for name in results}
+    shown = {
+        name: results[name] | {"published": task.published} for name, task in config.tasks.items()
+    }
+    pictures = {name: output / f"{name}.png" for name in shown}
     pictures = {name: picture for name, picture in pictures.items() if picture.exists()}
-    _replace(output / "report.md", markdown_page(title, results, pictures))
-    _replace(output / "report.html", html_page(title, results, pictures))
+    write_text(output / "report.md", markdown_page(title, shown, pictures))
+    write_text(output / "report.html", html_page(title, shown, pictures))
     return [file, output / "report.md", output / "report.html", *pictures.values()]
 
 
@@ -84,25 +92,29 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text())
+        results = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(
             f"{file} is not JSON ({error}); remove it, or choose another --output."
         ) from error
+    if not isinstance(results, dict) or not all(isinstance(r, dict) for r in results.values()):
+        raise UserError(
+            f"{file} holds something else than results; remove it, or choose another --output."
+        )
+    return results
 
 
 def _stored(result: TaskResult) -> dict[str, Any]:
     return {
         "kind": result.kind,
-        "metrics": result.metrics,
-        "chance": result.chance,
+        "metrics": _finite(result.metrics),
+        "chance": _finite(result.chance),
         "protocol": result.protocol,
         "per_class": [list(pair) for pair in result.per_class],
         "prompts": list(result.prompts),
     }
 
 
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.writing")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """What is no number (nothing was there to be measured) as None, which JSON has a word for."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax import visualize
 from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.data.examples import Source, limited
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
 from dinotxt_jax.evaluation.embedding import check_images, embed_source
-from dinotxt_jax.evaluation.jobs import Job, TaskResult
+from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
 
 SHEET_IMAGES = 10
 RECALLS = (1, 5, 10)
@@ -115,12 +115,23 @@ def _block_ranks(
 ) -> Int[Array, " q"]:
     similarity = jnp.matmul(queries, gallery.T, precision="highest")
     best = jnp.max(jnp.where(own, similarity, -jnp.inf), axis=1, keepdims=True)
-    return jnp.sum((similarity >= best) & ~own, axis=1)
+    # Not "as similar": a similarity that is not a number must not count for the model.
+    return jnp.sum(~(similarity < best) & ~own, axis=1)
 
 
 def check(name: str, task: TaskConfig, patch_size: int) -> None:
     """Raises `UserError` for what can be known to be wrong before anything is encoded."""
     check_images(name, task, patch_size)
+
+
+def open_set(task: TaskConfig) -> Source:
+    """The examples of a task."""
+    return limited(open_source(task.data), task.max_examples)
+
+
+def contents(source: Source) -> list[Any]:
+    """The captions of every image."""
+    return [source.captions(index) for index in range(len(source))]
 
 
 def run(job: Job) -> TaskResult:
@@ -130,15 +141,11 @@ def run(job: Job) -> TaskResult:
         UserError: data that cannot be used.
     """
     task = job.task
-    source = open_source(task.data)
-    count = job.count(source)
-    captions: list[str] = []
-    owners: list[int] = []
-    for index in range(count):
-        own = source.captions(index)
-        captions.extend(own)
-        owners.extend([index] * len(own))
-    images = embed_source(job, source, count)
+    source: Source = job.source
+    captions_of = contents(source)
+    captions = [caption for own in captions_of for caption in own]
+    owners = [index for index, own in enumerate(captions_of) for _ in own]
+    images = embed_source(job)
     texts = job.model.embed_texts(captions, job.batch_size)
     embedded = RetrievalSet(images, texts, np.asarray(owners), captions)
     return TaskResult(
@@ -148,20 +155,18 @@ def run(job: Job) -> TaskResult:
         protocol={
             "resolution": task.data.image_size,
             "preparation": task.data.augmentation,
-            "images": count,
+            "images": len(source),
             "captions": len(captions),
             "ties": "count as misses",
-            "dataset_fingerprint": hashlib.sha256(
-                json.dumps([captions, owners]).encode()
-            ).hexdigest(),
+            "dataset_fingerprint": digest(captions_of),
         },
-        draw=lambda path: _draw_sheet(task, embedded, path),
+        draw=lambda path: _draw_sheet(job, embedded, path),
     )
 
 
-def _draw_sheet(task: TaskConfig, embedded: RetrievalSet, path: Path) -> None:
+def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
     """Images spread over the set, each with the captions the model finds most similar."""
-    source, transform = open_source(task.data), EvalTransform(task.data)
+    source, transform = job.source, EvalTransform(job.task.data)
     count = len(embedded.images)
     shown = [i * count // SHEET_IMAGES for i in range(min(SHEET_IMAGES, count))]
     entries = []

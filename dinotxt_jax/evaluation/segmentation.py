@@ -5,8 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from PIL import Image
 
 from dinotxt_jax import visualize
 from dinotxt_jax.config import SegmentationConfig, TaskConfig
+from dinotxt_jax.data.examples import limited
 from dinotxt_jax.data.masks import IGNORED, SOURCES, MaskSource, open_masks
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.texts import read_list, read_templates
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.jobs import Job, TaskResult, named
+from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
 from dinotxt_jax.inference.prompts import placed_texts
 from dinotxt_jax.inference.segmentation import DenseScores, DenseTexts, padded_side, segment
 from dinotxt_jax.inference.windows import check_protocol
@@ -46,6 +46,27 @@ def check(name: str, task: TaskConfig, patch_size: int) -> None:
         read_list(task.segmentation.background_words, f"the task {name}: background_words")
 
 
+def open_set(task: TaskConfig) -> MaskSource:
+    """The examples of a task.
+
+    Raises:
+        UserError: data that cannot be used, or a background that it has not.
+    """
+    source = limited(open_masks(task.data), task.max_examples)
+    config = task.segmentation
+    if source.background is None and (config.background_words or config.background_score > -1):
+        raise UserError(
+            "background_score or background_words is set, but the data has no class background; "
+            "leave them out, or take data that has one."
+        )
+    return source
+
+
+def contents(source: MaskSource) -> list[Any]:
+    """Names of the images, and of the classes; the masks are part of the result's fingerprint."""
+    return [[source.key(i) for i in range(len(source))], source.class_names]
+
+
 def run(job: Job) -> TaskResult:
     """Segments the images of a task and compares with their masks.
 
@@ -55,11 +76,12 @@ def run(job: Job) -> TaskResult:
         UserError: data that cannot be used.
     """
     task = job.task
-    source = open_masks(task.data)
-    count = job.count(source)
-    templates = job.templates()
-    texts = _texts(job, source, templates)
-    counts, digest = _counted_set(job, source, texts, count)
+    source: MaskSource = job.source
+    templates, words = job.templates(), _words(job)
+    score = task.segmentation.background_score
+    names, background = source.class_names, source.background
+    texts = placed_texts(job.model, names, templates, background, score, words)
+    counts, fingerprint = _counted_set(job, texts)
     confusion = counts.astype(np.float64)
     return TaskResult(
         kind="segmentation",
@@ -69,43 +91,30 @@ def run(job: Job) -> TaskResult:
             "protocol": task.segmentation.protocol,
             "resolution": _resolution(task.segmentation),
             "templates": len(templates),
-            "classes": len(source.class_names),
-            "background": _background(source, task.segmentation),
-            "images": count,
-            "dataset_fingerprint": digest,
+            "classes": len(names),
+            "background": _background(source, task.segmentation, words),
+            "images": len(source),
+            "dataset_fingerprint": fingerprint,
         },
-        per_class=named(source.class_names, 100.0 * intersections_over_unions(confusion)),
+        per_class=named(names, 100.0 * intersections_over_unions(confusion)),
         prompts=templates,
-        draw=lambda path: _draw_sheet(job, source, texts, count, path),
+        draw=lambda path: _draw_sheet(job, texts, path),
     )
 
 
-def _texts(job: Job, source: MaskSource, templates: tuple[str, ...]) -> DenseTexts:
-    config = job.task.segmentation
-    words: tuple[str, ...] = ()
-    if config.background_words:
-        words = read_list(config.background_words, f"the task {job.name}: background_words")
-    if source.background is None and (words or config.background_score > -1):
-        raise UserError(
-            f"the task {job.name} has background_score or background_words, but its data has no "
-            "class background; leave them out, or take data that has one."
-        )
-    return placed_texts(
-        job.model, source.class_names, templates, source.background, config.background_score, words
-    )
+def _words(job: Job) -> tuple[str, ...]:
+    named_list = job.task.segmentation.background_words
+    return read_list(named_list, f"the task {job.name}: background_words") if named_list else ()
 
 
-def _counted_set(
-    job: Job, source: MaskSource, texts: DenseTexts, count: int
-) -> tuple[Int[np.ndarray, "c c"], str]:
-    """The confusion matrix of the first `count` images, and a sha256 over all that they are."""
-    task = job.task
-    classes = len(source.class_names)
+def _counted_set(job: Job, texts: DenseTexts) -> tuple[Int[np.ndarray, "c c"], str]:
+    """The confusion matrix of all images, and a sha256 over names of images and classes, masks."""
+    task, source = job.task, job.source
     before = job.partial.load()
     done = int(before.get("done", 0))
-    digest = str(before.get("digest", _sha256(json.dumps(source.class_names).encode())))
-    confusion = ConfusionMatrix(classes, before.get("counts"))
-    rows = range(done, count)
+    fingerprint = str(before.get("fingerprint", digest(source.class_names)))
+    confusion = ConfusionMatrix(len(source.class_names), before.get("counts"))
+    rows = range(done, len(source))
     pairs = in_threads(rows, source.load, task.data.threads, _AHEAD)
     waiting: collections.deque[tuple[str, Int[np.ndarray, "h w"]]] = collections.deque()
 
@@ -115,17 +124,17 @@ def _counted_set(
             yield image
 
     def state() -> dict[str, Any]:
-        return {"done": done, "digest": digest, "counts": confusion.counts()}
+        return {"done": done, "fingerprint": fingerprint, "counts": confusion.counts()}
 
-    with progress_bar(count, done, "image", job.name) as bar:
+    with progress_bar(len(source), done, "image", job.name) as bar:
         for dense in segment(job.model, images(), texts, task.segmentation, job.batch_size):
             key, mask = waiting.popleft()
             confusion.add(mask, dense)
-            digest = _sha256(digest.encode() + key.encode() + mask.tobytes())
+            fingerprint = digest([fingerprint, key, hashlib.sha256(mask.tobytes()).hexdigest()])
             done += 1
             bar.update()
             job.partial.save(state)
-    return confusion.counts(), digest
+    return confusion.counts(), fingerprint
 
 
 class ConfusionMatrix:
@@ -207,29 +216,26 @@ def _resolution(config: SegmentationConfig) -> int | str:
     return f"short sides {sides}, {windows}{groups}"
 
 
-def _background(source: MaskSource, config: SegmentationConfig) -> str:
+def _background(source: MaskSource, config: SegmentationConfig, words: Sequence[str]) -> str:
     if source.background is None:
         return "none"
     parts = []
-    if config.background_words:
-        parts.append(f"words of {config.background_words}")
+    if words:
+        parts.append(f"words of {config.background_words} ({', '.join(words)})")
     if config.background_score > -1:
         parts.append(f"score below {config.background_score}")
     return " and ".join(parts) or "by its name"
 
 
-def _draw_sheet(job: Job, source: MaskSource, texts: DenseTexts, count: int, path: Path) -> None:
+def _draw_sheet(job: Job, texts: DenseTexts, path: Path) -> None:
     """Images spread over the set: photo, mask, and what was found."""
+    count = len(job.source)
     shown = dict.fromkeys(i * count // SHEET_IMAGES for i in range(SHEET_IMAGES))
-    pairs = [source.load(index) for index in shown]
+    pairs = [job.source.load(index) for index in shown]
     images = (image for image, _ in pairs)
     found = segment(job.model, images, texts, job.task.segmentation, job.batch_size)
     entries = [
         (image, mask, dense.labels(*mask.shape))
         for (image, mask), dense in zip(pairs, found, strict=True)
     ]
-    visualize.segmentation_sheet(entries, source.class_names).save(path)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    visualize.segmentation_sheet(entries, job.source.class_names).save(path)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.transforms import center_crop
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.files import new_file
 from dinotxt_jax.inference.images import read_image
 from dinotxt_jax.inference.model import Model
 from dinotxt_jax.progress import progress_bar
@@ -36,14 +37,8 @@ def new_embeddings(path: Path) -> Iterator[Write]:
     formats = {".parquet": _parquet, ".npz": _npz}
     if path.suffix not in formats:
         raise UserError(f"{path} ends in neither of {' and '.join(formats)}; name one of these.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with formats[path.suffix](partial) as write:
-            yield write
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial, formats[path.suffix](partial) as write:
+        yield write
 
 
 @contextlib.contextmanager
@@ -86,10 +81,10 @@ def _parquet(path: Path) -> Iterator[Write]:
             writer.close()
 
 
-def embed_files(
-    model: Model, files: Sequence[Path], write: Write, batch_size: int, threads: int
-) -> None:
-    """Writes the descriptors of image files; one that cannot be read is named and left out.
+def embedded_files(
+    model: Model, files: Sequence[Path], batch_size: int, threads: int, title: str = "embedding"
+) -> Iterator[tuple[list[Path], Float[np.ndarray, "n D"]]]:
+    """Descriptors of image files, some at a time; one that cannot be read is named and left out.
 
     Raises:
         UserError: no image can be read.
@@ -104,22 +99,22 @@ def embed_files(
             return file, None
 
     loaded = in_threads(files, load, threads, 2 * batch_size)
-    written = 0
-    with progress_bar(len(files), 0, "image", "embedding") as bar:
+    found = 0
+    with progress_bar(len(files), 0, "image", title) as bar:
         while batch := list(itertools.islice(loaded, batch_size)):
             good = [(file, pixels) for file, pixels in batch if pixels is not None]
             if good:
                 stacked = np.stack([pixels for _, pixels in good])
                 (rows,) = model.embed_batches([stacked], batch_size)
-                write([str(file) for file, _ in good], rows)
-            written += len(good)
+                yield [file for file, _ in good], rows
+            found += len(good)
             bar.update(len(batch))
-    if not written:
+    if not found:
         raise UserError(
             f"none of {len(files)} images could be read; the messages above name them: repair them."
         )
-    if written < len(files):
-        logging.warning("%d of %d images were left out", len(files) - written, len(files))
+    if found < len(files):
+        logging.warning("%d of %d images were left out", len(files) - found, len(files))
 
 
 def embed_lines(model: Model, texts: Sequence[str], write: Write, batch_size: int) -> None:

@@ -30,6 +30,7 @@ class Encoder:
         description: what the model directory's `model.json` says.
         make_tokenizer: called when the tokenizer is first needed.
         mesh: shards batches; None uses the first device.
+        cache_texts: keep features of classes in the cache folder (a model that learns should not).
     """
 
     def __init__(
@@ -39,12 +40,15 @@ class Encoder:
         description: directory.ModelDescription,
         make_tokenizer: Callable[[], Tokenizer],
         mesh: Mesh | None = None,
+        *,
+        cache_texts: bool = True,
     ):
         self.description = description
         self._make_tokenizer = make_tokenizer
         self._graphdef = graphdef
         self._arrays = arrays
         self._mesh = mesh
+        self.cache_texts = cache_texts
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -71,9 +71,18 @@ class Model(Encoder):
         Raises:
             UserError: images, names or templates that cannot be used.
         """
+        descriptors = self.embed_images(images, batch_size)
+        return self.classify_descriptors(descriptors, classes, templates)
+
+    def classify_descriptors(
+        self,
+        descriptors: Float[np.ndarray, "n D"],
+        classes: Sequence[str],
+        templates: str | Sequence[str] = "openai_80",
+    ) -> Classification:
+        """As `classify`, of what `embed_images` gave."""
         texts = class_features(self, classes, read_templates(templates, "templates"))
-        cosines = self.embed_images(images, batch_size) @ texts.T
-        return Classification(tuple(classes), cosines, self.logit_scale)
+        return Classification(tuple(classes), descriptors @ texts.T, self.logit_scale)
 
     def segment(
         self,
@@ -81,7 +90,7 @@ class Model(Encoder):
         classes: Sequence[str],
         protocol: str | SegmentationConfig = "slide",
         templates: str | Sequence[str] = "openai_80",
-        background: float | Sequence[str] | None = None,
+        background: float | str | Sequence[str] | None = None,
         batch_size: int = 8,
     ) -> Segmentation:
         """The class of every pixel.
@@ -123,13 +132,12 @@ class Model(Encoder):
         Raises:
             UserError: an image, a phrase or a protocol that cannot be used.
         """
-        found = self.segment(image, [text], protocol, "{}")
-        if found.protocol == "slide":
+        if "slide" in (protocol, getattr(protocol, "protocol", "")):
             raise UserError(
                 "the protocol slide compares classes with each other, so that one phrase alone "
                 "has no score; take highres or whole."
             )
-        return found.scores[..., 0]
+        return self.segment(image, [text], protocol, "{}").scores[..., 0]
 
     def patch_tokens(self, image: ImageLike, size: int = 0) -> Float[np.ndarray, "gh gw d"]:
         """The head's patch tokens of a whole image, not normalised.

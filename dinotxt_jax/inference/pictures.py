@@ -9,6 +9,7 @@ from PIL import Image
 
 from dinotxt_jax import visualize
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.files import new_file
 from dinotxt_jax.inference.images import read_image
 from dinotxt_jax.inference.model import Model
 from dinotxt_jax.inference.results import Segmentation
@@ -62,8 +63,5 @@ def check_file(path: str, endings: Sequence[str] = (".png", ".jpg", ".jpeg", ".w
 
 def write(picture: Image.Image, path: str) -> None:
     """Writes a picture; the file appears when it is complete."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".partial-{file.name}")  # PIL goes by the ending
-    picture.save(partial)
-    partial.replace(file)
+    with new_file(Path(path)) as partial:
+        picture.save(partial)

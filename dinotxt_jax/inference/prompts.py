@@ -11,16 +11,22 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from dinotxt_jax.data.texts import BACKGROUND, filled
 from dinotxt_jax.downloads import cache_folder
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.files import new_file
 from dinotxt_jax.inference.segmentation import DenseTexts
+from dinotxt_jax.models.dinotxt import normalized
+from dinotxt_jax.progress import watched
 
 if TYPE_CHECKING:
     from dinotxt_jax.inference.model import Model
+
+_PROMPTS = 4096  # encoded before they are averaged
 
 
 def class_features(
@@ -45,19 +51,16 @@ def class_features(
         UserError: no class, or one without a name.
     """
     _check(class_names)
-    prompts = [filled(template, name) for name in class_names for template in templates]
-    features = _cached_features(model, prompts, batch_size)
-    if of_patches:
-        features = features[:, -model.description.vision.dim :]
-    features = _normalized(features).reshape(len(class_names), len(templates), -1)
-    return _normalized(features.mean(axis=1))
+    found = _cached_features(model, class_names, templates, batch_size)
+    dim = model.description.vision.dim
+    return found[:, -dim:] if of_patches else found[:, :-dim]
 
 
 def dense_texts(
     model: Model,
     class_names: Sequence[str],
     templates: Sequence[str],
-    background: float | Sequence[str] | None = None,
+    background: float | str | Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], DenseTexts]:
     """What pixels are compared with, and the names of their classes.
 
@@ -71,7 +74,15 @@ def dense_texts(
     names = tuple(class_names)
     if background is None:
         return names, placed_texts(model, names, templates)
-    score, words = (background, ()) if isinstance(background, (int, float)) else (-1.0, background)
+    words: Sequence[str] = ()
+    score = -1.0
+    if isinstance(background, str):
+        words = (background,)
+    elif isinstance(background, Sequence):
+        words = background
+        _check(words)
+    else:
+        score = float(background)
     texts = placed_texts(model, (*names, BACKGROUND), templates, len(names), score, words)
     return (*names, BACKGROUND), texts
 
@@ -115,24 +126,39 @@ def _check(class_names: Sequence[str]) -> None:
 
 
 def _cached_features(
-    model: Model, prompts: Sequence[str], batch_size: int
-) -> Float[np.ndarray, "n D"]:
-    """Text features of prompts, from the cache folder if they were encoded before."""
+    model: Model, class_names: Sequence[str], templates: Sequence[str], batch_size: int
+) -> Float[np.ndarray, "c E"]:
+    """Both features of classes beside each other [whole; of patches], if need be newly encoded."""
+    if not model.cache_texts:
+        return _encoded(model, class_names, templates, batch_size)
     spec = None if model.description.tokenizer is None else model.tokenizer.spec()
-    described = json.dumps([model.text_fingerprint, spec, list(prompts)])
+    described = json.dumps([model.text_fingerprint, spec, list(class_names), list(templates)])
     name = hashlib.sha256(described.encode()).hexdigest()
     file = cache_folder() / "text_features" / f"{name}.npy"
     if file.is_file():
         return np.load(file)
-    features = model.embed_texts(prompts, batch_size)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{name}.{id(features)}.partial")
-    with partial.open("wb") as stream:
+    features = _encoded(model, class_names, templates, batch_size)
+    with new_file(file) as partial, partial.open("wb") as stream:
         np.save(stream, features)
-    partial.replace(file)
     return features
 
 
-def _normalized(features: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(features, axis=-1, keepdims=True)
-    return features / np.maximum(norm, 1e-12)
+def _encoded(
+    model: Model, class_names: Sequence[str], templates: Sequence[str], batch_size: int
+) -> Float[np.ndarray, "c E"]:
+    dim, at_once = model.description.vision.dim, max(_PROMPTS // len(templates), 1)
+    blocks = [class_names[i : i + at_once] for i in range(0, len(class_names), at_once)]
+    found = []
+    # A bar for what takes long only.
+    for names in watched(blocks, "block", "encoding prompts") if len(blocks) > 1 else blocks:
+        prompts = [filled(template, name) for name in names for template in templates]
+        features = model.embed_texts(prompts, batch_size)
+        both = [_averaged(part, len(templates)) for part in (features, features[:, -dim:])]
+        found.append(np.concatenate(both, axis=1))
+    return np.concatenate(found)
+
+
+def _averaged(features: np.ndarray, templates: int) -> np.ndarray:
+    """Normalised, averaged over the templates of each class, and normalised again."""
+    rows = normalized(jnp.asarray(features)).reshape(-1, templates, features.shape[1])
+    return np.asarray(normalized(rows.mean(axis=1)))

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from dinotxt_jax import visualize
-from dinotxt_jax.data.texts import BACKGROUND
 from dinotxt_jax.inference.segmentation import DenseScores
 
 
@@ -86,10 +85,13 @@ class Segmentation:
 
     def overlay(self) -> Image.Image:
         """The image under the colours of its classes, with a legend."""
-        return visualize.segmentation_overlay(self.image, self.labels, self.class_names)
+        # Every pixel has a class, also where there are so many that one has the number of none.
+        return visualize.segmentation_overlay(self.image, self.labels, self.class_names, ignored=-1)
 
     def heat_maps(self) -> Image.Image:
-        """The scores of every class over the image, those of the background left out."""
-        names = [name for name in self.class_names if name != BACKGROUND]
+        """The scores of every class over the image, those of an added background left out."""
+        texts = self.dense.texts
+        shown = [n for n, label in enumerate(texts.classes) if label != texts.background]
+        names = [self.class_names[texts.classes[n]] for n in shown]
         what = "softmax value" if self.protocol == "slide" else "cosine similarity"
-        return visualize.heat_maps(self.image, self.scores[..., : len(names)], names, what=what)
+        return visualize.heat_maps(self.image, self.scores[..., shown], names, what=what)

@@ -30,6 +30,7 @@ from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.inference.clustering import clustered
 from dinotxt_jax.inference.interpolation import Taps, linear_taps, resampled
 from dinotxt_jax.inference.windows import levels
+from dinotxt_jax.models.dinotxt import normalized
 
 if TYPE_CHECKING:
     from dinotxt_jax.inference.model import Model
@@ -63,7 +64,7 @@ class DenseScores:
     """
 
     def __init__(self, padded: jax.Array, size: tuple[int, int], texts: DenseTexts):
-        self._padded, self._size, self._texts = padded, size, texts
+        self._padded, self._size, self.texts = padded, size, texts
 
     def scores(self) -> Float[np.ndarray, "h w t"]:
         """At the protocol's resolution: pixels of the resized image (slide), else patches."""
@@ -79,7 +80,7 @@ class DenseScores:
             linear_taps(source, target, padded_side(target))
             for source, target in zip(self._size, (height, width), strict=True)
         )
-        texts = self._texts
+        texts = self.texts
         background = -1 if texts.background is None else texts.background
         floor = -math.inf if background < 0 else texts.background_score
         return _labels(self._padded, rows, columns, texts.classes, background, floor)
@@ -133,6 +134,7 @@ def segment(
     finished = 0
     features = jnp.asarray(texts.features)
     patch = model.description.vision.patch_size
+    channels = features.shape[1 if config.protocol == "highres" else 0]
 
     def flush() -> Iterator[DenseScores]:
         nonlocal finished
@@ -142,13 +144,14 @@ def segment(
             maps = jnp.asarray(np.asarray(maps))  # canvases lie on the first device
         for row, (canvas, top, left, pixels) in enumerate(queue):
             canvas.add(maps, row, top, left, pixels.shape[0])
+            # At once: the canvases of a whole batch need not fit in memory.
+            while finished in pending and pending[finished].complete:
+                yield pending.pop(finished).scores()
+                finished += 1
         queue.clear()
-        while finished in pending and pending[finished].complete:
-            yield pending.pop(finished).scores()
-            finished += 1
 
     for number, image in enumerate(images):
-        found = levels(image, config, patch)
+        found = levels(image, config, patch, channels)
         pending[number] = _Pending(texts, config)
         for level in found:
             canvas = _Canvas(level.pixels.shape[:2], patch, len(level.starts), config.protocol)
@@ -256,9 +259,4 @@ class _Pending:
 
 
 _resampled = jax.jit(resampled)
-
-
-@jax.jit
-def _unit(features: Float[Array, "h w d"]) -> Float[Array, "h w d"]:
-    norm = jnp.sqrt(jnp.sum(jnp.square(features), axis=-1, keepdims=True))
-    return features / jnp.maximum(norm, 1e-12)
+_unit = jax.jit(normalized)

@@ -12,7 +12,7 @@ from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.errors import UserError
 
 PROTOCOLS = ("slide", "whole", "highres")
-_MAX_PIXELS = 2**28
+_MOST_SCORES = 2**31  # float32: 8 GiB
 
 
 class Level(NamedTuple):
@@ -59,27 +59,53 @@ def check_protocol(config: SegmentationConfig, patch: int, what: str) -> None:
         )
 
 
-def levels(image: Image.Image, config: SegmentationConfig, patch: int) -> list[Level]:
+def levels(
+    image: Image.Image, config: SegmentationConfig, patch: int, channels: int
+) -> list[Level]:
     """The sizes and windows of an RGB image under a protocol.
 
+    Args:
+        image: RGB.
+        config: the protocol.
+        patch: side of a patch, pixels.
+        channels: what each place of the result holds: scores of so many texts (slide), or a
+            feature of so many dimensions (highres).
+
     Raises:
-        UserError: the image is so narrow that it would be resized to over 268 million pixels.
+        UserError: the image is so narrow that the result would not fit into 8 GiB.
     """
     if config.protocol == "whole":
         side = config.image_size
         return [Level(_resized(image, side, side), [(0, 0)], side)]
     if config.protocol == "slide":
         height, width = _sides(image, config.short_side, 1)
+        _check_size(image, height, width, height * width * channels)
         return [_windowed(image, height, width, config.window, config.stride)]
     window, stride = (_to_patches(side, patch) for side in (config.window, config.stride))
-    return [
-        _windowed(image, *_sides(image, short, patch), window, stride) for short in config.scales
-    ]
+    sizes = [_sides(image, short, patch) for short in config.scales]
+    height, width = max(sizes)
+    _check_size(image, height, width, height * width // patch**2 * channels)
+    return [_windowed(image, *size, window, stride) for size in sizes]
 
 
 def in_whole_patches(image: Image.Image, short: int, patch: int) -> UInt8[np.ndarray, "h w 3"]:
-    """An RGB image with that short side, both sides rounded to whole patches."""
-    return _resized(image, *_sides(image, short, patch))
+    """An RGB image with that short side, both sides rounded to whole patches.
+
+    Raises:
+        UserError: the image is so narrow that attention over it would not fit into 8 GiB.
+    """
+    height, width = _sides(image, short, patch)
+    _check_size(image, height, width, (height * width // patch**2) ** 2)
+    return _resized(image, height, width)
+
+
+def _check_size(image: Image.Image, height: int, width: int, numbers: int) -> None:
+    if numbers > _MOST_SCORES:
+        raise UserError(
+            f"an image of {image.width} x {image.height} pixels would be resized to {width} x "
+            f"{height}, and what is computed of it not fit into memory; crop it, or take a smaller "
+            "size."
+        )
 
 
 def _windowed(image: Image.Image, height: int, width: int, window: int, stride: int) -> Level:
@@ -92,11 +118,6 @@ def _sides(image: Image.Image, short: int, patch: int) -> tuple[int, int]:
     """(height, width) with that short side, the long one rounded down; both whole patches."""
     least = min(image.size)
     height, width = (max(side * short // least, short) for side in image.size[::-1])
-    if height * width > _MAX_PIXELS:
-        raise UserError(
-            f"an image of {image.width} x {image.height} pixels would be resized to {width} x "
-            f"{height}, expected at most {_MAX_PIXELS} pixels; crop it."
-        )
     return _to_patches(height, patch), _to_patches(width, patch)
 
 

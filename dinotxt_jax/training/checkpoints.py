@@ -13,6 +13,7 @@ import numpy as np
 
 from dinotxt_jax.config import Config, flatten
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.files import write_text
 from dinotxt_jax.storage import Checkpoints
 from dinotxt_jax.training.step import TrainState
 
@@ -73,11 +74,8 @@ def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
 
 def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
     """Writes `run.json`, by which a later run knows whose directory this is."""
-    workdir.mkdir(parents=True, exist_ok=True)
     run = {"fingerprint": fingerprint, "config": dataclasses.asdict(config)}
-    partial = workdir / "run.json.partial"
-    partial.write_text(json.dumps(run, indent=2) + "\n")
-    partial.replace(workdir / "run.json")
+    write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
 
 
 def _is_free(key: str) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from absl import logging
 from dinotxt_jax.config import Config, EvaluationConfig
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job
-from dinotxt_jax.evaluation.tasks import KINDS, run_task
+from dinotxt_jax.evaluation.tasks import KINDS, OpenTask, run_task
+from dinotxt_jax.files import write_text
 from dinotxt_jax.training.exports import Exporter
 from dinotxt_jax.training.features import FeatureCache
 from dinotxt_jax.training.step import TrainState
@@ -48,6 +50,7 @@ class Evaluations:
         config: the run.
         exporter: makes its models.
         workdir: where best/ and best.json go.
+        tasks: of the config, their data opened.
         caches: backbone tokens of the tasks that have them.
     """
 
@@ -56,16 +59,18 @@ class Evaluations:
         config: Config,
         exporter: Exporter,
         workdir: Path,
+        tasks: Sequence[OpenTask],
         caches: Mapping[str, FeatureCache | None],
     ):
-        self._config, self._exporter, self._caches = config.evaluation, exporter, caches
+        self._config, self._exporter = config.evaluation, exporter
+        self._tasks, self.caches = tasks, caches
         self._last = config.steps
         self._workdir = workdir
 
     @property
     def need_backbone(self) -> bool:
         """Whether a task runs the backbone itself."""
-        return any(self._caches.get(name) is None for name in self._config.tasks)
+        return any(self.caches.get(one.name) is None for one in self._tasks)
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step."""
@@ -77,10 +82,11 @@ class Evaluations:
         """Every task's results, the task's name before each; the best model is kept."""
         model = self._exporter.model(state, frozen)
         results: dict[str, float] = {}
-        for name, task in self._config.tasks.items():
-            job = Job(model, name, task, self._config.batch_size, self._caches.get(name))
+        for one in self._tasks:
+            cache = self.caches.get(one.name)
+            job = Job(model, one.name, one.task, one.source, self._config.batch_size, cache)
             outcome = run_task(job)
-            results |= {f"{name}/{key}": value for key, value in outcome.metrics.items()}
+            results |= {f"{one.name}/{key}": value for key, value in outcome.metrics.items()}
         if self._config.best:
             self._keep_best(step, state, results)
         return results
@@ -93,12 +99,12 @@ class Evaluations:
                 f"config.evaluation.best={metric!r} did not come out of the evaluation, which gave "
                 f"{', '.join(results)}; choose one of these."
             )
+        if not math.isfinite(results[metric]):
+            return
         before = json.loads(file.read_text()) if file.exists() else {}
         if before.get("metric") == metric and before["value"] >= results[metric]:
             return
         self._exporter.write(state, self._workdir / "best")
         found = {"step": step, "metric": metric, "value": results[metric]}
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(found) + "\n")
-        partial.replace(file)
+        write_text(file, json.dumps(found) + "\n")
         logging.info("step %d is the best so far: %s %.2f", step, metric, results[metric])

@@ -54,6 +54,7 @@ class Exporter:
             self.description(),
             lambda: self.tokenizer,
             self.trainer.mesh,
+            cache_texts=False,
         )
 
     def write(self, state: TrainState, path: Path) -> Path:

@@ -30,12 +30,13 @@ from jaxtyping import Float
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig, TaskConfig, check_image_size
-from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.examples import Source, limited
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import is_random, normalize
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.files import new_file
 from dinotxt_jax.models.directory import load_vision_transformer
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.progress import progress_bar
@@ -168,11 +169,14 @@ def precompute(config: Config) -> None:
             "--config.features=DIR."
         )
     folder = Path(config.features)
-    encode_source(config, config.data, folder, config.feature_views, "training images")
+    source = open_source(config.data)
+    views = config.feature_views
+    encode_source(config, config.data, source, folder, views, "training images")
     for name, task in tasks_with_caches(config):
         data = dataclasses.replace(task.data, max_bad_fraction=0.0)
-        folder = task_folder(config.features, name)
-        encode_source(config, data, folder, 1, name, labelled=task.kind == "classification")
+        source = open_source(data, labelled=task.kind == "classification")
+        source = limited(source, task.max_examples)
+        encode_source(config, data, source, task_folder(config.features, name), 1, name)
 
 
 def tasks_with_caches(config: Config) -> list[tuple[str, TaskConfig]]:
@@ -181,20 +185,13 @@ def tasks_with_caches(config: Config) -> list[tuple[str, TaskConfig]]:
 
 
 def encode_source(
-    config: Config,
-    data: DataConfig,
-    folder: Path,
-    views: int,
-    title: str,
-    *,
-    labelled: bool = False,
+    config: Config, data: DataConfig, source: Source, folder: Path, views: int, title: str
 ) -> None:
     """Writes the tokens of `views` views of every example of one source."""
     mesh = sharding.make_mesh(fsdp=1, devices=jax.local_devices())
     frozen = config.precision.frozen
     dtypes = DTypes(frozen, frozen, config.precision.normalization)
     backbone, description = load_vision_transformer(config.backbone, dtypes, mesh)
-    source = open_source(data, labelled=labelled)
     check_image_size(data, description.vision.patch_size)
     expected = describe(config, data, source, views, description.fingerprint)
     stored = _stored_description(folder)
@@ -263,10 +260,8 @@ def _bits(tokens: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with new_file(path) as partial, partial.open("wb") as file:
         np.save(file, array)
-    partial.replace(path)
 
 
 def _shard(folder: Path, view: int, shard: int) -> Path:

@@ -26,7 +26,7 @@ from dinotxt_jax.data.pipeline import (
 )
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.tasks import check_tasks
+from dinotxt_jax.evaluation.tasks import check_tasks, open_task
 from dinotxt_jax.models.directory import load_parts, read_description
 from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.storage import Checkpoints
@@ -90,19 +90,24 @@ class _Run:
         check_workdir(workdir, config, self.backbone.fingerprint)
         check_evaluations(config.evaluation)
         self.source = open_source(config.data)
-        self.cache = self._open_cache(Path(config.features), config.data, config.feature_views)
+        self.cache = self._open_cache(
+            Path(config.features), config.data, config.feature_views, self.source
+        )
+        opened = [open_task(name, task) for name, task in config.evaluation.tasks.items()]
+        cached = {name for name, _ in tasks_with_caches(config)}
         caches = {
-            name: self._open_cache(
-                task_folder(config.features, name), task.data, 1, task.kind == "classification"
+            one.name: self._open_cache(
+                task_folder(config.features, one.name), one.task.data, 1, one.source
             )
-            for name, task in tasks_with_caches(config)
+            for one in opened
+            if one.name in cached
         }
         self.tokenizer = make_tokenizer(config, workdir, self.source)
         self.trainer: Trainer = make_trainer(
             config, self.backbone, self.tokenizer.vocabulary_size, self.mesh
         )
         self.exporter = Exporter(config, self.backbone, self.trainer, self.tokenizer)
-        self.evaluations = Evaluations(config, self.exporter, workdir, caches)
+        self.evaluations = Evaluations(config, self.exporter, workdir, opened, caches)
         self.batches = self._open_batches()
         self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
         if config.batch_size > len(self.source):
@@ -114,12 +119,10 @@ class _Run:
             )
 
     def _open_cache(
-        self, folder: Path, data: DataConfig, views: int, labelled: bool = False
+        self, folder: Path, data: DataConfig, views: int, source: Source
     ) -> FeatureCache | None:
         if not self.config.features:
             return None
-        own = data is self.config.data
-        source = self.source if own else open_source(data, labelled=labelled)
         expected = describe(self.config, data, source, views, self.backbone.fingerprint)
         return FeatureCache(folder, expected)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorboardX
 
+from dinotxt_jax.files import write_text
+
 
 class MetricsWriter:
     """Appends to `metrics.jsonl` (one JSON object a line) and to TensorBoard.
@@ -23,9 +25,7 @@ class MetricsWriter:
     def __init__(self, workdir: Path, first_step: int):
         self.path = workdir / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a")
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True

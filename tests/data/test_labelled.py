@@ -219,7 +219,7 @@ def test_classes_can_be_restricted(tmp_path: Path) -> None:
         ("file,label\na,crane\n", {}, "names several classes; use the number"),
         ("file,label\na,cow\n", {}, "names none of the classes"),
         ("file,label\na,²\n", {}, "names none of the classes"),
-        ("file,label\na,\n", {}, "names none of the classes"),
+        ("file,label\na,\n", {}, "index.csv:2: the column label is empty"),
         ("name,label\na,1\n", {}, "has the columns name, label, expected one of file"),
         ("file,class\na,1\n", {}, r"and label .data.label_key.; correct it"),
         ("", {}, r"has the columns .none."),
@@ -269,3 +269,22 @@ def test_images_of_every_kind_come_out_as_upright_rgb(tmp_path: Path) -> None:
             np.testing.assert_allclose(image[-6:].astype(int), 30, atol=8, err_msg=key)
         np.testing.assert_array_equal(images[4], np.full((16, 16, 3), (200, 100, 50)))
         assert captions[3:] == [("half",), ("pixel",)]
+
+
+def test_names_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
+    (tmp_path / "i.csv").write_text("file,label\na.png,cat\nb.png,1\nc.png,2\n")
+    source = open_labelled(DataConfig(source="csv", path=str(tmp_path / "i.csv")))
+    assert [source.captions(i) for i in range(3)] == [("cat",), ("1",), ("2",)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file,label\na.png,caf\u00e9\n".encode("latin-1"), "is not a CSV in UTF-8"),
+        (b"label,file\ndog\n", "i.csv:2: the column file is empty; fill it or remove the line"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "i.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        open_labelled(DataConfig(source="csv", path=str(tmp_path / "i.csv")))

@@ -72,14 +72,17 @@ def test_missing_pairs_and_lists_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a_mask.png, the mask of a.png, cannot be read"):
         open_masks(config).load(0)
     (tmp_path / "index.csv").write_text("image\na.png\n")
-    with pytest.raises(UserError, match="has the columns image, expected image and mask"):
+    with pytest.raises(
+        UserError, match="has the columns image, expected one of file.* and mask; correct it"
+    ):
         open_masks(config)
     (tmp_path / "classes.txt").write_text("\n")
     with pytest.raises(UserError, match="is empty; write one entry a line"):
         open_masks(config)
     with pytest.raises(UserError, match="data.classes is empty"):
         open_masks(DataConfig(source="csv", path=config.path))
-    with pytest.raises(UserError, match="is not a file, expected a CSV of images and masks"):
+    (tmp_path / "classes.txt").write_text("sky\n")
+    with pytest.raises(UserError, match="is not a file, expected a CSV index with the"):
         open_masks(dataclasses.replace(config, path=str(tmp_path)))
 
 

@@ -41,6 +41,14 @@ def test_accuracies_equal_those_from_sorting_all_scores(block: int) -> None:
     assert np.isnan(by_class[11])
 
 
+def test_features_that_are_no_numbers_score_nothing() -> None:
+    bad = np.full((4, 8), np.nan, np.float32)
+    labels = np.array([0, 1, 2, 2])
+    for images, texts in ((bad, np.eye(3, 8)), (np.eye(4, 8), bad[:3])):
+        figures, _ = accuracies(images.astype(np.float32), texts.astype(np.float32), labels)
+        assert figures["top1"] == figures["mean_per_class"] == 0.0
+
+
 def test_of_equal_classes_the_first_one_wins() -> None:
     texts = np.eye(3, 4, dtype=np.float32)[[0, 0, 1]]  # classes 0 and 1 have one name
     images = texts[[0, 1, 2]]
@@ -171,6 +179,20 @@ def test_the_number_of_devices_does_not_matter(
         results = json.loads((output / "results.json").read_text())
         found[devices] = {name: (r["metrics"], r["protocol"]) for name, r in results.items()}
     assert found[1] == found[2] == found[8]
+
+
+def test_changed_data_is_noticed(model_directory: Path, tree: Path, tmp_path: Path) -> None:
+    data = DataConfig(source="folder", path=str(tree), image_size=98, augmentation="squash")
+    task = TaskConfig(kind="classification", data=data, templates="a {}")
+    config = EvaluationConfig(tasks={"animals": task}, batch_size=8)
+    counts = []
+    for name in ("tabby", "tabby", "walrus"):
+        (tree / name).mkdir(exist_ok=True)
+        Image.new("RGB", (30, 30), "red").save(tree / name / "new.png")
+        evaluate(str(model_directory), config, tmp_path / "out")
+        protocol = json.loads((tmp_path / "out/results.json").read_text())["animals"]["protocol"]
+        counts.append((protocol["images"], protocol["classes"]))
+    assert counts == [(7, 3), (7, 3), (8, 4)]
 
 
 def test_a_task_without_labels_is_refused(model_directory: Path, tmp_path: Path) -> None:

@@ -13,14 +13,23 @@ from dinotxt_jax import UserError
 from dinotxt_jax.evaluation.pages import html_page, markdown_page
 from dinotxt_jax.evaluation.published import FIGURES, check, comparable
 
+IMAGENET = {"images": 50_000, "classes": 1000, "templates": 80}
+ADE20K = {
+    "dataset_fingerprint": "f" * 64,
+    "images": 2000,
+    "classes": 150,
+    "templates": 80,
+    "resolution": "short side 512, window 384, stride 192",
+}
+
 
 def result(**protocol: Any) -> dict[str, Any]:
     return {
         "kind": "segmentation",
         "metrics": {"mean_iou": 12.345, "pixel_accuracy": 50.0},
         "chance": {"pixel_accuracy": 0.7},
-        "protocol": {"dataset_fingerprint": "f" * 64} | protocol,
-        "task": {"published": "ade20k_150"},
+        "protocol": ADE20K | protocol,
+        "published": "ade20k_150",
         "per_class": [["wall", 10.0], ['a "b" <i>c</i>', 90.0], ["never", None]],
     }
 
@@ -38,12 +47,14 @@ def test_published_figures_stand_beside_results_of_the_same_protocol_only() -> N
     assert "25.1" in highres
     assert "19.2" not in highres
     assert "20.6" not in markdown_page("t", {"a": result(protocol="whole", resolution=98)}, {})
+    for other in ({"images": 5}, {"classes": 3}, {"templates": 1}, {"resolution": "window 64"}):
+        assert "19.2" not in markdown_page("t", {"a": result(protocol="slide", **other)}, {})
 
 
 def test_what_a_source_does_not_say_is_said() -> None:
-    (clip,) = (f for f in comparable("imagenet1k", {"templates": 80}) if f.model == "CLIP")
+    (clip,) = (f for f in comparable("imagenet1k", IMAGENET) if f.model == "CLIP")
     assert clip.open == "resolution"
-    assert not list(comparable("imagenet1k", {"templates": 7}))
+    assert not list(comparable("imagenet1k", IMAGENET | {"templates": 7}))
     assert not list(comparable("", {"protocol": "slide"}))
     assert all(f.metrics and f.source for figures in FIGURES.values() for f in figures)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig
 from dinotxt_jax.evaluation.jobs import PartialWork
 from dinotxt_jax.evaluation.report import evaluate
 from dinotxt_jax.evaluation.retrieval import chance_recalls, recalls
+from dinotxt_jax.evaluation.tasks import run_task
 from dinotxt_jax.inference import Model
 
 
@@ -109,7 +111,51 @@ def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path)
     assert Image.open(tmp_path / "report/scenes.png").size == (1260, 944)
 
 
-def test_a_limit_evaluates_the_first_examples_only(model: Path, tmp_path: Path) -> None:
+def test_features_that_are_no_numbers_score_nothing() -> None:
+    rng = np.random.default_rng(0)
+    good, bad = features(rng, 12), np.full((12, 8), np.nan, np.float32)
+    for images, texts in ((bad, good), (good, bad), (bad, bad)):
+        assert set(recalls(images, texts, np.arange(12)).values()) == {0.0}
+
+
+def test_finished_tasks_stay_when_another_is_changed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = scenes().tasks["scenes"]
+    both = EvaluationConfig(tasks={"a": task, "b": task}, batch_size=8)
+    evaluate(str(model), both, tmp_path)
+    smaller = dataclasses.replace(task, max_examples=4)
+    ran = []
+    monkeypatch.setattr(
+        "dinotxt_jax.evaluation.report.run_task", lambda job: ran.append(job.name) or run_task(job)
+    )
+    evaluate(str(model), EvaluationConfig(tasks={"a": smaller, "b": task}, batch_size=8), tmp_path)
+    assert ran == ["a"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {name: r["protocol"]["images"] for name, r in results.items()} == {"a": 4, "b": 13}
+    evaluate(str(model), EvaluationConfig(tasks={"c": smaller}, batch_size=8), tmp_path)
+    assert list(json.loads((tmp_path / "results.json").read_text())) == ["a", "b", "c"]
+    assert "| b |" not in (tmp_path / "report.md").read_text()
+    threads = dataclasses.replace(smaller.data, threads=1)
+    evaluate(
+        str(model),
+        EvaluationConfig(tasks={"c": dataclasses.replace(smaller, data=threads)}, batch_size=8),
+        tmp_path,
+    )
+    assert ran == ["a", "c"]  # threads change no result
+
+
+@pytest.mark.parametrize("content", ["[]", '{"scenes": null}', "{"])
+def test_a_file_that_is_no_results_is_not_overwritten(
+    content: str, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match="results.json .*; remove it, or choose another --output"):
+        evaluate(str(model), scenes(), tmp_path)
+    assert (tmp_path / "results.json").read_text() == content
+
+
+def test_a_limit_takes_examples_spread_over_the_set(model: Path, tmp_path: Path) -> None:
     tasks = {"scenes": TaskConfig(data=scenes().tasks["scenes"].data, max_examples=5)}
     evaluate(str(model), EvaluationConfig(tasks=tasks, batch_size=8), tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["scenes"]["protocol"]["images"] == 5
@@ -121,6 +167,8 @@ def test_a_limit_evaluates_the_first_examples_only(model: Path, tmp_path: Path) 
         (EvaluationConfig(), "config.tasks is empty"),
         (EvaluationConfig(tasks={"a": TaskConfig(kind="sums")}), "the task a has kind='sums'"),
         (EvaluationConfig(tasks={"a": TaskConfig()}, batch_size=3), "batch_size=3 does not divide"),
+        (EvaluationConfig(tasks={"a/b": TaskConfig()}, batch_size=8), "'a/b', which cannot be the"),
+        (EvaluationConfig(tasks={"a": TaskConfig(max_examples=-2)}, batch_size=8), "max_examples="),
         (scenes(augmentation="random_resized_crop"), "would be evaluated on random crops"),
         (scenes(source="jsonl", path="no.jsonl"), "no.jsonl is not a file"),
     ],

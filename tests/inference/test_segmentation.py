@@ -13,6 +13,7 @@ from PIL import Image
 from dinotxt_jax import UserError, inference, sharding
 from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.data.transforms import normalize
+from dinotxt_jax.inference import segmentation
 from dinotxt_jax.inference.clustering import clustered
 from dinotxt_jax.inference.segmentation import DenseTexts, segment
 from dinotxt_jax.inference.windows import check_protocol, levels, window_starts
@@ -136,6 +137,25 @@ def test_the_batch_of_windows_does_not_matter(
     assert agreement(one, many) > 0.9999
 
 
+def test_finished_images_are_handed_out_before_the_next_are_added(
+    model: inference.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the canvases of a whole batch of windows would be in memory at once."""
+    alive, most = 0, []
+
+    class Counted(segmentation._Canvas):
+        def add(self, *arguments: object) -> None:
+            nonlocal alive
+            alive += self._total is None
+            most.append(alive)
+            super().add(*arguments)
+
+    monkeypatch.setattr(segmentation, "_Canvas", Counted)
+    for _ in segment(model, drawn_images() * 2, all_texts(2), WHOLE, 10):
+        alive -= 1
+    assert max(most) == 1
+
+
 @pytest.mark.parametrize("devices", [2, 8])
 def test_the_number_of_devices_does_not_matter(tiny_dinotxt: Path, devices: int) -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
@@ -246,7 +266,11 @@ def test_an_image_of_one_pixel_is_segmented_and_a_hair_is_refused(model: inferen
         assert labels(model, [dot], all_texts(3), config)[0].shape == (1, 1)
     for config in (SLIDE, HIGHRES):
         with pytest.raises(UserError, match="an image of 2097152 x 1 pixels would be resized to"):
-            levels(hair, config, 14)
+            levels(hair, config, 14, 64)
+    strip = Image.new("RGB", (500, 1))
+    assert levels(strip, SegmentationConfig(), 14, 3)
+    with pytest.raises(UserError, match="and what is computed of it not fit into memory"):
+        levels(strip, SegmentationConfig(), 14, 150)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,28 @@ def test_a_background_is_one_more_class(model: Model, photo: Image.Image) -> Non
     assert by_words.heat_maps().width > 280
 
 
+def test_a_class_called_background_has_a_heat_map_of_its_own(
+    model: Model, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list = []
+    monkeypatch.setattr(
+        "dinotxt_jax.visualize.heat_maps",
+        lambda image, scores, names, what: shown.append((scores, names)),
+    )
+    plain = model.segment(photo, ["background", "dog", "cat"], "whole", "a {}")
+    plain.heat_maps()
+    model.segment(photo, ["dog", "cat"], "whole", "a {}", background=["sky", "sea"]).heat_maps()
+    assert [names for _, names in shown] == [["background", "dog", "cat"], ["dog", "cat"]]
+    np.testing.assert_array_equal(shown[0][0], plain.scores)
+    np.testing.assert_allclose(shown[1][0], plain.scores[..., 1:], atol=1e-6)
+
+
+def test_a_background_is_a_number_a_word_or_words(model: Model, photo: Image.Image) -> None:
+    for background, texts in (("sky", 4), (["sky", "sea"], 5), (np.float32(0.3), 3)):
+        found = model.segment(photo, NAMES, "whole", "a {}", background=background)
+        assert found.scores.shape[-1] == texts
+
+
 def test_a_phrase_is_compared_with_every_patch(model: Model, photo: Image.Image) -> None:
     config = SegmentationConfig("highres", scales=(56,), window=56, stride=56)
     found = model.similarity(photo, "a red cat", config)

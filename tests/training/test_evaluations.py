@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from small_runs import HELD_OUT, config
 
 from dinotxt_jax import UserError
-from dinotxt_jax.config import EvaluationConfig, SegmentationConfig, TaskConfig
+from dinotxt_jax.config import EvaluationConfig, OptimizerConfig, SegmentationConfig, TaskConfig
 from dinotxt_jax.evaluation.report import evaluate
 from dinotxt_jax.training.features import precompute
 from dinotxt_jax.training.loop import train
@@ -49,9 +51,40 @@ def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(
     evaluate(str(workdir / "best"), tasks, tmp_path / "report")
     found = json.loads((tmp_path / "report/results.json").read_text())["scenes"]["metrics"]
     assert found["mean_recall"] == pytest.approx(best["value"], abs=0.01)
+    # A run that goes on from step 4 comes to the same results again, and keeps what it has.
+    for step in ("8", "12"):
+        shutil.rmtree(workdir / "checkpoints" / step)
     before = (workdir / "best" / "model.json").stat().st_mtime
     train(run, workdir)
+    again = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" not in row]
+    assert [row["step"] for row in again] == [1, 2, 3, 8, 12]
+    assert again[3:] != []
+    assert json.loads((workdir / "best.json").read_text()) == best
     assert (workdir / "best" / "model.json").stat().st_mtime == before
+
+
+def test_a_result_that_is_no_number_is_never_the_best(tiny_backbone: Path, tmp_path: Path) -> None:
+    evaluation = EvaluationConfig(
+        tasks={"scenes": TaskConfig(data=HELD_OUT)},
+        every=2,
+        batch_size=8,
+        best="scenes/mean_recall",
+    )
+    wild = OptimizerConfig(learning_rate=1e30, warmup_steps=0)
+    run = config(tiny_backbone, steps=4, evaluation=evaluation, optimizer=wild)
+    workdir = train(run, tmp_path / "run").parent
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" not in row]
+    assert [row["scenes/mean_recall"] for row in rows] == [0.0, 0.0]
+
+
+def test_the_data_of_tasks_is_opened_before_the_first_step(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    data = dataclasses.replace(HELD_OUT, source="jsonl", path="nowhere.jsonl")
+    evaluation = EvaluationConfig(tasks={"a": TaskConfig(data=data)}, every=2, batch_size=8)
+    with pytest.raises(UserError, match="nowhere.jsonl is not a file"):
+        train(config(tiny_backbone, evaluation=evaluation), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

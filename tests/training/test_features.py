@@ -206,6 +206,6 @@ def test_tasks_with_class_labels_are_cached_from_every_source(
         evaluation=EvaluationConfig(tasks={"pets": task}, batch_size=8, every=1),
     )
     precompute(run)
-    cache = loop._Run(run, tmp_path / "run").task_caches["pets"]
+    cache = loop._Run(run, tmp_path / "run").evaluations.caches["pets"]
     assert cache is not None
     assert (len(cache), list(cache.skipped[0])) == (4, [0, 0, 0, 0])

@@ -42,13 +42,19 @@ def read_names(text: str, what: str) -> tuple[str, ...]:
     """Class names as a command takes them: "a; b; c", or what `read_list` takes.
 
     Raises:
-        UserError: none is named.
+        UserError: none is named, or what looks like a file that is not there or like names between
+            commas.
     """
     if ";" not in text and (text in BUNDLED or Path(text).is_file()):
         return read_list(text, what)
     names = tuple(name.strip() for name in text.split(";") if name.strip())
     if not names:
         raise UserError(f'{what} is {text!r}, expected names such as "dog; grass"; give them.')
+    if ";" not in text and ("," in text or "/" in text or text.endswith(".txt")):
+        raise UserError(
+            f"{what} is {text!r}, which is no file and none of {', '.join(BUNDLED)}; separate "
+            'names by semicolons ("dog; grass"), and end one that holds a comma with a semicolon.'
+        )
     return names
 
 
