@@ -7,7 +7,8 @@ The argument behind the colon is a published data set in its own folders (ade20k
 cityscapes_19, voc_20, voc_21, context_59, context_60, coco_stuff_171, coco_stuff_27, coco_object,
 camvid_11, msrc_v2; docs/evaluation.md), or a folder with index.csv (columns image and mask: 8-bit
 class indices, 255 for none) and classes.txt. The data set's root folder is data/NAME, or
---config.tasks.slide.data.path=DIR. Classes called background are told apart by scene words.
+--config.tasks.slide.data.path=DIR. The background of voc_21, context_60 and coco_object is told
+apart by scene words.
 
 Another protocol: --config.tasks.slide.segmentation.protocol=whole (or highres).
 """

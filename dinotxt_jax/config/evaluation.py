@@ -45,7 +45,7 @@ class TaskConfig:
         kind: "retrieval", "classification" or "segmentation".
         data: the examples; augmentation must be "center_crop" or "squash" (segmentation has its
             own preparation).
-        max_examples: evaluate on the first so many only (0: all).
+        max_examples: evaluate on so many, spread over the set (0: all).
         templates: classification, segmentation: prompt templates: a list that comes with the
             project (`data/texts`), a text file, or one template such as "a photo of a {}.".
         segmentation: of that kind.
