@@ -61,6 +61,7 @@ def drawn(named: dict[str, tuple[int, ...]]) -> Iterator[np.ndarray]:
 
 
 def write_safetensors(path: Path, named: dict[str, tuple[int, ...]]) -> None:
+    """Arrays of drawn numbers as .safetensors, one at a time."""
     header: dict = {}
     end = 0
     for key, shape in named.items():
@@ -74,6 +75,7 @@ def write_safetensors(path: Path, named: dict[str, tuple[int, ...]]) -> None:
 
 
 def write_pth(path: Path, named: dict[str, tuple[int, ...]]) -> None:
+    """Arrays of drawn numbers as .pth, one at a time."""
     tensors = {}
     for number, (key, shape) in enumerate(named.items()):
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]

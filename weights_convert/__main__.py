@@ -157,7 +157,12 @@ def _parser() -> argparse.ArgumentParser:
         "saved, https://..., or hf://ORG/NAME[@REVISION][/FILE]; one backbone, or all parts of a "
         "dino.txt",
     )
-    mode = parser.add_mutually_exclusive_group()
+    _add_modes(parser.add_mutually_exclusive_group())
+    _add_settings(parser)
+    return parser
+
+
+def _add_modes(mode: argparse._MutuallyExclusiveGroup) -> None:
     mode.add_argument(
         "--export", action="store_true", help="write a model directory as .safetensors"
     )
@@ -173,6 +178,9 @@ def _parser() -> argparse.ArgumentParser:
         help="print architecture, counts, fingerprint and preprocessing of each SOURCE, or model "
         "directory, without loading arrays",
     )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="PATH", help="the model directory, or with --export the file, to write"
     )
@@ -220,7 +228,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a model directory or file of that name"
     )
-    return parser
 
 
 def _heads(conversion: Conversion) -> str:

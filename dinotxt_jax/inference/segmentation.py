@@ -187,6 +187,7 @@ class _Canvas:
     def add(
         self, maps: Float[Array, "b gh gw c"], row: int, top: int, left: int, side: int
     ) -> None:
+        """Adds the map of a window, one row of a batch; where it is and its side are in pixels."""
         if self._total is None:
             self._total = jnp.zeros((*self._visits.shape, maps.shape[-1]), jnp.float32)
         top, left, side = (value // self._cell for value in (top, left, side))
@@ -237,6 +238,7 @@ class _Pending:
         return all(canvas.left == 0 for canvas in self.canvases)
 
     def scores(self) -> DenseScores:
+        """The scores of the image, all windows being there."""
         if self._config.protocol != "highres":
             (canvas,) = self.canvases
             return DenseScores(canvas.mean(), canvas.size, self._texts)
