@@ -16,7 +16,13 @@ All else is a default of `Config`, and those are the released recipe (docs/recip
 256 chips has several hosts; docs/troubleshooting.md says what that still lacks.
 """
 
-from dinotxt_jax.config import Config, DataConfig, MeshConfig, to_config_dict
+from dinotxt_jax.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    TextTrainingConfig,
+    to_config_dict,
+)
 
 BACKBONES = ("vits14", "vitb14", "vitl14", "vitg14")
 
@@ -31,6 +37,7 @@ def get_config(backbone="vitl14"):
             include_backbone=False,
             remat="full" if backbone == "vitg14" else "dots",
             data=DataConfig(source="array_record", path="data/pairs/*.array_record"),
+            text=TextTrainingConfig(pack=True),
             mesh=MeshConfig(fsdp=16),
         )
     )

@@ -48,7 +48,7 @@ def get_config():
             data=DataConfig(split="train", **photos),
             tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=4096, context_length=24),
             head=HeadTrainingConfig(patch_tokens=98),
-            text=TextTrainingConfig(width=256, depth=4, num_heads=4),
+            text=TextTrainingConfig(width=256, depth=4, num_heads=4, pack=True),
             optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=31),
             precision=PrecisionConfig(compute="bfloat16", frozen="float32"),
             checkpoint=CheckpointConfig(every=100, keep=2),

@@ -31,7 +31,7 @@ def get_config():
             data=DataConfig(source="scenes", split="train", num_scenes=4096, **image),
             tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=512, context_length=56),
             head=HeadTrainingConfig(drop_path=0.0),
-            text=TextTrainingConfig(width=128, depth=3, num_heads=4),
+            text=TextTrainingConfig(width=128, depth=3, num_heads=4, pack=True),
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=40),
             precision=PrecisionConfig(compute="float32", frozen="float32"),
             checkpoint=CheckpointConfig(every=200),

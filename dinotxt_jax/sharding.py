@@ -72,9 +72,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     )
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """How many parts, of consecutive rows, a global batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+
+
 def check_batch(batch_size: int, mesh: Mesh, name: str = "config.batch_size") -> None:
     """Raises `UserError` when a global batch, the setting `name`, cannot be split over the mesh."""
-    parts = math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+    parts = batch_parts(mesh)
     if batch_size < 1 or batch_size % parts:
         lower = batch_size // parts * parts
         advice = f"{lower} or {lower + parts}" if lower else str(parts)

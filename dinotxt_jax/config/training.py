@@ -37,13 +37,17 @@ class TextTrainingConfig:
 
     Attributes:
         width, depth, num_heads: of the transformer; its MLP is four times as wide.
-        trim: rows of a batch are cut to the longest caption, rounded up to a multiple of this many
-            tokens (exact, since attention is causal; each length is compiled once); 0 never cuts.
+        pack: several captions share a row, as many as fit (exact, see docs/concepts.md); without,
+            each has a row of the context length.
+        trim: without `pack`: rows of a batch are cut to the longest caption, rounded up to a
+            multiple of this many tokens (exact, since attention is causal; each length is compiled
+            once); 0 never cuts.
     """
 
     width: int = 1280
     depth: int = 24
     num_heads: int = 20
+    pack: bool = False
     trim: int = 0
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dinotxt_jax.models.layers import Dense, DTypes, Initializer, LayerNorm, LayerScale, normal
 from dinotxt_jax.models.rope import Rotation, rotate
@@ -31,13 +31,20 @@ def attention(
     *,
     causal: bool,
     softmax_dtype: str,
+    segment_ids: Int[Array, "b n"] | None = None,
 ) -> Float[Array, "b n h k"]:
-    """Scaled dot-product attention; the one place in the project that computes it."""
+    """Scaled dot-product attention; the one place in the project that computes it.
+
+    With `segment_ids` a token sees only tokens of its own segment (so itself at least). What is
+    masked has a weight of exactly zero.
+    """
     scaled = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("bqhk,bnhk->bhqn", scaled, key).astype(softmax_dtype)
-    if causal:
-        n = logits.shape[-1]
-        logits = jnp.where(jnp.tri(n, dtype=bool), logits, jnp.finfo(logits.dtype).min)
+    if causal or segment_ids is not None:
+        seen = jnp.tri(logits.shape[-1], dtype=bool) if causal else True
+        if segment_ids is not None:
+            seen = seen & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+        logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhqn,bnhk->bqhk", weights, value)
 
@@ -118,12 +125,22 @@ class Attention(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b n d"], rotation: Rotation | None = None
+        self,
+        x: Float[Array, "b n d"],
+        rotation: Rotation | None = None,
+        segment_ids: Int[Array, "b n"] | None = None,
     ) -> Float[Array, "b n d"]:
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        y = attention(query, key, value, causal=self.causal, softmax_dtype=self.softmax_dtype)
+        y = attention(
+            query,
+            key,
+            value,
+            causal=self.causal,
+            softmax_dtype=self.softmax_dtype,
+            segment_ids=segment_ids,
+        )
         return self.out(y)
 
 
@@ -176,9 +193,13 @@ class Block(nnx.Module):
         x: Float[Array, "b n d"],
         key: jax.Array | None = None,
         rotation: Rotation | None = None,
+        segment_ids: Int[Array, "b n"] | None = None,
     ) -> Float[Array, "b n d"]:
+        if segment_ids is not None and key is not None and self.drop_path:
+            raise ValueError("drop path leaves out whole rows, and packed rows hold several texts")
+
         def attend(rows: jax.Array) -> jax.Array:
-            y = self.attention(self.norm1(rows), rotation)
+            y = self.attention(self.norm1(rows), rotation, segment_ids)
             return y if self.layer_scale1 is None else self.layer_scale1(y)
 
         def transform(rows: jax.Array) -> jax.Array:
@@ -267,6 +288,7 @@ def apply_stack(
     key: jax.Array | None = None,
     remat: str = "none",
     rotation: Rotation | None = None,
+    segment_ids: Int[Array, "b n"] | None = None,
     keep: Sequence[int] = (),
 ) -> tuple[Float[Array, "b n d"], Float[Array, "l b n d"]]:
     """Runs stacked blocks one after the other with `jax.lax.scan`.
@@ -278,6 +300,7 @@ def apply_stack(
         remat: what the backward pass recomputes: "none", "full" (everything), "dots" (all but
             matrix products).
         rotation: rotary positions of the tokens, the same in every block.
+        segment_ids: which tokens of a row see each other (`attention`).
         keep: numbers of blocks, from 0, whose outputs are returned too; only these take memory.
 
     Returns:
@@ -294,7 +317,7 @@ def apply_stack(
     def body(carry: Any, layer: Any) -> tuple[Any, None]:
         x, kept = carry
         block_arrays, block_key, place = layer
-        x = nnx.merge(graphdef, block_arrays)(x, block_key, rotation)
+        x = nnx.merge(graphdef, block_arrays)(x, block_key, rotation, segment_ids)
         if keep:
             kept = jax.lax.dynamic_update_index_in_dim(kept, x, place, axis=0)
         return (x, kept), None

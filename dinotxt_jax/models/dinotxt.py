@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from dinotxt_jax.models.blocks import Block, BlockConfig, apply_stack, stack
 from dinotxt_jax.models.layers import DTypes, LayerNorm, constant, parameter
-from dinotxt_jax.models.text import TextConfig, TextTransformer
+from dinotxt_jax.models.text import Packing, TextConfig, TextTransformer
 from dinotxt_jax.models.vit import VisionConfig, VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -198,10 +198,13 @@ class DinoTxt(nnx.Module):
         return jnp.concatenate([class_token, pooled], axis=-1)
 
     def encode_text(
-        self, tokens: Int[Array, "b l"], normalize: bool = False
+        self,
+        tokens: Int[Array, "*p b l"],
+        normalize: bool = False,
+        packing: Packing | None = None,
     ) -> Float[Array, "b D"]:
-        """Features of token rows, float32."""
-        features = self.text(tokens).astype("float32")
+        """Features of token rows, one text each or packed (`TextTransformer`), float32."""
+        features = self.text(tokens, packing).astype("float32")
         return normalized(features) if normalize else features
 
 

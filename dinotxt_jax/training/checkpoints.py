@@ -32,6 +32,7 @@ FREE_SETTINGS = (
     "config.log_every",
     "config.mesh.",
     "config.remat",
+    "config.text.pack",
     "config.text.trim",
     "config.tokenizer.vocabulary",
 )

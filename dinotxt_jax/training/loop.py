@@ -30,13 +30,7 @@ from dinotxt_jax.evaluation.tasks import check_tasks, open_task
 from dinotxt_jax.models.directory import load_parts, read_description
 from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.storage import Checkpoints
-from dinotxt_jax.tokenizers import (
-    ClipTokenizer,
-    Tokenizer,
-    TrainedTokenizer,
-    load_tokenizer,
-    trimmed_length,
-)
+from dinotxt_jax.tokenizers import ClipTokenizer, Tokenizer, TrainedTokenizer, load_tokenizer
 from dinotxt_jax.training.checkpoints import (
     check_workdir,
     claim_workdir,
@@ -54,6 +48,7 @@ from dinotxt_jax.training.features import (
 )
 from dinotxt_jax.training.metrics import MetricsWriter, Throughput, read_metrics
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
+from dinotxt_jax.training.texts import TextRows, check_text_rows
 from dinotxt_jax.visualize import training_curves
 
 
@@ -105,6 +100,9 @@ class _Run:
         self.tokenizer = make_tokenizer(config, workdir, self.source)
         self.trainer: Trainer = make_trainer(
             config, self.backbone, self.tokenizer.vocabulary_size, self.mesh
+        )
+        self.texts = TextRows(
+            config, self.trainer.model.text, self.tokenizer, self.source, self.mesh
         )
         self.exporter = Exporter(config, self.backbone, self.trainer, self.tokenizer)
         self.evaluations = Evaluations(config, self.exporter, workdir, opened, caches)
@@ -212,20 +210,17 @@ class _Run:
         return step % every == 0 or step == self.config.steps
 
     def _next_batch(self) -> dict[str, jax.Array]:
-        """The next global batch on the mesh, its token rows trimmed."""
+        """The next global batch on the mesh, its token rows packed or trimmed."""
         batch = next(self.batches)
-        tokens = batch["tokens"]
-        # What all processes must agree on: how long rows are, and when bad images end the run.
-        longest, skipped = int(self.tokenizer.lengths(tokens).max()), int(batch["skipped"].sum())
+        # What all processes must agree on: the shape of rows, and when bad images end the run.
+        needed, arrange = self.texts.prepare(batch["tokens"])
+        skipped = int(batch["skipped"].sum())
         if jax.process_count() > 1:
-            everywhere = multihost_utils.process_allgather(np.asarray([longest, skipped]))
-            longest, skipped = int(everywhere[:, 0].max()), int(everywhere[:, 1].sum())
+            everywhere = multihost_utils.process_allgather(np.asarray([needed, skipped]))
+            needed, skipped = int(everywhere[:, 0].max()), int(everywhere[:, 1].sum())
         self.skipped = self.bad_images.update(self.config.batch_size, skipped)
-        if self.config.text.trim:
-            length = trimmed_length(longest, self.config.text.trim, tokens.shape[1])
-            tokens = tokens[:, :length]
         image = "image" if self.cache is None else "features"
-        return sharding.global_batch({"tokens": tokens, image: batch[image]}, self.mesh)
+        return sharding.global_batch(arrange(needed) | {image: batch[image]}, self.mesh)
 
     def _report(
         self,
@@ -237,7 +232,7 @@ class _Run:
     ) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         rates = throughput.report()
-        writer.write(step, values | rates | {"bad_images": self.skipped})
+        writer.write(step, values | self.texts.report() | rates | {"bad_images": self.skipped})
         bar.set_postfix(loss=f"{values['loss']:.4f}", pairs_s=f"{rates['pairs_per_second']:.0f}")
 
     def _draw_curves(self) -> None:
@@ -288,6 +283,7 @@ def _check(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name}={value} is not positive; set it to 1 or more.")
+    check_text_rows(config)
     for name, dtype in dataclasses.asdict(config.precision).items():
         if dtype not in DTYPE_NAMES:
             raise UserError(

@@ -31,7 +31,7 @@ from dinotxt_jax.models.dinotxt import (
 )
 from dinotxt_jax.models.directory import ModelDescription, Preprocessing, abstract_arrays
 from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.models.text import TextConfig
+from dinotxt_jax.models.text import Packing, TextConfig
 from dinotxt_jax.training.optimizer import make_optimizer
 
 Arrays = dict[str, Any]
@@ -124,7 +124,8 @@ class Trainer:
         Args:
             state: before the step.
             frozen: {"backbone": arrays}; empty if the batch brings the backbone's tokens.
-            batch: "tokens" int[b l], and "image" uint8[b h w 3] or "features" float[b t d].
+            batch: "tokens" int[b l] (or packed, int[p r l], with the fields of `Packing`), and
+                "image" uint8[b h w 3] or "features" float[b t d].
 
         Returns:
             The next state, and scalars: loss, its parts, logit_scale (before the step),
@@ -133,7 +134,7 @@ class Trainer:
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
         tokens = self.backbone_tokens(frozen, batch)
         (loss, parts), gradients = jax.value_and_grad(self.loss, has_aux=True)(
-            state.trainable, tokens, batch["tokens"], key
+            state.trainable, tokens, batch["tokens"], key, packing_of(batch)
         )
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -157,7 +158,12 @@ class Trainer:
         return jax.lax.stop_gradient(self.merge(frozen).backbone.tokens(images))
 
     def loss(
-        self, trainable: Arrays, tokens: jax.Array, text_tokens: jax.Array, key: jax.Array
+        self,
+        trainable: Arrays,
+        tokens: jax.Array,
+        text_tokens: jax.Array,
+        key: jax.Array,
+        packing: Packing | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The objective of one global batch, and its parts by name."""
         config = self.config.loss
@@ -166,7 +172,7 @@ class Trainer:
         tokens = self._drawn_patches(tokens, self.config.head.patch_tokens, patch_key)
         features = model.encode_tokens(tokens, drop_key)
         image = normalized(model.descriptor(features))
-        text = model.encode_text(text_tokens, normalize=True)
+        text = model.encode_text(text_tokens, normalize=True, packing=packing)
         scale = jnp.exp(trainable["logit_scale"])
         if config.kind == "sigmoid":
             loss = sigmoid_contrastive_loss(image, text, scale, trainable["logit_bias"])
@@ -193,6 +199,13 @@ class Trainer:
             drawn = jax.random.permutation(key, head.shape[1])[: config.gram_patches]
             head, backbone = head[:, drawn], backbone[:, drawn]
         return gram_loss(head, backbone, normalize=config.gram_normalize)
+
+
+def packing_of(batch: Mapping[str, jax.Array]) -> Packing | None:
+    """Where the captions of a batch with packed rows are; None if each has a row of its own."""
+    if "segment_ids" not in batch:
+        return None
+    return Packing(**{name: batch[name] for name in Packing._fields})
 
 
 def trained_part(arrays: Arrays) -> Arrays:
