@@ -38,6 +38,7 @@ def load_config(path: Path, *arguments: str) -> Any:
 def test_shipped_training_configs_are_valid(path: Path) -> None:
     config = from_dict(Config, load_config(path).to_dict())
     assert config.optimizer.warmup_steps < config.steps
+    assert config.text.pack
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.py")), ids=lambda path: path.stem)

@@ -125,7 +125,8 @@ def planned_rows(
     # The second root: the average of the sample is itself off by chance.
     spread = np.std(needs, ddof=1) * math.sqrt(1 + captions / len(lengths))
     bound = np.mean(needs) + NormalDist().inv_cdf(1 - _BEYOND / parts) * spread
-    return min(math.ceil(bound), captions)
+    # Needing more than r rows is what the bell curve has beyond r + 1/2.
+    return min(math.ceil(bound - 0.5), captions)
 
 
 def row_counts(planned: int, captions: int) -> list[int]:

@@ -1,9 +1,11 @@
-"""Training runs of a few seconds."""
+"""Training runs of a few seconds, and what they report."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from dinotxt_jax.config import (
     CheckpointConfig,
@@ -14,6 +16,8 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
     TokenizerConfig,
 )
+from dinotxt_jax.training import loop
+from dinotxt_jax.training.metrics import read_metrics
 
 HELD_OUT = DataConfig(split="test", num_scenes=24, image_size=56, augmentation="squash", threads=2)
 
@@ -26,10 +30,38 @@ def config(backbone: Path, /, **changes: Any) -> Config:
         "backbone": str(backbone),
         "log_every": 1,
         "data": DataConfig(num_scenes=40, image_size=56, threads=2, prefetch=16),
-        "tokenizer": TokenizerConfig(kind="bpe", vocabulary_size=300, context_length=64),
+        "tokenizer": TokenizerConfig(kind="bpe", vocabulary_size=400, context_length=64),
         "text": TextTrainingConfig(width=32, depth=2, num_heads=2),
         "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
         "precision": PrecisionConfig(compute="float32", frozen="float32"),
         "checkpoint": CheckpointConfig(every=4),
     }
     return Config(**(settings | changes))
+
+
+def metrics_of(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of training steps."""
+    return [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """The loss of every step."""
+    return {row["step"]: row["loss"] for row in metrics_of(workdir)}
+
+
+class InterruptedRunError(Exception):
+    """What `interrupted_at` ends a run with."""
+
+
+def interrupted_at(batch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Training ends in an `InterruptedRunError` once; the list grows with every batch."""
+    original, calls = loop._Run._next_batch, []
+
+    def interrupting(run: Any) -> Any:
+        calls.append(1)
+        if len(calls) == batch:
+            raise InterruptedRunError
+        return original(run)
+
+    monkeypatch.setattr(loop._Run, "_next_batch", interrupting)
+    return calls

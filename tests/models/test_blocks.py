@@ -14,6 +14,7 @@ from dinotxt_jax.models.blocks import (
     BlockConfig,
     add_branch,
     apply_stack,
+    attention,
     put_rows,
     stack,
     take_rows,
@@ -125,6 +126,28 @@ def test_taking_and_putting_rows_are_exact_and_have_the_gradients_of_indexing() 
     weights = tokens(6, 2, 3) + 1
     found, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weights))(x) for f in (ours, plain))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_segment_is_attended_to_as_if_it_were_alone(causal: bool) -> None:
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 7, 2, 4))
+    segment_ids = jnp.asarray([[1, 1, 1, 4, 4, 0, 0], [2, 2, 2, 2, 2, 2, 2]])
+
+    def attend(*qkv: jax.Array, **options: jax.Array) -> jax.Array:
+        return attention(*qkv, causal=causal, softmax_dtype="float32", **options)
+
+    found = attend(query, key, value, segment_ids=segment_ids)
+    for row, first, last in ((0, 0, 3), (0, 3, 5), (0, 5, 7), (1, 0, 7)):
+        place = slice(row, row + 1), slice(first, last)
+        alone = attend(query[place], key[place], value[place])
+        np.testing.assert_allclose(found[place], alone, rtol=0, atol=1e-6)
+
+
+def test_drop_path_is_refused_where_rows_hold_several_texts() -> None:
+    config = BlockConfig(dim=16, num_heads=2, mlp_hidden_dim=24, drop_path=0.5)
+    segment_ids = jnp.ones((4, 5), int)
+    with pytest.raises(ValueError, match="drop path leaves out whole rows"):
+        apply_stack(blocks(config), tokens(), key=jax.random.key(0), segment_ids=segment_ids)
 
 
 def test_norms_are_computed_in_the_normalization_dtype() -> None:

@@ -6,10 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from packed import captions, packed
 
+from dinotxt_jax import sharding
 from dinotxt_jax.models.dinotxt import (
     DinoTxt,
     DinoTxtConfig,
@@ -20,7 +23,7 @@ from dinotxt_jax.models.dinotxt import (
 from dinotxt_jax.models.directory import load_dinotxt
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.presets import PRESETS, dinotxt_for
-from dinotxt_jax.models.text import TextConfig
+from dinotxt_jax.models.text import Packing, TextConfig, TextTransformer
 
 FEATURES = 5e-5
 NORMALIZED = 5e-6
@@ -89,6 +92,74 @@ def test_padding_behind_the_end_of_text_changes_nothing(model: DinoTxt, expected
 def test_rows_longer_than_the_context_are_refused(model: DinoTxt) -> None:
     with pytest.raises(ValueError, match="rows of 78 tokens.* has 77 positions"):
         model.encode_text(np.zeros((1, 78), np.int32))
+
+
+# Captions of every kind: as long as a row, of start and end alone, several in a row, one that fills
+# what is left to the last token. Two parts of eight.
+LENGTHS = [77, 2, 75, 2, 10, 40, 37, 3, 76, 5, 30, 47, 20, 19, 77, 77]
+
+
+def packed_text(text: TextTransformer, tokens: np.ndarray, parts: int, spare: int = 0) -> jax.Array:
+    rows = packed(tokens, parts, spare)
+    return text(jnp.asarray(rows.tokens), Packing(*map(jnp.asarray, rows[1:])))
+
+
+@pytest.mark.parametrize(("parts", "spare"), [(1, 0), (2, 0), (2, 3), (16, 0)])
+def test_packed_texts_have_the_features_of_texts_alone(
+    model: DinoTxt, parts: int, spare: int
+) -> None:
+    tokens = captions(LENGTHS)
+    assert packed(tokens, 1).tokens.shape[1] == 8
+    found = packed_text(model.text, tokens, parts, spare)
+    np.testing.assert_allclose(found, model.text(tokens), rtol=0, atol=1e-5)
+
+
+def test_packed_texts_equal_the_official_code(model: DinoTxt, expected: dict) -> None:
+    found = packed_text(model.text, expected["tokens"], 1)
+    np.testing.assert_allclose(found, expected["text/encode_text"], rtol=0, atol=FEATURES)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_packed_texts_have_the_gradients_of_texts_alone(model: DinoTxt, remat: str) -> None:
+    tokens = captions(LENGTHS)
+    graphdef, state = nnx.split(model.text)
+    weights = jax.random.normal(jax.random.key(0), (len(LENGTHS), 128))
+
+    def gradients(*layout: int) -> dict:
+        def weighted(arrays: dict) -> jax.Array:
+            text = nnx.merge(graphdef, arrays)
+            text.remat = remat
+            return jnp.sum(
+                weights * (packed_text(text, tokens, *layout) if layout else text(tokens))
+            )
+
+        return jax.jit(jax.grad(weighted))(nnx.to_pure_dict(state))
+
+    def check(found: jax.Array, alone: jax.Array) -> None:
+        assert jnp.abs(alone).max() > 0
+        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5 * jnp.abs(alone).max())
+
+    jax.tree.map(check, gradients(2, 1), gradients())
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
+def test_reading_packed_texts_crosses_no_devices(model: DinoTxt, data: int, fsdp: int) -> None:
+    mesh = sharding.make_mesh(data, fsdp)
+    graphdef, state = nnx.split(model.text)
+    with jax.set_mesh(mesh):
+        arrays = jax.device_put(nnx.to_pure_dict(state), sharding.replicated(mesh))
+        rows = sharding.global_batch(packed(captions(LENGTHS), 8)._asdict(), mesh)
+
+        def read(arrays: dict, rows: dict) -> jax.Array:
+            packing = Packing(**{name: rows[name] for name in Packing._fields})
+            return nnx.merge(graphdef, arrays)(rows["tokens"], packing)
+
+        compiled = jax.jit(read).lower(arrays, rows).compile()
+        found = compiled(arrays, rows)
+    assert found.sharding.shard_shape(found.shape) == (2, 128)
+    names = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+    assert not [name for name in names if name in compiled.as_text()]
+    np.testing.assert_allclose(found, model.text(captions(LENGTHS)), rtol=0, atol=1e-5)
 
 
 def test_every_size_and_shape_on_the_full_reference_set(

@@ -10,12 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import HELD_OUT, config
+from small_runs import (
+    HELD_OUT,
+    InterruptedRunError,
+    config,
+    interrupted_at,
+    losses,
+    metrics_of,
+)
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError
@@ -23,22 +29,20 @@ from dinotxt_jax.config import (
     DataConfig,
     EvaluationConfig,
     HeadTrainingConfig,
+    MeshConfig,
     PrecisionConfig,
     TaskConfig,
+    TextTrainingConfig,
     TokenizerConfig,
 )
 from dinotxt_jax.evaluation.report import evaluate
+from dinotxt_jax.training import texts
 from dinotxt_jax.training.checkpoints import check_workdir
 from dinotxt_jax.training.features import precompute
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def losses(workdir: Path) -> dict[int, float]:
-    rows = read_metrics(workdir / "metrics.jsonl")
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,8 @@ def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
     promised = ("loss", "logit_scale", "learning_rate", "grad_norm", "pairs_per_second")
     for key in (*promised, "data_wait_fraction", "bad_images"):
         assert all(isinstance(row[key], int | float) for row in steps), key
+    assert {row["text_tokens_computed_fraction"] for row in steps} == {1.0}
+    assert {row["text_flops_saved"] for row in steps} == {0.0}
     assert 0 <= steps[-1]["data_wait_fraction"] <= 1
     results = [row for row in rows if "scenes/mean_recall" in row]
     assert [row["step"] for row in results] == [6, 12]
@@ -116,21 +122,8 @@ def test_running_the_finished_command_again_trains_nothing(
 def test_a_run_started_in_parts_equals_one_in_whole(
     finished: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """InterruptedRunError between checkpoints: the steps after the newest one are made again."""
-    from dinotxt_jax.training import loop
-
-    class InterruptedRunError(Exception):
-        pass
-
-    original, calls = loop._Run._next_batch, []
-
-    def interrupting(run: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 7:
-            raise InterruptedRunError
-        return original(run)
-
-    monkeypatch.setattr(loop._Run, "_next_batch", interrupting)
+    """Interrupted between checkpoints: the steps after the newest one are made again."""
+    calls = interrupted_at(7, monkeypatch)
     with pytest.raises(InterruptedRunError):
         train(config(tiny_backbone), tmp_path / "run")
     assert max(losses(tmp_path / "run")) == 6
@@ -218,6 +211,35 @@ def test_trimming_rows_changes_nothing(finished: Path, tiny_backbone: Path, tmp_
         assert found[step] == pytest.approx(expected[step], abs=2e-6)
 
 
+def test_packed_captions_change_nothing_also_resumed_cached_and_on_another_mesh(
+    finished: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches need more rows than are planned here: one on each device, for two captions."""
+    monkeypatch.setattr(texts, "planned_rows", lambda *_: 1)
+    packed = config(
+        tiny_backbone,
+        text=TextTrainingConfig(width=32, depth=2, num_heads=2, pack=True),
+        features=str(tmp_path / "features"),
+        feature_views=5,
+        mesh=MeshConfig(fsdp=4),
+    )
+    precompute(packed)
+    interrupted_at(7, monkeypatch)
+    with pytest.raises(InterruptedRunError):
+        train(packed, tmp_path / "run")
+    train(packed, tmp_path / "run")
+    found, expected = losses(tmp_path / "run"), losses(finished)
+    assert sorted(found) == sorted(expected)
+    for step in range(1, 9):
+        assert found[step] == pytest.approx(expected[step], rel=1e-5)
+    rows = metrics_of(tmp_path / "run")
+    assert 1 in {row["packing_overflows"] for row in rows}
+    for row in rows:
+        overflow = row["packing_overflows"]
+        assert row["text_tokens_computed_fraction"] == (1.0 if overflow else 0.5)
+        assert (row["text_flops_saved"] > 0) == (not overflow)
+
+
 def test_a_model_that_names_its_backbone(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +306,10 @@ def test_a_work_directory_of_another_backbone_is_refused(
             "the task a has kind='sums'",
         ),
         ({"data": DataConfig(source="jsonl", path="missing.jsonl")}, "missing.jsonl is not a file"),
+        (
+            {"text": TextTrainingConfig(pack=True, trim=8)},
+            "config.text.trim=8 does nothing to packed captions; set it to 0",
+        ),
         ({"tokenizer": TokenizerConfig(kind="words")}, "config.tokenizer.kind='words' is unknown"),
         ({"head": HeadTrainingConfig(num_heads=7)}, "config.head.num_heads=7 does not divide"),
     ],

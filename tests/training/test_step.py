@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packed import captions, packed
 
 from dinotxt_jax import UserError, sharding
 from dinotxt_jax.config import (
@@ -52,9 +53,14 @@ class Setting:
         with jax.set_mesh(self.mesh):
             return np.asarray(self.trainer.merge(self.parts).backbone.tokens(images))
 
-    def run(self, steps: int) -> tuple[TrainState, dict[str, np.ndarray]]:
-        """Trains on the reference batch from the reference weights."""
-        batch = {"tokens": self.golden["tokens"], "features": self.features()}
+    def run(
+        self, steps: int, *, tokens: np.ndarray | None = None, pack: bool = False
+    ) -> tuple[TrainState, dict[str, np.ndarray]]:
+        """Trains on the reference batch from the reference weights, or on other `tokens`."""
+        tokens = self.golden["tokens"] if tokens is None else tokens
+        parts = sharding.batch_parts(self.mesh)
+        text = packed(tokens, parts)._asdict() if pack else {"tokens": tokens}
+        batch = {"features": self.features()} | text
         history: list[dict[str, float]] = []
         with jax.set_mesh(self.mesh):
             state = self.trainer.create_state()
@@ -68,10 +74,13 @@ class Setting:
         return state, {name: np.asarray([row[name] for row in history]) for name in history[0]}
 
 
+@pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (2, 4)])
-def test_twenty_steps_equal_the_official_loop(tiny_dinotxt: Path, data: int, fsdp: int) -> None:
+def test_twenty_steps_equal_the_official_loop(
+    tiny_dinotxt: Path, data: int, fsdp: int, pack: bool
+) -> None:
     setting = Setting(tiny_dinotxt, CONFIG, data, fsdp)
-    _, found = setting.run(20)
+    _, found = setting.run(20, pack=pack)
     golden = setting.golden
     np.testing.assert_allclose(found["loss"], golden["loss"], rtol=0, atol=5e-6)
     np.testing.assert_allclose(found["loss"], golden["loss_f64"], rtol=0, atol=5e-6)
@@ -80,6 +89,14 @@ def test_twenty_steps_equal_the_official_loop(tiny_dinotxt: Path, data: int, fsd
         found["logit_scale"], golden["logit_scale_before"], rtol=0, atol=5e-6
     )
     np.testing.assert_allclose(found["grad_norm"], golden["grad_norm"], rtol=1e-4)
+
+
+def test_packing_long_and_short_captions_changes_no_step(tiny_dinotxt: Path) -> None:
+    tokens = captions([77, 2, 75, 2, 10, 40, 37, 3, 76, 5, 30, 47, 20, 19, 9, 12])
+    _, alone = Setting(tiny_dinotxt, CONFIG, 1).run(5, tokens=tokens)
+    _, found = Setting(tiny_dinotxt, CONFIG, 2, 4).run(5, tokens=tokens, pack=True)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(found[name], alone[name], rtol=1e-5, err_msg=name)
 
 
 def test_first_gradients_equal_the_official_ones(tiny_dinotxt: Path, shared_goldens: Path) -> None:
