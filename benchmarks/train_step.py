@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Mapping
 
 import jax
 import ml_dtypes
@@ -33,15 +34,14 @@ VOCABULARY, CONTEXT, LONGEST = 49_408, 77, 32
 BACKBONE = ModelDescription(PRESETS["vit_tiny_patch16_224"], Preprocessing(), fingerprint="")
 
 
-def seconds_per_step(config: Config, steps: int, *, cached: bool, row_length: int) -> float:
-    """The median time of a step, compilation left out."""
+def seconds_per_step(
+    config: Config, steps: int, *, cached: bool, text: Mapping[str, np.ndarray]
+) -> float:
+    """The median time of a step on these arrays of captions, compilation left out."""
     mesh = sharding.make_mesh()
     trainer = make_trainer(config, BACKBONE, VOCABULARY, mesh)
     rng = np.random.default_rng(0)
-    tokens = rng.integers(1, VOCABULARY - 1, (config.batch_size, row_length), dtype=np.int32)
-    tokens[:, LONGEST - 1 :] = 0
-    tokens[:, LONGEST - 1] = VOCABULARY - 1
-    batch = {"tokens": tokens}
+    batch = dict(text)
     if cached:
         features = rng.normal(size=(config.batch_size, 197, 192)).astype(np.float32)
         frozen_dtype = getattr(ml_dtypes, config.precision.frozen, np.float32)
@@ -62,6 +62,27 @@ def seconds_per_step(config: Config, steps: int, *, cached: bool, row_length: in
     return float(np.median(times[1:]))
 
 
+def drawn_text(batch_size: int, row_length: int) -> dict[str, np.ndarray]:
+    """Captions of `LONGEST` random tokens."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, VOCABULARY - 1, (batch_size, row_length), dtype=np.int32)
+    tokens[:, LONGEST - 1 :] = 0
+    tokens[:, LONGEST - 1] = VOCABULARY - 1
+    return {"tokens": tokens}
+
+
+def step_config(dtype: str, batch_size: int) -> Config:
+    """The run whose steps are timed."""
+    return Config(
+        steps=100,
+        batch_size=batch_size,
+        text=TextTrainingConfig(width=256, depth=6, num_heads=4),
+        tokenizer=TokenizerConfig(context_length=CONTEXT),
+        optimizer=OptimizerConfig(warmup_steps=10),
+        precision=PrecisionConfig(compute=dtype, frozen=dtype),
+    )
+
+
 def frozen_arrays(config: Config) -> dict:
     """Random arrays of the backbone."""
     from flax import nnx
@@ -79,14 +100,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
-    base = Config(
-        steps=100,
-        batch_size=options.batch,
-        text=TextTrainingConfig(width=256, depth=6, num_heads=4),
-        tokenizer=TokenizerConfig(context_length=CONTEXT),
-        optimizer=OptimizerConfig(warmup_steps=10),
-        precision=PrecisionConfig(compute=options.dtype, frozen=options.dtype),
-    )
+    base = step_config(options.dtype, options.batch)
+    whole, short = (drawn_text(options.batch, length) for length in (CONTEXT, LONGEST))
     half = dataclasses.replace(base, head=HeadTrainingConfig(patch_tokens=98))
     no_drop = dataclasses.replace(base, head=HeadTrainingConfig(drop_path=0.0))
     print(f"JAX {jax.__version__}, {jax.devices()[0].platform}, {options.dtype}")
@@ -96,19 +111,19 @@ def main() -> None:
         print(f"| {name} | {seconds:.2f} | {seconds / reference:.2f} of {against} |", flush=True)
         return seconds
 
-    full = seconds_per_step(base, options.steps, cached=True, row_length=CONTEXT)
+    full = seconds_per_step(base, options.steps, cached=True, text=whole)
     line("(a) cached features, rows of 77 tokens", full, full, "itself")
-    trimmed = seconds_per_step(base, options.steps, cached=True, row_length=LONGEST)
+    trimmed = seconds_per_step(base, options.steps, cached=True, text=short)
     line("(b) rows trimmed to 32 tokens", trimmed, full, "(a)")
-    kept = seconds_per_step(no_drop, options.steps, cached=True, row_length=LONGEST)
+    kept = seconds_per_step(no_drop, options.steps, cached=True, text=short)
     line("(c) no drop path", kept, trimmed, "(b)")
-    halved = seconds_per_step(half, options.steps, cached=True, row_length=LONGEST)
+    halved = seconds_per_step(half, options.steps, cached=True, text=short)
     line("(d) half of the patches", halved, trimmed, "(b)")
-    running = seconds_per_step(base, options.steps, cached=False, row_length=LONGEST)
+    running = seconds_per_step(base, options.steps, cached=False, text=short)
     line("(e) backbone run in the step", running, trimmed, "(b)")
     other = {"float32": "bfloat16", "bfloat16": "float32"}[options.dtype]
     cast = dataclasses.replace(base, precision=PrecisionConfig(compute=other, frozen=other))
-    seconds = seconds_per_step(cast, options.steps, cached=True, row_length=LONGEST)
+    seconds = seconds_per_step(cast, options.steps, cached=True, text=short)
     line(f"(f) {other} instead", seconds, trimmed, "(b)")
 
 

@@ -49,7 +49,7 @@ class TextRows:
         self._logged: set[int] = set()
         if config.text.pack:
             captions = config.batch_size // self._parts
-            lengths = _sampled_lengths(source, tokenizer, config.data)
+            lengths = sampled_lengths(source, tokenizer, config.data)
             planned = planned_rows(lengths, captions, self._parts, tokenizer.context_length)
             self._row_counts = row_counts(planned, captions)
             logging.info("packing %d captions into %d rows on each device", captions, planned)
@@ -140,7 +140,7 @@ def check_text_rows(config: Config) -> None:
         )
 
 
-def _sampled_lengths(source: Source, tokenizer: Tokenizer, data: DataConfig) -> list[np.ndarray]:
+def sampled_lengths(source: Source, tokenizer: Tokenizer, data: DataConfig) -> list[np.ndarray]:
     """Tokens of the captions of examples spread over a source, for each of them."""
     count = min(len(source), _SAMPLED)
     indices = [number * len(source) // count for number in range(count)]
