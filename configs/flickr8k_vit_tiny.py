@@ -11,7 +11,7 @@ Weights: timm's vit_tiny_patch16_224, as safetensors.
 
 Against the released recipe: captions are cut at 24 tokens of a vocabulary of their own (2 % are
 longer), the text transformer is 256 wide and 4 deep, half of the patch tokens enter the head in
-training, and the photos are encoded once.
+training, and the photos are encoded once. Captions share token rows, which changes no result.
 """
 
 from dinotxt_jax.config import (
