@@ -10,8 +10,8 @@ time or result is promised. What is known is derived, not measured:
 - ViT-L trains 563 million parameters (text 538, head 25): 6.3 GiB with both moments of AdamW in
   float32, 0.39 GiB a chip split 16 ways;
 - FLOPs a pair for ViT-L: frozen forward pass 165 G, text forward and backward on 77 tokens 220 G,
-  head 41 G; 1.4e21 in all. Captions share rows (`text.pack`, which changes no result), so that of the
-  220 G about a fifth is left where captions are as short as Flickr8k's.
+  head 41 G; 1.4e21 in all. Captions share rows (`text.pack`, which changes no result), so that of
+  the 220 G about a fifth is left where captions are as short as Flickr8k's.
 
 All else is a default of `Config`, and those are the released recipe (docs/recipes.md). A slice of
 256 chips has several hosts; docs/troubleshooting.md says what that still lacks.
