@@ -120,7 +120,7 @@ def planned_rows(
     needs = []
     for _ in range(_DRAWN):
         example = rng.integers(len(lengths), size=captions)
-        drawn = flat[starts[example] + rng.integers(counts[example])]
+        drawn = flat[starts[example] + rng.integers(counts[example].astype(np.int64))]
         needs.append(rows_needed(drawn, row_length))
     # The second root: the average of the sample is itself off by chance.
     spread = np.std(needs, ddof=1) * math.sqrt(1 + captions / len(lengths))

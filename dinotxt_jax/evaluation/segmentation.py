@@ -194,7 +194,7 @@ def scores(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
     return {
         "mean_iou": 100.0 * float(np.nanmean(intersections_over_unions(confusion))),
         "mean_accuracy": 100.0 * float(np.mean(right[true > 0] / true[true > 0])),
-        "pixel_accuracy": 100.0 * float(right.sum() / confusion.sum()),
+        "pixel_accuracy": 100.0 * float(right.sum()) / float(confusion.sum()),
     }
 
 

@@ -95,9 +95,9 @@ def _palette() -> UInt8[np.ndarray, "n 3"]:
 
     chosen = list(range(len(_FIRST)))
     distances = [apart(index) for index in chosen]
-    nearest = np.minimum.reduce(distances)
+    nearest = np.stack(distances).min(axis=0)
     while len(chosen) < CLASS_COLOURS:
-        recent = _RECENT_WEIGHT * np.minimum.reduce(distances[-_RECENT:])
+        recent = _RECENT_WEIGHT * np.stack(distances[-_RECENT:]).min(axis=0)
         # Rounded, so that no machine's last bit chooses.
         chosen.append(int(np.argmax(np.round(np.minimum(nearest, recent), 6))))
         distances.append(apart(chosen[-1]))
