@@ -12,7 +12,9 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The second flag: JAX 0.12 may start independent collectives of one program in another order on
-# each pretend device, which deadlocks where there are fewer cores than devices.
+# each pretend device, which deadlocks where there are fewer cores than devices. NPROC: threads of
+# XLA's pool; as many as devices are not enough where a device waits in several collectives.
+os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
