@@ -9,8 +9,9 @@ Every parameter names its dimensions (`logical_axes`), every pinned activation d
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -149,3 +150,75 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShards:
+    """The parts of a global batch, one a device, for code that says itself what is exchanged.
+
+    `map` runs a function once for each part; the other methods are for use inside that function.
+    Part p holds rows p k to (p + 1) k of a batch of `count` k.
+
+    Attributes:
+        axes: mesh axes that split the batch; none where one part is everything.
+        count: number of parts.
+    """
+
+    axes: tuple[str, ...] = ()
+    count: int = 1
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[tuple[str | None, ...]],
+        outputs: Sequence[tuple[str | None, ...]],
+    ) -> Callable[..., Any]:
+        """`function` on whole arrays, though it sees the parts.
+
+        Args:
+            function: takes and returns a part of each array: those whose dimensions are named
+                "batch" are split, the others are the same everywhere.
+            inputs, outputs: logical axes of each argument and of each result. Argument and result
+                are tuples.
+        """
+        if not self.axes:
+            return function
+        mesh = jax.sharding.get_abstract_mesh()
+        specs = [
+            tuple(partition_spec(names, None, mesh.shape) for names in arrays)
+            for arrays in (inputs, outputs)
+        ]
+        # Unchecked, because loops would have to declare how their first values vary over devices;
+        # only the check of `outputs` and transposition need that, and gradients are written out.
+        return jax.shard_map(function, in_specs=specs[0], out_specs=specs[1], check_vma=False)
+
+    def index(self) -> jax.Array | int:
+        """Number of this part."""
+        return jax.lax.axis_index(self.axes) if self.axes else 0
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """[...] of every part, [count ...]."""
+        return jax.lax.all_gather(x, self.axes) if self.axes else x[None]
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """Over the parts."""
+        return jax.lax.psum(x, self.axes) if self.axes else x
+
+    def scatter_sum(self, x: jax.Array) -> jax.Array:
+        """[count ...], row p meant for part p: the sum of what was meant for this one, [...]."""
+        return jax.lax.psum_scatter(x, self.axes) if self.axes else x[0]
+
+    def exchange(self, x: jax.Array) -> jax.Array:
+        """[count ...], row p meant for part p: what each part meant for this one, [count ...]."""
+        return jax.lax.all_to_all(x, self.axes, 0, 0) if self.axes else x
+
+
+def batch_shards(rows: int) -> BatchShards:
+    """How the mesh set by `jax.set_mesh` splits a batch of `rows`.
+
+    One part without a mesh, and where it does not divide `rows`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = LOGICAL_AXES["batch"]
+    count = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+    return BatchShards(axes, count) if count > 1 and rows % count == 0 else BatchShards()

@@ -1,12 +1,19 @@
-"""Losses and their gradients against the official code in float64, on one device and on eight."""
+"""Losses and their gradients against the official code in float64, on one device and on several.
+
+Also what the contrastive losses are for: they never hold all logits.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_losses
 import pytest
 
 from dinotxt_jax import sharding
@@ -22,20 +29,22 @@ def contrastive() -> dict[str, np.ndarray]:
     return dict(np.load(Path(__file__).parent / "goldens/losses/contrastive.npz"))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+# The batch is 64: all at once, blocks that divide it on no mesh here, and one column a device.
+@pytest.mark.parametrize("chunk", [2048, 24, 1])
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (2, 1), (1, 4), (8, 1), (2, 4)])
 @pytest.mark.parametrize("name", ["infonce", "siglip", "siglip_b0"])
 def test_contrastive_losses_equal_the_official_code(
-    name: str, devices: int, contrastive: dict[str, np.ndarray]
+    name: str, data: int, fsdp: int, chunk: int, contrastive: dict[str, np.ndarray]
 ) -> None:
     def loss(images: jax.Array, texts: jax.Array, logit_scale: jax.Array, bias: jax.Array):
-        images, texts = normalized(images), normalized(texts)
+        images, texts, scale = normalized(images), normalized(texts), jnp.exp(logit_scale)
         if name == "infonce":
-            return softmax_contrastive_loss(images, texts, jnp.exp(logit_scale))
-        return sigmoid_contrastive_loss(images, texts, jnp.exp(logit_scale), bias)
+            return softmax_contrastive_loss(images, texts, scale, chunk=chunk)
+        return sigmoid_contrastive_loss(images, texts, scale, bias, chunk=chunk)
 
     golden = {key.split("/")[1]: v for key, v in contrastive.items() if key.startswith(name + "/")}
     bias = golden.get("logit_bias", np.zeros(()))
-    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
     with jax.enable_x64(True), jax.set_mesh(mesh):
         placed = jax.device_put(
             (contrastive["img_raw"], contrastive["txt_raw"]), sharding.batch_sharding(mesh)
@@ -60,6 +69,112 @@ def test_contrastive_loss_in_float32_is_close_to_float64(
     found = softmax_contrastive_loss(images, texts, scale)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, contrastive["infonce/loss"], rtol=0, atol=1e-6)
+
+
+SOFTMAX = (softmax_contrastive_loss, plain_losses.softmax, (20.0,))
+SIGMOID = (sigmoid_contrastive_loss, plain_losses.sigmoid, (20.0, -5.0))
+
+
+def drawn_features(rows: int, width: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    images, texts = np.random.default_rng(0).normal(size=(2, rows, width))
+    texts = texts + images
+    return tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
+
+
+def value_and_gradients(loss: Callable, *arguments: jax.Array) -> tuple:
+    return jax.value_and_grad(loss, argnums=tuple(range(len(arguments))))(*arguments)
+
+
+# 6 rows do not divide over the devices and 8 leave one to each.
+@pytest.mark.parametrize("rows", [1, 6, 8, 40])
+@pytest.mark.parametrize(("loss", "plain", "numbers"), [SOFTMAX, SIGMOID])
+@pytest.mark.parametrize("mesh", ["none", "2x4"])
+def test_any_batch_gives_what_the_definition_gives(
+    mesh: str, loss: Callable, plain: Callable, numbers: tuple, rows: int
+) -> None:
+    with jax.enable_x64(True):
+        arguments = tuple(map(jnp.asarray, (*drawn_features(rows), *numbers)))
+        expected = value_and_gradients(plain, *arguments)
+        run = jax.jit(functools.partial(value_and_gradients, functools.partial(loss, chunk=7)))
+        with contextlib.nullcontext() if mesh == "none" else jax.set_mesh(sharding.make_mesh(2, 4)):
+            found = run(*arguments)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=EXACT), found, expected
+    )
+
+
+@pytest.mark.parametrize(("loss", "plain", "numbers"), [SOFTMAX, SIGMOID])
+def test_gradients_are_multiplied_by_what_follows_the_loss(
+    loss: Callable, plain: Callable, numbers: tuple
+) -> None:
+    with jax.enable_x64(True), jax.set_mesh(sharding.make_mesh(2, 4)):
+        arguments = tuple(map(jnp.asarray, (*drawn_features(16), *numbers)))
+        found, expected = (
+            jax.jit(functools.partial(value_and_gradients, lambda *a, f=f: jnp.square(f(*a))))(
+                *arguments
+            )
+            for f in (loss, plain)
+        )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=EXACT), found, expected
+    )
+
+
+@pytest.mark.parametrize(("loss", "plain", "numbers"), [SOFTMAX, SIGMOID])
+def test_bfloat16_features_give_a_float32_loss_and_bfloat16_gradients(
+    loss: Callable, plain: Callable, numbers: tuple
+) -> None:
+    features = [jnp.asarray(x, "bfloat16") for x in drawn_features(64)]
+    numbers = tuple(map(jnp.float32, numbers))
+    with jax.set_mesh(sharding.make_mesh()):
+        value, gradients = jax.jit(functools.partial(value_and_gradients, loss))(
+            *features, *numbers
+        )
+    expected, expected_gradients = value_and_gradients(
+        plain, *(x.astype("float32") for x in features), *numbers
+    )
+    assert [g.dtype for g in gradients[:2]] == [jnp.bfloat16] * 2
+    assert value.dtype == gradients[2].dtype == jnp.float32
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for found, wide in zip(gradients[:2], expected_gradients, strict=False):
+        # Rounded once, at the end: half a unit in the last of eight places.
+        np.testing.assert_allclose(found.astype("float32"), wide, rtol=2**-8, atol=1e-7)
+    # What cancels in the scale's gradient leaves some 1e-8.
+    np.testing.assert_allclose(gradients[2:], expected_gradients[2:], rtol=1e-5, atol=1e-7)
+
+
+def test_rows_far_below_the_rest_of_their_block_do_not_vanish() -> None:
+    # exp(-100 - 100) is 0 in float32: each row and each column needs its own largest logit.
+    signs = jnp.ones((16, 1)).at[3].set(-1)
+    images, texts = signs * jnp.eye(1, 4), jnp.ones((16, 1)) * jnp.eye(1, 4)
+    with jax.set_mesh(sharding.make_mesh()):
+        value, gradients = jax.jit(
+            functools.partial(value_and_gradients, softmax_contrastive_loss)
+        )(images, texts, jnp.float32(100))
+        swapped = jax.jit(softmax_contrastive_loss)(texts, images, jnp.float32(100))
+    # Images to texts all logits of a row are equal; texts to images number 3 is 200 too low.
+    by_hand = (np.log(16) + (15 * np.log(15) + np.log(15) + 200) / 16) / 2
+    np.testing.assert_allclose([value, swapped], by_hand, rtol=1e-6)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize(("loss", "numbers"), [(SOFTMAX[0], 1), (SIGMOID[0], 2)])
+def test_a_batch_of_65536_takes_less_than_300_megabytes_on_each_of_eight_devices(
+    loss: Callable, numbers: int
+) -> None:
+    mesh = sharding.make_mesh()
+    features = jax.ShapeDtypeStruct(
+        (65_536, 2048), jnp.float32, sharding=sharding.batch_sharding(mesh)
+    )
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    with jax.set_mesh(mesh):
+        compiled = (
+            jax.jit(functools.partial(value_and_gradients, loss))
+            .lower(features, features, *[number] * numbers)
+            .compile()
+        )
+    # All logits of one direction would be 2.1 GB a device.
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.30e9
 
 
 @pytest.mark.parametrize("name", ["normalized", "raw"])

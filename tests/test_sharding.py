@@ -59,3 +59,41 @@ def test_a_global_batch_keeps_its_order() -> None:
     placed = sharding.global_batch({"x": rows}, mesh)["x"]
     np.testing.assert_array_equal(placed, rows)
     assert len(placed.addressable_shards) == 8
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
+def test_parts_of_a_batch_exchange_what_is_meant_for_each_other(data: int, fsdp: int) -> None:
+    def function(x: jax.Array) -> tuple[jax.Array, ...]:
+        everything = shards.gather(x)
+        meant = x[0] * 100 + jnp.arange(8)  # from part x to part 0, 1, ...
+        return (
+            everything.reshape(1, 8),
+            shards.exchange(meant).reshape(1, 8),
+            shards.scatter_sum(meant)[None],
+            shards.sum(x[0]),
+            x * 0 + shards.index(),
+        )
+
+    with jax.set_mesh(sharding.make_mesh(data, fsdp)):
+        shards = sharding.batch_shards(8)
+        batch = ("batch",)
+        run = shards.map(function, (batch,), (batch, batch, batch, (), batch))
+        gathered, exchanged, scattered, total, index = jax.jit(run)(jnp.arange(8))
+    order = np.arange(8)
+    np.testing.assert_array_equal(gathered, np.tile(order, (8, 1)))
+    np.testing.assert_array_equal(exchanged, order * 100 + order[:, None])
+    np.testing.assert_array_equal(scattered, 2800 + 8 * order)
+    np.testing.assert_array_equal(total, 28)
+    np.testing.assert_array_equal(index, order)
+
+
+def test_a_batch_that_does_not_divide_is_one_part() -> None:
+    assert sharding.batch_shards(16).count == 1
+    with jax.set_mesh(sharding.make_mesh(2, 4)):
+        assert [sharding.batch_shards(rows).count for rows in (16, 12)] == [8, 1]
+    shards = sharding.BatchShards()
+    x = jnp.arange(3)
+    np.testing.assert_array_equal(shards.gather(x), x[None])
+    np.testing.assert_array_equal(shards.scatter_sum(x[None]), x)
+    np.testing.assert_array_equal(shards.exchange(x[None]), x[None])
+    np.testing.assert_array_equal(shards.sum(x), x)

@@ -77,6 +77,9 @@ class LossConfig:
 
     Attributes:
         kind: "softmax" (CLIP's) or "sigmoid" (SigLIP's, with a learned bias).
+        chunk: columns of the contrastive logits that exist at a time, over all devices (rounded up
+            to a multiple of their number). Memory on a device is its part of the batch x chunk;
+            the result does not depend on it.
         max_logit_scale: exp(logit_scale) is clamped to [1, this] after every step.
         gram_weight: weight of the Gram loss, which holds the similarities among the head's patch
             tokens to the backbone's; 0 leaves it out.
@@ -85,6 +88,7 @@ class LossConfig:
     """
 
     kind: str = "softmax"
+    chunk: int = 2048
     max_logit_scale: float = 100.0
     gram_weight: float = 0.0
     gram_patches: int = 0

@@ -30,6 +30,7 @@ FREE_SETTINGS = (
     "config.features",
     "config.include_backbone",
     "config.log_every",
+    "config.loss.chunk",
     "config.mesh.",
     "config.remat",
     "config.text.pack",

@@ -276,6 +276,7 @@ def _check(config: Config) -> None:
         "config.steps": config.steps,
         "config.batch_size": config.batch_size,
         "config.log_every": config.log_every,
+        "config.loss.chunk": config.loss.chunk,
         "config.checkpoint.every": config.checkpoint.every,
         "config.checkpoint.keep": config.checkpoint.keep,
         "config.feature_views": config.feature_views,

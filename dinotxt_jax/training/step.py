@@ -175,9 +175,10 @@ class Trainer:
         text = model.encode_text(text_tokens, normalize=True, packing=packing)
         scale = jnp.exp(trainable["logit_scale"])
         if config.kind == "sigmoid":
-            loss = sigmoid_contrastive_loss(image, text, scale, trainable["logit_bias"])
+            bias = trainable["logit_bias"]
+            loss = sigmoid_contrastive_loss(image, text, scale, bias, chunk=config.chunk)
         else:
-            loss = softmax_contrastive_loss(image, text, scale)
+            loss = softmax_contrastive_loss(image, text, scale, chunk=config.chunk)
         if not config.gram_weight:
             return loss, {}
         gram = self._gram_loss(features, tokens, gram_key)

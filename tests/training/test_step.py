@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,14 @@ class Setting:
 
 
 @pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("data", "fsdp", "chunk"), [(1, 1, 2048), (8, 1, 2048), (2, 4, 2048), (1, 1, 6), (4, 1, 12)]
+)
 def test_twenty_steps_equal_the_official_loop(
-    tiny_dinotxt: Path, data: int, fsdp: int, pack: bool
+    tiny_dinotxt: Path, data: int, fsdp: int, chunk: int, pack: bool
 ) -> None:
-    setting = Setting(tiny_dinotxt, CONFIG, data, fsdp)
+    config = dataclasses.replace(CONFIG, loss=LossConfig(chunk=chunk))
+    setting = Setting(tiny_dinotxt, config, data, fsdp)
     _, found = setting.run(20, pack=pack)
     golden = setting.golden
     np.testing.assert_allclose(found["loss"], golden["loss"], rtol=0, atol=5e-6)
@@ -202,6 +206,17 @@ def test_the_sigmoid_loss_trains_its_bias(tiny_dinotxt: Path) -> None:
     state, metrics = Setting(tiny_dinotxt, config, 8).run(20)
     assert metrics["loss"][-1] < metrics["loss"][0]
     assert float(state.trainable["logit_bias"]) != -10.0
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_logits_come_in_chunks_of_the_size_that_is_set(tiny_dinotxt: Path, kind: str) -> None:
+    config = dataclasses.replace(CONFIG, loss=LossConfig(kind=kind, chunk=5))
+    setting = Setting(tiny_dinotxt, config, 1)
+    trained = setting.trainer.abstract_state().trainable
+    loss = functools.partial(setting.trainer.loss, key=jax.random.key(0))
+    program = str(jax.make_jaxpr(loss)(trained, setting.features(), setting.golden["tokens"]))
+    assert "f32[16,1,5]" in program  # 16 images, 1 device
+    assert "f32[16,1,16]" not in program
 
 
 def test_the_backbone_is_in_the_frozen_dtype_and_trained_arrays_in_theirs(
