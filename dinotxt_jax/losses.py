@@ -63,13 +63,13 @@ def sigmoid_contrastive_loss(
     return _contrastive_loss("sigmoid", image_features, text_features, scale, bias, chunk)
 
 
-def gram_loss(
+def gram_losses(
     patch_tokens: Float[Array, "b n d"],
     backbone_patch_tokens: Float[Array, "b n e"],
     *,
     normalize: bool = True,
-) -> Float[Scalar, ""]:
-    """Mean squared difference of the patch tokens' Gram matrices, head against backbone.
+) -> Float[Array, " b"]:
+    """For each image the mean squared difference of the patch tokens' Gram matrices.
 
     Args:
         patch_tokens: of the head. backbone_patch_tokens: of the frozen backbone, same patches.
@@ -81,7 +81,7 @@ def gram_loss(
         return jnp.einsum("bnd,bmd->bnm", wide, wide)
 
     target = jax.lax.stop_gradient(gram(backbone_patch_tokens))
-    return jnp.mean(jnp.square(gram(patch_tokens) - target))
+    return jnp.mean(jnp.square(gram(patch_tokens) - target), axis=(1, 2))
 
 
 def _wide(*arrays: Any) -> jnp.dtype:

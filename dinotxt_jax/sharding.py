@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dinotxt_jax.errors import UserError
 
@@ -73,9 +73,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     )
 
 
-def batch_parts(mesh: Mesh) -> int:
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """How many parts, of consecutive rows, a global batch is split into."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+
+
+def mesh_batch_parts() -> int:
+    """`batch_parts` of the mesh set by `jax.set_mesh`; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else batch_parts(mesh)
 
 
 def check_batch(batch_size: int, mesh: Mesh, name: str = "config.batch_size") -> None:
@@ -218,7 +224,9 @@ def batch_shards(rows: int) -> BatchShards:
 
     One part without a mesh, and where it does not divide `rows`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = LOGICAL_AXES["batch"]
-    count = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
-    return BatchShards(axes, count) if count > 1 and rows % count == 0 else BatchShards()
+    count = mesh_batch_parts()
+    return (
+        BatchShards(LOGICAL_AXES["batch"], count)
+        if count > 1 and rows % count == 0
+        else BatchShards()
+    )

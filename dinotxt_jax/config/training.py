@@ -135,7 +135,11 @@ class Config:
 
     Attributes:
         seed: everything random derives from (seed, step, example index).
-        steps, batch_size: optimizer steps, and image-text pairs a step over all devices.
+        steps: optimizer steps.
+        batch_size: image-text pairs, over all devices, that are computed at once.
+        accumulate_steps: so many batches make one update, the same as that of one batch of all
+            their pairs: batch_size=8192, accumulate_steps=8 trains on 65,536 pairs a step. Backbone
+            tokens of all of them are kept; head and text transformer run forward twice.
         backbone: model directory of the frozen backbone (`python -m weights_convert`).
         features: folder of cached backbone tokens (`python -m dinotxt_jax.precompute`); "" runs
             the backbone in every step.
@@ -150,6 +154,7 @@ class Config:
     seed: int = 0
     steps: int = 50_000
     batch_size: int = 65_536
+    accumulate_steps: int = 1
     backbone: str = ""
     features: str = ""
     feature_views: int = 1
@@ -166,3 +171,8 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Image-text pairs of an update."""
+        return self.batch_size * self.accumulate_steps

@@ -7,7 +7,6 @@ width of the MLP, l layers.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,13 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from dinotxt_jax.models.layers import Dense, DTypes, Initializer, LayerNorm, LayerScale, normal
 from dinotxt_jax.models.rope import Rotation, rotate
 from dinotxt_jax.sharding import constrain
 
 REMAT_POLICIES = ("none", "full", "dots")
+
+# Random keys, one for each group of examples (`drop_path_keys`).
+Keys = Shaped[jax.Array, " g"]
 
 
 def attention(
@@ -191,11 +193,11 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        key: jax.Array | None = None,
+        keys: Keys | None = None,
         rotation: Rotation | None = None,
         segment_ids: Int[Array, "b n"] | None = None,
     ) -> Float[Array, "b n d"]:
-        if segment_ids is not None and key is not None and self.drop_path:
+        if segment_ids is not None and keys is not None and self.drop_path:
             raise ValueError("drop path leaves out whole rows, and packed rows hold several texts")
 
         def attend(rows: jax.Array) -> jax.Array:
@@ -206,9 +208,9 @@ class Block(nnx.Module):
             y = self.mlp(self.norm2(rows))
             return y if self.layer_scale2 is None else self.layer_scale2(y)
 
-        keys = (None, None) if key is None else jax.random.split(key)
-        for branch, branch_key in zip((attend, transform), keys, strict=True):
-            x = add_branch(x, branch, self.drop_path, branch_key)
+        of_branches = (None, None) if keys is None else split_keys(keys, 2)
+        for branch, branch_keys in zip((attend, transform), of_branches, strict=True):
+            x = add_branch(x, branch, self.drop_path, branch_keys)
             x = constrain(x, "batch", "tokens", None)
         return x
 
@@ -219,26 +221,38 @@ class Block(nnx.Module):
 DROP_PATH_GROUP = 32
 
 
+def drop_path_keys(key: jax.Array, batch: int, group: int) -> Keys:
+    """A key for each group of `group` consecutive examples of a batch, for `add_branch`.
+
+    A key belongs to its group wherever the group is computed, alone too.
+    """
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(batch // group))
+
+
 def add_branch(
     x: Float[Array, "b n d"],
     branch: Callable[[Float[Array, "c n d"]], Float[Array, "c n d"]],
     drop_path: float,
-    key: jax.Array | None,
+    keys: Keys | None,
 ) -> Float[Array, "b n d"]:
-    """`x + branch(x)`, with stochastic depth when `key` is given.
+    """`x + branch(x)`, with stochastic depth when `keys` are given, one for each group of examples.
 
     As in the official code the branch is *computed* only for the examples that keep it: of every
     group of g examples, max(int(g (1 - drop_path)), 1) chosen at random, whose branch output is
     multiplied by g / kept.
     """
-    if key is None or drop_path == 0.0:
+    if keys is None or drop_path == 0.0:
         return x + branch(x)
-    batch = x.shape[0]
-    group = math.gcd(batch, DROP_PATH_GROUP)
+    group = x.shape[0] // len(keys)
     kept = max(int(group * (1 - drop_path)), 1)
-    drawn = jax.random.uniform(key, (batch // group, group)).argsort(-1)[:, :kept]
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (group,)))(keys).argsort(-1)[:, :kept]
     chosen = jax.nn.one_hot(drawn, group, dtype=x.dtype)
     return x + put_rows(branch(take_rows(x, chosen)) * (group / kept), chosen)
+
+
+def split_keys(keys: Keys, count: int) -> Shaped[jax.Array, "count g"]:
+    """`count` independent sets of keys."""
+    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
 
 
 # Taking rows and putting them back are products with a 0/1 matrix: exact, and each other's
@@ -285,7 +299,7 @@ def apply_stack(
     blocks: Block,
     x: Float[Array, "b n d"],
     *,
-    key: jax.Array | None = None,
+    keys: Keys | None = None,
     remat: str = "none",
     rotation: Rotation | None = None,
     segment_ids: Int[Array, "b n"] | None = None,
@@ -296,7 +310,7 @@ def apply_stack(
     Args:
         blocks: what `stack` returned.
         x: tokens.
-        key: randomness for drop path; None evaluates without.
+        keys: of `drop_path_keys`, randomness for drop path; None evaluates without.
         remat: what the backward pass recomputes: "none", "full" (everything), "dots" (all but
             matrix products).
         rotation: rotary positions of the tokens, the same in every block.
@@ -309,15 +323,15 @@ def apply_stack(
     graphdef, state = nnx.split(blocks)
     arrays = nnx.to_pure_dict(state)
     num_layers = jax.tree.leaves(arrays)[0].shape[0]
-    keys = None if key is None else jax.random.split(key, num_layers)
+    of_layers = None if keys is None else split_keys(keys, num_layers)
     # Where each block's output is kept; what nobody asked for goes to one place behind the others.
     places = np.full(num_layers, len(keep))
     places[list(keep)] = np.arange(len(keep))
 
     def body(carry: Any, layer: Any) -> tuple[Any, None]:
         x, kept = carry
-        block_arrays, block_key, place = layer
-        x = nnx.merge(graphdef, block_arrays)(x, block_key, rotation, segment_ids)
+        block_arrays, block_keys, place = layer
+        x = nnx.merge(graphdef, block_arrays)(x, block_keys, rotation, segment_ids)
         if keep:
             kept = jax.lax.dynamic_update_index_in_dim(kept, x, place, axis=0)
         return (x, kept), None
@@ -330,5 +344,5 @@ def apply_stack(
         raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT_POLICIES)}")
     kept = jnp.zeros((len(keep) + 1 if keep else 0, *x.shape), x.dtype)
     x = constrain(x, "batch", "tokens", None)
-    (x, kept), _ = jax.lax.scan(body, (x, kept), (arrays, keys, places))
+    (x, kept), _ = jax.lax.scan(body, (x, kept), (arrays, of_layers, places))
     return x, kept[: len(keep)]

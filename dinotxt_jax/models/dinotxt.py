@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dinotxt_jax.models.blocks import Block, BlockConfig, apply_stack, stack
+from dinotxt_jax.models.blocks import Block, BlockConfig, Keys, apply_stack, stack
 from dinotxt_jax.models.layers import DTypes, LayerNorm, constant, parameter
 from dinotxt_jax.models.text import Packing, TextConfig, TextTransformer
 from dinotxt_jax.models.vit import VisionConfig, VisionTransformer
@@ -107,13 +107,13 @@ class VisionHead(nnx.Module):
         self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
 
     def __call__(
-        self, tokens: Float[Array, "b t d"], key: jax.Array | None = None
+        self, tokens: Float[Array, "b t d"], keys: Keys | None = None
     ) -> Float[Array, "b t d"]:
-        """The head's tokens; `key` turns drop path on."""
+        """The head's tokens; `keys` (`blocks.drop_path_keys`) turn drop path on."""
         if not self.num_blocks:
             return tokens
         x = tokens.astype(self.dtypes.compute)
-        x, _ = apply_stack(self.blocks, x, key=key, remat=self.remat)
+        x, _ = apply_stack(self.blocks, x, keys=keys, remat=self.remat)
         return self.norm(x)
 
 
@@ -175,10 +175,10 @@ class DinoTxt(nnx.Module):
         )
 
     def encode_tokens(
-        self, tokens: Float[Array, "b t d"], key: jax.Array | None = None
+        self, tokens: Float[Array, "b t d"], keys: Keys | None = None
     ) -> ImageFeatures:
-        """The head on [class, registers, patches] of the backbone; `key` turns drop path on."""
-        head = self.head(tokens, key)
+        """The head on [class, registers, patches] of the backbone; `keys` turn drop path on."""
+        head = self.head(tokens, keys)
         return ImageFeatures(head[:, 0], head[:, 1 + self.config.vision.num_registers :])
 
     def describe_tokens(

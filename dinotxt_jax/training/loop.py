@@ -108,11 +108,11 @@ class _Run:
         self.evaluations = Evaluations(config, self.exporter, workdir, opened, caches)
         self.batches = self._open_batches()
         self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
-        if config.batch_size > len(self.source):
+        if config.pairs_per_step > len(self.source):
             logging.warning(
-                "config.batch_size=%d exceeds the %d examples, so that a batch holds images twice "
-                "and sets them against each other; lower it",
-                config.batch_size,
+                "the %d pairs of a step exceed the %d examples, so that a batch holds images twice "
+                "and sets them against each other; lower config.batch_size",
+                config.pairs_per_step,
                 len(self.source),
             )
 
@@ -134,7 +134,7 @@ class _Run:
         return make_training_iterator(
             self.source,
             make_example,
-            batch_size=config.batch_size,
+            batch_size=config.pairs_per_step,
             seed=config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -166,7 +166,7 @@ class _Run:
                 for step in range(first + 1, config.steps + 1):
                     waited = time.perf_counter()
                     batch = self._next_batch()
-                    throughput.add(config.batch_size, time.perf_counter() - waited)
+                    throughput.add(config.pairs_per_step, time.perf_counter() - waited)
                     state, metrics = step_function(state, frozen, batch)
                     if step % config.log_every == 0 or step == config.steps:
                         self._report(step, metrics, writer, throughput, bar)
@@ -218,7 +218,7 @@ class _Run:
         if jax.process_count() > 1:
             everywhere = multihost_utils.process_allgather(np.asarray([needed, skipped]))
             needed, skipped = int(everywhere[:, 0].max()), int(everywhere[:, 1].sum())
-        self.skipped = self.bad_images.update(self.config.batch_size, skipped)
+        self.skipped = self.bad_images.update(self.config.pairs_per_step, skipped)
         image = "image" if self.cache is None else "features"
         return sharding.global_batch(arrange(needed) | {image: batch[image]}, self.mesh)
 
@@ -275,6 +275,7 @@ def _check(config: Config) -> None:
     positive = {
         "config.steps": config.steps,
         "config.batch_size": config.batch_size,
+        "config.accumulate_steps": config.accumulate_steps,
         "config.log_every": config.log_every,
         "config.loss.chunk": config.loss.chunk,
         "config.checkpoint.every": config.checkpoint.every,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +18,13 @@ from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.losses import LOSSES, gram_loss, sigmoid_contrastive_loss, softmax_contrastive_loss
-from dinotxt_jax.models.blocks import REMAT_POLICIES
+from dinotxt_jax.losses import (
+    LOSSES,
+    gram_losses,
+    sigmoid_contrastive_loss,
+    softmax_contrastive_loss,
+)
+from dinotxt_jax.models.blocks import DROP_PATH_GROUP, REMAT_POLICIES, drop_path_keys
 from dinotxt_jax.models.dinotxt import (
     POOLINGS,
     DinoTxt,
@@ -32,11 +38,14 @@ from dinotxt_jax.models.dinotxt import (
 from dinotxt_jax.models.directory import ModelDescription, Preprocessing, abstract_arrays
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.text import Packing, TextConfig
+from dinotxt_jax.training.accumulation import map_parts, vjp_of_parts
 from dinotxt_jax.training.optimizer import make_optimizer
 
 Arrays = dict[str, Any]
 # SigLIP's starting point: nearly all pairs are negatives (arXiv 2303.15343, section 3.2).
 INITIAL_LOGIT_BIAS = -10.0
+# What is trained and belongs to no example.
+_SCALARS = ("logit_scale", "logit_bias")
 
 
 class TrainState(NamedTuple):
@@ -132,9 +141,8 @@ class Trainer:
             learning_rate, grad_norm.
         """
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
-        tokens = self.backbone_tokens(frozen, batch)
-        (loss, parts), gradients = jax.value_and_grad(self.loss, has_aux=True)(
-            state.trainable, tokens, batch["tokens"], key, packing_of(batch)
+        (loss, parts), gradients = self.loss_and_gradients(
+            state.trainable, self.backbone_tokens(frozen, batch), batch, key
         )
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -153,35 +161,75 @@ class Trainer:
         """[class, registers, patches] of the frozen backbone, [b t d]: cached, or computed."""
         if "features" in batch:
             return batch["features"]
-        images = normalize(batch["image"], self.preprocessing.mean, self.preprocessing.std)
-        images = sharding.constrain(images, "batch", None, None, None)
-        return jax.lax.stop_gradient(self.merge(frozen).backbone.tokens(images))
 
-    def loss(
+        def encode(images: jax.Array) -> jax.Array:
+            images = normalize(images, self.preprocessing.mean, self.preprocessing.std)
+            images = sharding.constrain(images, "batch", None, None, None)
+            return self.merge(frozen).backbone.tokens(images)
+
+        tokens = map_parts(encode, batch["image"], self.config.accumulate_steps)
+        return jax.lax.stop_gradient(tokens)
+
+    def loss_and_gradients(
         self,
         trainable: Arrays,
         tokens: jax.Array,
-        text_tokens: jax.Array,
+        batch: Mapping[str, jax.Array],
         key: jax.Array,
-        packing: Packing | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The objective of one global batch, and its parts by name."""
-        config = self.config.loss
+    ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Arrays]:
+        """The objective of all pairs of a step, its parts by name, and its gradients.
+
+        Args:
+            trainable: what is differentiated in.
+            tokens: of the backbone, [b t d].
+            batch: "tokens", and where captions are packed the fields of `Packing`.
+            key: of the step.
+        """
+        drop_key, *image_keys = jax.random.split(key, 3)
+        group = math.gcd(self.config.batch_size, DROP_PATH_GROUP)
+        rows = {
+            "image_tokens": tokens,
+            "drop_keys": drop_path_keys(drop_key, len(tokens), group),
+            "tokens": batch["tokens"],
+            "packing": packing_of(batch),
+        }
+        encode = functools.partial(self._encode, image_keys)
+        features, pull_back = vjp_of_parts(encode, trainable, rows, self.config.accumulate_steps)
+        scalars = {name: trainable[name] for name in _SCALARS if name in trainable}
+        (loss, parts), (of_features, of_scalars) = jax.value_and_grad(
+            self._objective, argnums=(0, 1), has_aux=True
+        )(features, scalars)
+        gradients = pull_back(of_features)
+        return (loss, parts), gradients | of_scalars
+
+    def _encode(
+        self, keys: Sequence[jax.Array], trainable: Arrays, rows: Arrays
+    ) -> dict[str, jax.Array]:
+        """Features of images and texts [b D]; with a weight, the Gram loss of each image [b]."""
+        patch_key, gram_key = keys
         model = self.merge(trainable)
-        drop_key, patch_key, gram_key = jax.random.split(key, 3)
-        tokens = self._drawn_patches(tokens, self.config.head.patch_tokens, patch_key)
-        features = model.encode_tokens(tokens, drop_key)
-        image = normalized(model.descriptor(features))
-        text = model.encode_text(text_tokens, normalize=True, packing=packing)
-        scale = jnp.exp(trainable["logit_scale"])
+        tokens = self._drawn_patches(rows["image_tokens"], self.config.head.patch_tokens, patch_key)
+        features = model.encode_tokens(tokens, rows["drop_keys"])
+        text = model.encode_text(rows["tokens"], normalize=True, packing=rows["packing"])
+        encoded = {"image": normalized(model.descriptor(features)), "text": text}
+        if self.config.loss.gram_weight:
+            encoded["gram"] = self._gram_losses(features, tokens, gram_key)
+        return encoded
+
+    def _objective(
+        self, features: dict[str, jax.Array], scalars: Arrays
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of all pairs of a step from their features, and its parts by name."""
+        config = self.config.loss
+        image, text, scale = features["image"], features["text"], jnp.exp(scalars["logit_scale"])
         if config.kind == "sigmoid":
-            bias = trainable["logit_bias"]
+            bias = scalars["logit_bias"]
             loss = sigmoid_contrastive_loss(image, text, scale, bias, chunk=config.chunk)
         else:
             loss = softmax_contrastive_loss(image, text, scale, chunk=config.chunk)
         if not config.gram_weight:
             return loss, {}
-        gram = self._gram_loss(features, tokens, gram_key)
+        gram = jnp.mean(features["gram"])
         return loss + config.gram_weight * gram, {"contrastive_loss": loss, "gram_loss": gram}
 
     def _drawn_patches(self, tokens: jax.Array, count: int, key: jax.Array) -> jax.Array:
@@ -192,14 +240,14 @@ class Trainer:
         drawn = jax.random.permutation(key, tokens.shape[1] - first)[:count]
         return tokens[:, jnp.concatenate([jnp.arange(first), first + drawn])]
 
-    def _gram_loss(self, features: ImageFeatures, tokens: jax.Array, key: jax.Array) -> jax.Array:
+    def _gram_losses(self, features: ImageFeatures, tokens: jax.Array, key: jax.Array) -> jax.Array:
         config = self.config.loss
         head = features.patch_tokens
         backbone = tokens[:, 1 + self.model.vision.num_registers :]
         if config.gram_patches:
             drawn = jax.random.permutation(key, head.shape[1])[: config.gram_patches]
             head, backbone = head[:, drawn], backbone[:, drawn]
-        return gram_loss(head, backbone, normalize=config.gram_normalize)
+        return gram_losses(head, backbone, normalize=config.gram_normalize)
 
 
 def packing_of(batch: Mapping[str, jax.Array]) -> Packing | None:

@@ -44,11 +44,11 @@ class TextRows:
         self, config: Config, model: TextConfig, tokenizer: Tokenizer, source: Source, mesh: Mesh
     ):
         self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._parts = sharding.batch_parts(mesh)
+        self._parts = sharding.batch_parts(mesh) * config.accumulate_steps
         self._row_counts: list[int] = []
         self._logged: set[int] = set()
         if config.text.pack:
-            captions = config.batch_size // self._parts
+            captions = config.pairs_per_step // self._parts
             lengths = sampled_lengths(source, tokenizer, config.data)
             planned = planned_rows(lengths, captions, self._parts, tokenizer.context_length)
             self._row_counts = row_counts(planned, captions)
@@ -65,7 +65,7 @@ class TextRows:
         lengths = self._tokenizer.lengths(tokens)
         if not self._config.text.pack:
             return int(lengths.max()), lambda longest: self._trimmed(tokens, longest)
-        captions = self._config.batch_size // self._parts
+        captions = self._config.pairs_per_step // self._parts
         parts = [
             pack(tokens[start : start + captions], lengths[start : start + captions])
             for start in range(0, len(tokens), captions)
@@ -86,7 +86,7 @@ class TextRows:
         backward. With packing `packing_overflows`: steps that needed more rows than planned.
         """
         context = self._tokenizer.context_length
-        whole = self._steps * self._config.batch_size
+        whole = self._steps * self._config.pairs_per_step
         spared = self._model.flops(whole, context) - self._flops
         values = {
             "text_tokens_computed_fraction": self._tokens / (whole * context),
@@ -110,7 +110,7 @@ class TextRows:
         trim, length = self._config.text.trim, tokens.shape[1]
         if trim:
             length = trimmed_length(longest, trim, length)
-        self._count(self._config.batch_size, length)
+        self._count(self._config.pairs_per_step, length)
         return {"tokens": tokens[:, :length]}
 
     def _rows(self, needed: int) -> int:

@@ -15,6 +15,7 @@ from dinotxt_jax.models.blocks import (
     add_branch,
     apply_stack,
     attention,
+    drop_path_keys,
     put_rows,
     stack,
     take_rows,
@@ -82,7 +83,9 @@ def test_drop_path_computes_and_rescales_the_kept_share_of_every_group() -> None
         computed.append(rows.shape[0])
         return jnp.ones_like(rows)
 
-    y = np.asarray(add_branch(x, branch, 0.3, jax.random.key(0)))
+    y = np.asarray(
+        add_branch(x, branch, 0.3, drop_path_keys(jax.random.key(0), batch, DROP_PATH_GROUP))
+    )
     kept = int(DROP_PATH_GROUP * 0.7)
     assert computed == [3 * kept]
     touched = y[:, 0, 0].reshape(3, DROP_PATH_GROUP) > 0
@@ -92,7 +95,7 @@ def test_drop_path_computes_and_rescales_the_kept_share_of_every_group() -> None
 
 
 def test_drop_path_keeps_at_least_one_example() -> None:
-    y = add_branch(jnp.zeros((2, 1, 1)), jnp.ones_like, 0.9, jax.random.key(0))
+    y = add_branch(jnp.zeros((2, 1, 1)), jnp.ones_like, 0.9, jax.random.key(0)[None])
     assert sorted(np.asarray(y).ravel().tolist()) == [0.0, 2.0]
 
 
@@ -103,7 +106,7 @@ def test_without_a_key_nothing_is_dropped() -> None:
 
 def test_every_example_is_kept_equally_often() -> None:
     def kept(key: jax.Array) -> jax.Array:
-        return add_branch(jnp.zeros((32, 1, 1)), jnp.ones_like, 0.3, key)[:, 0, 0] > 0
+        return add_branch(jnp.zeros((32, 1, 1)), jnp.ones_like, 0.3, key[None])[:, 0, 0] > 0
 
     often = jax.vmap(kept)(jax.random.split(jax.random.key(0), 4000)).mean(0)
     np.testing.assert_allclose(often, 22 / 32, atol=0.04)  # five standard deviations
@@ -147,7 +150,7 @@ def test_drop_path_is_refused_where_rows_hold_several_texts() -> None:
     config = BlockConfig(dim=16, num_heads=2, mlp_hidden_dim=24, drop_path=0.5)
     segment_ids = jnp.ones((4, 5), int)
     with pytest.raises(ValueError, match="drop path leaves out whole rows"):
-        apply_stack(blocks(config), tokens(), key=jax.random.key(0), segment_ids=segment_ids)
+        apply_stack(blocks(config), tokens(), keys=jax.random.key(0)[None], segment_ids=segment_ids)
 
 
 def test_norms_are_computed_in_the_normalization_dtype() -> None:

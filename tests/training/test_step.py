@@ -55,13 +55,19 @@ class Setting:
             return np.asarray(self.trainer.merge(self.parts).backbone.tokens(images))
 
     def run(
-        self, steps: int, *, tokens: np.ndarray | None = None, pack: bool = False
+        self,
+        steps: int,
+        *,
+        tokens: np.ndarray | None = None,
+        pack: bool = False,
+        repeats: int = 1,
     ) -> tuple[TrainState, dict[str, np.ndarray]]:
         """Trains on the reference batch from the reference weights, or on other `tokens`."""
         tokens = self.golden["tokens"] if tokens is None else tokens
-        parts = sharding.batch_parts(self.mesh)
+        tokens, features = (np.concatenate([x] * repeats) for x in (tokens, self.features()))
+        parts = sharding.batch_parts(self.mesh) * self.trainer.config.accumulate_steps
         text = packed(tokens, parts)._asdict() if pack else {"tokens": tokens}
-        batch = {"features": self.features()} | text
+        batch = {"features": features} | text
         history: list[dict[str, float]] = []
         with jax.set_mesh(self.mesh):
             state = self.trainer.create_state()
@@ -75,9 +81,9 @@ class Setting:
         return state, {name: np.asarray([row[name] for row in history]) for name in history[0]}
 
 
-@pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize(
-    ("data", "fsdp", "chunk"), [(1, 1, 2048), (8, 1, 2048), (2, 4, 2048), (1, 1, 6), (4, 1, 12)]
+    ("data", "fsdp", "chunk", "pack"),
+    [(1, 1, 6, False), (8, 1, 2048, False), (4, 1, 12, True), (2, 4, 2048, True)],
 )
 def test_twenty_steps_equal_the_official_loop(
     tiny_dinotxt: Path, data: int, fsdp: int, chunk: int, pack: bool
@@ -103,6 +109,38 @@ def test_packing_long_and_short_captions_changes_no_step(tiny_dinotxt: Path) -> 
         np.testing.assert_allclose(found[name], alone[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("data", "fsdp", "steps", "pack"), [(1, 1, 16, False), (2, 1, 4, True), (2, 4, 2, True)]
+)
+def test_accumulated_steps_equal_those_of_the_whole_batch(
+    tiny_dinotxt: Path, data: int, fsdp: int, steps: int, pack: bool
+) -> None:
+    config = dataclasses.replace(CONFIG, batch_size=16 // steps, accumulate_steps=steps)
+    _, found = Setting(tiny_dinotxt, config, data, fsdp).run(20, pack=pack)
+    golden = Setting(tiny_dinotxt, CONFIG, 1).golden
+    np.testing.assert_allclose(found["loss"], golden["loss_f64"], rtol=0, atol=5e-6)
+    np.testing.assert_allclose(found["grad_norm"], golden["grad_norm"], rtol=1e-4)
+
+
+def test_accumulation_changes_no_update_whatever_else_is_on(tiny_dinotxt: Path) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        batch_size=128,
+        head=dataclasses.replace(CONFIG.head, drop_path=0.3, patch_tokens=9),
+        loss=LossConfig(kind="sigmoid", gram_weight=0.5, gram_patches=5),
+    )
+    parts = dataclasses.replace(config, batch_size=64, accumulate_steps=2)
+    whole, accumulated = (
+        Setting(tiny_dinotxt, one, 2).run(3, repeats=8) for one in (config, parts)
+    )
+    for name in whole[1]:
+        np.testing.assert_allclose(accumulated[1][name], whole[1][name], rtol=1e-5, err_msg=name)
+    for a, b in zip(
+        *(jax.tree.leaves(run[0].trainable) for run in (whole, accumulated)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
 def test_first_gradients_equal_the_official_ones(tiny_dinotxt: Path, shared_goldens: Path) -> None:
     from weights_convert.layouts.dinotxt_v2 import TEXT_ENCODER, VISION_HEAD
 
@@ -110,9 +148,8 @@ def test_first_gradients_equal_the_official_ones(tiny_dinotxt: Path, shared_gold
     golden = np.load(shared_goldens / "train/grads_step0.npz")
     trained = {name: setting.parts[name] for name in ("head", "text", "logit_scale")}
     features, key = setting.features(), jax.random.key(0)
-    gradients = jax.grad(
-        lambda trained: setting.trainer.loss(trained, features, setting.golden["tokens"], key)[0]
-    )(trained)
+    batch = {"tokens": setting.golden["tokens"]}
+    _, gradients = setting.trainer.loss_and_gradients(trained, features, batch, key)
     sizes = {"h": 4, "k": 16, "v": 133}
     compared = 0
     for prefix, layout in (("visual_model.head.", VISION_HEAD), ("text_model.", TEXT_ENCODER)):
@@ -152,8 +189,10 @@ def test_eight_devices_take_the_step_of_one_with_drop_path(tiny_dinotxt: Path) -
     jax.tree.map(check, one.trainable["head"], eight.trainable["head"])
 
 
-def test_running_the_backbone_equals_its_tokens(tiny_dinotxt: Path) -> None:
-    setting = Setting(tiny_dinotxt, CONFIG, 8)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_running_the_backbone_equals_its_tokens(tiny_dinotxt: Path, steps: int) -> None:
+    config = dataclasses.replace(CONFIG, batch_size=16 // steps, accumulate_steps=steps)
+    setting = Setting(tiny_dinotxt, config, 8)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 98, 98, 3), np.uint8)
     batch = {"tokens": setting.golden["tokens"], "image": pixels}
     frozen = {"backbone": setting.parts["backbone"]}
@@ -213,8 +252,9 @@ def test_logits_come_in_chunks_of_the_size_that_is_set(tiny_dinotxt: Path, kind:
     config = dataclasses.replace(CONFIG, loss=LossConfig(kind=kind, chunk=5))
     setting = Setting(tiny_dinotxt, config, 1)
     trained = setting.trainer.abstract_state().trainable
-    loss = functools.partial(setting.trainer.loss, key=jax.random.key(0))
-    program = str(jax.make_jaxpr(loss)(trained, setting.features(), setting.golden["tokens"]))
+    run = functools.partial(setting.trainer.loss_and_gradients, key=jax.random.key(0))
+    batch = {"tokens": setting.golden["tokens"]}
+    program = str(jax.make_jaxpr(run)(trained, setting.features(), batch))
     assert "f32[16,1,5]" in program  # 16 images, 1 device
     assert "f32[16,1,16]" not in program
 

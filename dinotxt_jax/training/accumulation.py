@@ -1,0 +1,81 @@
+"""Gradient accumulation that gives the update of the whole batch, contrastive loss included.
+
+The loss compares every image of a batch with every text, so gradients of the losses of parts of a
+batch do not add up to its gradient. Features do not depend on each other, though: they are computed
+part by part, the loss and its gradients in them over the whole batch, and then, part by part again,
+what that means for the parameters (arXiv 2111.10050, algorithm 1; "GradCache", arXiv 2101.06983).
+
+A batch of k parts lies on a mesh that splits it in p as [p k m ...]; part j is [:, j]: every device
+has rows of every part, and nothing moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dinotxt_jax.sharding import constrain, mesh_batch_parts
+
+
+def split(batch: Any, count: int) -> Any:
+    """Arrays [p k m ...] as `count` parts [k (p m) ...]; see `join`."""
+    devices = mesh_batch_parts()
+
+    def parts(array: jax.Array) -> jax.Array:
+        # Too few for all devices are only the keys of drop path in a very small batch.
+        spread = devices if array.shape[0] % (devices * count) == 0 else 1
+        within = array.reshape(spread, count, -1, *array.shape[1:])
+        moved = jnp.moveaxis(within, 1, 0).reshape(count, -1, *array.shape[1:])
+        return constrain(moved, None, "batch", *[None] * (array.ndim - 1))
+
+    return jax.tree.map(parts, batch)
+
+
+def join(parts: Any) -> Any:
+    """The inverse of `split`."""
+    devices = mesh_batch_parts()
+
+    def whole(array: jax.Array) -> jax.Array:
+        count, rest = array.shape[0], array.shape[2:]
+        moved = jnp.moveaxis(array.reshape(count, devices, -1, *rest), 0, 1)
+        return constrain(moved.reshape(-1, *rest), "batch", *[None] * len(rest))
+
+    return jax.tree.map(whole, parts)
+
+
+def map_parts(function: Callable[[Any], Any], batch: Any, count: int) -> Any:
+    """`function(batch)`, computed in `count` parts one after the other."""
+    if count == 1:
+        return function(batch)
+    return join(jax.lax.map(function, split(batch, count)))
+
+
+def vjp_of_parts(
+    function: Callable[[Any, Any], Any], parameters: Any, batch: Any, count: int
+) -> tuple[Any, Callable[[Any], Any]]:
+    """`function(parameters, batch)` in `count` parts, and its pull-back to the parameters.
+
+    Args:
+        function: of the parameters and a batch; rows of its result belong to rows of the batch.
+        parameters: what is differentiated in.
+        batch: arrays whose rows are the batch.
+        count: parts; more than one are computed a second time by the pull-back.
+    """
+    if count == 1:
+        result, pull_back = jax.vjp(lambda p: function(p, batch), parameters)
+        return result, lambda cotangents: pull_back(cotangents)[0]
+
+    def add(total: Any, part: tuple[Any, Any]) -> tuple[Any, None]:
+        rows, cotangents = part
+        _, pull_back = jax.vjp(lambda p: function(p, rows), parameters)
+        return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
+
+    def pull_back_all(cotangents: Any) -> Any:
+        nothing = jax.tree.map(jnp.zeros_like, parameters)
+        parts = split((batch, cotangents), count)
+        return jax.lax.scan(add, nothing, parts)[0]
+
+    return map_parts(lambda rows: function(parameters, rows), batch, count), pull_back_all
