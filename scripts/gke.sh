@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Trains on Google Kubernetes Engine through XPK; see --help and docs/pods.md.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+  cat <<'END'
+scripts/gke.sh COMMAND --name=NAME --cluster=NAME [FLAGS] [-- --config.KEY=VALUE ...]
+
+Trains on TPU slices of a GKE cluster, as a workload of XPK.
+
+Commands (all take the same flags and use those they need):
+  create-cluster   a cluster with --slices slices of --type; run again to change their number
+  image            builds the working tree into --image (docker) and pushes it
+  train            submits the workload; it restarts after preemption and goes on from the newest
+                   checkpoint, at most --restarts times
+  status           the workload in the cluster's list
+  logs             log of the first worker of every slice (--lines, --follow; kubectl)
+  delete           deletes the workload
+  delete-cluster   deletes the cluster with all that runs there
+
+Flags:
+  --name=NAME           the workload
+  --cluster=NAME        the cluster
+  --project=PROJECT     default: gcloud's
+  --zone=ZONE           default: gcloud's
+  --type=TYPE           of a slice, such as v6e-256, v5p-128, v5e-64, tpu7x-4x4x4
+  --slices=N            default: 1
+  --spot | --on-demand | --reservation=NAME    capacity of create-cluster
+  --image=IMAGE         such as REGION-docker.pkg.dev/PROJECT/REPOSITORY/dinotxt_jax:TAG
+  --restarts=N          default: 50
+  --config=FILE         of the experiment, relative to the checkout
+  --workdir=DIR         absolute path of a folder that all pods share (see --xpk-flag=--storage=)
+  --lines=N --follow    how much of the log (default: 50), and what comes after it
+  --xpk-flag=FLAG       one more flag of the xpk command; may be repeated
+  --dry-run             print the commands, run nothing
+
+What follows -- goes to `python -m dinotxt_jax.train` unchanged.
+END
+}
+
+declare -a xpk_flags=() training=() capacity=()
+choose_command "create-cluster image train status logs delete delete-cluster" "$@"
+parse_flags "name cluster project zone type slices reservation image restarts config workdir lines \
+xpk-flag" "spot on-demand follow" "${@:2}"
+need_count slices restarts lines
+place=(${setting[project]:+"--project=${setting[project]}"} ${setting[zone]:+"--zone=${setting[zone]}"})
+slices=${setting[slices]:-1}
+
+on_cluster() {
+  need cluster
+  need_tool xpk "pip install xpk"
+  run xpk "$1" "$2" --cluster="${setting[cluster]}" "${place[@]}" "${@:3}" "${xpk_flags[@]}"
+}
+
+case $command in
+  create-cluster)
+    need_tpu_type
+    [[ -z ${setting[spot]-} ]] || capacity+=(--spot)
+    [[ -z ${setting[on-demand]-} ]] || capacity+=(--on-demand)
+    [[ -z ${setting[reservation]-} ]] || capacity+=("--reservation=${setting[reservation]}")
+    ((${#capacity[@]} == 1)) ||
+      fail "${#capacity[@]} kinds of capacity given; choose one of --spot, --on-demand and" \
+        "--reservation=NAME."
+    on_cluster cluster create --tpu-type="$tpu_type" --num-slices="$slices" "${capacity[@]}"
+    ;;
+  image)
+    need image
+    need_tool docker "install Docker"
+    need_tool git "install git"
+    make_room
+    archive=$room/dinotxt_jax.tar.gz
+    pack "$archive"
+    build=(docker build --platform=linux/amd64 --file=scripts/Dockerfile "--tag=${setting[image]}" -)
+    if $dry_run; then
+      printf '%s < %s\n' "$(quoted "${build[@]}")" "$(quoted "$archive")"
+    else
+      run "${build[@]}" <"$archive"
+    fi
+    run docker push "${setting[image]}"
+    ;;
+  train)
+    need_name 40
+    need image
+    need_tpu_type
+    need_lasting_workdir
+    train_arguments
+    [[ ${training[*]} != *$'\n'* ]] ||
+      fail "an argument of the training command has a line break, which XPK cannot pass on."
+    on_cluster workload create --workload="${setting[name]}" --tpu-type="$tpu_type" \
+      --num-slices="$slices" --docker-image="${setting[image]}" \
+      --max-restarts="${setting[restarts]:-50}" \
+      --command="$(quoted python -m dinotxt_jax.train "${training[@]}")"
+    ;;
+  status)
+    need_name 40
+    on_cluster workload list --filter-by-job="${setting[name]}"
+    ;;
+  logs)
+    need_name 40
+    need_tool kubectl "install kubectl and get the cluster's credentials with gcloud"
+    job=jobset.sigs.k8s.io/jobset-name=${setting[name]}
+    run kubectl logs --selector="$job,batch.kubernetes.io/job-completion-index=0" --prefix \
+      --max-log-requests=64 --tail="${setting[lines]:-50}" ${setting[follow]:+--follow}
+    ;;
+  delete)
+    need_name 40
+    on_cluster workload delete --workload="${setting[name]}"
+    ;;
+  delete-cluster) on_cluster cluster delete ;;
+esac

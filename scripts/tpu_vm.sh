@@ -1,0 +1,293 @@
+#!/usr/bin/env bash
+# Trains on TPU VM pods through gcloud; see --help and docs/pods.md.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+  cat <<'END'
+scripts/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- --config.KEY=VALUE ...]
+
+Trains on a TPU VM pod, or on several slices of one queued resource.
+
+Commands (all take the same flags and use those they need):
+  create    makes the pod (--type), or asks for it in the queue (--queued, --slices)
+  install   copies the working tree (or clones --git) to all workers and installs it there
+  train     starts training on all workers, in the background, instead of one that runs
+  status    state of the pod and of the training on every worker
+  logs      end of the log of one worker (--worker, --lines, --follow)
+  stop      stops training on all workers
+  watch     create, install and train as needed; re-creates a preempted pod and starts again,
+            until training has ended. The same command goes on from the newest checkpoint.
+  delete    deletes the pod, or the queued resource with all its slices
+
+Flags:
+  --name=NAME           the pod, the queued resource, and the prefix of its slices
+  --zone=ZONE           such as us-east5-b
+  --project=PROJECT     default: gcloud's
+  --type=TYPE           such as v6e-256, v5p-128, v5e-64 (of one slice)
+  --slices=N            several pods of that type, joined by the data centre network (queued)
+  --queued              ask through a queued resource, which waits for capacity
+  --spot                capacity that may be preempted
+  --runtime=VERSION     software of the VMs; default: the one for JAX on that type
+  --git=URL             clone this on the workers instead of copying the working tree
+  --ref=REF             branch, tag or commit of --git; default: its main branch
+  --setup=FILE          script of the checkout that install runs on every worker first, such as
+                        one that mounts the shared folder
+  --config=FILE         of the experiment, relative to the checkout
+  --workdir=DIR         absolute path of a folder that all workers share
+  --worker=N --slice=N  whose log; default: 0 and 0
+  --lines=N --follow    how much of the log (default: 50), and what comes after it
+  --poll=SECONDS        how often watch looks; default: 60
+  --max-failures=N      crashes on one and the same pod before watch gives up; default: 3
+  --delete-after        watch deletes the pod when training has ended well
+  --create-flag=FLAG    one more flag of gcloud's create; may be repeated
+  --connect-flag=FLAG   one more flag of gcloud's ssh and scp; may be repeated
+  --dry-run             print the commands, run nothing
+
+What follows -- goes to `python -m dinotxt_jax.train` unchanged.
+END
+}
+
+declare -a create_flags=() connect_flags=() training=()
+choose_command "create install train status logs stop watch delete" "$@"
+parse_flags "name zone project type slices runtime git ref setup config workdir worker slice lines poll \
+max-failures create-flag connect-flag" "queued spot follow delete-after" "${@:2}"
+need_name 48
+need zone
+need_count slices lines poll max-failures
+need_tool gcloud "install the Google Cloud CLI"
+
+name=${setting[name]} slices=${setting[slices]:-1} git=${setting[git]-}
+place=("--zone=${setting[zone]}" ${setting[project]:+"--project=${setting[project]}"})
+queued=${setting[queued]:-false}
+((slices == 1)) || queued=true
+if $queued; then kind='queued-resources'; else kind='tpu-vm'; fi
+worker=dinotxt_jax/scripts/worker.sh
+
+default_runtime() {
+  case $tpu_type in
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    *) echo tpu-ubuntu2204-base ;;
+  esac
+}
+
+create() {
+  local runtime=${setting[runtime]:-$(default_runtime)}
+  local -a flags=("--accelerator-type=$tpu_type")
+  if ! $queued; then
+    flags+=("--version=$runtime")
+  elif ((slices == 1)); then
+    flags+=("--runtime-version=$runtime" "--node-id=$name")
+  else
+    flags+=("--runtime-version=$runtime" "--node-count=$slices" "--node-prefix=$name")
+  fi
+  [[ -z ${setting[spot]-} ]] || flags+=(--spot)
+  run gcloud compute tpus "$kind" create "$name" "${place[@]}" "${flags[@]}" "${create_flags[@]}"
+}
+
+delete() {
+  local -a flags=(--quiet)
+  $queued && flags+=(--force) # with its nodes
+  run gcloud compute tpus "$kind" delete "$name" "${place[@]}" "${flags[@]}"
+}
+
+# at WORKER SLICE COMMAND: runs it there; both may be "all".
+at() {
+  local -a flags=("--worker=$1")
+  $queued && flags+=("--node=$2")
+  run gcloud compute tpus "$kind" ssh "$name" "${place[@]}" "${flags[@]}" "${connect_flags[@]}" \
+    --command="$3"
+}
+
+everywhere() {
+  at all all "$1"
+}
+
+install() {
+  local archive=$room/dinotxt_jax.tar.gz clone unpack prepare
+  prepare=$(quoted bash "$worker" install ${setting[setup]:+"${setting[setup]}"})
+  unpack='rm -rf dinotxt_jax && mkdir dinotxt_jax && tar -xzf dinotxt_jax.tar.gz -C dinotxt_jax'
+  local -a flags=(--worker=all)
+  $queued && flags+=(--node=all)
+  if [[ -n $git ]]; then
+    clone="rm -rf dinotxt_jax && git clone --quiet $(quoted "$git") dinotxt_jax"
+    [[ -z ${setting[ref]-} ]] ||
+      clone+=" && git -C dinotxt_jax checkout --quiet $(quoted "${setting[ref]}")"
+    everywhere "$clone && $prepare"
+  else
+    pack "$archive" &&
+      run gcloud compute tpus "$kind" scp "$archive" "$name:dinotxt_jax.tar.gz" "${place[@]}" \
+        "${flags[@]}" "${connect_flags[@]}" &&
+      everywhere "$unpack && $prepare"
+  fi
+}
+
+train() {
+  everywhere "bash $worker start $(quoted "${training[@]}")"
+}
+
+# Workers without a checkout have no training; a failed connection must not look like that.
+workers() {
+  local asked
+  asked=$(quoted bash "$worker" progress "${training[@]}")
+  everywhere "if [ -f $worker ]; then $asked; else echo absent; fi"
+}
+
+# progress: one word for all workers (absent, running, failed, refused, finished, unknown).
+progress() {
+  local lines
+  lines=$(
+    verbose=false
+    workers 2>"$room/errors"
+  ) || {
+    cat "$room/errors" >&2
+    lines=''
+  }
+  case $'\n'$lines$'\n' in
+    *$'\nexit 2\n'*) echo refused ;; # a mistake in the settings: nothing else ends with 2
+    *$'\nabsent\n'* | *$'\nlost\n'*) echo absent ;; # lost: what --setup mounted is, too
+    *$'\nexit '[1-9]*) echo failed ;;
+    *$'\nrunning\n'*) echo running ;;
+    *$'\nexit 0\n'*) echo finished ;;
+    *) echo unknown ;;
+  esac
+}
+
+# described KIND NAME FORMAT: what gcloud says of it, ABSENT, or UNKNOWN (and why, on stderr).
+described() {
+  local answer
+  local -a describe=(gcloud compute tpus "$1" describe "$2" "${place[@]}" "--format=value($3)")
+  if $dry_run; then
+    run "${describe[@]}"
+  elif answer=$("${describe[@]}" 2>"$room/errors"); then
+    printf '%s\n' "${answer:-UNKNOWN}"
+  elif grep -qiE 'not.?found' "$room/errors"; then
+    echo ABSENT
+  else
+    cat "$room/errors" >&2
+    echo UNKNOWN
+  fi
+}
+
+# pod_state: that of the pod; of several slices, that of the first which is not READY.
+pod_state() {
+  local state node
+  local -a nodes=("$name")
+  if ! $queued; then
+    described tpu-vm "$name" state
+    return
+  fi
+  ((slices == 1)) || mapfile -t nodes < <(seq -f "$name-%.0f" 0 $((slices - 1)))
+  state=$(described queued-resources "$name" state.state)
+  if [[ $state == ACTIVE ]]; then
+    for node in "${nodes[@]}"; do
+      state=$(described tpu-vm "$node" state)
+      [[ $state == READY ]] || break
+    done
+    # The request stands but a node of it is gone: all of it has to be asked for again.
+    [[ $state != ABSENT ]] || state=TERMINATED
+  fi
+  printf '%s\n' "$state"
+}
+
+# advance: looks after the training of a pod that is READY. Status 0: look again; ends the script
+# when there is nothing left to do.
+advance() {
+  local found
+  found=$(progress)
+  say "$name is READY, training is $found."
+  case $found in
+    running | unknown) return ;;
+    finished)
+      [[ -z ${setting[delete-after]-} ]] || delete
+      exit 0
+      ;;
+    refused)
+      say "training refused its settings: see scripts/tpu_vm.sh logs."
+      exit 1
+      ;;
+    failed)
+      failures=$((failures + 1))
+      ((failures < max_failures)) && train && return
+      ;;
+    absent)
+      install && train && return
+      failures=$((failures + 1))
+      ;;
+  esac
+  if ((failures >= max_failures)); then
+    say "gave up after $failures failures on this pod: see scripts/tpu_vm.sh logs."
+    exit 1
+  fi
+}
+
+watch() {
+  local state known=false
+  failures=0
+  while true; do
+    state=$(pod_state)
+    case $state in
+      READY) advance ;;
+      ABSENT)
+        failures=0
+        # No capacity is the usual reason, and the next attempt may find some.
+        create && known=true && continue
+        ;;
+      PREEMPTED | TERMINATED | SUSPENDED | FAILED)
+        say "$name is $state: it is deleted and created again."
+        delete || true
+        ;;
+      UNKNOWN) $known || exit 1 ;; # from the start: a wrong project or zone, no permission
+      *) say "$name is $state." ;;
+    esac
+    known=true
+    sleep "${setting[poll]:-60}"
+  done
+}
+
+# watch_plan: the commands of a watch, in their order where nothing goes wrong and where it does.
+watch_plan() {
+  echo "# every ${setting[poll]:-60} s"
+  described "$kind" "$name" "$state_field"
+  echo "# while there is none"
+  create
+  echo "# once it is READY"
+  install
+  train
+  echo "# until all workers have ended"
+  workers
+  echo "# when it is PREEMPTED, TERMINATED, SUSPENDED or FAILED, before creating it again"
+  delete
+}
+
+max_failures=${setting[max-failures]:-3}
+if $queued; then state_field=state.state; else state_field=state; fi
+case $command in
+  create | watch)
+    need_tpu_type
+    [[ $tpu_type != tpu7x-* ]] ||
+      fail "--type=${setting[type]} exists on GKE only; use scripts/gke.sh."
+    ;;&
+  train | watch)
+    need_lasting_workdir
+    train_arguments
+    ;;&
+  install | watch) [[ -n $git ]] || need_tool git "install git, or give --git=URL" ;;&
+  install | watch | status) make_room ;;
+esac
+case $command in
+  status)
+    described "$kind" "$name" "$state_field"
+    workers
+    ;;
+  logs)
+    at "${setting[worker]:-0}" "${setting[slice]:-0}" \
+      "bash $worker log ${setting[lines]:-50}${setting[follow]:+ follow}"
+    ;;
+  stop) everywhere "bash $worker stop" ;;
+  watch) if $dry_run; then watch_plan; else watch; fi ;;
+  *) "$command" ;;
+esac

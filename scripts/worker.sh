@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Runs on every worker of a TPU VM pod, where tpu_vm.sh calls it. It installs the project into a
+# virtual environment and keeps at most one training, in the background.
+#
+#   worker.sh install [SCRIPT]        the environment ~/dinotxt_venv with this checkout in it, after
+#                                     a script of the checkout
+#   worker.sh start ARGUMENT...       python -m dinotxt_jax.train ARGUMENT..., instead of any other
+#   worker.sh progress [ARGUMENT...]  one line about that training, or about whichever there is:
+#                                     absent, running, lost (the machine was restarted), exit CODE
+#   worker.sh stop
+#   worker.sh log LINES [follow]
+set -euo pipefail
+
+code=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$HOME/dinotxt_venv
+run=$HOME/dinotxt_train # .log, .pid, .arguments and .status (the exit code, once there is one)
+grace=${DINOTXT_GRACE:-60} # seconds for a checkpoint between SIGTERM and SIGKILL
+
+# The images of TPU VMs may bring a Python that is too old, or one that cannot make environments.
+suitable_python() {
+  local python
+  for python in python3.13 python3.12 python3.11 python3; do
+    if command -v "$python" >/dev/null && "$python" -c \
+      'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      printf '%s\n' "$python"
+      return
+    fi
+  done
+  return 1
+}
+
+install_project() {
+  local python
+  cd "$code"
+  (($# == 0)) || bash "$1"
+  if [[ ! -x $venv/bin/python ]]; then
+    if python=$(suitable_python); then
+      "$python" -m venv "$venv"
+    else
+      python3 -m pip install --quiet --user uv
+      python3 -m uv venv --quiet --seed --python 3.12 "$venv"
+    fi
+  fi
+  "$venv/bin/python" -m pip install --quiet --upgrade pip
+  "$venv/bin/python" -m pip install --quiet --editable '.[tpu]'
+}
+
+# The command line is looked at because another process may have the number after a reboot; process
+# 1 would stand for all processes below.
+alive() {
+  local pid=0
+  [[ ! -f $run.pid ]] || pid=$(<"$run.pid")
+  ((pid > 1)) && grep -qsa "worker.sh" "/proc/$pid/cmdline"
+}
+
+stop_training() {
+  local pid second
+  alive || return 0
+  pid=$(<"$run.pid")
+  kill -TERM -- "-$pid"
+  for ((second = 0; second < grace * 10; second++)); do
+    alive || return 0
+    sleep 0.1
+  done
+  kill -KILL -- "-$pid"
+}
+
+start_training() {
+  stop_training
+  rm -f "$run.status"
+  printf '%s\0' "$@" >"$run.arguments"
+  # A session of its own: it outlives the connection, and can be stopped as a whole.
+  setsid bash "$code/scripts/worker.sh" supervise "$@" </dev/null >>"$run.log" 2>&1 &
+  printf '%s\n' "$!" >"$run.pid"
+}
+
+supervise() {
+  local status=0
+  trap : TERM # waits for the training, which gets the signal too
+  cd "$code"
+  printf '=== %s\n' "$(date -u +%FT%TZ)"
+  "$venv/bin/python" -m dinotxt_jax.train "$@" || status=$?
+  printf '%s\n' "$status" >"$run.status"
+}
+
+progress() {
+  if ! [[ -f $run.pid ]]; then
+    echo absent
+  elif (($#)) && ! cmp -s "$run.arguments" <(printf '%s\0' "$@"); then
+    echo absent
+  elif [[ -f $run.status ]]; then
+    echo "exit $(<"$run.status")"
+  elif alive; then
+    echo running
+  else
+    echo lost
+  fi
+}
+
+command=${1-}
+shift || true
+case $command in
+  install) install_project "$@" ;;
+  start) start_training "$@" ;;
+  supervise) supervise "$@" ;;
+  stop) stop_training ;;
+  progress) progress "$@" ;;
+  log) tail -n "$1" ${2:+-F} "$run.log" ;;
+  *)
+    echo "error: worker.sh knows install, start, progress, stop and log, not '$command'." >&2
+    exit 2
+    ;;
+esac
