@@ -1,0 +1,274 @@
+"""What one call of an optimised program costs a device: products, memory traffic, collectives."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dinotxt_jax.planning.hlo import ArrayShape, Instruction, Program, replica_groups
+
+COLLECTIVES = (
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
+    "ragged-all-to-all",
+)
+# Names of arrays, or work that a later instruction is charged for.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
+    *("call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "copy-start"),
+    *("custom-call", "slice-start", "async-start", "async-update"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All runs of one collective.
+
+    Attributes:
+        kind: one of `COLLECTIVES`.
+        axes: mesh axes over which its devices exchange, joined by "+".
+        count: how often it runs.
+        bytes: what a device sends, in all, if each array takes the shortest way (a ring).
+        dcn_bytes: the part of it that leaves a slice for another.
+    """
+
+    kind: str
+    axes: str
+    count: int
+    bytes: float
+    dcn_bytes: float = 0.0
+
+
+def matmul_flops(program: Program) -> float:
+    """Operations of matrix products and convolutions on a device, recomputed ones included."""
+    total = 0.0
+    for name, instruction, times in program.runs():
+        computation = program.computations[name]
+        if instruction.opcode == "convolution":
+            total += times * _convolution_flops(computation, instruction)
+        elif instruction.opcode == "dot":
+            total += times * _dot_flops(computation, instruction)
+    return total
+
+
+def _operand(
+    computation: Mapping[str, Instruction], instruction: Instruction, position: int
+) -> ArrayShape:
+    return computation[instruction.operands[position]].shapes[0]
+
+
+def _dot_flops(computation: Mapping[str, Instruction], instruction: Instruction) -> float:
+    (found,) = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+    left = _operand(computation, instruction, 0).dimensions
+    depth = math.prod(left[int(place)] for place in found.split(",") if place)
+    return 2.0 * math.prod(instruction.shapes[0].dimensions) * depth
+
+
+def _convolution_flops(computation: Mapping[str, Instruction], instruction: Instruction) -> float:
+    """Terms that are neither padding nor the holes of a dilation, as XLA counts them.
+
+    The TPU's compiler writes every product as a convolution, batched ones with the batch as a
+    dilated dimension.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    if labels is None:
+        raise ValueError(f"a convolution without dim_labels: {instruction}")
+    left, kernel, result = (
+        dict(zip(names, shape.dimensions, strict=True))
+        for names, shape in zip(
+            labels.groups(),
+            (
+                _operand(computation, instruction, 0),
+                _operand(computation, instruction, 1),
+                instruction.shapes[0],
+            ),
+            strict=True,
+        )
+    )
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", _braced(instruction.attributes, "window")))
+    spatial = sorted(name for name in result if name.isdigit())
+
+    def setting(name: str, default: str) -> list[str]:
+        return window[name].split("x") if name in window else [default] * len(spatial)
+
+    terms = 2.0 * result["b"] * result["f"] * kernel["i"]
+    for position, name in enumerate(spatial):
+        stride, spread, gaps = (
+            int(setting(key, "1")[position]) for key in ("stride", "lhs_dilate", "rhs_dilate")
+        )
+        before = int(setting("pad", "0_0")[position].split("_")[0])
+        outputs = np.arange(result[name])[:, None] * stride
+        places = outputs + np.arange(kernel[name])[None] * gaps - before
+        inside = (places >= 0) & (places <= (left[name] - 1) * spread) & (places % spread == 0)
+        terms *= int(inside.sum())
+    return terms
+
+
+def _braced(attributes: str, name: str) -> str:
+    found = re.search(name + r"=\{([^}]*)\}", attributes)
+    return found[1] if found else ""
+
+
+def collectives(
+    program: Program, mesh_shape: Mapping[str, int], slices: Sequence[int] = ()
+) -> list[Collective]:
+    """Everything that devices send each other, by kind and mesh axes, most bytes first.
+
+    Args:
+        program: partitioned over the mesh, device n of the program at place n of it.
+        mesh_shape: sizes of the mesh's axes, in their order.
+        slices: the slice that each device is in; one slice if not given.
+    """
+    devices = math.prod(mesh_shape.values())
+    slice_of = np.asarray(slices or [0] * devices)
+    sums: dict[tuple[str, str], list[float]] = {}
+    for name, instruction, times in program.runs():
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        groups = _exchanging(instruction, devices)
+        size, result = groups.shape[1], _result_bytes(instruction)
+        # A fusion of this name keeps only each device's part of the sum.
+        if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+            kind, result = "reduce-scatter", result / size
+        sent = _sent(kind, result, size)
+        across = len(np.unique(slice_of[groups[0]]))
+        found = sums.setdefault((kind, "+".join(_axes(groups, mesh_shape)) or "none"), [0, 0, 0])
+        # Between slices only what a slice has put together travels, a part of it from each device.
+        outside = _sent(kind, result * across / size, across) if across > 1 else 0.0
+        for place, value in enumerate((1, sent, outside)):
+            found[place] += times * value
+    rows = [Collective(*key, *values) for key, values in sums.items()]
+    return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _result_bytes(instruction: Instruction) -> float:
+    """Bytes of the result; what starts an exchange carries its operands in front of it."""
+    shapes: Sequence[ArrayShape] = instruction.shapes
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+        arrays = [shape for shape in shapes if shape.dimensions or shape.dtype not in ("u32", "s32")]
+        shapes = arrays[len(arrays) // 2 :]
+    return sum(shape.bytes for shape in shapes)
+
+
+def _sent(kind: str, result: float, devices: int) -> float:
+    """Bytes that one of so many devices sends on a ring, for a result of so many bytes."""
+    others = devices - 1
+    if kind == "all-reduce":
+        return 2 * result * others / devices
+    if kind == "reduce-scatter":
+        return result * others
+    if kind == "collective-permute":
+        return result
+    return result * others / devices
+
+
+def _exchanging(instruction: Instruction, devices: int) -> np.ndarray:
+    pairs = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", instruction.attributes)
+    if pairs:
+        found = re.findall(r"(\d+),(\d+)", pairs[1])
+        return np.asarray([[int(one), int(other)] for one, other in found])
+    groups = replica_groups(instruction.attributes)
+    return np.arange(devices)[None] if groups is None or not groups.size else groups
+
+
+def _axes(groups: np.ndarray, mesh_shape: Mapping[str, int]) -> list[str]:
+    """The mesh axes along which devices of one group differ."""
+    places = np.stack(np.unravel_index(groups, tuple(mesh_shape.values())))
+    differ = (places != places[..., :1]).any(axis=(1, 2))
+    return [name for name, used in zip(mesh_shape, differ, strict=True) if used]
+
+
+def memory_traffic(program: Program) -> float:
+    """Bytes that a device reads from and writes to HBM, estimated.
+
+    Every instruction reads its operands and writes its results once; of an array that a fusion
+    takes or changes a slice of, the slice counts. What the compiler keeps on the chip is left out,
+    what it fetches twice is not known.
+    """
+    inside = {
+        called
+        for computation in program.computations.values()
+        for instruction in computation.values()
+        if instruction.opcode == "fusion"
+        for called in instruction.called("calls")
+    }
+    total = 0.0
+    for name, instruction, times in program.runs():
+        if name in inside or instruction.opcode in _FREE:
+            continue
+        total += times * _moved(program, program.computations[name], instruction)
+    return total
+
+
+def _moved(
+    program: Program, computation: Mapping[str, Instruction], instruction: Instruction
+) -> float:
+    read = [computation[name].shapes for name in instruction.operands if name in computation]
+    written = _in_hbm(instruction.shapes)
+    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * written
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * _in_hbm(read[1])
+    if instruction.opcode != "fusion":
+        return written + sum(_in_hbm(shapes) for shapes in read)
+    (called,) = instruction.called("calls")
+    inner = program.computations[called]
+    moved = written
+    for position, shapes in enumerate(read):
+        part = _taken(program, inner, position)
+        moved += _in_hbm(shapes) if part is None else min(part, _in_hbm(shapes))
+    for update in inner.values():
+        if update.opcode == "dynamic-update-slice":
+            # In place: of the result, and of the operand it is, only the slice moves.
+            whole = _in_hbm(update.shapes)
+            part = _in_hbm(_operand_shapes(inner, update, 1))
+            moved += min(0.0, part - whole)
+    return max(moved, 0.0)
+
+
+def _operand_shapes(
+    computation: Mapping[str, Instruction], instruction: Instruction, position: int
+) -> tuple[ArrayShape, ...]:
+    return computation[instruction.operands[position]].shapes
+
+
+def _taken(
+    program: Program, inner: Mapping[str, Instruction], parameter: int
+) -> float | None:
+    """The bytes that a fusion uses of a parameter if only slices of it, otherwise None."""
+    (name,) = [
+        one.name
+        for one in inner.values()
+        if one.opcode == "parameter" and one.constant == str(parameter)
+    ]
+    return _used(program, inner, name)
+
+
+def _used(program: Program, inner: Mapping[str, Instruction], name: str) -> float | None:
+    total = 0.0
+    for user in inner.values():
+        if name not in user.operands:
+            continue
+        part: float | None = None
+        if user.opcode in ("dynamic-slice", "slice", "gather"):
+            part = sum(shape.bytes for shape in user.shapes)
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            part = 0.0
+        elif user.opcode == "bitcast":
+            part = _used(program, inner, user.name)
+        elif user.opcode == "fusion":
+            (called,) = user.called("calls")
+            deeper = program.computations[called]
+            part = _taken(program, deeper, user.operands.index(name))
+        if part is None:
+            return None
+        total += part
+    return total
+
+
+def _in_hbm(shapes: Sequence[ArrayShape]) -> float:
+    return sum(shape.bytes for shape in shapes if shape.in_hbm)
