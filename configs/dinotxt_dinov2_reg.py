@@ -40,5 +40,6 @@ def get_config(backbone="vitl14"):
             data=DataConfig(source="array_record", path="data/pairs/*.array_record"),
             text=TextTrainingConfig(pack=True),
             mesh=MeshConfig(fsdp=16),
+            topology="v6e:16x16",
         )
     )

@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "weights_convert.__main__",
     "train": "dinotxt_jax.train",
     "precompute": "dinotxt_jax.precompute",
+    "plan": "dinotxt_jax.plan",
     "evaluate": "dinotxt_jax.evaluate",
     "classify": "dinotxt_jax.classify",
     "segment": "dinotxt_jax.segment",

@@ -148,6 +148,8 @@ class Config:
         include_backbone: whether the final model directory holds the backbone's arrays, or names
             it by path and fingerprint.
         remat: what the backward pass recomputes: "none", "full" or "dots".
+        topology: the TPU slices that the run is meant for, such as "v6e:16x16" ("": none);
+            `python -m dinotxt_jax.plan` compiles for them.
         log_every: steps between two lines of `metrics.jsonl`.
     """
 
@@ -160,6 +162,7 @@ class Config:
     feature_views: int = 1
     include_backbone: bool = True
     remat: str = "none"
+    topology: str = ""
     log_every: int = 10
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -84,9 +84,7 @@ def abstract_run(
     backbone = backbone_description(config.backbone)
     check_image_size(config.data, backbone.vision.patch_size)
     tokenizer = config.tokenizer
-    vocabulary = (
-        _CLIP_VOCABULARY_SIZE if tokenizer.kind == "clip" else tokenizer.vocabulary_size
-    )
+    vocabulary = _CLIP_VOCABULARY_SIZE if tokenizer.kind == "clip" else tokenizer.vocabulary_size
     trainer = make_trainer(config, backbone, vocabulary, mesh)
     frozen = {} if config.features else {"backbone": trainer.abstract["backbone"]}
     batch = _abstract_batch(trainer, caption_tokens)

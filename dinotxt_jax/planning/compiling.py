@@ -112,7 +112,8 @@ def compile_for(
             refused = asked_bytes(str(error)) or target.chip.usable
             memory = Memory(0.0, 0.0, 0.0, 0.0, target.chip.usable, refused)
             return Compiled(memory, None, time.monotonic() - start)
-    found = compiled.memory_analysis()
+    # Typed as optional for backends that know neither; the CPU's and the TPU's do.
+    found: Any = compiled.memory_analysis()
     memory = Memory(
         arguments=float(found.argument_size_in_bytes),
         outputs=float(found.output_size_in_bytes - found.alias_size_in_bytes),
@@ -120,7 +121,7 @@ def compile_for(
         code=float(found.generated_code_size_in_bytes),
         limit=target.chip.usable,
     )
-    return Compiled(memory, parse(compiled.as_text()), time.monotonic() - start)
+    return Compiled(memory, parse(str(compiled.as_text())), time.monotonic() - start)
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

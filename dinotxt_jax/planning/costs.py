@@ -141,7 +141,9 @@ def collectives(
         outside = _sent(kind, result * across / size, across) if across > 1 else 0.0
         for place, value in enumerate((1, sent, outside)):
             found[place] += times * value
-    rows = [Collective(*key, *values) for key, values in sums.items()]
+    rows = [
+        Collective(*key, int(count), sent, outside) for key, (count, sent, outside) in sums.items()
+    ]
     return sorted(rows, key=lambda row: -row.bytes)
 
 
@@ -149,7 +151,9 @@ def _result_bytes(instruction: Instruction) -> float:
     """Bytes of the result; what starts an exchange carries its operands in front of it."""
     shapes: Sequence[ArrayShape] = instruction.shapes
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        arrays = [shape for shape in shapes if shape.dimensions or shape.dtype not in ("u32", "s32")]
+        arrays = [
+            shape for shape in shapes if shape.dimensions or shape.dtype not in ("u32", "s32")
+        ]
         shapes = arrays[len(arrays) // 2 :]
     return sum(shape.bytes for shape in shapes)
 
@@ -236,9 +240,7 @@ def _operand_shapes(
     return computation[instruction.operands[position]].shapes
 
 
-def _taken(
-    program: Program, inner: Mapping[str, Instruction], parameter: int
-) -> float | None:
+def _taken(program: Program, inner: Mapping[str, Instruction], parameter: int) -> float | None:
     """The bytes that a fusion uses of a parameter if only slices of it, otherwise None."""
     (name,) = [
         one.name

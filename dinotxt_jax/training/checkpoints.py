@@ -36,6 +36,7 @@ FREE_SETTINGS = (
     "config.text.pack",
     "config.text.trim",
     "config.tokenizer.vocabulary",
+    "config.topology",
 )
 
 

@@ -1,0 +1,93 @@
+"""Compiles the train step of a config for a TPU topology, on any machine, and says what it costs.
+
+    python -m dinotxt_jax.plan --config=configs/NAME.py --topology=v6e:16x16
+    python -m dinotxt_jax.plan --config=configs/NAME.py --topology=v5e:16x16 \\
+        --compare=v5p:4x4x8 --compare='2*v6e:16x16' --output=DIR [--config.KEY=VALUE ...]
+
+No TPU is needed, but libtpu is (pip install 'jax[tpu]'), and some minutes for each topology.
+Neither backbone nor data have to be there: of a backbone that is missing the architecture is taken
+from the name of its directory (dinov2_vitl14_reg, ...), and captions are taken to have
+--caption_tokens tokens on average.
+
+What is printed comes from the compiler (memory, FLOPs, collectives) or is estimated from that and
+the chips' peak rates (times, pairs a second, chip-hours); the report says which.
+
+A step that does not fit ends with a change of the config that was compiled and does. Exit code: 0
+if everything fits on --topology, 1 if not, 2 for input that cannot be used.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from dinotxt_jax import cli
+from dinotxt_jax.config import Config, EvaluationConfig
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(), of training.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    "",
+    "KIND:AxB or KIND:AxBxC, of several slices N*KIND:...; kinds are v4, v5e, v5p, v6e and tpu7x. "
+    "By default the config's own.",
+)
+_COMPARE = flags.DEFINE_multi_string("compare", [], "Another topology, any number of times.")
+_CAPTION_TOKENS = flags.DEFINE_float(
+    "caption_tokens", 20.0, "Mean tokens of a caption; decides how many rows packed captions fill."
+)
+_EVAL = config_flags.DEFINE_config_file(
+    "eval", None, "File with get_config(), of evaluation: compiles its encoders too."
+)
+_DTYPE = flags.DEFINE_string("dtype", "float32", "With --eval: float32 or bfloat16.")
+_OUTPUT = flags.DEFINE_string("output", "", "Folder for plan.json and plan.png.")
+_PROPOSALS = flags.DEFINE_integer(
+    "proposals", 4, "How many changes are compiled, at most, to find one that fits."
+)
+flags.mark_flag_as_required("config")
+
+
+def _body() -> None:
+    _prepare()
+    from dinotxt_jax.planning.run import plan
+
+    config = cli.checked(_CONFIG.value, Config)
+    evaluation = None if _EVAL.value is None else cli.checked(_EVAL.value, EvaluationConfig)
+    fits = plan(
+        config,
+        [_TOPOLOGY.value or config.topology, *_COMPARE.value],
+        caption_tokens=_CAPTION_TOKENS.value,
+        evaluation=evaluation,
+        evaluation_dtype=_DTYPE.value,
+        output=Path(_OUTPUT.value) if _OUTPUT.value else None,
+        proposals=_PROPOSALS.value,
+    )
+    if not fits:
+        raise SystemExit(1)
+
+
+def _prepare() -> None:
+    """Keeps JAX and libtpu from looking for a TPU, which would take one that is there."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    # Nothing is run, so that several compilers may use the library at the same time. The last three
+    # keep it from complaining that it cannot find out where it is.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+    }
+
+
+def main() -> None:
+    """The command."""
+    cli.run(_body)
+
+
+if __name__ == "__main__":
+    main()

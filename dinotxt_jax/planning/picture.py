@@ -1,0 +1,77 @@
+"""Memory and time of plans by part, as bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.planning.estimates import Plan
+from dinotxt_jax.planning.topologies import GIB
+
+_PARTS = ("frozen", "trainable", "optimizer", "batch", "temporaries", "program", "outputs")
+_RESOURCES = ("compute", "hbm", "ici", "dcn")
+
+
+def check_drawing() -> None:
+    """Raises `UserError` where matplotlib, which comes with the extra `[plots]`, is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "drawing plan.png needs matplotlib, which is not installed; run pip install "
+            "matplotlib, or leave out --output."
+        ) from error
+
+
+def draw(plans: Sequence[Plan], path: Path) -> None:
+    """Two panels: memory of a device beside what it has, and the time of each resource.
+
+    Args:
+        plans: a row of bars each.
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 1.8 + 0.7 * len(plans)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = range(len(plans))
+    start = [0.0] * len(plans)
+    for part in _PARTS:
+        widths = [memory_by_part(plan).get(part, 0.0) / GIB for plan in plans]
+        if any(widths):
+            left.barh(rows, widths, left=start, label=part)
+            start = [one + width for one, width in zip(start, widths, strict=True)]
+    for row, plan in zip(rows, plans, strict=True):
+        limit = plan.memory.limit / GIB
+        left.plot([limit, limit], [row - 0.45, row + 0.45], color="black", linewidth=2)
+    left.set_xlabel("GiB of a device (line: what there is)")
+    height = 0.8 / len(_RESOURCES)
+    for number, resource in enumerate(_RESOURCES):
+        times = [1e3 * plan.seconds.get(resource, 0.0) for plan in plans]
+        if any(times):
+            places = [row - 0.3 + number * height for row in rows]
+            right.barh(places, times, height=height, label=resource)
+    right.set_xlabel("ms a step at peak rates, each as if alone (estimated)")
+    for axis in (left, right):
+        axis.set_yticks(rows, [plan.target.name for plan in plans])
+        axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.3)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def memory_by_part(plan: Plan) -> dict[str, float]:
+    """Bytes of a device; what did not fit counts as temporaries, beside the arguments."""
+    memory, parts = plan.memory, dict(plan.parts)
+    if memory.refused:
+        return parts | {"temporaries": max(memory.refused - sum(parts.values()), 0.0)}
+    # The padding that the compiler gives arguments goes to the largest part of them.
+    largest = max(parts, key=lambda name: parts[name])
+    parts[largest] += memory.arguments - sum(parts.values())
+    return parts | {
+        "temporaries": memory.temporaries,
+        "program": memory.code,
+        "outputs": memory.outputs,
+    }

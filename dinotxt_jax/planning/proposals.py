@@ -1,0 +1,95 @@
+"""What to change where a step does not fit: changes that are tried, in the order of their price."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from dinotxt_jax.config import Config
+from dinotxt_jax.planning.compiling import Target
+from dinotxt_jax.planning.estimates import Plan, plan_step
+from dinotxt_jax.progress import progress_bar
+
+_FACTORS = (2, 4, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """A change of the config that was compiled and fits.
+
+    Attributes:
+        changes: flags of `dinotxt_jax.train` and `.plan`.
+        plan: of the changed config.
+    """
+
+    changes: tuple[str, ...]
+    plan: Plan
+
+
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A config with some settings, by dotted name, replaced."""
+    for name, value in changes.items():
+        first, _, rest = name.partition(".")
+        new = changed(getattr(config, first), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{first: new})
+    return config
+
+
+def candidates(config: Config, devices: int) -> Iterator[dict[str, Any]]:
+    """Changes worth trying, cheapest first: settings by dotted name.
+
+    Recomputing costs FLOPs, splitting parameters further costs traffic, accumulating a second pass
+    over the text transformer and the head; only then is the batch itself made smaller, which
+    changes the recipe.
+    """
+    weaker = {"none": ("dots", "full"), "dots": ("full",)}.get(config.remat, ())
+    most = {"remat": "full"} if config.remat != "full" else {}
+    wider = [
+        {"mesh.fsdp": fsdp}
+        for fsdp in (4 * config.mesh.fsdp, devices)
+        if config.mesh.fsdp < fsdp <= devices and devices % fsdp == 0
+    ]
+    whole = [count for count in _FACTORS if config.batch_size % (devices * count) == 0]
+    passes = getattr(config, "accumulate_steps", None)
+    split = [{"accumulate_steps": passes * count} for count in whole] if passes else []
+    smaller = [{"batch_size": config.batch_size // count} for count in whole]
+    seen: list[dict[str, Any]] = []
+    tried: Iterator[dict[str, Any]] = itertools.chain(
+        ({"remat": policy} for policy in weaker),
+        (most | one for one in wider),
+        (most | one for one in split),
+        (most | one for one in smaller),
+        (most | wider[-1] | one for one in (*split, *smaller) if wider),
+    )
+    for changes in tried:
+        if changes not in seen:
+            seen.append(changes)
+            yield changes
+
+
+def propose(
+    config: Config,
+    target: Target,
+    caption_tokens: float,
+    most: int,
+    compile_step: Callable[[Config, Target, float], Plan] = plan_step,
+) -> Proposal | None:
+    """The first change that makes a step fit, found by compiling it.
+
+    Args:
+        config: a run that does not fit.
+        target: where. caption_tokens: as for `plan_step`.
+        most: changes to try.
+        compile_step: what compiles.
+    """
+    tried = list(itertools.islice(candidates(config, len(target.devices)), most))
+    with progress_bar(len(tried), 0, "change", f"{target.name}: what would fit") as bar:
+        for changes in tried:
+            plan = compile_step(changed(config, changes), target, caption_tokens)
+            bar.update()
+            if plan.memory.fits:
+                flags = tuple(f"--config.{name}={value}" for name, value in changes.items())
+                return Proposal(flags, plan)
+    return None

@@ -1,0 +1,164 @@
+"""Plans in words and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from dinotxt_jax.planning.encoders import EncoderPlan
+from dinotxt_jax.planning.estimates import REACHED, Plan, Work
+from dinotxt_jax.planning.proposals import Proposal
+from dinotxt_jax.planning.topologies import GIB
+
+_RESOURCES = {
+    "compute": "matrix products",
+    "hbm": "memory traffic",
+    "ici": "links between chips",
+    "dcn": "network between slices",
+}
+
+
+def described(plan: Plan) -> list[str]:
+    """A plan as lines to read."""
+    target, memory = plan.target, plan.memory
+    axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "of 1"
+    settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
+    lines = [
+        f"{target.name}: {target.chips} chips, {len(target.devices)} devices, mesh {axes}",
+        f"  config: {settings}; compiled in {plan.compile_seconds:.0f} s",
+        "  memory of a device, GiB (from the compiler):",
+    ]
+    if memory.refused:
+        lines.append(
+            f"    does not fit: it would take {_gib(memory.refused)} of {_gib(memory.limit)}"
+        )
+    else:
+        lines += [
+            f"    {name:<12}{_gib(value):>8}"
+            for name, value in (
+                ("arguments", memory.arguments),
+                ("outputs", memory.outputs),
+                ("temporaries", memory.temporaries),
+                ("program", memory.code),
+                ("peak", memory.peak),
+                ("available", memory.limit),
+                ("headroom", memory.headroom),
+            )
+        ]
+    parts = ", ".join(f"{name} {_gib(value)}" for name, value in plan.parts.items())
+    lines.append(f"    arguments by part, from their shapes: {parts}")
+    lines.append(f"  FLOPs of a step, all devices, counted through scans: {plan.traced_flops:.3e}")
+    return lines + (_work_lines(plan, plan.work) if plan.work else [])
+
+
+def _work_lines(plan: Plan, work: Work) -> list[str]:
+    lines = [
+        f"  FLOPs of a device in the compiled program, recomputed ones too: {work.flops:.3e}",
+        "  sent by a device in a step, MiB (from the compiled program, as on a ring):",
+    ]
+    lines += [
+        f"    {row.kind:<20}{row.axes:<14}{row.bytes / 2**20:>10.1f}  in {row.count} runs"
+        for row in work.collectives
+    ]
+    if work.unknown_loops:
+        lines.append(f"    ({work.unknown_loops} loops of unknown length count once)")
+    lines.append("  estimated from these and the chip's peaks, ms a step, each as if alone:")
+    lines += [
+        f"    {_RESOURCES[name]:<24}{1e3 * seconds:>8.1f}" for name, seconds in plan.seconds.items()
+    ]
+    for reached in (1.0, REACHED):
+        lines.append(
+            f"  estimated at {reached:.0%} of the peaks, bound by {_RESOURCES[plan.bound]}: "
+            f"{1e3 * plan.step_seconds(reached):.0f} ms a step, "
+            f"{plan.pairs_per_second(reached):,.0f} pairs/s, "
+            f"{plan.chip_hours(reached):,.0f} chip-hours for {plan.steps} steps"
+        )
+    return lines
+
+
+def described_encoders(plans: Sequence[EncoderPlan], topology: str) -> list[str]:
+    """Evaluation as lines to read."""
+    lines = [f"{topology}: evaluation, memory of a device, GiB (from the compiler):"]
+    for plan in plans:
+        memory = plan.compiled.memory
+        verdict = "" if memory.fits else ": does not fit, lower batch_size in --eval"
+        lines.append(
+            f"    {plan.name}, {plan.batch_size} at once: peak {_gib(memory.peak)} of "
+            f"{_gib(memory.limit)}{verdict}"
+        )
+    return lines
+
+
+def described_proposal(plan: Plan, proposal: Proposal | None) -> str:
+    """What to do about a step that does not fit."""
+    if proposal is None:
+        return (
+            f"{plan.target.name}: the step does not fit, and no change that was tried makes it "
+            "fit; take a larger topology, or try more changes with --proposals."
+        )
+    memory = proposal.plan.memory
+    return (
+        f"{plan.target.name}: the step does not fit; with {' '.join(proposal.changes)} it does "
+        f"(compiled: peak {_gib(memory.peak)} of {_gib(memory.limit)} GiB)."
+    )
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """A plan as what JSON can hold.
+
+    "compiled" comes from the compiler, "traced" from the shapes, "estimated" from both and the
+    chip's peak rates.
+    """
+    target, memory, work = plan.target, plan.memory, plan.work
+    return {
+        "topology": target.name,
+        "chips": target.chips,
+        "devices": len(target.devices),
+        "mesh": dict(plan.mesh),
+        "settings": dict(plan.settings),
+        "steps": plan.steps,
+        "fits": memory.fits,
+        "compiled": {
+            "seconds": plan.compile_seconds,
+            "memory_bytes_per_device": dataclasses.asdict(memory)
+            | {"peak": memory.peak, "headroom": memory.headroom},
+            "flops_per_device": work and work.flops,
+            "collectives_per_device": work and [dataclasses.asdict(c) for c in work.collectives],
+            "loops_of_unknown_length": work and work.unknown_loops,
+        },
+        "traced": {
+            "argument_bytes_per_device": dict(plan.parts),
+            "flops_all_devices": plan.traced_flops,
+        },
+        "estimated": work
+        and {
+            "hbm_bytes_per_device": work.hbm_bytes,
+            "seconds_at_peak": plan.seconds,
+            "bound": plan.bound,
+            **{
+                f"at_{reached:.0%}": {
+                    "step_seconds": plan.step_seconds(reached),
+                    "pairs_per_second": plan.pairs_per_second(reached),
+                    "chip_hours": plan.chip_hours(reached),
+                }
+                for reached in (1.0, REACHED)
+            },
+        },
+    }
+
+
+def encoder_json(plan: EncoderPlan, topology: str) -> dict[str, Any]:
+    """An evaluation encoder as what JSON can hold."""
+    memory = plan.compiled.memory
+    return {
+        "topology": topology,
+        "encoder": plan.name,
+        "batch_size": plan.batch_size,
+        "fits": memory.fits,
+        "memory_bytes_per_device": dataclasses.asdict(memory) | {"peak": memory.peak},
+    }
+
+
+def _gib(value: float) -> str:
+    return f"{value / GIB:.2f}"

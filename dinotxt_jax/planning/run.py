@@ -1,0 +1,112 @@
+"""All that `python -m dinotxt_jax.plan` does, from a config to a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dinotxt_jax.config import Config, EvaluationConfig
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.files import write_text
+from dinotxt_jax.planning.compiling import Target, target
+from dinotxt_jax.planning.encoders import plan_encoders
+from dinotxt_jax.planning.estimates import Plan, plan_step
+from dinotxt_jax.planning.picture import check_drawing, draw
+from dinotxt_jax.planning.proposals import Proposal, propose
+from dinotxt_jax.planning.report import (
+    as_json,
+    described,
+    described_encoders,
+    described_proposal,
+    encoder_json,
+)
+from dinotxt_jax.planning.topologies import parse_topology
+from dinotxt_jax.progress import watched
+
+
+def plan(
+    config: Config,
+    topologies: Sequence[str],
+    *,
+    caption_tokens: float,
+    evaluation: EvaluationConfig | None = None,
+    evaluation_dtype: str = "float32",
+    output: Path | None = None,
+    proposals: int = 4,
+) -> bool:
+    """Compiles and reports; prints what it finds.
+
+    Args:
+        config: the run.
+        topologies: the one to run on, then others to compare it with.
+        caption_tokens: mean length of captions, for packed ones.
+        evaluation: also compile the encoders for these tasks.
+        evaluation_dtype: of them.
+        output: folder for plan.json and plan.png.
+        proposals: changes to try where the step does not fit.
+
+    Returns:
+        Whether everything fits on the first topology.
+
+    Raises:
+        UserError: settings that cannot be run, an unknown topology, or libtpu is missing; before
+            anything is compiled.
+    """
+    if not any(topologies):
+        raise UserError(
+            "no topology is named, and the config names none; give one with --topology, such as "
+            "--topology=v6e:16x16."
+        )
+    if output is not None:
+        check_drawing()
+    targets = [target(found) for found in [parse_topology(name) for name in topologies]]
+    return plan_on(
+        config,
+        targets,
+        caption_tokens=caption_tokens,
+        evaluation=evaluation,
+        evaluation_dtype=evaluation_dtype,
+        output=output,
+        proposals=proposals,
+    )
+
+
+def plan_on(
+    config: Config,
+    targets: Sequence[Target],
+    *,
+    caption_tokens: float,
+    evaluation: EvaluationConfig | None = None,
+    evaluation_dtype: str = "float32",
+    output: Path | None = None,
+    proposals: int = 4,
+) -> bool:
+    """As `plan`, on any devices."""
+    plans: list[Plan] = []
+    for one in watched(targets, "topology", "compiling the train step"):
+        plans.append(plan_step(config, one, caption_tokens))
+        tqdm.write("\n".join(described(plans[-1])))
+    fits, contents = plans[0].memory.fits, {"plans": [as_json(one) for one in plans]}
+    if evaluation is not None:
+        encoders = plan_encoders(config, evaluation, targets[0], evaluation_dtype)
+        print("\n".join(described_encoders(encoders, targets[0].name)))
+        contents["encoders"] = [encoder_json(one, targets[0].name) for one in encoders]
+        fits &= all(one.compiled.memory.fits for one in encoders)
+    if not plans[0].memory.fits:
+        proposal = propose(config, targets[0], caption_tokens, proposals)
+        print(described_proposal(plans[0], proposal))
+        contents["proposals"] = [_proposal_json(proposal)] if proposal else []
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(output / "plan.json", json.dumps(contents, indent=2) + "\n")
+        draw(plans, output / "plan.png")
+        print(f"{output / 'plan.json'}\n{output / 'plan.png'}")
+    return fits
+
+
+def _proposal_json(proposal: Proposal) -> dict[str, Any]:
+    return {"changes": list(proposal.changes), "plan": as_json(proposal.plan)}

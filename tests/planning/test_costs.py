@@ -1,0 +1,111 @@
+"""What compiled programs cost, on eight pretend devices, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dinotxt_jax.planning import costs
+from dinotxt_jax.planning.hlo import Program, parse
+
+SHAPE = {"data": 4, "fsdp": 2}
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Mesh:
+    return jax.make_mesh(tuple(SHAPE.values()), tuple(SHAPE), axis_types=(AxisType.Auto,) * 2)
+
+
+def compiled(
+    mesh: Mesh, function: Callable[..., Any], *arrays: tuple[tuple[int, ...], PartitionSpec]
+) -> Program:
+    arguments = [
+        jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(mesh, spec))
+        for shape, spec in arrays
+    ]
+    with jax.set_mesh(mesh):
+        return parse(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def sent(
+    program: Program, slices: tuple[int, ...] = ()
+) -> dict[tuple[str, str], tuple[int, float]]:
+    found = costs.collectives(program, SHAPE, slices)
+    return {(row.kind, row.axes): (row.count, row.bytes) for row in found}
+
+
+def shard_mapped(mesh: Mesh, function: Callable[..., Any], spec: PartitionSpec, out: Any) -> Any:
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=out, check_vma=False)
+
+
+P = PartitionSpec
+X = ((16, 32), P("data", "fsdp"))
+PART = 4 * 4 * 16  # bytes of X on one device
+
+
+def test_each_kind_of_collective_counts_its_bytes_and_axis(mesh: Mesh) -> None:
+    def gather(x: Any) -> Any:
+        return jax.lax.all_gather(x, "fsdp", axis=1, tiled=True)
+
+    def scatter(x: Any) -> Any:
+        return jax.lax.psum_scatter(x, "data", scatter_dimension=0, tiled=True)
+
+    cases = {
+        ("all-gather", "fsdp"): (gather, P("data", None), PART),
+        ("reduce-scatter", "data"): (scatter, P("data", "fsdp"), PART * 3 / 4),
+        ("all-reduce", "data"): (lambda x: jax.lax.psum(x, "data"), P(), 2 * PART * 3 / 4),
+        ("all-reduce", "data+fsdp"): (
+            lambda x: jax.lax.psum(x, ("data", "fsdp")),
+            P(),
+            2 * PART * 7 / 8,
+        ),
+        ("all-to-all", "data"): (
+            lambda x: jax.lax.all_to_all(x, "data", 0, 1, tiled=True),
+            P(None, ("fsdp", "data")),
+            PART * 3 / 4,
+        ),
+        ("collective-permute", "fsdp"): (
+            lambda x: jax.lax.ppermute(x, "fsdp", [(0, 1), (1, 0)]),
+            P("data", "fsdp"),
+            PART,
+        ),
+    }
+    for key, (function, out, expected) in cases.items():
+        program = compiled(mesh, shard_mapped(mesh, function, X[1], out), X)
+        assert sent(program) == {key: (1, expected)}, key
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_runs(mesh: Mesh) -> None:
+    def body(x: Any, _: Any) -> Any:
+        return jax.lax.ppermute(x, "data", [(i, (i + 1) % 4) for i in range(4)]) + 1, None
+
+    def loop(x: Any) -> Any:
+        return jax.lax.scan(body, x, None, length=11)[0]
+
+    program = compiled(mesh, shard_mapped(mesh, loop, X[1], X[1]), X)
+    assert sent(program) == {("collective-permute", "data"): (11, 11 * PART)}
+
+
+def test_what_leaves_a_slice_is_counted_apart(mesh: Mesh) -> None:
+    total = shard_mapped(mesh, lambda x: jax.lax.psum(x, "data"), X[1], P(None, "fsdp"))
+    program = compiled(mesh, total, X)
+    (within,) = costs.collectives(program, SHAPE, (0,) * 8)
+    (across,) = costs.collectives(program, SHAPE, (0,) * 4 + (1,) * 4)
+    assert within.dcn_bytes == 0
+    # Of four devices two are in each slice: halves of the sum are exchanged between two slices.
+    assert across.dcn_bytes == 2 * (PART / 2) * 1 / 2
+    assert across.bytes == within.bytes
+
+
+def test_products_are_those_of_one_device_and_of_every_turn(mesh: Mesh) -> None:
+    def run(x: Any, ws: Any) -> Any:
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
+
+    program = compiled(mesh, run, ((512, 256), P("data")), ((3, 256, 256), P()))
+    assert costs.matmul_flops(program) == 3 * 2 * (512 / 4) * 256 * 256
+    assert program.unknown_loops() == 0
