@@ -127,8 +127,10 @@ def _one_line(error: BaseException) -> str:
 DataclassT = TypeVar("DataclassT")
 
 
-def checked(config: ml_collections.ConfigDict, cls: type[DataclassT]) -> DataclassT:
-    """The config flag's value as a dataclass; raises `UserError` for what is wrong in it."""
+def checked(
+    config: ml_collections.ConfigDict, cls: type[DataclassT], flag: str = "config"
+) -> DataclassT:
+    """The value of a config flag as a dataclass; raises `UserError` for what is wrong in it."""
     if dataclasses.is_dataclass(config):
         raise UserError(
             f"get_config() returned {type(config).__name__}, expected what to_config_dict(...) of "
@@ -137,7 +139,7 @@ def checked(config: ml_collections.ConfigDict, cls: type[DataclassT]) -> Datacla
     try:
         values = config.to_dict()
     except OSError as error:  # the flag was parsed, but its file could not be loaded
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        file = config_flags.get_config_filename(flags.FLAGS[flag])
         reason = _one_line(error) if Path(file).exists() else "there is no such file"
         raise UserError(
             f"the config file {file} could not be loaded ({reason}); give a file with "

@@ -54,7 +54,7 @@ def _body() -> None:
     from dinotxt_jax.planning.run import plan
 
     config = cli.checked(_CONFIG.value, Config)
-    evaluation = None if _EVAL.value is None else cli.checked(_EVAL.value, EvaluationConfig)
+    evaluation = None if _EVAL.value is None else cli.checked(_EVAL.value, EvaluationConfig, "eval")
     fits = plan(
         config,
         [_TOPOLOGY.value or config.topology, *_COMPARE.value],

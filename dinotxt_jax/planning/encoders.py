@@ -17,7 +17,7 @@ from dinotxt_jax.inference.running import checked_dtype, run_method
 from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.directory import Preprocessing, abstract_arrays
 from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.planning.abstract import abstract_run
+from dinotxt_jax.planning.abstract import AbstractRun, abstract_run
 from dinotxt_jax.planning.compiling import Compiled, Target, compile_for
 
 
@@ -53,6 +53,23 @@ def _side(task: TaskConfig) -> int:
     return task.segmentation.image_size if whole else task.segmentation.window
 
 
+def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target) -> AbstractRun:
+    """The model that a config trains, on replicas, as `dinotxt_jax.evaluate` has it.
+
+    Raises:
+        UserError: tasks that cannot be run on so many devices.
+    """
+    replicas = dataclasses.replace(
+        config,
+        batch_size=len(target.devices),
+        mesh=type(config.mesh)(),
+        text=dataclasses.replace(config.text, pack=False),
+    )
+    run = abstract_run(replicas, target.devices, caption_tokens=0)
+    check_tasks(evaluation, run.trainer.model.vision.patch_size, run.mesh, "--eval")
+    return run
+
+
 def plan_encoders(
     config: Config, evaluation: EvaluationConfig, target: Target, dtype: str
 ) -> list[EncoderPlan]:
@@ -67,14 +84,7 @@ def plan_encoders(
     Raises:
         UserError: settings that cannot be run.
     """
-    replicas = dataclasses.replace(
-        config,
-        batch_size=len(target.devices),
-        mesh=type(config.mesh)(),
-        text=dataclasses.replace(config.text, pack=False),
-    )
-    run = abstract_run(replicas, target.devices, caption_tokens=0)
-    check_tasks(evaluation, run.trainer.model.vision.patch_size, run.mesh, "config")
+    run = evaluation_run(config, evaluation, target)
     dtypes = DTypes(checked_dtype(dtype), dtype)
 
     def create() -> DinoTxt:

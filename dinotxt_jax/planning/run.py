@@ -12,8 +12,10 @@ from tqdm import tqdm
 from dinotxt_jax.config import Config, EvaluationConfig
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.files import write_text
+from dinotxt_jax.inference.running import checked_dtype
+from dinotxt_jax.planning.abstract import abstract_run
 from dinotxt_jax.planning.compiling import Target, target
-from dinotxt_jax.planning.encoders import plan_encoders
+from dinotxt_jax.planning.encoders import evaluation_run, plan_encoders
 from dinotxt_jax.planning.estimates import Plan, plan_step
 from dinotxt_jax.planning.picture import check_drawing, draw
 from dinotxt_jax.planning.proposals import Proposal, propose
@@ -86,6 +88,11 @@ def plan_on(
     proposals: int = 4,
 ) -> bool:
     """As `plan`, on any devices."""
+    for one in targets:  # all that can be wrong is found before the first of many minutes
+        abstract_run(config, one.devices, caption_tokens)
+    if evaluation is not None:
+        checked_dtype(evaluation_dtype)
+        evaluation_run(config, evaluation, targets[0])
     plans: list[Plan] = []
     for one in watched(targets, "topology", "compiling the train step"):
         plans.append(plan_step(config, one, caption_tokens))

@@ -36,13 +36,13 @@ from dinotxt_jax.planning.abstract import (
     device_bytes,
     packed_rows,
 )
-from dinotxt_jax.planning.compiling import Memory, Target, asked_bytes
+from dinotxt_jax.planning.compiling import Compiled, Memory, Target, asked_bytes
 from dinotxt_jax.planning.costs import Collective
-from dinotxt_jax.planning.encoders import image_sizes
+from dinotxt_jax.planning.encoders import EncoderPlan, image_sizes
 from dinotxt_jax.planning.estimates import Plan, Work, plan_step
 from dinotxt_jax.planning.picture import memory_by_part
 from dinotxt_jax.planning.proposals import candidates, changed, propose
-from dinotxt_jax.planning.report import as_json, described
+from dinotxt_jax.planning.report import as_json, described, described_encoders
 from dinotxt_jax.planning.run import plan, plan_on
 from dinotxt_jax.planning.topologies import CHIPS, GIB
 
@@ -238,11 +238,12 @@ def test_evaluation_encoders_are_compiled_for_their_sizes(
     monkeypatch.setattr("dinotxt_jax.planning.run.plan_step", lambda *_: compiled)
     evaluation = EvaluationConfig(tasks={"dense": dense}, batch_size=16)
     assert plan_on(config, [target()], caption_tokens=20, evaluation=evaluation)
-    assert not plan_on(config, [target(8, 10.0)], caption_tokens=20, evaluation=evaluation)
     printed = capsys.readouterr().out
     for name in ("images of 28 px", "texts"):
         assert f"{name}, 16 at once: peak 0." in printed
-    assert printed.count("does not fit, lower batch_size in --eval") == 2
+    memory = Memory(3 * GIB, 0, 0, 0, limit=GIB)
+    large = EncoderPlan("texts", 16, Compiled(memory, None, 0.0))
+    assert "peak 3.00 of 1.00: does not fit, lower batch_size" in described_encoders([large], "")[1]
 
 
 def test_architectures_come_from_the_name_where_there_is_no_directory() -> None:
