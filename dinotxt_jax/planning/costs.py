@@ -15,6 +15,7 @@ COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
     "ragged-all-to-all",
 )
+BETWEEN_SLICES = "between slices"
 # Names of arrays, or work that a later instruction is charged for.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
@@ -29,7 +30,7 @@ class Collective:
 
     Attributes:
         kind: one of `COLLECTIVES`.
-        axes: mesh axes over which its devices exchange, joined by "+".
+        axes: mesh axes over which its devices exchange, joined by "+"; or `BETWEEN_SLICES`.
         count: how often it runs.
         bytes: what a device sends, in all, if each array takes the shortest way (a ring).
         dcn_bytes: the part of it that leaves a slice for another.
@@ -112,39 +113,50 @@ def _braced(attributes: str, name: str) -> str:
     return found[1] if found else ""
 
 
-def collectives(
-    program: Program, mesh_shape: Mapping[str, int], slices: Sequence[int] = ()
-) -> list[Collective]:
+def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collective]:
     """Everything that devices send each other, by kind and mesh axes, most bytes first.
 
     Args:
-        program: partitioned over the mesh, device n of the program at place n of it.
+        program: partitioned over the mesh, device n of the program at place n of it; with several
+            slices, device n of the first slice.
         mesh_shape: sizes of the mesh's axes, in their order.
-        slices: the slice that each device is in; one slice if not given.
     """
     devices = math.prod(mesh_shape.values())
-    slice_of = np.asarray(slices or [0] * devices)
     sums: dict[tuple[str, str], list[float]] = {}
     for name, instruction, times in program.runs():
         kind = instruction.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES:
+        outside = 0.0
+        if kind == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
+            kind, sent = _between_slices(instruction)
+            axes, outside = BETWEEN_SLICES, sent
+        elif kind in COLLECTIVES:
+            groups = _exchanging(instruction, devices)
+            size, result = groups.shape[1], _result_bytes(instruction)
+            # A fusion of this name keeps only each device's part of the sum.
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind, result = "reduce-scatter", result / size
+            axes, sent = "+".join(_axes(groups, mesh_shape)) or "none", _sent(kind, result, size)
+        else:
             continue
-        groups = _exchanging(instruction, devices)
-        size, result = groups.shape[1], _result_bytes(instruction)
-        # A fusion of this name keeps only each device's part of the sum.
-        if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-            kind, result = "reduce-scatter", result / size
-        sent = _sent(kind, result, size)
-        across = len(np.unique(slice_of[groups[0]]))
-        found = sums.setdefault((kind, "+".join(_axes(groups, mesh_shape)) or "none"), [0, 0, 0])
-        # Between slices only what a slice has put together travels, a part of it from each device.
-        outside = _sent(kind, result * across / size, across) if across > 1 else 0.0
+        found = sums.setdefault((kind, axes), [0, 0, 0])
         for place, value in enumerate((1, sent, outside)):
             found[place] += times * value
     rows = [
         Collective(*key, int(count), sent, outside) for key, (count, sent, outside) in sums.items()
     ]
     return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _between_slices(instruction: Instruction) -> tuple[str, float]:
+    """Kind and bytes of what a device hands to its host for other slices, as on a ring of them."""
+    (kind,) = re.findall(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', instruction.attributes)
+    count = len(slices[1].split(",")) if slices else 2
+    kind, own = kind.lower().replace("_", "-"), instruction.shapes[0].bytes
+    if kind not in COLLECTIVES:
+        return kind, own
+    result = {"all-gather": own * count, "reduce-scatter": own / count}.get(kind, own)
+    return kind, _sent(kind, result, count)
 
 
 def _result_bytes(instruction: Instruction) -> float:

@@ -123,11 +123,10 @@ def plan_step(config: Config, target: Target, caption_tokens: float) -> Plan:
     compiled = compile_for(target, run.mesh, run.trainer.train_step, arguments, donated=(0,))
     work = None
     if compiled.program is not None:
-        slices = [getattr(device, "slice_index", 0) or 0 for device in run.mesh.devices.flat]
         work = Work(
             flops=costs.matmul_flops(compiled.program),
             hbm_bytes=costs.memory_traffic(compiled.program),
-            collectives=tuple(costs.collectives(compiled.program, dict(run.mesh.shape), slices)),
+            collectives=tuple(costs.collectives(compiled.program, dict(run.mesh.shape))),
             unknown_loops=compiled.program.unknown_loops(),
         )
     return Plan(

@@ -58,7 +58,7 @@ def _work_lines(plan: Plan, work: Work) -> list[str]:
         "  sent by a device in a step, MiB (from the compiled program, as on a ring):",
     ]
     lines += [
-        f"    {row.kind:<20}{row.axes:<14}{row.bytes / 2**20:>10.1f}  in {row.count} runs"
+        f"    {row.kind:<20}{row.axes:<16}{row.bytes / 2**20:>10.1f}  in {row.count} runs"
         for row in work.collectives
     ]
     if work.unknown_loops:

@@ -32,10 +32,8 @@ def compiled(
         return parse(jax.jit(function).lower(*arguments).compile().as_text())
 
 
-def sent(
-    program: Program, slices: tuple[int, ...] = ()
-) -> dict[tuple[str, str], tuple[int, float]]:
-    found = costs.collectives(program, SHAPE, slices)
+def sent(program: Program) -> dict[tuple[str, str], tuple[int, float]]:
+    found = costs.collectives(program, SHAPE)
     return {(row.kind, row.axes): (row.count, row.bytes) for row in found}
 
 
@@ -91,15 +89,30 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs(mesh: Mesh) -> None:
     assert sent(program) == {("collective-permute", "data"): (11, 11 * PART)}
 
 
-def test_what_leaves_a_slice_is_counted_apart(mesh: Mesh) -> None:
-    total = shard_mapped(mesh, lambda x: jax.lax.psum(x, "data"), X[1], P(None, "fsdp"))
-    program = compiled(mesh, total, X)
-    (within,) = costs.collectives(program, SHAPE, (0,) * 8)
-    (across,) = costs.collectives(program, SHAPE, (0,) * 4 + (1,) * 4)
-    assert within.dcn_bytes == 0
-    # Of four devices two are in each slice: halves of the sum are exchanged between two slices.
-    assert across.dcn_bytes == 2 * (PART / 2) * 1 / 2
-    assert across.bytes == within.bytes
+def test_what_leaves_a_slice_is_counted_apart() -> None:
+    # As the TPU's compiler prints it for two slices of four devices each.
+    program = parse(
+        """HloModule jit_step
+ENTRY %main (x: f32[16,8]) -> f32[64,8] {
+  %x = f32[16,8]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[16,8]{1,0}, u32[], token[]) send(%x, %token), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[16,8]{1,0}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %all = f32[64,8]{1,0} all-gather(%x), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+"""
+    )
+    near, far = costs.collectives(program, {"data": 4, "fsdp": 2})
+    assert (near.kind, near.axes, near.bytes, near.dcn_bytes) == (
+        "all-gather",
+        "data+fsdp",
+        1536,
+        0,
+    )
+    assert (far.kind, far.axes, far.bytes) == ("all-reduce", costs.BETWEEN_SLICES, 512)
+    assert far.dcn_bytes == far.bytes
 
 
 def test_products_are_those_of_one_device_and_of_every_turn(mesh: Mesh) -> None:
