@@ -123,8 +123,15 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
     """
     devices = math.prod(mesh_shape.values())
     sums: dict[tuple[str, str], list[float]] = {}
+    fused, overlapped = program.fused(), set()
     for name, instruction, times in program.runs():
         kind = instruction.opcode.removesuffix("-start")
+        channel = re.search(r"channel_id=\d+", instruction.attributes)
+        if name in fused and channel:
+            # One exchange that several fusions push on, each a bit, stands in all of them.
+            if (kind, channel[0]) in overlapped:
+                continue
+            overlapped.add((kind, channel[0]))
         outside = 0.0
         if kind == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
             kind, sent = _between_slices(instruction)
@@ -205,16 +212,9 @@ def memory_traffic(program: Program) -> float:
     takes or changes a slice of, the slice counts. What the compiler keeps on the chip is left out,
     what it fetches twice is not known.
     """
-    inside = {
-        called
-        for computation in program.computations.values()
-        for instruction in computation.values()
-        if instruction.opcode == "fusion"
-        for called in instruction.called("calls")
-    }
-    total = 0.0
+    fused, total = program.fused(), 0.0
     for name, instruction, times in program.runs():
-        if name in inside or instruction.opcode in _FREE:
+        if name in fused or instruction.opcode in _FREE:
             continue
         total += times * _moved(program, program.computations[name], instruction)
     return total

@@ -86,6 +86,16 @@ class Program:
             for instruction in self.computations[name].values():
                 yield name, instruction, times
 
+    def fused(self) -> set[str]:
+        """Names of the computations that are the inside of a fusion."""
+        return {
+            called
+            for computation in self.computations.values()
+            for instruction in computation.values()
+            if instruction.opcode == "fusion"
+            for called in instruction.called("calls")
+        }
+
     def unknown_loops(self) -> int:
         """Loops whose length the text does not tell."""
         return sum(

@@ -115,6 +115,21 @@ frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer
     assert far.dcn_bytes == far.bytes
 
 
+def test_an_exchange_that_several_fusions_push_on_is_one() -> None:
+    computation = """
+%fused.{n} (p.{n}: f32[16,8]) -> f32[64,8] {{
+  %p.{n} = f32[16,8]{{1,0}} parameter(0)
+  ROOT %all.{n} = f32[64,8]{{1,0}} all-gather(%p.{n}), channel_id=3, replica_groups={{{{0,1,2,3}}}}
+}}
+"""
+    fusion = "  %y.{n} = f32[64,8]{{1,0}} fusion(%x), kind=kCustom, calls=%fused.{n}\n"
+    text = "HloModule jit_step\n" + "".join(computation.format(n=n) for n in range(3))
+    text += "ENTRY %main (x: f32[16,8]) -> f32[64,8] {\n  %x = f32[16,8]{1,0} parameter(0)\n"
+    program = parse(text + "".join(fusion.format(n=n) for n in range(3)) + "}\n")
+    (row,) = costs.collectives(program, {"data": 4})
+    assert (row.kind, row.count, row.bytes) == ("all-gather", 1, 1536)
+
+
 def test_products_are_those_of_one_device_and_of_every_turn(mesh: Mesh) -> None:
     def run(x: Any, ws: Any) -> Any:
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
