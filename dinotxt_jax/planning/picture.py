@@ -10,6 +10,8 @@ from dinotxt_jax.planning.estimates import Plan
 from dinotxt_jax.planning.topologies import GIB
 
 _PARTS = ("frozen", "trainable", "optimizer", "batch", "temporaries", "program", "outputs")
+# A part of the memory that is too little to be seen as a bar.
+_SEEN = 1e-3
 _RESOURCES = ("compute", "hbm", "ici", "dcn")
 
 
@@ -33,13 +35,16 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 1.8 + 0.7 * len(plans)), layout="constrained")
+    figure = Figure(figsize=(11, 2.0 + 0.7 * len(plans)), layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = range(len(plans))
     start = [0.0] * len(plans)
     for part in _PARTS:
         widths = [memory_by_part(plan).get(part, 0.0) / GIB for plan in plans]
-        if any(widths):
+        if any(
+            width > _SEEN * plan.memory.limit / GIB
+            for width, plan in zip(widths, plans, strict=True)
+        ):
             left.barh(rows, widths, left=start, label=part)
             start = [one + width for one, width in zip(start, widths, strict=True)]
     for row, plan in zip(rows, plans, strict=True):
@@ -58,7 +63,7 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
         axis.invert_yaxis()
         axis.grid(axis="x", alpha=0.3)
         if axis.get_legend_handles_labels()[1]:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     figure.savefig(path, dpi=120)
 
 

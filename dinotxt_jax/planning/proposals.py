@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dinotxt_jax.config import Config
+from dinotxt_jax.errors import UserError
 from dinotxt_jax.planning.compiling import Target
 from dinotxt_jax.planning.estimates import Plan, plan_step
 from dinotxt_jax.progress import progress_bar
@@ -46,8 +47,9 @@ def candidates(config: Config, devices: int) -> Iterator[dict[str, Any]]:
     """
     weaker = {"none": ("dots", "full"), "dots": ("full",)}.get(config.remat, ())
     most = {"remat": "full"} if config.remat != "full" else {}
+    replicas = {} if config.mesh.data == -1 else {"mesh.data": -1}
     wider = [
-        {"mesh.fsdp": fsdp}
+        {"mesh.fsdp": fsdp} | replicas
         for fsdp in (4 * config.mesh.fsdp, devices)
         if config.mesh.fsdp < fsdp <= devices and devices % fsdp == 0
     ]
@@ -87,8 +89,12 @@ def propose(
     tried = list(itertools.islice(candidates(config, len(target.devices)), most))
     with progress_bar(len(tried), 0, "change", f"{target.name}: what would fit") as bar:
         for changes in tried:
-            plan = compile_step(changed(config, changes), target, caption_tokens)
-            bar.update()
+            try:
+                plan = compile_step(changed(config, changes), target, caption_tokens)
+            except UserError:  # a mesh that these devices, or this batch, do not divide into
+                continue
+            finally:
+                bar.update()
             if plan.memory.fits:
                 flags = tuple(f"--config.{name}={value}" for name, value in changes.items())
                 return Proposal(flags, plan)

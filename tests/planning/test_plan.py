@@ -202,6 +202,8 @@ def test_only_changes_that_fit_are_proposed(config: Config, compiled: Plan) -> N
 
     def compile_step(changed: Config, _: Target, __: float) -> Plan:
         tried.append((changed.remat, changed.mesh.fsdp, changed.batch_size))
+        if changed.mesh.fsdp > 2:
+            raise UserError("not this mesh")
         peak = 2.0 * GIB if changed.batch_size == 32 else 0.5 * GIB
         memory = Memory(peak, 0, 0, 0, limit=GIB)
         return dataclasses.replace(compiled, memory=memory)
@@ -210,6 +212,7 @@ def test_only_changes_that_fit_are_proposed(config: Config, compiled: Plan) -> N
     assert proposal is not None
     assert proposal.changes == ("--config.remat=full", "--config.batch_size=16")
     assert tried[0] == ("dots", 2, 32)
+    assert ("full", 8, 32) in tried
     assert propose(config, target(), 20, 3, compile_step) is None
 
 
@@ -222,6 +225,8 @@ def test_changes_are_possible_ones_and_the_batch_comes_last(config: Config) -> N
     assert not any("batch_size" in one for one in found[:first])
     assert {"remat": "full", "mesh.fsdp": 8} in found[:first]
     assert all("remat" not in one for one in candidates(changed(config, {"remat": "full"}), 8))
+    fixed = changed(config, {"mesh.data": 4})
+    assert {"remat": "full", "mesh.fsdp": 8, "mesh.data": -1} in list(candidates(fixed, 8))
 
 
 def test_evaluation_encoders_are_compiled_for_their_sizes(
