@@ -4,8 +4,10 @@
     python -m dinotxt_jax.train --config=configs/dinotxt_dinov2_reg.py:vitl14 --workdir=runs/vitl14
 
 The argument behind the colon is the backbone: vits14, vitb14, vitl14 (the default) or vitg14.
-Intended for 256 chips of TPU v6e (mesh 16 x 16, 32 GB a chip). **Not run at full size here**: no
-time or result is promised. What is known is derived, not measured:
+Intended for 256 chips of TPU v6e (mesh 16 x 16, 32 GB a chip), for which the step was compiled
+(`python -m dinotxt_jax.plan`; memory and estimates, also for v5e and v5p, are in docs/planning.md).
+**Not run at full size here**: no time or result is promised. What is known is derived, not
+measured:
 
 - ViT-L trains 563 million parameters (text 538, head 25): 6.3 GiB with both moments of AdamW in
   float32, 0.39 GiB a chip split 16 ways;
