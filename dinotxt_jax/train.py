@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from dinotxt_jax import cli
 from dinotxt_jax.config import Config
+from dinotxt_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string(
@@ -26,6 +27,11 @@ flags.mark_flag_as_required("config")
 def _body() -> None:
     from dinotxt_jax.training.loop import train
 
+    if "://" in _WORKDIR.value:
+        raise UserError(
+            f"--workdir={_WORKDIR.value} is an address, expected a folder; mount the bucket "
+            "and give the folder it is mounted on."
+        )
     model = train(cli.checked(_CONFIG.value, Config), Path(_WORKDIR.value))
     print(f"model: {model}")
 

@@ -134,6 +134,10 @@ def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
         (("classify", "x.png", "--model=M", "--classes=a"), "x.png does not exist"),
         (("embed", "--model=M", "--output=e.npz"), "expected either images or --texts"),
         (("embed", "--texts=t", "--model=M", "--output=e.npz"), "--texts is 't', which is no file"),
+        (
+            ("train", f"--config={ROOT}/configs/quickstart.py", "--workdir=gs://bucket/run"),
+            "gs://bucket/run is an address, expected a folder",
+        ),
         (("train", "extra", "--config=c.py", "--workdir=w"), "'extra' is not a flag"),
     ],
 )

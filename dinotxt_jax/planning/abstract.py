@@ -114,7 +114,7 @@ def backbone_description(backbone: str) -> ModelDescription:
 def _abstract_batch(trainer: Trainer, caption_tokens: float) -> dict[str, jax.ShapeDtypeStruct]:
     config, vision = trainer.config, trainer.model.vision
     place = sharding.batch_sharding(trainer.mesh)
-    size, count = config.data.image_size, config.batch_size
+    size, count = config.data.image_size, config.pairs_per_step
 
     def array(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
@@ -127,7 +127,7 @@ def _abstract_batch(trainer: Trainer, caption_tokens: float) -> dict[str, jax.Sh
     length = config.tokenizer.context_length
     if not config.text.pack:
         return batch | {"tokens": array("int32", count, length)}
-    parts = sharding.batch_parts(trainer.mesh)
+    parts = sharding.batch_parts(trainer.mesh) * config.accumulate_steps
     rows = packed_rows(count // parts, parts, length, caption_tokens)
     return batch | {
         **{name: array("int32", parts, rows, length) for name in ("tokens", "segment_ids")},

@@ -55,7 +55,7 @@ class Plan:
         target: what it was compiled for.
         settings: of the config, that decide about memory.
         mesh: sizes of its axes.
-        batch_size, steps: of the config.
+        pairs_per_step, steps: of the config.
         memory: compiled.
         parts: bytes of the arguments by what they are, from their shardings.
         traced_flops: of matrix products in a step, all devices, counted through scans.
@@ -66,7 +66,7 @@ class Plan:
     target: Target
     settings: Mapping[str, Any]
     mesh: Mapping[str, int]
-    batch_size: int
+    pairs_per_step: int
     steps: int
     memory: Memory
     parts: Mapping[str, float]
@@ -89,7 +89,7 @@ class Plan:
         return max(self.seconds.values()) / reached
 
     def pairs_per_second(self, reached: float = 1.0) -> float:
-        return self.batch_size / self.step_seconds(reached)
+        return self.pairs_per_step / self.step_seconds(reached)
 
     def chip_hours(self, reached: float = 1.0) -> float:
         """For all of the config's steps."""
@@ -100,6 +100,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     """The settings that decide whether a step fits, as they are given on a command line."""
     return {
         "batch_size": config.batch_size,
+        "accumulate_steps": config.accumulate_steps,
         "remat": config.remat,
         "mesh.fsdp": config.mesh.fsdp,
     }
@@ -133,7 +134,7 @@ def plan_step(config: Config, target: Target, caption_tokens: float) -> Plan:
         target=target,
         settings=settings_of(config),
         mesh=dict(run.mesh.shape),
-        batch_size=config.batch_size,
+        pairs_per_step=config.pairs_per_step,
         steps=config.steps,
         memory=compiled.memory,
         parts=run.bytes_by_part(),

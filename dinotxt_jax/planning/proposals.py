@@ -54,9 +54,11 @@ def candidates(config: Config, devices: int) -> Iterator[dict[str, Any]]:
         if config.mesh.fsdp < fsdp <= devices and devices % fsdp == 0
     ]
     whole = [count for count in _FACTORS if config.batch_size % (devices * count) == 0]
-    passes = getattr(config, "accumulate_steps", None)
-    split = [{"accumulate_steps": passes * count} for count in whole] if passes else []
     smaller = [{"batch_size": config.batch_size // count} for count in whole]
+    split = [
+        {"accumulate_steps": config.accumulate_steps * count} | batch
+        for count, batch in zip(whole, smaller, strict=True)
+    ]
     seen: list[dict[str, Any]] = []
     tried: Iterator[dict[str, Any]] = itertools.chain(
         ({"remat": policy} for policy in weaker),

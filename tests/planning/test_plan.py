@@ -134,7 +134,7 @@ def work(**bytes_sent: float) -> Work:
 
 def test_estimates_follow_from_peak_rates(compiled: Plan) -> None:
     one = dataclasses.replace(
-        compiled, work=work(data=100e9, fsdp=100e9), batch_size=64, steps=3600
+        compiled, work=work(data=100e9, fsdp=100e9), pairs_per_step=64, steps=3600
     )
     assert one.seconds == pytest.approx({"compute": 1.0, "hbm": 0.5, "ici": 0.5})
     assert (one.bound, one.step_seconds(), one.step_seconds(0.5)) == ("compute", 1.0, 2.0)
@@ -210,19 +210,25 @@ def test_only_changes_that_fit_are_proposed(config: Config, compiled: Plan) -> N
 
     proposal = propose(config, target(), 20, 20, compile_step)
     assert proposal is not None
-    assert proposal.changes == ("--config.remat=full", "--config.batch_size=16")
+    assert proposal.changes == (
+        "--config.remat=full",
+        "--config.accumulate_steps=2",
+        "--config.batch_size=16",
+    )
     assert tried[0] == ("dots", 2, 32)
     assert ("full", 8, 32) in tried
     assert propose(config, target(), 20, 3, compile_step) is None
 
 
-def test_changes_are_possible_ones_and_the_batch_comes_last(config: Config) -> None:
+def test_changes_are_possible_ones_and_fewer_pairs_come_last(config: Config) -> None:
     found = list(candidates(config, 8))
     assert found[0] == {"remat": "dots"}
     assert all(8 % one.get("mesh.fsdp", 2) == 0 for one in found)
     assert all(one.get("batch_size", 8) % 8 == 0 for one in found)
-    first = next(number for number, one in enumerate(found) if "batch_size" in one)
-    assert not any("batch_size" in one for one in found[:first])
+    pairs = [changed(config, one).pairs_per_step for one in found]
+    first = next(number for number, count in enumerate(pairs) if count < config.pairs_per_step)
+    assert set(pairs[:first]) == {config.pairs_per_step}
+    assert any("accumulate_steps" in one for one in found[:first])
     assert {"remat": "full", "mesh.fsdp": 8} in found[:first]
     assert all("remat" not in one for one in candidates(changed(config, {"remat": "full"}), 8))
     fixed = changed(config, {"mesh.data": 4})
