@@ -28,7 +28,8 @@ from dinotxt_jax.config import (
 )
 from dinotxt_jax.models.directory import ModelDescription, Preprocessing
 from dinotxt_jax.models.presets import PRESETS
-from dinotxt_jax.training.step import create_model, make_trainer
+from dinotxt_jax.training.models import create_model, model_config
+from dinotxt_jax.training.step import make_trainer
 
 VOCABULARY, CONTEXT, LONGEST = 49_408, 77, 32
 BACKBONE = ModelDescription(PRESETS["vit_tiny_patch16_224"], Preprocessing(), fingerprint="")
@@ -86,8 +87,6 @@ def step_config(dtype: str, batch_size: int) -> Config:
 def frozen_arrays(config: Config) -> dict:
     """Random arrays of the backbone."""
     from flax import nnx
-
-    from dinotxt_jax.training.step import model_config
 
     model = create_model(model_config(config, BACKBONE, VOCABULARY), config)
     return {"backbone": nnx.to_pure_dict(nnx.state(model.backbone))}

@@ -17,28 +17,22 @@ from jax.sharding import Mesh
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
 from dinotxt_jax.data.transforms import normalize
-from dinotxt_jax.errors import UserError
 from dinotxt_jax.losses import (
-    LOSSES,
     gram_losses,
     sigmoid_contrastive_loss,
     softmax_contrastive_loss,
 )
-from dinotxt_jax.models.blocks import DROP_PATH_GROUP, REMAT_POLICIES, drop_path_keys
+from dinotxt_jax.models.blocks import DROP_PATH_GROUP, drop_path_keys
 from dinotxt_jax.models.dinotxt import (
-    POOLINGS,
     DinoTxt,
     DinoTxtConfig,
-    HeadConfig,
     ImageFeatures,
-    descriptor_dim,
     normalized,
-    swiglu_hidden_dim,
 )
 from dinotxt_jax.models.directory import ModelDescription, Preprocessing, abstract_arrays
-from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.models.text import Packing, TextConfig
+from dinotxt_jax.models.text import Packing
 from dinotxt_jax.training.accumulation import map_parts, vjp_of_parts
+from dinotxt_jax.training.models import create_model, model_config
 from dinotxt_jax.training.optimizer import make_optimizer
 
 Arrays = dict[str, Any]
@@ -260,69 +254,6 @@ def packing_of(batch: Mapping[str, jax.Array]) -> Packing | None:
 def trained_part(arrays: Arrays) -> Arrays:
     """Everything but the backbone."""
     return {name: tree for name, tree in arrays.items() if name != "backbone"}
-
-
-def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
-    """The model of a run, freshly initialised from `config.seed`."""
-    precision = config.precision
-    trained = DTypes(precision.parameters, precision.compute, precision.normalization)
-    frozen = DTypes(precision.frozen, precision.frozen, precision.normalization)
-    return DinoTxt(
-        model,
-        dtypes=trained,
-        frozen_dtypes=frozen,
-        rngs=nnx.Rngs(config.seed),
-        drop_path=config.head.drop_path,
-        remat=config.remat,
-    )
-
-
-def model_config(config: Config, backbone: ModelDescription, vocabulary_size: int) -> DinoTxtConfig:
-    """The architecture that a run trains on a backbone.
-
-    Raises:
-        UserError: heads that do not divide a width, or a choice that does not exist.
-    """
-    vision, text = backbone.vision, config.text
-    heads = config.head.num_heads or vision.num_heads
-    for name, width, count in (
-        ("config.head.num_heads", vision.dim, heads),
-        ("config.text.num_heads", text.width, text.num_heads),
-    ):
-        if count < 1 or width % count:
-            raise UserError(
-                f"{name}={count} does not divide the width {width}; take a divisor of {width}."
-            )
-    if config.head.num_blocks < 0:
-        raise UserError(
-            f"config.head.num_blocks={config.head.num_blocks} is negative; set it to 0 or more."
-        )
-    for name, value, choices in (
-        ("config.head.pooling", config.head.pooling, POOLINGS),
-        ("config.loss.kind", config.loss.kind, LOSSES),
-        ("config.remat", config.remat, REMAT_POLICIES),
-    ):
-        if value not in choices:
-            raise UserError(f"{name}={value!r} is unknown; choose among {', '.join(choices)}.")
-    return DinoTxtConfig(
-        vision,
-        HeadConfig(
-            num_blocks=config.head.num_blocks,
-            num_heads=heads,
-            mlp_hidden_dim=swiglu_hidden_dim(vision.dim),
-            pooling=config.head.pooling,
-            layer_scale=config.head.layer_scale,
-        ),
-        TextConfig(
-            vocabulary_size=vocabulary_size,
-            context_length=config.tokenizer.context_length,
-            width=text.width,
-            depth=text.depth,
-            num_heads=text.num_heads,
-            mlp_hidden_dim=4 * text.width,
-            embed_dim=descriptor_dim(vision.dim, config.head.pooling),
-        ),
-    )
 
 
 def make_trainer(

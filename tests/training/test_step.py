@@ -125,13 +125,13 @@ def test_accumulated_steps_equal_those_of_the_whole_batch(
 def test_accumulation_changes_no_update_whatever_else_is_on(tiny_dinotxt: Path) -> None:
     config = dataclasses.replace(
         CONFIG,
-        batch_size=64,
+        batch_size=128,
         head=dataclasses.replace(CONFIG.head, drop_path=0.3, patch_tokens=9),
         loss=LossConfig(kind="sigmoid", gram_weight=0.5, gram_patches=5),
     )
-    parts = dataclasses.replace(config, batch_size=32, accumulate_steps=2)
+    parts = dataclasses.replace(config, batch_size=64, accumulate_steps=2)
     whole, accumulated = (
-        Setting(tiny_dinotxt, one, 1).run(2, repeats=4) for one in (config, parts)
+        Setting(tiny_dinotxt, one, 2).run(3, repeats=8) for one in (config, parts)
     )
     for name in whole[1]:
         np.testing.assert_allclose(accumulated[1][name], whole[1][name], rtol=1e-5, err_msg=name)

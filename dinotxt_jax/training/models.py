@@ -1,0 +1,84 @@
+"""The model that a run trains, as its config says; checked before anything is compiled."""
+
+from __future__ import annotations
+
+from flax import nnx
+
+from dinotxt_jax.config import Config
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.losses import LOSSES
+from dinotxt_jax.models.blocks import REMAT_POLICIES
+from dinotxt_jax.models.dinotxt import (
+    POOLINGS,
+    DinoTxt,
+    DinoTxtConfig,
+    HeadConfig,
+    descriptor_dim,
+    swiglu_hidden_dim,
+)
+from dinotxt_jax.models.directory import ModelDescription
+from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.text import TextConfig
+
+
+def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
+    """The model of a run, freshly initialised from `config.seed`."""
+    precision = config.precision
+    trained = DTypes(precision.parameters, precision.compute, precision.normalization)
+    frozen = DTypes(precision.frozen, precision.frozen, precision.normalization)
+    return DinoTxt(
+        model,
+        dtypes=trained,
+        frozen_dtypes=frozen,
+        rngs=nnx.Rngs(config.seed),
+        drop_path=config.head.drop_path,
+        remat=config.remat,
+    )
+
+
+def model_config(config: Config, backbone: ModelDescription, vocabulary_size: int) -> DinoTxtConfig:
+    """The architecture that a run trains on a backbone.
+
+    Raises:
+        UserError: heads that do not divide a width, or a choice that does not exist.
+    """
+    vision, text = backbone.vision, config.text
+    heads = config.head.num_heads or vision.num_heads
+    for name, width, count in (
+        ("config.head.num_heads", vision.dim, heads),
+        ("config.text.num_heads", text.width, text.num_heads),
+    ):
+        if count < 1 or width % count:
+            raise UserError(
+                f"{name}={count} does not divide the width {width}; take a divisor of {width}."
+            )
+    if config.head.num_blocks < 0:
+        raise UserError(
+            f"config.head.num_blocks={config.head.num_blocks} is negative; set it to 0 or more."
+        )
+    for name, value, choices in (
+        ("config.head.pooling", config.head.pooling, POOLINGS),
+        ("config.loss.kind", config.loss.kind, LOSSES),
+        ("config.remat", config.remat, REMAT_POLICIES),
+    ):
+        if value not in choices:
+            raise UserError(f"{name}={value!r} is unknown; choose among {', '.join(choices)}.")
+    return DinoTxtConfig(
+        vision,
+        HeadConfig(
+            num_blocks=config.head.num_blocks,
+            num_heads=heads,
+            mlp_hidden_dim=swiglu_hidden_dim(vision.dim),
+            pooling=config.head.pooling,
+            layer_scale=config.head.layer_scale,
+        ),
+        TextConfig(
+            vocabulary_size=vocabulary_size,
+            context_length=config.tokenizer.context_length,
+            width=text.width,
+            depth=text.depth,
+            num_heads=text.num_heads,
+            mlp_hidden_dim=4 * text.width,
+            embed_dim=descriptor_dim(vision.dim, config.head.pooling),
+        ),
+    )
