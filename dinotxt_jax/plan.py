@@ -51,13 +51,13 @@ flags.mark_flag_as_required("config")
 
 def _body() -> None:
     _prepare()
-    from dinotxt_jax.planning.run import plan
+    from dinotxt_jax.planning.run import named_targets, plan
 
     config = cli.checked(_CONFIG.value, Config)
     evaluation = None if _EVAL.value is None else cli.checked(_EVAL.value, EvaluationConfig, "eval")
     fits = plan(
         config,
-        [_TOPOLOGY.value or config.topology, *_COMPARE.value],
+        named_targets([_TOPOLOGY.value or config.topology, *_COMPARE.value]),
         caption_tokens=_CAPTION_TOKENS.value,
         evaluation=evaluation,
         evaluation_dtype=_DTYPE.value,

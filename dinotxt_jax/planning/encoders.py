@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import Config, EvaluationConfig, TaskConfig
+from dinotxt_jax.config import Config, EvaluationConfig, MeshConfig, TaskConfig
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.evaluation.tasks import check_tasks
 from dinotxt_jax.inference.running import checked_dtype, run_method
@@ -62,7 +62,7 @@ def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target)
     replicas = dataclasses.replace(
         config,
         batch_size=len(target.devices),
-        mesh=type(config.mesh)(),
+        mesh=MeshConfig(),
         text=dataclasses.replace(config.text, pack=False),
     )
     run = abstract_run(replicas, target.devices, caption_tokens=0)

@@ -30,9 +30,23 @@ from dinotxt_jax.planning.topologies import parse_topology
 from dinotxt_jax.progress import watched
 
 
+def named_targets(names: Sequence[str]) -> list[Target]:
+    """The topologies of such names, the first to run on and others to compare it with.
+
+    Raises:
+        UserError: no name, an unknown topology, or libtpu is missing.
+    """
+    if not any(names):
+        raise UserError(
+            "no topology is named, and the config names none; give one with --topology, such as "
+            "--topology=v6e:16x16."
+        )
+    return [target(found) for found in [parse_topology(name) for name in names]]
+
+
 def plan(
     config: Config,
-    topologies: Sequence[str],
+    targets: Sequence[Target],
     *,
     caption_tokens: float,
     evaluation: EvaluationConfig | None = None,
@@ -44,7 +58,7 @@ def plan(
 
     Args:
         config: the run.
-        topologies: the one to run on, then others to compare it with.
+        targets: what to run on, then others to compare it with.
         caption_tokens: mean length of captions, for packed ones.
         evaluation: also compile the encoders for these tasks.
         evaluation_dtype: of them.
@@ -52,42 +66,13 @@ def plan(
         proposals: changes to try where the step does not fit.
 
     Returns:
-        Whether everything fits on the first topology.
+        Whether everything fits on the first target.
 
     Raises:
-        UserError: settings that cannot be run, an unknown topology, or libtpu is missing; before
-            anything is compiled.
+        UserError: settings that cannot be run; before anything is compiled.
     """
-    if not any(topologies):
-        raise UserError(
-            "no topology is named, and the config names none; give one with --topology, such as "
-            "--topology=v6e:16x16."
-        )
     if output is not None:
         check_drawing()
-    targets = [target(found) for found in [parse_topology(name) for name in topologies]]
-    return plan_on(
-        config,
-        targets,
-        caption_tokens=caption_tokens,
-        evaluation=evaluation,
-        evaluation_dtype=evaluation_dtype,
-        output=output,
-        proposals=proposals,
-    )
-
-
-def plan_on(
-    config: Config,
-    targets: Sequence[Target],
-    *,
-    caption_tokens: float,
-    evaluation: EvaluationConfig | None = None,
-    evaluation_dtype: str = "float32",
-    output: Path | None = None,
-    proposals: int = 4,
-) -> bool:
-    """As `plan`, on any devices."""
     for one in targets:  # all that can be wrong is found before the first of many minutes
         abstract_run(config, one.devices, caption_tokens)
     if evaluation is not None:

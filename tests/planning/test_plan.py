@@ -43,7 +43,7 @@ from dinotxt_jax.planning.estimates import Plan, Work, plan_step
 from dinotxt_jax.planning.picture import memory_by_part
 from dinotxt_jax.planning.proposals import candidates, changed, propose
 from dinotxt_jax.planning.report import as_json, described, described_encoders
-from dinotxt_jax.planning.run import plan, plan_on
+from dinotxt_jax.planning.run import named_targets, plan
 from dinotxt_jax.planning.topologies import CHIPS, GIB
 
 ROOT = Path(__file__).parents[2]
@@ -183,9 +183,7 @@ def test_what_does_not_fit_ends_with_a_change_that_was_compiled(
         compiled, memory=dataclasses.replace(compiled.memory, limit=limit)
     )
     monkeypatch.setattr("dinotxt_jax.planning.run.plan_step", lambda *_: too_little)
-    fits = plan_on(
-        config, [target(8, limit)], caption_tokens=20, output=tmp_path / "out", proposals=2
-    )
+    fits = plan(config, [target(8, limit)], caption_tokens=20, output=tmp_path / "out", proposals=2)
     printed = capsys.readouterr().out
     assert not fits
     stored = json.loads((tmp_path / "out/plan.json").read_text())
@@ -248,7 +246,7 @@ def test_evaluation_encoders_are_compiled_for_their_sizes(
     assert image_sizes(both) == {56: "encode_image", 28: "encode_patches"}
     monkeypatch.setattr("dinotxt_jax.planning.run.plan_step", lambda *_: compiled)
     evaluation = EvaluationConfig(tasks={"dense": dense}, batch_size=16)
-    assert plan_on(config, [target()], caption_tokens=20, evaluation=evaluation)
+    assert plan(config, [target()], caption_tokens=20, evaluation=evaluation)
     printed = capsys.readouterr().out
     for name in ("images of 28 px", "texts"):
         assert f"{name}, 16 at once: peak 0." in printed
@@ -278,9 +276,9 @@ def test_what_the_compiler_asked_for_is_read(message: str, expected: float | Non
 
 def test_a_run_without_topology_is_told_to_name_one(config: Config) -> None:
     with pytest.raises(UserError, match="no topology is named, and the config names none"):
-        plan(config, [""], caption_tokens=20)
+        named_targets([""])
     with pytest.raises(UserError, match="'v9' is unknown"):
-        plan(config, ["v5e:4x4", "v9:4x4"], caption_tokens=20)
+        named_targets(["v5e:4x4", "v9:4x4"])
 
 
 def test_the_command_ends_in_a_sentence(tmp_path: Path) -> None:
