@@ -33,7 +33,7 @@ CLIP_VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6e
 
 _START, _END, _PADDING = "<|startoftext|>", "<|endoftext|>", "<|padding|>"
 _WORD_END = "</w>"
-_CLIP_VOCABULARY_SIZE = 49408
+CLIP_VOCABULARY_SIZE = 49408
 _CLIP_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_WORDS_AND_SPECIALS = regex.compile(
     rf"{regex.escape(_START)}|{regex.escape(_END)}|{_CLIP_WORDS.removeprefix('(?i)')}",
@@ -162,7 +162,7 @@ class ClipTokenizer(Tokenizer):
         content = (
             _cached_clip_vocabulary() if vocabulary is None else _read_clip_vocabulary(vocabulary)
         )
-        super().__init__(_clip_engine(content), content, _CLIP_VOCABULARY_SIZE, context_length)
+        super().__init__(_clip_engine(content), content, CLIP_VOCABULARY_SIZE, context_length)
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
         rows = super()._text_ids(texts)
@@ -290,7 +290,7 @@ def _clip_engine(vocabulary: bytes) -> Engine:
     """The CLIP vocabulary as an engine: bytes, bytes that end a word, merges by rank, specials."""
     lines = gzip.decompress(vocabulary).decode().split("\n")
     # Line 0 is a version; the file goes on after the last merge that CLIP uses.
-    count = _CLIP_VOCABULARY_SIZE - 2 * len(_BYTES) - 2
+    count = CLIP_VOCABULARY_SIZE - 2 * len(_BYTES) - 2
     merges = [(left, right) for left, right in map(str.split, lines[1 : 1 + count])]
     tokens = [*_BYTES, *(byte + _WORD_END for byte in _BYTES)]
     tokens += [left + right for left, right in merges] + [_START, _END]

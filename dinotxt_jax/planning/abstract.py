@@ -18,10 +18,10 @@ from dinotxt_jax.data.packing import planned_rows
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.directory import ModelDescription, Preprocessing, read_description
 from dinotxt_jax.models.presets import PRESETS
+from dinotxt_jax.tokenizers import CLIP_VOCABULARY_SIZE
 from dinotxt_jax.training.step import Trainer, make_trainer
 from dinotxt_jax.training.texts import check_text_rows
 
-_CLIP_VOCABULARY_SIZE = 49_408
 # Captions drawn to stand for those of the data, and their spread as a part of their mean.
 _CAPTIONS = 2048
 _SPREAD = 0.5
@@ -84,7 +84,7 @@ def abstract_run(
     backbone = backbone_description(config.backbone)
     check_image_size(config.data, backbone.vision.patch_size)
     tokenizer = config.tokenizer
-    vocabulary = _CLIP_VOCABULARY_SIZE if tokenizer.kind == "clip" else tokenizer.vocabulary_size
+    vocabulary = CLIP_VOCABULARY_SIZE if tokenizer.kind == "clip" else tokenizer.vocabulary_size
     trainer = make_trainer(config, backbone, vocabulary, mesh)
     frozen = {} if config.features else {"backbone": trainer.abstract["backbone"]}
     batch = _abstract_batch(trainer, caption_tokens)
