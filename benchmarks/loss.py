@@ -81,6 +81,7 @@ def reserved(kind: str, loss: Callable, mesh: Mesh, size: tuple[int, int]) -> tu
 
 
 def print_times(chunk: int, repeats: int) -> None:
+    """Seconds of both, on one device and on eight."""
     print("\n| devices | loss | batch x width | plain, s | in chunks, s | ratio |")
     print("|---|---|---|---|---|---|")
     for devices in (1, 8):
@@ -94,6 +95,7 @@ def print_times(chunk: int, repeats: int) -> None:
 
 
 def print_memory(chunk: int) -> None:
+    """What both reserve on a device, on one and on eight."""
     print("\n| devices | loss | batch x width | plain, GB | in chunks, GB |")
     print("|---|---|---|---|---|")
     for devices in (1, 8):
@@ -107,6 +109,7 @@ def print_memory(chunk: int) -> None:
 
 
 def print_chunks(mesh: Mesh, name: str, chunks: tuple[int, ...], *, peak: bool) -> None:
+    """What the largest batch reserves with each chunk, and with the plain loss."""
     rows, width = COMPILED[-1]
     print(f"\n{name}, softmax, {rows} x {width}:\n")
     print(
