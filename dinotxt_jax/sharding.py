@@ -3,36 +3,43 @@
 Every parameter names its dimensions (`logical_axes`), every pinned activation does too; the table
 `LOGICAL_AXES` maps those names to mesh axes. Nothing else in the project mentions a mesh axis.
 
-    data    replicas: each holds a part of the batch and a copy of what `fsdp` does not split
+    data    replicas: each holds a part of the batch and a copy of what the others do not split;
+            the slices of a multi-slice machine divide this axis, so that only sums of gradients
+            leave a slice
     fsdp    also a part of the batch, and a part of every large parameter and its optimizer state
+    tensor  attention heads and MLP channels of the same rows: for layers too large for the others
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dinotxt_jax.errors import UserError
 
-MESH_AXES = ("data", "fsdp")
+MESH_AXES = ("data", "fsdp", "tensor")
 
 # Logical axis -> the mesh axes that split it. The widths that enter and leave residual streams
-# ("embed") are what FSDP splits: every large array has that dimension exactly once.
+# ("embed") are what FSDP splits: every large array has that dimension exactly once. What a block
+# widens to ("heads", "mlp") is what the tensor axis splits, so that a branch of a block ends in one
+# sum over it.
 LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "tokens": (),
     "layers": (),
     "embed": ("fsdp",),
     "qkv": (),
-    "heads": (),
+    "heads": ("tensor",),
     "head_dim": (),
-    "mlp": (),
+    "mlp": ("tensor",),
     "vocabulary": (),
     "positions": (),
     "patch": (),
@@ -40,36 +47,83 @@ LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The `data` x `fsdp` mesh over all devices (of all processes).
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    slices: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """The `data` x `fsdp` x `tensor` mesh over all devices (of all processes).
 
     Args:
-        data: number of replicas; -1 takes what `fsdp` leaves.
+        data: number of replicas, over all slices; -1 takes what the others leave.
         fsdp: number of parts that parameters and optimizer state are split into.
+        tensor: number of parts that heads and MLP channels are split into.
+        slices: number of slices, joined by a slower network, that the replicas are spread over.
         devices: defaults to `jax.devices()`.
 
     Raises:
-        UserError: the two numbers do not multiply to the number of devices.
+        UserError: numbers that are no mesh of these devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    if fsdp < 1 or (data < 1 and data != -1):
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "slices": slices}
+    if min(fsdp, tensor, slices) < 1 or (data < 1 and data != -1):
+        given = ", ".join(f"config.mesh.{name}={size}" for name, size in sizes.items())
         raise UserError(
-            f"config.mesh.data={data}, config.mesh.fsdp={fsdp} is not a mesh; give positive sizes, "
-            "or data=-1 for 'what is left'."
+            f"{given} is not a mesh; give positive sizes, or data=-1 for 'what is left'."
         )
     if data == -1:
-        data = max(count // fsdp, 1)
-    if data * fsdp != count:
-        choices = ", ".join(f"{count // f}x{f}" for f in range(1, count + 1) if count % f == 0)
+        data = max(count // (fsdp * tensor), 1)
+    shape = (data, fsdp, tensor)
+    if math.prod(shape) != count:
         raise UserError(
-            f"a mesh of data={data} x fsdp={fsdp} needs {data * fsdp} devices but there are "
-            f"{count}; choose data x fsdp among {choices}."
+            f"a mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
+            f"devices but there are {count}; choose data x fsdp x tensor among "
+            f"{_meshes(count, tensor)}."
         )
-    return Mesh(
-        np.asarray(devices).reshape(data, fsdp),
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+    found = len({_slice_of(device) for device in devices})
+    if slices != found or data % slices:
+        whole = f", and data={data} must be a multiple of them" if data % slices else ""
+        raise UserError(
+            f"config.mesh.slices={slices}, but the {count} devices are in {found} slices{whole}; "
+            f"set config.mesh.slices={found} and config.mesh.data to a multiple of it."
+        )
+    return Mesh(_arranged(devices, shape, slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _meshes(count: int, tensor: int) -> str:
+    """The meshes of so many devices: with this size of tensor, or if none has it, any."""
+    divisors = [size for size in range(1, count + 1) if count % size == 0]
+    wanted = [tensor] if count % tensor == 0 else divisors
+    shapes = [
+        f"{count // (fsdp * size)}x{fsdp}x{size}"
+        for size, fsdp in itertools.product(wanted, divisors)
+        if count % (fsdp * size) == 0
+    ]
+    return ", ".join(shapes[:8]) + (", ..." if len(shapes) > 8 else "")
+
+
+def _slice_of(device: jax.Device) -> int:
+    # GPUs have the number too, but it counts machines.
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+
+
+def _arranged(
+    devices: Sequence[jax.Device], shape: tuple[int, ...], slices: int
+) -> np.ndarray[Any, Any]:
+    """The devices so that neighbours on an axis are near each other; slices divide the first."""
+    if devices[0].platform != "tpu":
+        # In order of processes, whose GPUs are joined by faster links than the machines are.
+        return np.asarray(devices).reshape(shape)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    within = (shape[0] // slices, *shape[1:])
+    between = (slices, *[1] * (len(shape) - 1))
+    return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
     )
 
 

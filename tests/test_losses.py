@@ -44,7 +44,7 @@ def test_contrastive_losses_equal_the_official_code(
 
     golden = {key.split("/")[1]: v for key, v in contrastive.items() if key.startswith(name + "/")}
     bias = golden.get("logit_bias", np.zeros(()))
-    mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+    mesh = sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
     with jax.enable_x64(True), jax.set_mesh(mesh):
         placed = jax.device_put(
             (contrastive["img_raw"], contrastive["txt_raw"]), sharding.batch_sharding(mesh)

@@ -12,15 +12,48 @@ from dinotxt_jax import UserError, sharding
 
 
 def test_the_mesh_takes_what_is_left_for_data() -> None:
-    assert dict(sharding.make_mesh(fsdp=2).shape) == {"data": 4, "fsdp": 2}
+    assert dict(sharding.make_mesh(fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert dict(sharding.make_mesh(tensor=4).shape) == {"data": 2, "fsdp": 1, "tensor": 4}
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(3, 2), (-1, 3), (16, 1)])
 def test_a_mesh_that_does_not_fit_names_those_that_do(data: int, fsdp: int) -> None:
     with pytest.raises(
-        UserError, match=r"there are 8; choose data x fsdp among 8x1, 4x2, 2x4, 1x8"
+        UserError, match=r"there are 8; choose data .* among 8x1x1, 4x2x1, 2x4x1, 1x8x1\."
     ):
         sharding.make_mesh(data, fsdp)
+
+
+def test_a_size_of_tensor_that_does_not_divide_the_devices_names_all_meshes() -> None:
+    with pytest.raises(UserError, match=r"tensor=3 .* among 8x1x1, .*, 4x1x2, .*\.\.\."):
+        sharding.make_mesh(tensor=3)
+
+
+class Chip:
+    """A chip of a slice, as much of it as a mesh looks at."""
+
+    platform, device_kind, process_index = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, number: int, of_slice: int):
+        self.id, self.slice_index = 4 * of_slice + number, of_slice
+        self.coords, self.core_on_chip = (number % 2, number // 2, 0), 0
+
+
+def test_slices_divide_the_replicas() -> None:
+    chips = [Chip(number, of_slice) for number in range(4) for of_slice in range(2)]
+    mesh = sharding.make_mesh(4, 2, slices=2, devices=chips)
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    np.testing.assert_array_equal(slices[:, 0, 0], [0, 0, 1, 1])
+    assert (slices == slices[:, :1, :1]).all()
+    with pytest.raises(UserError, match=r"config.mesh.slices=1, but the 8 devices are in 2 slices"):
+        sharding.make_mesh(4, 2, devices=chips)
+    with pytest.raises(UserError, match=r"data=1 must be a multiple"):
+        sharding.make_mesh(1, 8, slices=2, devices=chips)
+
+
+def test_slices_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UserError, match=r"slices=2, but the 8 devices are in 1 slices"):
+        sharding.make_mesh(slices=2)
 
 
 def test_a_mesh_of_no_devices_is_refused() -> None:
@@ -34,11 +67,10 @@ def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
 
 
 def test_dimensions_that_do_not_divide_stay_whole() -> None:
-    shape = {"data": 4, "fsdp": 2}
-    assert sharding.partition_spec(("embed", "mlp"), (6, 4), shape) == PartitionSpec(
-        ("fsdp",), None
-    )
-    assert sharding.partition_spec(("embed", "mlp"), (5, 4), shape) == PartitionSpec(None, None)
+    shape = {"data": 2, "fsdp": 2, "tensor": 2}
+    whole, split = (sharding.partition_spec(("embed", "mlp"), (n, n), shape) for n in (5, 6))
+    assert split == PartitionSpec(("fsdp",), ("tensor",))
+    assert whole == PartitionSpec(None, None)
 
 
 def test_without_a_mesh_nothing_is_pinned() -> None:

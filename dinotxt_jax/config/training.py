@@ -115,10 +115,18 @@ class PrecisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices: `data` replicas (-1: what is left) times `fsdp` parts of the parameters."""
+    """How devices are arranged (`sharding.make_mesh`): data x fsdp x tensor of them.
+
+    Attributes:
+        data: replicas (-1: what is left). fsdp: parts of parameters and optimizer state.
+        tensor: parts of attention heads and MLP channels.
+        slices: TPU slices that the replicas are spread over.
+    """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
+    slices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

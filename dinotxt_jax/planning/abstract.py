@@ -80,7 +80,7 @@ def abstract_run(
         UserError: settings that cannot be run.
     """
     check_text_rows(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     backbone = backbone_description(config.backbone)
     check_image_size(config.data, backbone.vision.patch_size)
     tokenizer = config.tokenizer

@@ -188,7 +188,7 @@ def encode_source(
     config: Config, data: DataConfig, source: Source, folder: Path, views: int, title: str
 ) -> None:
     """Writes the tokens of `views` views of every example of one source."""
-    mesh = sharding.make_mesh(fsdp=1, devices=jax.local_devices())
+    mesh = sharding.make_mesh(devices=jax.local_devices())
     frozen = config.precision.frozen
     dtypes = DTypes(frozen, frozen, config.precision.normalization)
     backbone, description = load_vision_transformer(config.backbone, dtypes, mesh)

@@ -77,7 +77,7 @@ class _Run:
     def __init__(self, config: Config, workdir: Path):
         _check(config)
         self.config, self.workdir = config, workdir
-        self.mesh: Mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+        self.mesh: Mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         self.backbone = read_description(config.backbone)
         patch_size = self.backbone.vision.patch_size
         check_image_size(config.data, patch_size)

@@ -40,9 +40,9 @@ AS_THEY_ARE = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 class Setting:
     """The reference model, batch and recipe on a mesh."""
 
-    def __init__(self, model: Path, config: Config, data: int = -1, fsdp: int = 1):
-        devices = jax.devices() if data == -1 else jax.devices()[: data * fsdp]
-        self.mesh = sharding.make_mesh(data, fsdp, devices)
+    def __init__(self, model: Path, config: Config, data: int = -1, fsdp: int = 1, tensor: int = 1):
+        devices = jax.devices() if data == -1 else jax.devices()[: data * fsdp * tensor]
+        self.mesh = sharding.make_mesh(data, fsdp, tensor, devices=devices)
         description = dataclasses.replace(read_description(model), preprocessing=AS_THEY_ARE)
         self.trainer: Trainer = make_trainer(config, description, 133, self.mesh)
         self.parts = load_parts(model, self.trainer.abstract)
@@ -82,14 +82,21 @@ class Setting:
 
 
 @pytest.mark.parametrize(
-    ("data", "fsdp", "chunk", "pack"),
-    [(1, 1, 6, False), (8, 1, 2048, False), (4, 1, 12, True), (2, 4, 2048, True)],
+    ("mesh", "chunk", "pack"),
+    [
+        ((1, 1, 1), 6, False),
+        ((8, 1, 1), 2048, False),
+        ((4, 1, 1), 12, True),
+        ((2, 4, 1), 2048, True),
+        ((2, 2, 2), 2048, False),
+        ((1, 2, 4), 2048, True),
+    ],
 )
 def test_twenty_steps_equal_the_official_loop(
-    tiny_dinotxt: Path, data: int, fsdp: int, chunk: int, pack: bool
+    tiny_dinotxt: Path, mesh: tuple[int, int, int], chunk: int, pack: bool
 ) -> None:
     config = dataclasses.replace(CONFIG, loss=LossConfig(chunk=chunk))
-    setting = Setting(tiny_dinotxt, config, data, fsdp)
+    setting = Setting(tiny_dinotxt, config, *mesh)
     _, found = setting.run(20, pack=pack)
     golden = setting.golden
     np.testing.assert_allclose(found["loss"], golden["loss"], rtol=0, atol=5e-6)
