@@ -1,4 +1,4 @@
-"""One attention, one block, one way to stack it: what every transformer here is made of.
+"""One block, one way to stack it: what every transformer here is made of.
 
 Shapes: b batch, n tokens, d width of the residual stream, h heads, k width of a head, f hidden
 width of the MLP, l layers.
@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
+from dinotxt_jax.models.attention import attention
 from dinotxt_jax.models.layers import Dense, DTypes, Initializer, LayerNorm, LayerScale, normal
 from dinotxt_jax.models.rope import Rotation, rotate
 from dinotxt_jax.sharding import constrain
@@ -24,31 +25,6 @@ REMAT_POLICIES = ("none", "full", "dots")
 
 # Random keys, one for each group of examples (`drop_path_keys`).
 Keys = Shaped[jax.Array, " g"]
-
-
-def attention(
-    query: Float[Array, "b n h k"],
-    key: Float[Array, "b n h k"],
-    value: Float[Array, "b n h k"],
-    *,
-    causal: bool,
-    softmax_dtype: str,
-    segment_ids: Int[Array, "b n"] | None = None,
-) -> Float[Array, "b n h k"]:
-    """Scaled dot-product attention; the one place in the project that computes it.
-
-    With `segment_ids` a token sees only tokens of its own segment (so itself at least). What is
-    masked has a weight of exactly zero.
-    """
-    scaled = query * query.shape[-1] ** -0.5
-    logits = jnp.einsum("bqhk,bnhk->bhqn", scaled, key).astype(softmax_dtype)
-    if causal or segment_ids is not None:
-        seen = jnp.tri(logits.shape[-1], dtype=bool) if causal else True
-        if segment_ids is not None:
-            seen = seen & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
-        logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqn,bnhk->bqhk", weights, value)
 
 
 @dataclasses.dataclass(frozen=True)
