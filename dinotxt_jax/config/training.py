@@ -158,6 +158,8 @@ class Config:
         remat: what the backward pass recomputes: "none", "full" or "dots".
         topology: the TPU slices that the run is meant for, such as "v6e:16x16" ("": none);
             `python -m dinotxt_jax.plan` compiles for them.
+        attention: how attention is computed: "xla", "cudnn" (NVIDIA GPUs), "splash" (TPUs), or
+            "auto": the one known to be best on the devices of the run (`models.attention`).
         log_every: steps between two lines of `metrics.jsonl`.
     """
 
@@ -171,6 +173,7 @@ class Config:
     include_backbone: bool = True
     remat: str = "none"
     topology: str = ""
+    attention: str = "auto"
     log_every: int = 10
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

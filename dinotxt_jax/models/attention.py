@@ -1,13 +1,37 @@
-"""Attention: the one place in the project that computes it.
+"""Attention: the one place in the project that computes it, and the ways it can.
+
+    xla     plain products; all logits of a layer exist at once. Runs everywhere.
+    cudnn   cuDNN's flash attention: NVIDIA GPUs, half precision.
+    splash  the Pallas kernel of that name: TPUs.
+
+The kernels never write the logits to memory and do their softmax in float32.
 
 Shapes: b batch, n tokens, h heads, k width of a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.sharding import partition_spec
+
+# What "auto" takes on a platform (of `jax.Device`) if the kernel can do the work; XLA elsewhere.
+# Only measured gains belong here (`benchmarks/attention.py`); none has been measured yet.
+AUTO: Mapping[str, str] = {}
+PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
+# Widths of a head that cuDNN takes are multiples of 8, tokens of a block of splash of 128.
+CUDNN_HEAD_MULTIPLE = 8
+SPLASH_TILE = 128
+SPLASH_LARGEST_BLOCK = 512
 
 
 def attention(
@@ -18,18 +42,205 @@ def attention(
     causal: bool,
     softmax_dtype: str,
     segment_ids: Int[Array, "b n"] | None = None,
+    implementation: str = "xla",
 ) -> Float[Array, "b n h k"]:
     """Scaled dot-product attention.
 
-    With `segment_ids` a token sees only tokens of its own segment (so itself at least). What is
-    masked has a weight of exactly zero.
+    With `segment_ids` (0 or more) a token sees only tokens of its own segment (so itself at
+    least). What is masked has a weight of exactly zero.
+
+    Args:
+        causal: tokens see only themselves and what is before them.
+        softmax_dtype: what XLA's softmax runs in.
+        implementation: a key of `IMPLEMENTATIONS` (`choose` knows "auto" and the conditions).
     """
+    compute = IMPLEMENTATIONS[implementation]
+    return compute(query, key, value, causal, softmax_dtype, segment_ids)
+
+
+def choose(
+    implementation: str, platform: str, dtypes: tuple[str, ...], head_dims: tuple[int, ...]
+) -> str:
+    """The implementation that a setting means for a platform, before anything is compiled.
+
+    Args:
+        implementation: "auto" or a key of `IMPLEMENTATIONS`.
+        platform: of the devices compiled for, which need not be this machine's.
+        dtypes: that products run in. head_dims: widths of heads.
+
+    Raises:
+        UserError: unknown, or impossible there.
+    """
+    choices = ("auto", *IMPLEMENTATIONS)
+    if implementation not in choices:
+        raise UserError(
+            f"config.attention={implementation!r} is unknown; choose among {', '.join(choices)}."
+        )
+    if implementation == "auto":
+        best = AUTO.get(platform, "xla")
+        return "xla" if _obstacle(best, platform, dtypes, head_dims) else best
+    obstacle = _obstacle(implementation, platform, dtypes, head_dims)
+    if obstacle:
+        raise UserError(f"config.attention={implementation!r} {obstacle}; or choose auto or xla.")
+    return implementation
+
+
+def _obstacle(
+    implementation: str, platform: str, dtypes: tuple[str, ...], head_dims: tuple[int, ...]
+) -> str:
+    """Why an implementation cannot do the work, with a cure; "" if it can."""
+    needed = PLATFORMS.get(implementation, platform)
+    if platform != needed:
+        return f"runs on {needed} devices and these are {platform}; run on {needed}"
+    if implementation == "cudnn":
+        if "float32" in dtypes:
+            return (
+                "computes in half precision, and a dtype is float32; set "
+                "config.precision.compute=bfloat16 and config.precision.frozen=bfloat16"
+            )
+        odd = [width for width in head_dims if width % CUDNN_HEAD_MULTIPLE]
+        if odd:
+            return (
+                f"wants heads of a multiple of {CUDNN_HEAD_MULTIPLE} channels, not {odd[0]}; "
+                "change the number of heads"
+            )
+    return ""
+
+
+def _xla(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    softmax_dtype: str,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
     scaled = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("bqhk,bnhk->bhqn", scaled, key).astype(softmax_dtype)
     if causal or segment_ids is not None:
         seen = jnp.tri(logits.shape[-1], dtype=bool) if causal else True
         if segment_ids is not None:
-            seen = seen & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+            seen = seen & _same_segment(segment_ids)
         logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhqn,bnhk->bqhk", weights, value)
+
+
+def _same_segment(segment_ids: Int[Array, "b n"]) -> Bool[Array, "b 1 n n"]:
+    """Which tokens are of one segment."""
+    return segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+
+
+def _cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    softmax_dtype: str,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
+    """JAX differentiates cuDNN's attention only at even lengths."""
+    del softmax_dtype
+    rows, tokens = query.shape[:2]
+    padding = tokens % 2
+    query, key, value, ids = _padded(query, key, value, segment_ids, padding)
+    # Padding hides behind causality, as a segment of its own, or behind a length.
+    hidden = causal or ids is not None or not padding
+    y = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=None if ids is None else _same_segment(ids),
+        is_causal=causal,
+        key_value_seq_lengths=None if hidden else jnp.full((rows,), tokens, "int32"),
+        implementation="cudnn",
+    )
+    return y[:, :tokens]
+
+
+def _splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    softmax_dtype: str,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
+    """The kernel on each device's part: the compiler cannot divide it by itself."""
+    del softmax_dtype
+    tokens = query.shape[1]
+    padding = -tokens % SPLASH_TILE
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, ids: Any) -> jax.Array:
+        heads = query.shape[2]
+        query, key, value, ids = _padded(query, key, value, ids, padding)
+        kernel = _splash_kernel(tokens, padding, heads, causal, masked=ids is None)
+        segments = None if ids is None else splash.SegmentIds(ids, ids)
+        by_head = [jnp.swapaxes(array, 1, 2) for array in (query, key, value)]
+        by_head[0] = by_head[0] * query.shape[-1] ** -0.5
+        return jnp.swapaxes(jax.vmap(kernel)(*by_head, segments), 1, 2)[:, :tokens]
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(query, key, value, segment_ids)
+    spec = partition_spec(("batch", None, "heads", None), query.shape, mesh.shape)
+    parts = (spec, spec, spec, PartitionSpec(spec[0]))
+    # Unchecked: a Pallas call does not say how its results vary over devices.
+    return jax.shard_map(local, in_specs=parts, out_specs=spec, check_vma=False)(
+        query, key, value, segment_ids
+    )
+
+
+def _splash_kernel(
+    tokens: int, padding: int, heads: int, causal: bool, masked: bool
+) -> Callable[..., jax.Array]:
+    """Splash attention of one example, [h n k] each.
+
+    Args:
+        masked: whether the mask must hide padding. Segment ids do too, and causal tokens never
+            see what is behind them.
+    """
+    length = tokens + padding
+    mask: splash.Mask
+    if causal:
+        mask = splash.CausalMask((length, length))
+    elif masked and padding:
+        mask = splash.NumpyMask(np.broadcast_to(np.arange(length) < tokens, (length, length)))
+    else:
+        mask = splash.FullMask((length, length))
+    tiles = length // SPLASH_TILE
+    largest = SPLASH_LARGEST_BLOCK // SPLASH_TILE
+    block = SPLASH_TILE * max(n for n in range(1, largest + 1) if tiles % n == 0)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1
+    )
+
+
+def _padded(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array | None,
+    padding: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """With `padding` tokens behind, which are a segment of their own."""
+    behind = ((0, 0), (0, padding), (0, 0), (0, 0))
+    query, key, value = (jnp.pad(array, behind) for array in (query, key, value))
+    if segment_ids is not None:
+        segment_ids = jnp.pad(segment_ids, behind[:2], constant_values=-1)
+    return query, key, value, segment_ids
+
+
+IMPLEMENTATIONS: Mapping[str, Callable[..., jax.Array]] = {
+    "xla": _xla,
+    "cudnn": _cudnn,
+    "splash": _splash,
+}

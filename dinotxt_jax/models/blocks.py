@@ -41,6 +41,7 @@ class BlockConfig:
         drop_path: probability that an example skips a branch in training.
         initialization: "vit" (N(0, 0.02)) or "clip" (scaled by `num_layers`; see `initializers`).
         num_layers: depth of the stack, for the "clip" initialisation.
+        attention: how attention is computed (`models.attention`).
     """
 
     dim: int
@@ -55,6 +56,7 @@ class BlockConfig:
     layer_norm_epsilon: float = 1e-6
     initialization: str = "vit"
     num_layers: int = 1
+    attention: str = "xla"
 
     @property
     def head_dim(self) -> int:
@@ -81,6 +83,7 @@ class Attention(nnx.Module):
         dim, heads, width = config.dim, config.num_heads, config.head_dim
         into, _, out = config.initializers()
         self.causal = config.causal
+        self.implementation = config.attention
         self.softmax_dtype = dtypes.normalization
         self.qkv = Dense(
             (dim,),
@@ -118,6 +121,7 @@ class Attention(nnx.Module):
             causal=self.causal,
             softmax_dtype=self.softmax_dtype,
             segment_ids=segment_ids,
+            implementation=self.implementation,
         )
         return self.out(y)
 

@@ -85,6 +85,7 @@ class VisionHead(nnx.Module):
         rngs: nnx.Rngs,
         drop_path: float = 0.0,
         remat: str = "none",
+        attention: str = "xla",
     ):
         block = BlockConfig(
             dim=dim,
@@ -95,6 +96,7 @@ class VisionHead(nnx.Module):
             layer_scale=config.layer_scale,
             drop_path=drop_path,
             layer_norm_epsilon=config.layer_norm_epsilon,
+            attention=attention,
         )
         self.dtypes = dtypes
         self.remat = remat
@@ -143,6 +145,7 @@ class DinoTxt(nnx.Module):
         frozen_dtypes: DTypes | None = None,
         drop_path: float = 0.0,
         remat: str = "none",
+        attention: str = "xla",
     ):
         """Args:
         config: architecture.
@@ -151,10 +154,12 @@ class DinoTxt(nnx.Module):
         frozen_dtypes: precisions of the backbone; `dtypes` if not given.
         drop_path: of the head's blocks, in training.
         remat: what the backward pass recomputes (`blocks.apply_stack`).
+        attention: how attention is computed (`models.attention`).
         """
         self.config = config
-        trained: dict[str, Any] = dict(dtypes=dtypes, rngs=rngs, remat=remat)
-        self.backbone = VisionTransformer(config.vision, dtypes=frozen_dtypes or dtypes, rngs=rngs)
+        common: dict[str, Any] = dict(rngs=rngs, attention=attention)
+        trained = common | dict(dtypes=dtypes, remat=remat)
+        self.backbone = VisionTransformer(config.vision, dtypes=frozen_dtypes or dtypes, **common)
         self.head = VisionHead(config.head, config.vision.dim, drop_path=drop_path, **trained)
         self.text = TextTransformer(config.text, **trained)
         self.logit_scale = parameter(rngs, constant(INITIAL_LOGIT_SCALE), (), (), dtypes)

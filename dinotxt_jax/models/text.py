@@ -48,7 +48,7 @@ class TextConfig:
         projections = 8 * self.width**2 + 4 * self.width * self.mlp_hidden_dim
         return float(rows * length * self.depth * (projections + 4 * self.width * length))
 
-    def block(self) -> BlockConfig:
+    def block(self, attention: str = "xla") -> BlockConfig:
         """The configuration of one block."""
         return BlockConfig(
             dim=self.width,
@@ -59,6 +59,7 @@ class TextConfig:
             layer_norm_epsilon=self.layer_norm_epsilon,
             initialization="clip",
             num_layers=self.depth,
+            attention=attention,
         )
 
 
@@ -83,7 +84,15 @@ class Packing(NamedTuple):
 class TextTransformer(nnx.Module):
     """Token ids to one feature vector a text."""
 
-    def __init__(self, config: TextConfig, *, dtypes: DTypes, rngs: nnx.Rngs, remat: str = "none"):
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        dtypes: DTypes,
+        rngs: nnx.Rngs,
+        remat: str = "none",
+        attention: str = "xla",
+    ):
         self.config = config
         self.dtypes = dtypes
         self.remat = remat
@@ -102,7 +111,9 @@ class TextTransformer(nnx.Module):
             dtypes,
         )
         self.blocks = stack(
-            lambda rngs: Block(config.block(), dtypes=dtypes, rngs=rngs), config.depth, rngs
+            lambda rngs: Block(config.block(attention), dtypes=dtypes, rngs=rngs),
+            config.depth,
+            rngs,
         )
         self.norm = LayerNorm(config.width, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
         self.projection = Dense(

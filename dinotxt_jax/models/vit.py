@@ -66,7 +66,7 @@ class VisionConfig:
     mask_token: bool = True
     local_class_norm: bool = False
 
-    def block(self) -> BlockConfig:
+    def block(self, attention: str = "xla") -> BlockConfig:
         """The configuration of one block."""
         return BlockConfig(
             dim=self.dim,
@@ -77,6 +77,7 @@ class VisionConfig:
             qkv_bias_mask=self.qkv_bias_mask,
             layer_scale=1e-5 if self.layer_scale else None,
             layer_norm_epsilon=self.layer_norm_epsilon,
+            attention=attention,
         )
 
 
@@ -94,7 +95,9 @@ class VisionOutput(NamedTuple):
 class VisionTransformer(nnx.Module):
     """A DINOv2, DINOv3 or plain vision transformer."""
 
-    def __init__(self, config: VisionConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
+    def __init__(
+        self, config: VisionConfig, *, dtypes: DTypes, rngs: nnx.Rngs, attention: str = "xla"
+    ):
         self.config = config
         self.dtypes = dtypes
         dim, patch = config.dim, config.patch_size
@@ -140,7 +143,9 @@ class VisionTransformer(nnx.Module):
             else None
         )
         self.blocks = stack(
-            lambda rngs: Block(config.block(), dtypes=dtypes, rngs=rngs), config.depth, rngs
+            lambda rngs: Block(config.block(attention), dtypes=dtypes, rngs=rngs),
+            config.depth,
+            rngs,
         )
         self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
         self.local_class_norm = (

@@ -19,6 +19,7 @@ from dinotxt_jax.training.step import TrainState
 
 # What may change between a run and its continuation: none of it changes what is computed.
 FREE_SETTINGS = (
+    "config.attention",
     "config.backbone",
     "config.checkpoint.",
     "config.data.image_root",

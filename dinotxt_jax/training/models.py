@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from flax import nnx
+from jax.sharding import Mesh
 
 from dinotxt_jax.config import Config
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.losses import LOSSES
+from dinotxt_jax.models import attention
 from dinotxt_jax.models.blocks import REMAT_POLICIES
 from dinotxt_jax.models.dinotxt import (
     POOLINGS,
@@ -33,6 +35,7 @@ def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
         rngs=nnx.Rngs(config.seed),
         drop_path=config.head.drop_path,
         remat=config.remat,
+        attention=config.attention,
     )
 
 
@@ -80,5 +83,23 @@ def model_config(config: Config, backbone: ModelDescription, vocabulary_size: in
             num_heads=text.num_heads,
             mlp_hidden_dim=4 * text.width,
             embed_dim=descriptor_dim(vision.dim, config.head.pooling),
+        ),
+    )
+
+
+def chosen_attention(config: Config, model: DinoTxtConfig, mesh: Mesh) -> str:
+    """What `config.attention` means for the devices of a mesh, which need not be of this machine.
+
+    Raises:
+        UserError: unknown, or impossible there.
+    """
+    precision, heads = config.precision, (model.vision, model.text)
+    return attention.choose(
+        config.attention,
+        mesh.devices.flat[0].platform,
+        dtypes=(precision.compute, precision.frozen),
+        head_dims=(
+            *(part.block().head_dim for part in heads),
+            model.vision.dim // model.head.num_heads,
         ),
     )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from packed import captions, packed
 
 from dinotxt_jax import UserError, sharding
@@ -22,7 +23,9 @@ from dinotxt_jax.config import (
     PrecisionConfig,
     TextTrainingConfig,
 )
+from dinotxt_jax.models.blocks import Attention
 from dinotxt_jax.models.directory import Preprocessing, load_parts, read_description
+from dinotxt_jax.training.models import create_model
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 
 CONFIG = Config(
@@ -301,6 +304,8 @@ def test_initialisation_is_the_released_one(tiny_dinotxt: Path) -> None:
     [
         ({"batch_size": 12}, "batch_size=12 does not divide"),
         ({"remat": "some"}, "config.remat='some' is unknown; choose among none, full, dots"),
+        ({"attention": "flash"}, "config.attention='flash' is unknown; choose among auto, xla"),
+        ({"attention": "splash"}, "config.attention='splash' runs on tpu devices and these are"),
         ({"loss": LossConfig(kind="local")}, "config.loss.kind='local' is unknown"),
         ({"head": HeadTrainingConfig(pooling="sum")}, "config.head.pooling='sum' is unknown"),
         ({"head": HeadTrainingConfig(num_heads=5)}, "config.head.num_heads=5 does not divide"),
@@ -313,6 +318,18 @@ def test_settings_that_cannot_be_run_are_named(
     config = dataclasses.replace(CONFIG, **change)
     with pytest.raises(UserError, match=message):
         make_trainer(config, read_description(tiny_dinotxt), 133, sharding.make_mesh())
+
+
+def test_the_chosen_attention_is_that_of_every_tower(tiny_dinotxt: Path) -> None:
+    architecture = read_description(tiny_dinotxt).dinotxt
+    config = dataclasses.replace(CONFIG, attention="splash")
+    model = nnx.eval_shape(lambda: create_model(architecture, config))
+    towers = {
+        path[0]: module.implementation
+        for path, module in nnx.iter_graph(model)
+        if isinstance(module, Attention)
+    }
+    assert towers == {"backbone": "splash", "head": "splash", "text": "splash"}
 
 
 def test_nothing_is_stored_whole_on_one_device(tiny_dinotxt: Path) -> None:

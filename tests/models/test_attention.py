@@ -1,0 +1,169 @@
+"""Every implementation of attention against the plain one; what is refused before compilation."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinotxt_jax import UserError, sharding
+from dinotxt_jax.models import attention as module
+from dinotxt_jax.models.attention import attention, choose
+
+BATCH, TOKENS, HEADS, WIDTH = 8, 37, 2, 16
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splash attention as the interpreter of Pallas runs it, which needs no TPU."""
+    make = module.splash.make_splash_mha
+    monkeypatch.setattr(module.splash, "make_splash_mha", functools.partial(make, interpret=True))
+
+
+def drawn(tokens: int = TOKENS, rows: int = BATCH) -> list[jax.Array]:
+    """Queries, keys, values and a weight for every output."""
+    random = np.random.default_rng(0)
+    shape = (4, rows, tokens, HEADS, WIDTH)
+    return list(jnp.asarray(random.normal(size=shape), jnp.float32))
+
+
+def segments(tokens: int = TOKENS, rows: int = BATCH) -> jax.Array:
+    """Several texts a row, and 0 behind them as `data.packing` has it."""
+    ids = np.sort(np.random.default_rng(1).integers(1, 5, (rows, tokens)), axis=1)
+    ids[:, -3:] = 0
+    return jnp.asarray(ids, jnp.int32)
+
+
+def output_and_gradients(
+    implementation: str, arrays: list[jax.Array], causal: bool, segment_ids: jax.Array | None
+) -> list[np.ndarray]:
+    *inputs, weights = arrays
+
+    @functools.partial(jax.jit, static_argnames="causal")
+    def run(inputs: list[jax.Array], segment_ids: jax.Array | None, causal: bool) -> object:
+        def weighted(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = attention(
+                *qkv,
+                causal=causal,
+                softmax_dtype="float32",
+                segment_ids=segment_ids,
+                implementation=implementation,
+            )
+            return jnp.sum(y * weights), y
+
+        return jax.grad(weighted, argnums=(0, 1, 2), has_aux=True)(*inputs)
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(run(inputs, segment_ids, causal))]
+
+
+@pytest.mark.parametrize(
+    ("packed", "causal", "tokens", "rows", "mesh"),
+    [
+        (False, False, TOKENS, BATCH, None),
+        (False, True, TOKENS, BATCH, None),
+        (True, False, 128, BATCH, None),
+        (True, True, TOKENS, BATCH, (2, 4)),
+        (False, False, 261, BATCH, (2, 4)),
+        # A batch that the mesh does not divide is computed whole everywhere.
+        (False, False, TOKENS, 3, (2, 4)),
+    ],
+)
+def test_splash_equals_plain_attention(
+    interpreted: None,
+    packed: bool,
+    causal: bool,
+    tokens: int,
+    rows: int,
+    mesh: tuple[int, int] | None,
+) -> None:
+    arrays = drawn(tokens, rows)
+    ids = segments(tokens, rows) if packed else None
+    on = contextlib.nullcontext() if mesh is None else jax.set_mesh(sharding.make_mesh(*mesh))
+    with on:
+        plain, kernel = (
+            output_and_gradients(name, arrays, causal, ids) for name in ("xla", "splash")
+        )
+    for expected, found in zip(plain, kernel, strict=True):
+        # Sums of up to 261 terms of size 1 in another order, in float32.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_splash_keeps_batches_where_they_are(interpreted: None) -> None:
+    mesh = sharding.make_mesh(2, 4)
+    *inputs, _ = drawn()
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(array, sharding.batch_sharding(mesh)) for array in inputs]
+        run = jax.jit(
+            functools.partial(
+                attention, causal=False, softmax_dtype="float32", implementation="splash"
+            )
+        )
+        compiled = run.lower(*placed).compile()
+    assert not re.search(r"all-(gather|reduce|to-all)", compiled.as_text())
+    assert compiled.output_shardings.shard_shape(inputs[0].shape)[0] == 1
+
+
+def lowered(implementation: str, platform: str, causal: bool, packed: bool) -> str:
+    """Forward and backward pass for a platform that is not here, at the width of real heads."""
+    array = jax.ShapeDtypeStruct((BATCH, TOKENS, HEADS, 64), jnp.bfloat16)
+    ids = jax.ShapeDtypeStruct((BATCH, TOKENS), jnp.int32) if packed else None
+
+    def loss(query: jax.Array, key: jax.Array, value: jax.Array, ids: jax.Array | None) -> object:
+        return attention(
+            query,
+            key,
+            value,
+            causal=causal,
+            softmax_dtype="float32",
+            segment_ids=ids,
+            implementation=implementation,
+        ).sum()
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    return run.trace(array, array, array, ids).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(("causal", "packed"), [(False, False), (True, True)])
+def test_splash_can_be_lowered_for_tpus_from_here(causal: bool, packed: bool) -> None:
+    text = lowered("splash", "tpu", causal, packed)
+    # Forward, and a kernel each for the gradients of queries and of keys and values.
+    assert len(re.findall(r"custom_call @tpu_custom_call", text)) == 3
+
+
+@pytest.mark.parametrize(("causal", "packed"), [(False, False), (True, True)])
+def test_cudnn_can_be_lowered_for_gpus_from_here(
+    monkeypatch: pytest.MonkeyPatch, causal: bool, packed: bool
+) -> None:
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    # Its version is asked of the library, which is not here.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    text = lowered("cudnn", "cuda", causal, packed)
+    assert len(re.findall(r"custom_call @__cudnn", text)) == 2
+
+
+def test_an_implementation_is_refused_where_it_cannot_run() -> None:
+    half, whole = ("bfloat16",), ("bfloat16", "float32")
+    for name, platform, dtypes, head_dims, sentence in (
+        ("flash", "gpu", half, (64,), "'flash' is unknown; choose among auto, xla, cudnn, splash"),
+        ("cudnn", "cpu", half, (64,), "'cudnn' runs on gpu devices and these are cpu; run on gpu"),
+        ("splash", "gpu", half, (64,), "'splash' runs on tpu devices and these are gpu"),
+        ("cudnn", "gpu", whole, (64,), "half precision, and a dtype is float32; set config.prec"),
+        ("cudnn", "gpu", half, (64, 12), "heads of a multiple of 8 channels, not 12; change"),
+    ):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            choose(name, platform, dtypes, head_dims)
+    assert choose("cudnn", "gpu", half, (64,)) == "cudnn"
+    assert choose("splash", "tpu", whole, (64,)) == "splash"
+
+
+def test_auto_takes_what_is_best_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AUTO", {"gpu": "cudnn"})
+    assert choose("auto", "gpu", ("bfloat16",), (64,)) == "cudnn"
+    assert choose("auto", "gpu", ("float32",), (64,)) == "xla"
+    assert choose("auto", "tpu", ("bfloat16",), (64,)) == "xla"
