@@ -105,12 +105,16 @@ class PrecisionConfig:
     Attributes:
         parameters: of trained arrays. compute: of matrix products in training.
         normalization: softmax, LayerNorm statistics. frozen: the backbone's arrays and products.
+        frozen_products: "none", or "int8" or "float8_e4m3fn": kernels of the backbone's blocks are
+            stored and multiplied so, with a factor per channel and per token (half the memory of
+            bfloat16; docs/results.md says what it does to features).
     """
 
     parameters: str = "float32"
     compute: str = "bfloat16"
     normalization: str = "float32"
     frozen: str = "bfloat16"
+    frozen_products: str = "none"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
@@ -12,6 +13,7 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.running import checked_dtype, checked_images, run_method
 from dinotxt_jax.models import directory
 from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.quantization import PRODUCTS
 from dinotxt_jax.models.vit import VisionConfig, VisionOutput, VisionTransformer
 
 
@@ -28,6 +30,11 @@ class Backbone:
         self.description = description
         self._graphdef, state = nnx.split(module)
         self._arrays = nnx.to_pure_dict(state)
+
+    @property
+    def size_in_bytes(self) -> int:
+        """Memory of the arrays."""
+        return sum(array.nbytes for array in jax.tree.leaves(self._arrays))
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
         """Class [b d], register [b r d] and patch tokens [b n d] after the final LayerNorm.
@@ -73,16 +80,20 @@ class Backbone:
         return run_method(self._graphdef, self._arrays, "intermediate_layers", options, images)
 
 
-def load_backbone(path: epath.PathLike, dtype: str = "float32") -> Backbone:
+def load_backbone(path: epath.PathLike, dtype: str = "float32", products: str = "none") -> Backbone:
     """The backbone of a model directory.
 
     Args:
         path: a directory made by `python -m weights_convert` or by training.
         dtype: of arrays and matrix products; "float32" or "bfloat16".
+        products: "int8" or "float8_e4m3fn" stores and multiplies the kernels of blocks so
+            (`models.quantization`); "none" leaves them in `dtype`.
 
     Raises:
-        UserError: not a model directory.
+        UserError: not a model directory, or an unknown dtype.
     """
-    dtypes = DTypes(checked_dtype(dtype), dtype)
+    if products not in PRODUCTS:
+        raise UserError(f"products={products!r} is unknown; choose among {', '.join(PRODUCTS)}.")
+    dtypes = DTypes(checked_dtype(dtype), dtype, products=products)
     module, description = directory.load_vision_transformer(path, dtypes)
     return Backbone(module, description)

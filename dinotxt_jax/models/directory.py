@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from dinotxt_jax import sharding, storage
 from dinotxt_jax.config import from_dict
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.models import quantization
 from dinotxt_jax.models.dinotxt import DinoTxt, DinoTxtConfig, HeadConfig
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.text import TextConfig
@@ -256,6 +257,8 @@ def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
 def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays of a model directory, each read straight into its dtype and sharding.
 
+    Kernels that are wanted quantised are read in float32 and quantised where they lie.
+
     Args:
         path: the model directory; a backbone that it only names is read from where it lies.
         abstract: `{part: tree of jax.ShapeDtypeStruct}`.
@@ -277,7 +280,10 @@ def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, A
             )
         backbone = {"backbone": wanted.pop("backbone")}
         loaded |= load_parts(description.backbone_path, backbone)
-    return loaded | (storage.load_arrays(path / ARRAYS, wanted) if wanted else {})
+    if wanted:
+        read = storage.load_arrays(path / ARRAYS, quantization.without_scales(wanted))
+        loaded |= quantization.with_scales(read, wanted)
+    return loaded
 
 
 def stored_arrays(
@@ -301,7 +307,7 @@ def load_stored(path: epath.PathLike, part: str, abstract: Mapping[str, Any]) ->
             wanted.shape, stored.dtype, sharding=wanted.sharding
         ),
         shapes,
-        abstract[part],
+        quantization.without_scales(abstract[part]),
     )
     return load_parts(path, {part: placed})
 

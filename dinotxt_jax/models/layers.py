@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dinotxt_jax.models import quantization
+
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
@@ -28,11 +30,14 @@ class DTypes:
         parameters: what parameters are stored in.
         compute: what matrix products run in (and activations are kept in).
         normalization: softmax, LayerNorm statistics and pooling of features.
+        products: "none", or the 8-bit dtype that kernels of blocks are stored in and multiplied in
+            (`models.quantization`): of arrays that are not trained.
     """
 
     parameters: str = "float32"
     compute: str = "float32"
     normalization: str = "float32"
+    products: str = "none"
 
 
 def parameter(
@@ -62,7 +67,8 @@ def normal(stddev: float) -> Initializer:
 class Dense(nnx.Module):
     """`x @ kernel + bias` over one or several trailing dimensions.
 
-    With `use_bias_mask` the bias is multiplied by a stored mask (DINOv3's keys have no bias).
+    With `use_bias_mask` the bias is multiplied by a stored mask (DINOv3's keys have no bias). With
+    8-bit `dtypes.products` the kernel has factors per output channel beside it.
     """
 
     def __init__(
@@ -79,7 +85,12 @@ class Dense(nnx.Module):
     ):
         self.contracted = len(inputs)
         self.dtype = dtypes.compute
-        self.kernel = parameter(rngs, initializer, inputs + outputs, axes, dtypes)
+        kernel, scale = parameter(rngs, initializer, inputs + outputs, axes, dtypes), None
+        if dtypes.products != "none":
+            summed = tuple(range(len(inputs)))
+            pair = quantization.quantized(kernel[...], dtypes.products, summed)
+            kernel, scale = (nnx.Param(array, logical_axes=axes) for array in pair)
+        self.kernel, self.kernel_scale = kernel, scale
         rest = axes[len(inputs) :]
         self.bias = parameter(rngs, constant(0.0), outputs, rest, dtypes) if use_bias else None
         self.bias_mask = (
@@ -87,8 +98,12 @@ class Dense(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        kernel = self.kernel[...].astype(self.dtype)
-        y = jnp.tensordot(x.astype(self.dtype), kernel, self.contracted)
+        if self.kernel_scale is None:
+            kernel = self.kernel[...].astype(self.dtype)
+            y = jnp.tensordot(x.astype(self.dtype), kernel, self.contracted)
+        else:
+            kernel, scale = self.kernel[...], self.kernel_scale[...]
+            y = quantization.product(x, kernel, scale, self.contracted).astype(self.dtype)
         if self.bias is None:
             return y
         bias = self.bias[...]

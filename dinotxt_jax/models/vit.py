@@ -107,7 +107,8 @@ class VisionTransformer(nnx.Module):
             ("patch", "patch", "patch", "embed"),
             use_bias=True,
             initializer=jax.nn.initializers.truncated_normal(0.02),
-            dtypes=dtypes,
+            # What it loses no block can give back, and it is a small part of the work.
+            dtypes=dataclasses.replace(dtypes, products="none"),
             rngs=rngs,
         )
         self.class_token = parameter(rngs, normal(1e-6), (dim,), ("embed",), dtypes)

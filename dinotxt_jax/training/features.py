@@ -38,8 +38,8 @@ from dinotxt_jax.data.transforms import is_random, normalize
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.files import new_file
 from dinotxt_jax.models.directory import load_vision_transformer
-from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.progress import progress_bar
+from dinotxt_jax.training.models import frozen_dtypes
 
 SHARD = 512
 _SAMPLED = 256
@@ -75,6 +75,7 @@ def describe(
     description = {
         "fingerprint": fingerprint,
         "dtype": config.precision.frozen,
+        "products": config.precision.frozen_products,
         "seed": config.seed if is_random(data) else None,
         "views": views,
         "examples": count,
@@ -189,9 +190,7 @@ def encode_source(
 ) -> None:
     """Writes the tokens of `views` views of every example of one source."""
     mesh = sharding.make_mesh(devices=jax.local_devices())
-    frozen = config.precision.frozen
-    dtypes = DTypes(frozen, frozen, config.precision.normalization)
-    backbone, description = load_vision_transformer(config.backbone, dtypes, mesh)
+    backbone, description = load_vision_transformer(config.backbone, frozen_dtypes(config), mesh)
     check_image_size(data, description.vision.patch_size)
     expected = describe(config, data, source, views, description.fingerprint)
     stored = _stored_description(folder)
@@ -281,7 +280,7 @@ def _check_same(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) 
     """A `UserError` naming every difference between two descriptions."""
     # A setting that is younger than the cache had its default's meaning.
     defaults = json.loads(json.dumps(dataclasses.asdict(DataConfig())))
-    before = {**defaults, **stored, **stored["data"]}
+    before = {"products": "none", **defaults, **stored, **stored["data"]}
     now = {**expected, **expected["data"]}
     changed = [
         f"{key} {before.get(key)!r} (this run: {value!r})"

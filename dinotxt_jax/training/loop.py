@@ -287,7 +287,7 @@ def _check(config: Config) -> None:
             raise UserError(f"{name}={value} is not positive; set it to 1 or more.")
     check_text_rows(config)
     for name, dtype in dataclasses.asdict(config.precision).items():
-        if dtype not in DTYPE_NAMES:
+        if name != "frozen_products" and dtype not in DTYPE_NAMES:
             raise UserError(
                 f"config.precision.{name}={dtype!r} is unknown; choose {' or '.join(DTYPE_NAMES)}."
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -20,6 +22,7 @@ from dinotxt_jax.models.dinotxt import (
 )
 from dinotxt_jax.models.directory import ModelDescription
 from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.quantization import PRODUCTS
 from dinotxt_jax.models.text import TextConfig
 
 
@@ -27,11 +30,10 @@ def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
     """The model of a run, freshly initialised from `config.seed`."""
     precision = config.precision
     trained = DTypes(precision.parameters, precision.compute, precision.normalization)
-    frozen = DTypes(precision.frozen, precision.frozen, precision.normalization)
     return DinoTxt(
         model,
         dtypes=trained,
-        frozen_dtypes=frozen,
+        frozen_dtypes=frozen_dtypes(config),
         rngs=nnx.Rngs(config.seed),
         drop_path=config.head.drop_path,
         remat=config.remat,
@@ -64,8 +66,7 @@ def model_config(config: Config, backbone: ModelDescription, vocabulary_size: in
         ("config.loss.kind", config.loss.kind, LOSSES),
         ("config.remat", config.remat, REMAT_POLICIES),
     ):
-        if value not in choices:
-            raise UserError(f"{name}={value!r} is unknown; choose among {', '.join(choices)}.")
+        check_choice(name, value, choices)
     return DinoTxtConfig(
         vision,
         HeadConfig(
@@ -85,6 +86,24 @@ def model_config(config: Config, backbone: ModelDescription, vocabulary_size: in
             embed_dim=descriptor_dim(vision.dim, config.head.pooling),
         ),
     )
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raises `UserError` unless the setting `name` is one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name}={value!r} is unknown; choose among {', '.join(choices)}.")
+
+
+def frozen_dtypes(config: Config) -> DTypes:
+    """Precisions of the backbone.
+
+    Raises:
+        UserError: an unknown way to quantise it.
+    """
+    precision = config.precision
+    check_choice("config.precision.frozen_products", precision.frozen_products, PRODUCTS)
+    dtype = precision.frozen
+    return DTypes(dtype, dtype, precision.normalization, precision.frozen_products)
 
 
 def chosen_attention(config: Config, model: DinoTxtConfig, mesh: Mesh) -> str:

@@ -1,0 +1,127 @@
+"""What 8-bit products do to the features, memory and time of a frozen backbone.
+
+    python benchmarks/quantization.py --model=models/vit_tiny --images=photos/ [--count=64]
+    python benchmarks/quantization.py --preset=dinov2_vitl14_reg [--count=64]
+
+With --model and photos: the class token and the mean of the patch tokens against those of float32.
+With --preset: weights and pixels are random, so that only memory and time mean something. Times
+are medians of --repeats runs over the images in one batch, after one that is not counted; ratios
+are to bfloat16 in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+import dinotxt_jax as dt
+from dinotxt_jax.data.transforms import center_crop, normalize
+from dinotxt_jax.inference.backbone import Backbone
+from dinotxt_jax.inference.images import read_image
+from dinotxt_jax.models.directory import ModelDescription, Preprocessing
+from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.presets import PRESETS
+from dinotxt_jax.models.vit import VisionTransformer
+
+BASE = ("bfloat16", "none")
+KINDS = (
+    ("float32", "none"),
+    BASE,
+    ("bfloat16", "int8"),
+    ("bfloat16", "float8_e4m3fn"),
+    ("float32", "int8"),
+    ("float32", "float8_e4m3fn"),
+)
+
+
+def backbones(options: argparse.Namespace) -> Iterator[tuple[tuple[str, str], Backbone]]:
+    """The backbone in every kind of arithmetic, one after the other."""
+    for dtype, products in KINDS:
+        if options.model:
+            yield (dtype, products), dt.load_backbone(options.model, dtype, products)
+            continue
+        config = PRESETS[options.preset]
+        dtypes = DTypes(dtype, dtype, products=products)
+        create = lambda: VisionTransformer(config, dtypes=dtypes, rngs=nnx.Rngs(0))  # noqa: B023, E731
+        arrays = jax.jit(lambda: nnx.to_pure_dict(nnx.state(create())))()  # noqa: B023
+        module = nnx.merge(nnx.graphdef(nnx.eval_shape(create)), arrays)
+        yield (dtype, products), Backbone(module, ModelDescription(config, Preprocessing(), ""))
+
+
+def pixels(options: argparse.Namespace) -> np.ndarray:
+    """Photos as the model wants to evaluate them, or noise."""
+    if not options.model:
+        return np.random.default_rng(0).normal(size=(options.count, 224, 224, 3)).astype("float32")
+    wanted = dt.load_backbone(options.model).description.preprocessing
+    files = sorted(Path(options.images).iterdir())[: options.count]
+    crops = [center_crop(read_image(file), wanted.resize, wanted.crop) for file in files]
+    return normalize(np.stack(crops), wanted.mean, wanted.std)
+
+
+def features(backbone: Backbone, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class tokens and means of patch tokens."""
+    out = backbone(images)
+    return (
+        np.asarray(out.class_token, np.float64),
+        np.asarray(out.patch_tokens, np.float64).mean(axis=1),
+    )
+
+
+def compared(found: np.ndarray, exact: np.ndarray) -> str:
+    """Mean relative error, and mean and worst cosine similarity."""
+    lengths = np.linalg.norm(exact, axis=-1)
+    error = np.linalg.norm(found - exact, axis=-1) / lengths
+    cosine = (found * exact).sum(-1) / lengths / np.linalg.norm(found, axis=-1)
+    return f"{error.mean():.4f} | {cosine.mean():.5f} | {cosine.min():.5f}"
+
+
+def median_seconds(backbone: Backbone, images: np.ndarray, repeats: int) -> float:
+    placed = jax.device_put(images)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(backbone(placed))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a model directory")
+    parser.add_argument("--images", help="a folder of photos for it")
+    parser.add_argument("--preset", choices=PRESETS, default="dinov2_vitl14_reg")
+    parser.add_argument("--count", type=int, default=64, help="images")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    if options.model and not options.images:
+        parser.error("--model wants --images, a folder of photos")
+    images = pixels(options)
+    rows: list[tuple[tuple[str, str], str, int, float]] = []
+    exact: tuple[np.ndarray, np.ndarray] | None = None
+    for kind, backbone in backbones(options):
+        found = features(backbone, images)
+        exact = exact or found
+        errors = " | ".join(compared(a, b) for a, b in zip(found, exact, strict=True))
+        seconds = median_seconds(backbone, images, options.repeats)
+        rows.append((kind, errors, backbone.size_in_bytes, seconds))
+    print(f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {len(images)} images\n")
+    print(
+        "| dtype | products | class: error | cosine, mean | worst | patches: error | cosine, mean "
+        "| worst | arrays, MB | ms an image | ratio |\n" + "|---" * 11 + "|"
+    )
+    base = next(seconds for kind, _, _, seconds in rows if kind == BASE)
+    for (dtype, products), errors, size, seconds in rows:
+        print(
+            f"| {dtype} | {products} | {errors} | {size / 1e6:.1f} | "
+            f"{seconds / len(images) * 1e3:.1f} | {seconds / base:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
