@@ -125,6 +125,10 @@ def test_bfloat16_tokens_come_back_as_bfloat16(tiny_backbone: Path, tmp_path: Pa
         ({"seed": 1}, r"holds tokens of something else: seed 0 \(this run: 1\)"),
         ({"feature_views": 1}, r"views 2 \(this run: 1\)"),
         ({"data": DataConfig(num_scenes=20, image_size=70)}, r"image_size 56 \(this run: 70\)"),
+        (
+            {"precision": PrecisionConfig(frozen="float32", frozen_products="int8")},
+            r"products 'none' \(this run: 'int8'\)",
+        ),
         ({"data": DataConfig(num_scenes=21, image_size=56)}, r"examples 20 \(this run: 21\), capt"),
     ],
 )
@@ -147,7 +151,7 @@ def test_a_cache_older_than_a_setting_is_good_for_the_default(
     precompute(run)
     file = tmp_path / "features" / "features.json"
     description = json.loads(file.read_text())
-    del description["data"]["only"], description["data"]["crop_scale"]
+    del description["data"]["only"], description["data"]["crop_scale"], description["products"]
     file.write_text(json.dumps(description))
     assert len(open_cache(run)) == 20
     changed = dataclasses.replace(run, data=dataclasses.replace(run.data, crop_scale=(0.5, 1.0)))

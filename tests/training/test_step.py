@@ -306,6 +306,10 @@ def test_initialisation_is_the_released_one(tiny_dinotxt: Path) -> None:
         ({"remat": "some"}, "config.remat='some' is unknown; choose among none, full, dots"),
         ({"attention": "flash"}, "config.attention='flash' is unknown; choose among auto, xla"),
         ({"attention": "splash"}, "config.attention='splash' runs on tpu devices and these are"),
+        (
+            {"precision": PrecisionConfig(frozen_products="int4")},
+            "config.precision.frozen_products='int4' is unknown; choose among none, int8, float8",
+        ),
         ({"loss": LossConfig(kind="local")}, "config.loss.kind='local' is unknown"),
         ({"head": HeadTrainingConfig(pooling="sum")}, "config.head.pooling='sum' is unknown"),
         ({"head": HeadTrainingConfig(num_heads=5)}, "config.head.num_heads=5 does not divide"),
@@ -330,6 +334,17 @@ def test_the_chosen_attention_is_that_of_every_tower(tiny_dinotxt: Path) -> None
         if isinstance(module, Attention)
     }
     assert towers == {"backbone": "splash", "head": "splash", "text": "splash"}
+
+
+def test_a_step_runs_the_quantised_backbone(tiny_dinotxt: Path) -> None:
+    precision = dataclasses.replace(CONFIG.precision, frozen_products="int8")
+    quantised = Setting(tiny_dinotxt, dataclasses.replace(CONFIG, precision=precision), 2, 4)
+    kernel = quantised.parts["backbone"]["blocks"]["mlp"]["fc1"]["kernel"]
+    assert kernel.dtype == "int8"
+    assert np.prod(kernel.sharding.shard_shape(kernel.shape)) == kernel.size // 4
+    plain, found = Setting(tiny_dinotxt, CONFIG, 2, 4).features(), quantised.features()
+    error = np.linalg.norm(found - plain) / np.linalg.norm(plain)
+    assert 1e-4 < error < 0.05
 
 
 def test_nothing_is_stored_whole_on_one_device(tiny_dinotxt: Path) -> None:
