@@ -162,8 +162,9 @@ class Config:
         remat: what the backward pass recomputes: "none", "full" or "dots".
         topology: the TPU slices that the run is meant for, such as "v6e:16x16" ("": none);
             `python -m dinotxt_jax.plan` compiles for them.
-        attention: how attention is computed: "xla", "cudnn" (NVIDIA GPUs), "splash" (TPUs), or
-            "auto": the one known to be best on the devices of the run (`models.attention`).
+        attention: how training computes attention: "xla", "cudnn" (NVIDIA GPUs), "splash" (TPUs),
+            or "auto": the one known to be best on the devices of the run (`models.attention`).
+            `precompute` and models that are loaded take "xla".
         log_every: steps between two lines of `metrics.jsonl`.
     """
 
