@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging as std_logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from dinotxt_jax import processes
 from dinotxt_jax.config import from_dict
 from dinotxt_jax.errors import UserError, exit_with
 
@@ -58,21 +61,80 @@ def run_with_paths(
     def main(arguments: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO)
         std_logging.getLogger("jax").setLevel(std_logging.WARNING)
-        handler = logging.get_absl_handler()
-        handler.setFormatter(std_logging.Formatter("%(levelname)s: %(message)s"))
+        _set_format("%(levelname)s: %(message)s")
         try:
+            _start_processes()
             body(arguments[1:])
         except UserError as error:
-            exit_with(error)
-        except OSError as error:
-            if error.filename is None:
-                raise
-            exit_with(UserError(f"{error.filename}: {error.strerror}; correct the path."))
+            processes.exit_with(error)
         except KeyboardInterrupt:
             print(f"interrupted; {interrupted}", file=sys.stderr)
+            if processes.several():
+                processes.leave(130)
             raise SystemExit(130) from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                text = f"{error.filename}: {error.strerror}; correct the path."
+                processes.exit_with(UserError(text))
+            if not processes.several():
+                raise
+            processes.exit_after(error)
 
     app.run(main, flags_parser=_parse_flags)
+
+
+def define_process_flags() -> None:
+    """The flags of an entry point that several processes may run together."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, to run several processes; Slurm, Open MPI, Kubernetes and TPU "
+        "VMs tell by themselves. Or set JAX_COORDINATOR_ADDRESS.",
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "How many processes there are; 1 asks no launcher. Or set JAX_NUM_PROCESSES.",
+    )
+    flags.DEFINE_integer(
+        "process_id",
+        None,
+        "Which of them this is, from 0. Or set JAX_PROCESS_ID.",
+    )
+    flags.DEFINE_integer(
+        "heartbeat_timeout",
+        100,
+        "Seconds after which the others end because a process does not answer.",
+    )
+
+
+def _start_processes() -> None:
+    values = flags.FLAGS
+    if "coordinator" not in values:
+        return
+    processes.start(
+        values.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        _number(values.num_processes, "JAX_NUM_PROCESSES"),
+        _number(values.process_id, "JAX_PROCESS_ID"),
+        values.heartbeat_timeout,
+    )
+    if not processes.is_first():
+        logging.set_verbosity(logging.WARNING)
+        _set_format(f"%(levelname)s: process {jax.process_index()}: %(message)s")
+
+
+def _number(value: int | None, variable: str) -> int | None:
+    """A flag's value, or an environment variable's."""
+    text = os.environ.get(variable)
+    if value is not None or text is None:
+        return value
+    if not text.isdigit():
+        raise UserError(f"{variable}={text} is not a number; correct or unset it.")
+    return int(text)
+
+
+def _set_format(text: str) -> None:
+    logging.get_absl_handler().setFormatter(std_logging.Formatter(text))
 
 
 # What ml_collections says of a key that a config lacks.
@@ -106,6 +168,7 @@ def _help(program: str) -> str:
     # `dinotxt NAME` has imported the entry point, `python -m` runs it as __main__.
     main = sys.modules.get(COMMANDS.get(program, ""), sys.modules["__main__"])
     own = flags.FLAGS.get_key_flags_for_module(main) or []
+    own += flags.FLAGS.get_key_flags_for_module(__name__) or []
     lines = [(main.__doc__ or "").strip(), "", "flags:"]
     for flag in own:
         default = f" (default: {flag.default})" if flag.default not in (None, "") else ""

@@ -21,6 +21,7 @@ _MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results and report.", required=True)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
 flags.mark_flag_as_required("config")
+cli.define_process_flags()
 
 
 def _body() -> None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from dinotxt_jax import cli
+from dinotxt_jax import cli, processes
 from dinotxt_jax.config import Config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 flags.mark_flag_as_required("config")
+cli.define_process_flags()
 
 
 def _body() -> None:
@@ -24,7 +25,8 @@ def _body() -> None:
 
     config = cli.checked(_CONFIG.value, Config)
     precompute(config)
-    print(f"features: {config.features}")
+    if processes.is_first():
+        print(f"features: {config.features}")
 
 
 def main() -> None:

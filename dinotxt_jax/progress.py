@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from dinotxt_jax import processes
+
 ItemT = TypeVar("ItemT")
 
 
@@ -21,7 +23,7 @@ def watched(items: Sequence[ItemT], unit: str, description: str) -> Iterator[Ite
 def progress_bar(
     total: int | None, initial: int, unit: str, description: str, unit_scale: bool = False
 ) -> tqdm:
-    """A bar with rate and time left.
+    """A bar with rate and time left; of several processes the first one shows it.
 
     Args:
         total, initial: how many there are (None: unknown), and how many an earlier call has done.
@@ -36,4 +38,5 @@ def progress_bar(
         desc=description,
         dynamic_ncols=True,
         smoothing=0.05,
+        disable=not processes.is_first(),
     )

@@ -25,6 +25,8 @@ import tensorstore
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from dinotxt_jax import processes
+
 # Orbax reports every file it opens; what matters reaches the user through our own messages.
 std_logging.getLogger("orbax").setLevel(std_logging.ERROR)
 std_logging.getLogger("absl").addFilter(
@@ -39,7 +41,10 @@ def _absolute(path: epath.PathLike) -> str:
 
 
 def save_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> None:
-    """Writes `{part: tree of arrays}` (numpy or jax) to a new folder, atomically."""
+    """Writes `{part: tree of arrays}` (numpy or jax) to a new folder, atomically.
+
+    Of several processes all must call it; each writes its parts.
+    """
     with _layered():
         ocp.save_checkpointables(_absolute(path), dict(parts))
 
@@ -182,6 +187,8 @@ def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
 class Checkpoints:
     """Numbered training checkpoints in one folder, written in the background.
 
+    Of several processes all must make the same calls; each writes its parts of the arrays.
+
     Args:
         path: the folder.
         keep: how many of the newest to keep.
@@ -223,21 +230,34 @@ class Checkpoints:
 def new_folder(path: epath.Path, overwrite: bool = False) -> Iterator[epath.Path]:
     """A folder that appears under its name only when the block ends without an error.
 
+    Of several processes all must enter the block; they get the same folder.
+
     Args:
         path: the final name.
         overwrite: replace a folder of that name; otherwise one is a `FileExistsError`.
     """
     if path.exists() and not overwrite:
         raise FileExistsError(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid.uuid4().hex[:8]  # another process may be writing the same
+    # Another run may be writing the same.
+    unique = processes.gathered_texts(uuid.uuid4().hex[:8])[0]
     partial = path.parent / f".{path.name}.{unique}.partial"
-    partial.mkdir()
+    if processes.is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    processes.wait()
     try:
         yield partial
     except BaseException:
-        partial.rmtree()
+        if processes.is_first():
+            partial.rmtree()
         raise
+    processes.wait()  # until all have written
+    if processes.is_first():
+        _rename(partial, path, unique)
+    processes.wait()
+
+
+def _rename(partial: epath.Path, path: epath.Path, unique: str) -> None:
     if path.exists():
         # Set aside before it is deleted, so that there is a complete folder at any time.
         old = path.parent / f".{path.name}.{unique}.old"

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from dinotxt_jax import cli
+from dinotxt_jax import cli, processes
 from dinotxt_jax.config import Config
 from dinotxt_jax.errors import UserError
 
@@ -22,6 +22,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for everything the run writes.", required=True
 )
 flags.mark_flag_as_required("config")
+cli.define_process_flags()
 
 
 def _body() -> None:
@@ -33,7 +34,8 @@ def _body() -> None:
             "and give the folder it is mounted on."
         )
     model = train(cli.checked(_CONFIG.value, Config), Path(_WORKDIR.value))
-    print(f"model: {model}")
+    if processes.is_first():
+        print(f"model: {model}")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from dinotxt_jax import processes
 from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.texts import read_templates
 from dinotxt_jax.files import new_file
@@ -22,6 +23,8 @@ from dinotxt_jax.training.features import FeatureCache
 
 class PartialWork:
     """Arrays that stand for the part of a task which is done, in a file while it is not finished.
+
+    Of several processes the first one writes it.
 
     Args:
         file: where; None keeps nothing.
@@ -34,16 +37,23 @@ class PartialWork:
         self._interval, self._saved = interval, time.monotonic()
 
     def load(self) -> dict[str, np.ndarray]:
-        """What was saved of the same work; nothing if there is none."""
-        if self._file is None or not self._file.is_file():
+        """What was saved of the same work; nothing if there is none, or not for all processes."""
+        if self._file is None:
             return {}
-        with np.load(self._file) as stored:
-            arrays = dict(stored)
-        return arrays if str(arrays.pop("origin")) == self._origin else {}
+        arrays: dict[str, np.ndarray] = {}
+        if self._file.is_file():
+            with np.load(self._file) as stored:
+                arrays = dict(stored)
+            if str(arrays.pop("origin")) != self._origin:
+                arrays = {}
+        sizes = processes.gathered([sum(array.nbytes for array in arrays.values()) % 2**31])
+        return arrays if (sizes == sizes[0]).all() else {}
 
     def save(self, arrays: Callable[[], Mapping[str, Any]]) -> None:
         """Replaces what is stored by `arrays()`, if the last time is long enough ago."""
-        if self._file is None or time.monotonic() - self._saved < self._interval:
+        if self._file is None or not processes.is_first():
+            return
+        if time.monotonic() - self._saved < self._interval:
             return
         with new_file(self._file) as partial, partial.open("wb") as stream:
             np.savez(stream, **{"origin": np.asarray(self._origin), **arrays()})
@@ -51,7 +61,7 @@ class PartialWork:
 
     def clear(self) -> None:
         """The work is finished."""
-        if self._file is not None:
+        if self._file is not None and processes.is_first():
             self._file.unlink(missing_ok=True)
 
 
@@ -93,7 +103,7 @@ class TaskResult:
         protocol: how it was measured: resolution, templates, counts, dataset fingerprint, ...
         per_class: name and figure of each class, in percent (None: it does not occur).
         prompts: the templates that class names were put into.
-        draw: makes a picture of it at a path, where there is one.
+        draw: makes a picture of it at a path, where there is one; all processes must call it.
     """
 
     kind: str

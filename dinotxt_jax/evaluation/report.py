@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dinotxt_jax import sharding
+from dinotxt_jax import processes, sharding
 from dinotxt_jax.config import EvaluationConfig
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, PartialWork, TaskResult
@@ -31,6 +31,8 @@ def evaluate(
 ) -> list[Path]:
     """Evaluates a model directory.
 
+    Several processes share every batch, each reading all of the data; the first one writes.
+
     Tasks whose results lie in the output folder already, from the same model, settings, templates
     and names and labels of images, are not run again, and an interrupted one goes on. Results of
     other tasks that lie there stay.
@@ -44,7 +46,7 @@ def evaluate(
         mesh: defaults to all devices.
 
     Returns:
-        The files written.
+        The files written (by this process).
 
     Raises:
         UserError: a model or data that cannot be used; finished tasks stay.
@@ -52,10 +54,12 @@ def evaluate(
     if not config.tasks:
         raise UserError("config.tasks is empty, expected at least one task; add one.")
     mesh = sharding.make_mesh() if mesh is None else mesh
-    check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")
-    opened = [open_task(name, task) for name, task in config.tasks.items()]
     file = output / "results.json"
-    results = _read(file)
+    with processes.together():
+        check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")
+        opened = [open_task(name, task) for name, task in config.tasks.items()]
+        results = _read(file)
+    processes.check_same({f"the data of {one.name}": one.origin["contents"] for one in opened})
     model = load(model_path, dtype, mesh)
     for one in opened:
         origin = {
@@ -66,16 +70,19 @@ def evaluate(
             **one.origin,
         }
         origin = json.loads(json.dumps(origin))
-        if results.get(one.name, {}).items() >= origin.items():
+        if processes.first_says(results.get(one.name, {}).items() >= origin.items()):
             continue
         partial = PartialWork(output / f".{one.name}.partial.npz", origin)
         job = Job(model, one.name, one.task, one.source, config.batch_size, partial=partial)
         result = run_task(job)
         results[one.name] = _stored(result) | origin
-        write_text(file, json.dumps(results, indent=2, allow_nan=False) + "\n")
+        if processes.is_first():
+            write_text(file, json.dumps(results, indent=2, allow_nan=False) + "\n")
         if result.draw is not None:
             result.draw(output / f"{one.name}.png")
         partial.clear()
+    if not processes.is_first():
+        return []
     title = f"Evaluation of {Path(model_path).name or model_path}"
     shown = {
         name: results[name] | {"published": task.published} for name, task in config.tasks.items()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dinotxt_jax import visualize
+from dinotxt_jax import processes, visualize
 from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.examples import Source, limited
 from dinotxt_jax.data.sources import open_source
@@ -166,6 +166,8 @@ def run(job: Job) -> TaskResult:
 
 def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
     """Images spread over the set, each with the captions the model finds most similar."""
+    if not processes.is_first():
+        return
     source, transform = job.source, EvalTransform(job.task.data)
     count = len(embedded.images)
     shown = [i * count // SHEET_IMAGES for i in range(min(SHEET_IMAGES, count))]

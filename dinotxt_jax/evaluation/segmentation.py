@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
-from dinotxt_jax import visualize
+from dinotxt_jax import processes, visualize
 from dinotxt_jax.config import SegmentationConfig, TaskConfig
 from dinotxt_jax.data.examples import limited
 from dinotxt_jax.data.masks import IGNORED, SOURCES, MaskSource, open_masks
@@ -238,4 +238,5 @@ def _draw_sheet(job: Job, texts: DenseTexts, path: Path) -> None:
         (image, mask, dense.labels(*mask.shape))
         for (image, mask), dense in zip(pairs, found, strict=True)
     ]
-    visualize.segmentation_sheet(entries, job.source.class_names).save(path)
+    if processes.is_first():
+        visualize.segmentation_sheet(entries, job.source.class_names).save(path)

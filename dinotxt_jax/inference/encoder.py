@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from dinotxt_jax import sharding
+from dinotxt_jax import processes, sharding
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.interpolation import to_whole_patches
@@ -170,7 +170,7 @@ class Encoder:
         missing = -(-batch_size // parts) * parts - len(rows)
         padded = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
         if self._mesh is not None:
-            return jax.device_put(padded, sharding.batch_sharding(self._mesh))
+            return processes.placed(padded, sharding.batch_sharding(self._mesh))
         return jnp.asarray(padded)
 
     def _pixels(self, images: Any) -> Float[Array, "b h w 3"]:
@@ -180,7 +180,7 @@ class Encoder:
 
     @staticmethod
     def _rows(features: Any, count: int) -> np.ndarray:
-        return np.asarray(features)[:count]
+        return processes.on_host(features)[:count]
 
 
 @functools.partial(jax.jit, static_argnames=("mean", "std", "patch"))

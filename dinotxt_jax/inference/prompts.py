@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from dinotxt_jax import processes
 from dinotxt_jax.data.texts import BACKGROUND, filled
 from dinotxt_jax.downloads import cache_folder
 from dinotxt_jax.errors import UserError
@@ -135,7 +136,8 @@ def _cached_features(
     described = json.dumps([model.text_fingerprint, spec, list(class_names), list(templates)])
     name = hashlib.sha256(described.encode()).hexdigest()
     file = cache_folder() / "text_features" / f"{name}.npy"
-    if file.is_file():
+    # Processes have cache folders of their own; to encode they are all needed.
+    if processes.gathered([file.is_file()]).all():
         return np.load(file)
     features = _encoded(model, class_names, templates, batch_size)
     with new_file(file) as partial, partial.open("wb") as stream:

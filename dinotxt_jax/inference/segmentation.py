@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
+from dinotxt_jax import processes
 from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.inference.clustering import clustered
 from dinotxt_jax.inference.interpolation import Taps, linear_taps, resampled
@@ -132,7 +133,7 @@ def segment(
     pending: dict[int, _Pending] = {}
     queue: list[tuple[_Canvas, int, int, np.ndarray]] = []
     finished = 0
-    features = jnp.asarray(texts.features)
+    features = texts.features  # not on a device: `tokens` may lie on those of several processes
     patch = model.description.vision.patch_size
     channels = features.shape[1 if config.protocol == "highres" else 0]
 
@@ -141,7 +142,7 @@ def segment(
         tokens = model.window_tokens(np.stack([pixels for *_, pixels in queue]), batch_size)
         maps = tokens if config.protocol == "highres" else _cosines(tokens, features)
         if len(maps.sharding.device_set) > 1:
-            maps = jnp.asarray(np.asarray(maps))  # canvases lie on the first device
+            maps = jnp.asarray(processes.on_host(maps))  # canvases lie on the first device
         for row, (canvas, top, left, pixels) in enumerate(queue):
             canvas.add(maps, row, top, left, pixels.shape[0])
             # At once: the canvases of a whole batch need not fit in memory.

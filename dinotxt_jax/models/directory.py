@@ -20,7 +20,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from dinotxt_jax import sharding, storage
+from dinotxt_jax import processes, sharding, storage
 from dinotxt_jax.config import from_dict
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models import quantization
@@ -119,6 +119,8 @@ def write_model_directory(
 ) -> None:
     """Writes a model directory; it appears under its name only when it is complete.
 
+    Of several processes all must call it; each writes its parts of the arrays.
+
     Args:
         path: the directory.
         description: becomes `model.json`.
@@ -131,6 +133,8 @@ def write_model_directory(
     """
     with new_model_directory(path, overwrite) as folder:
         storage.save_arrays(folder / ARRAYS, arrays)
+        if not processes.is_first():
+            return
         if write_tokenizer is not None:
             write_tokenizer(folder)
         write_description(folder, description)
@@ -217,13 +221,13 @@ class Fingerprint:
 
 
 def fingerprint(arrays: Any) -> str:
-    """The `Fingerprint` of a tree of arrays in memory."""
+    """The `Fingerprint` of a tree of arrays in memory (of all processes, which must call it)."""
     result = Fingerprint()
     for path, leaf in sorted(
         (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
     ):
-        value = np.asarray(leaf)
+        value = processes.on_host(leaf)
         result.begin(path, value.dtype, value.shape)
         result.add(value)
     return result.hexdigest()

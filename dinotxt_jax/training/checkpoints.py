@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from dinotxt_jax import processes
 from dinotxt_jax.config import Config, flatten
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.files import write_text
@@ -77,9 +77,15 @@ def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
 
 
 def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
-    """Writes `run.json`, by which a later run knows whose directory this is."""
+    """Writes `run.json`, by which a later run knows whose directory this is.
+
+    Raises:
+        UserError: another process does not see it.
+    """
     run = {"fingerprint": fingerprint, "config": dataclasses.asdict(config)}
-    write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
+    if processes.is_first():
+        write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
+    processes.check_shared(workdir / "run.json")
 
 
 def _is_free(key: str) -> bool:
@@ -106,5 +112,5 @@ def restore_state(
     parts, positions = checkpoints.load(
         step, {"trainable": abstract.trainable, "optimizer": abstract.optimizer}
     )
-    counter = jax.device_put(np.asarray(step, abstract.step.dtype), abstract.step.sharding)
+    counter = processes.placed(np.asarray(step, abstract.step.dtype), abstract.step.sharding)
     return TrainState(counter, parts["trainable"], parts["optimizer"]), positions

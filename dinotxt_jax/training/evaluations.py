@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import logging
 
+from dinotxt_jax import processes
 from dinotxt_jax.config import Config, EvaluationConfig
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job
@@ -63,14 +64,14 @@ class Evaluations:
         caches: Mapping[str, FeatureCache | None],
     ):
         self._config, self._exporter = config.evaluation, exporter
-        self._tasks, self.caches = tasks, caches
+        self.tasks, self.caches = tasks, caches
         self._last = config.steps
         self._workdir = workdir
 
     @property
     def need_backbone(self) -> bool:
         """Whether a task runs the backbone itself."""
-        return any(self.caches.get(one.name) is None for one in self._tasks)
+        return any(self.caches.get(one.name) is None for one in self.tasks)
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step."""
@@ -79,10 +80,13 @@ class Evaluations:
         return bool(regular) or step in self._config.at
 
     def run(self, step: int, state: TrainState, frozen: dict[str, Any]) -> dict[str, float]:
-        """Every task's results, the task's name before each; the best model is kept."""
+        """Every task's results, the task's name before each; the best model is kept.
+
+        All processes must call it: they share every batch, each reading all of the data.
+        """
         model = self._exporter.model(state, frozen)
         results: dict[str, float] = {}
-        for one in self._tasks:
+        for one in self.tasks:
             cache = self.caches.get(one.name)
             job = Job(model, one.name, one.task, one.source, self._config.batch_size, cache)
             outcome = run_task(job)
@@ -102,9 +106,11 @@ class Evaluations:
         if not math.isfinite(results[metric]):
             return
         before = json.loads(file.read_text()) if file.exists() else {}
-        if before.get("metric") == metric and before["value"] >= results[metric]:
+        stays = before.get("metric") == metric and before["value"] >= results[metric]
+        if processes.first_says(stays):
             return
         self._exporter.write(state, self._workdir / "best")
         found = {"step": step, "metric": metric, "value": results[metric]}
-        write_text(file, json.dumps(found) + "\n")
+        if processes.is_first():
+            write_text(file, json.dumps(found) + "\n")
         logging.info("step %d is the best so far: %s %.2f", step, metric, results[metric])

@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from dinotxt_jax import sharding
+from dinotxt_jax import processes, sharding
 from dinotxt_jax.config import Config, DataConfig, TaskConfig, check_image_size
 from dinotxt_jax.data.examples import Source, limited
 from dinotxt_jax.data.order import Draw
@@ -36,7 +36,7 @@ from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import is_random, normalize
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.files import new_file
+from dinotxt_jax.files import new_file, write_text
 from dinotxt_jax.models.directory import load_vision_transformer
 from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.training.models import frozen_dtypes
@@ -164,13 +164,14 @@ def precompute(config: Config) -> None:
     Raises:
         UserError: settings or data that cannot be used; a cache of something else is in the way.
     """
-    if not config.features:
-        raise UserError(
-            "config.features is empty, expected the folder to write backbone tokens to; set "
-            "--config.features=DIR."
-        )
+    with processes.together():
+        if not config.features:
+            raise UserError(
+                "config.features is empty, expected the folder to write backbone tokens to; set "
+                "--config.features=DIR."
+            )
+        source = open_source(config.data)
     folder = Path(config.features)
-    source = open_source(config.data)
     views = config.feature_views
     encode_source(config, config.data, source, folder, views, "training images")
     for name, task in tasks_with_caches(config):
@@ -188,14 +189,18 @@ def tasks_with_caches(config: Config) -> list[tuple[str, TaskConfig]]:
 def encode_source(
     config: Config, data: DataConfig, source: Source, folder: Path, views: int, title: str
 ) -> None:
-    """Writes the tokens of `views` views of every example of one source."""
+    """Writes the tokens of `views` views of every example of one source.
+
+    Of several processes each encodes some shards on its own devices.
+    """
     mesh = sharding.make_mesh(devices=jax.local_devices())
     backbone, description = load_vision_transformer(config.backbone, frozen_dtypes(config), mesh)
-    check_image_size(data, description.vision.patch_size)
     expected = describe(config, data, source, views, description.fingerprint)
-    stored = _stored_description(folder)
-    if stored is not None:
-        _check_same(folder, stored, expected)
+    with processes.together():
+        check_image_size(data, description.vision.patch_size)
+        stored = _stored_description(folder)
+        if stored is not None:
+            _check_same(folder, stored, expected)
     make_example = ImageTextExample(source, data, lambda _: np.zeros(0, np.int32))
     graphdef, state = nnx.split(backbone)
     wanted = description.preprocessing
@@ -205,8 +210,9 @@ def encode_source(
         images = normalize(images, wanted.mean, wanted.std)
         return nnx.merge(graphdef, arrays).tokens(images)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "features.json").write_text(json.dumps(expected, indent=2) + "\n")
+    if processes.is_first():
+        write_text(folder / "features.json", json.dumps(expected, indent=2) + "\n")
+    processes.check_shared(folder / "features.json")
     jobs = [(v, s) for v in range(views) for s in range(-(-len(source) // SHARD))]
     mine = jobs[jax.process_index() :: jax.process_count()]
     missing = [job for job in mine if not _shard(folder, *job).exists()]
@@ -229,6 +235,7 @@ def encode_source(
                 bar.update(len(images))
             _write(_skipped(folder, view, shard), np.concatenate(skipped))
             _write(_shard(folder, view, shard), _bits(np.concatenate(tokens)))
+    processes.wait()
 
 
 def _batches(

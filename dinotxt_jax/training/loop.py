@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dinotxt_jax import sharding
+from dinotxt_jax import processes, sharding
 from dinotxt_jax.config import DTYPE_NAMES, Config, DataConfig, check_image_size
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.pipeline import (
@@ -31,6 +29,7 @@ from dinotxt_jax.models.directory import load_parts, read_description
 from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.storage import Checkpoints
 from dinotxt_jax.tokenizers import ClipTokenizer, Tokenizer, TrainedTokenizer, load_tokenizer
+from dinotxt_jax.training.agreement import check_same_run
 from dinotxt_jax.training.checkpoints import (
     check_workdir,
     claim_workdir,
@@ -55,6 +54,8 @@ from dinotxt_jax.visualize import training_curves
 def train(config: Config, workdir: Path) -> Path:
     """Trains, or goes on where `workdir`'s newest checkpoint stands, to the last step.
 
+    Several processes must all call it, with a work directory that they share.
+
     Args:
         config: the run.
         workdir: where everything it writes goes.
@@ -66,7 +67,8 @@ def train(config: Config, workdir: Path) -> Path:
         UserError: settings or data that cannot be used, or a work directory of another run;
             nothing has been written then.
     """
-    run = _Run(config, workdir)
+    with processes.together():
+        run = _Run(config, workdir)
     with jax.set_mesh(run.mesh):
         return run.train()
 
@@ -108,7 +110,7 @@ class _Run:
         self.evaluations = Evaluations(config, self.exporter, workdir, opened, caches)
         self.batches = self._open_batches()
         self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
-        if config.pairs_per_step > len(self.source):
+        if config.pairs_per_step > len(self.source) and processes.is_first():
             logging.warning(
                 "the %d pairs of a step exceed the %d examples, so that a batch holds images twice "
                 "and sets them against each other; lower config.batch_size",
@@ -146,8 +148,12 @@ class _Run:
     def train(self) -> Path:
         """Starts or resumes, runs to the last step, and returns the model directory."""
         config = self.config
+        check_same_run(
+            config, self.backbone.fingerprint, self.source, self.tokenizer, self.evaluations.tasks
+        )
         claim_workdir(self.workdir, config, self.backbone.fingerprint)
-        save_tokenizer(self.tokenizer, self.workdir / "tokenizer")
+        if processes.is_first():
+            save_tokenizer(self.tokenizer, self.workdir / "tokenizer")
         checkpoints = Checkpoints(self.workdir / "checkpoints", config.checkpoint.keep)
         state = self._start(checkpoints)
         first = int(state.step)
@@ -164,9 +170,8 @@ class _Run:
                 writer.write(first, self.evaluations.run(first, state, whole))
             with progress_bar(config.steps, first, "step", "training") as bar:
                 for step in range(first + 1, config.steps + 1):
-                    waited = time.perf_counter()
                     batch = self._next_batch()
-                    throughput.add(config.pairs_per_step, time.perf_counter() - waited)
+                    throughput.add(config.pairs_per_step, self.waited)
                     state, metrics = step_function(state, frozen, batch)
                     if step % config.log_every == 0 or step == config.steps:
                         self._report(step, metrics, writer, throughput, bar)
@@ -178,9 +183,11 @@ class _Run:
                         throughput = Throughput()
         finally:
             self.batches.close()
-            checkpoints.close()
             writer.close()
-        self._draw_curves()
+            if not processes.others_may_be_gone():
+                checkpoints.close()
+        if processes.is_first():
+            self._draw_curves()
         return self.exporter.write(state, self.workdir / "model")
 
     def _start(self, checkpoints: Checkpoints) -> TrainState:
@@ -211,16 +218,31 @@ class _Run:
 
     def _next_batch(self) -> dict[str, jax.Array]:
         """The next global batch on the mesh, its token rows packed or trimmed."""
-        batch = next(self.batches)
+        started = time.perf_counter()
+        needed = skipped = 0
+        failure: UserError | None = None
+        try:
+            batch = next(self.batches)
+            needed, arrange = self.texts.prepare(batch["tokens"])
+            skipped = int(batch["skipped"].sum())
+        except UserError as error:
+            failure = error
+        self.waited = time.perf_counter() - started  # for data, not for other processes
         # What all processes must agree on: the shape of rows, and when bad images end the run.
-        needed, arrange = self.texts.prepare(batch["tokens"])
-        skipped = int(batch["skipped"].sum())
-        if jax.process_count() > 1:
-            everywhere = multihost_utils.process_allgather(np.asarray([needed, skipped]))
-            needed, skipped = int(everywhere[:, 0].max()), int(everywhere[:, 1].sum())
-        self.skipped = self.bad_images.update(self.config.pairs_per_step, skipped)
+        everywhere = processes.gathered([needed, skipped, failure is not None])
+        if everywhere[:, 2].any():
+            processes.agree(failure)
+        needed, skipped = int(everywhere[:, 0].max()), int(everywhere[:, 1].sum())
+        self.skipped = self._counted(skipped)
         image = "image" if self.cache is None else "features"
         return sharding.global_batch(arrange(needed) | {image: batch[image]}, self.mesh)
+
+    def _counted(self, skipped: int) -> int:
+        """The bad images so far, with so many in this batch."""
+        try:
+            return self.bad_images.update(self.config.pairs_per_step, skipped)
+        except UserError as error:
+            raise processes.CommonError(str(error)) from error
 
     def _report(
         self,

@@ -11,11 +11,14 @@ from typing import Any
 
 import tensorboardX
 
+from dinotxt_jax import processes
 from dinotxt_jax.files import write_text
 
 
 class MetricsWriter:
     """Appends to `metrics.jsonl` (one JSON object a line) and to TensorBoard.
+
+    Of several processes the first one writes.
 
     Args:
         workdir: the work directory.
@@ -24,6 +27,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, first_step: int):
         self.path = workdir / "metrics.jsonl"
+        self._writes = processes.is_first()
+        if not self._writes:
+            return
         kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a")
@@ -32,11 +38,17 @@ class MetricsWriter:
         )
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the results of an evaluation after this step are there."""
-        return any(row["step"] == step and "loss" not in row for row in read_metrics(self.path))
+        """Whether the results of an evaluation after this step are there.
+
+        All processes must call it.
+        """
+        rows = read_metrics(self.path)
+        return processes.first_says(any(row["step"] == step and "loss" not in row for row in rows))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line; values that are not finite become null, so that it stays JSON."""
+        if not self._writes:
+            return
         row: dict[str, Any] = {"step": step}
         row |= {name: v if math.isfinite(v) else None for name, v in values.items()}
         self._file.write(json.dumps(row) + "\n")
@@ -46,6 +58,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes both."""
+        if not self._writes:
+            return
         self._file.close()
         self._board.close()
 

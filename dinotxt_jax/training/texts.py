@@ -9,7 +9,7 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from dinotxt_jax import sharding
+from dinotxt_jax import processes, sharding
 from dinotxt_jax.config import Config, DataConfig
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.packing import pack, planned_rows, row_counts, stacked
@@ -119,7 +119,7 @@ class TextRows:
         planned = self._row_counts[0]
         if rows > planned:
             self._overflows += 1
-            if rows not in self._logged:
+            if rows not in self._logged and processes.is_first():
                 self._logged.add(rows)
                 logging.warning(
                     "a batch needs %d rows of packed captions on a device and %d were planned: its "

@@ -1,0 +1,46 @@
+"""What several processes of one run must have in common before they start."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from dinotxt_jax import processes
+from dinotxt_jax.config import Config, flatten
+from dinotxt_jax.data.examples import Source
+from dinotxt_jax.evaluation.tasks import OpenTask
+from dinotxt_jax.tokenizers import Tokenizer
+from dinotxt_jax.training.features import describe
+
+# Settings that each machine may have in its own way.
+_LOCAL = ("backbone", "features", "image_root", "path", "prefetch", "threads", "vocabulary")
+
+
+def check_same_run(
+    config: Config,
+    fingerprint: str,
+    source: Source,
+    tokenizer: Tokenizer,
+    tasks: Iterable[OpenTask],
+) -> None:
+    """Raises `UserError` on all processes where one has another config, data or model.
+
+    Args:
+        config: of the run.
+        fingerprint: of its backbone.
+        source: of the training data; the number of examples and captions spread over them count.
+        tokenizer: of the run.
+        tasks: evaluated while training.
+    """
+    if not processes.several():
+        return
+    data = describe(config, config.data, source, config.feature_views, fingerprint)
+    settings = flatten(dataclasses.asdict(config))
+    processes.check_same(
+        {
+            **{key: value for key, value in settings.items() if key.split(".")[-1] not in _LOCAL},
+            **{name: data[name] for name in ("fingerprint", "examples", "captions")},
+            "tokenizer": tokenizer.spec(),
+            **{f"the data of {one.name}": one.origin["contents"] for one in tasks},
+        }
+    )
