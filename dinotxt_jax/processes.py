@@ -254,12 +254,13 @@ def exit_with(error: UserError) -> NoReturn:
 
 
 # How XLA, NCCL and the coordination service call a process that is gone.
-_LOST = re.compile(r"gloo|nccl|\bpeer\b|heartbeat|coordination service|barrier", re.IGNORECASE)
+_LOST = re.compile(r"gloo|nccl|\bpeer\b|heartbeat|coordination service", re.IGNORECASE)
 
 
 def exit_after(error: Exception) -> NoReturn:
     """Ends one of several processes on an error that is none of the user's."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+    # Which kind it is depends on whether a program was being started or its result awaited.
+    if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} lost another one "
             f"({_first_line(error)}); see what that one said, then run the same command on all "

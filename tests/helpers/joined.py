@@ -1,0 +1,91 @@
+"""What several processes do in the tests of `test_processes.py`; started by `several.start`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import meshes
+from absl import flags
+
+from dinotxt_jax import UserError, cli, processes, storage
+from dinotxt_jax.models.directory import fingerprint
+from dinotxt_jax.training.checkpoints import save_state
+
+_FOLDER = flags.DEFINE_string("folder", None, "Of the test.", required=True)
+_PART = flags.DEFINE_string("part", None, "What to do.", required=True)
+cli.define_process_flags()
+
+
+def agreement(folder: Path) -> dict[str, Any]:
+    """Numbers, texts, failures: what one process has reaches the others."""
+    me = jax.process_index()
+    found: dict[str, Any] = {
+        "numbers": processes.gathered([me, 10 + me]).tolist(),
+        "texts": processes.gathered_texts("ä" * (me + 1)),
+        "first_says": processes.first_says(me == 0),
+        "errors": [],
+    }
+
+    def failing(who: int) -> None:
+        with processes.together():
+            if me == who:
+                raise UserError(f"{who} has failed.")
+
+    processes.PATIENCE = 0.5
+    if processes.is_first():
+        (folder / "own0").mkdir()
+        (folder / "own0" / "run.json").write_text("{}")
+    attempts = (
+        lambda: failing(0),
+        lambda: failing(1),
+        lambda: processes.check_same({"same": 1, "seed": me}),
+        lambda: processes.check_shared(folder / f"own{me}" / "run.json"),
+    )
+    for attempt in attempts:
+        try:
+            attempt()
+        except processes.CommonError as error:
+            found["errors"].append(str(error))
+    with storage.new_folder(folder / "one") as new:
+        (new / f"of{me}").write_text("here")
+    found["one"] = sorted(file.name for file in (folder / "one").iterdir())
+    return found
+
+
+def checkpoints(folder: Path) -> dict[str, Any]:
+    """Restores what one process saved, notes what this one holds of it, and saves it again."""
+    state, positions = meshes.restored(folder / "checkpoints", "2x4")
+    kept = storage.Checkpoints(folder / "again", 1)
+    save_state(kept, state, positions)
+    kept.close()
+    wanted = {"large": meshes.large("1x8")}
+    array = storage.load_arrays(folder / "large", {"arrays": wanted})["arrays"]["large"]
+    return {
+        "fingerprint": fingerprint(state._asdict()),
+        "positions": positions,
+        "lies_as_wanted": meshes.lies_as_wanted(state, "2x4"),
+        "large_shards": [list(shard.data.shape) for shard in array.addressable_shards],
+        "losses": meshes.steps("2x4", state, 2)[1],
+    }
+
+
+def left_alone(_: Path) -> dict[str, Any]:
+    """One process finds what the others do not know of, and they need it."""
+    processes.wait()
+    if jax.process_index() == 1:
+        raise UserError("only process 1 knows of this; correct it.")
+    return {"never": processes.gathered([0]).tolist()}
+
+
+def _body() -> None:
+    folder = Path(_FOLDER.value)
+    part = {"agreement": agreement, "checkpoints": checkpoints, "left_alone": left_alone}
+    found = part[_PART.value](folder)
+    (folder / f"found{jax.process_index()}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    cli.run(_body)

@@ -1,0 +1,113 @@
+"""A training state that is moved from mesh to mesh: a small model, and one large array."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from dinotxt_jax import sharding
+from dinotxt_jax.config import (
+    Config,
+    HeadTrainingConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    TextTrainingConfig,
+    TokenizerConfig,
+)
+from dinotxt_jax.models.directory import ModelDescription, Preprocessing
+from dinotxt_jax.models.vit import VisionConfig
+from dinotxt_jax.storage import Checkpoints
+from dinotxt_jax.training.checkpoints import restore_state
+from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
+
+SHAPES = {"1": (1, 1), "8x1": (8, 1), "2x4": (2, 4), "4x2": (4, 2), "1x8": (1, 8)}
+VOCABULARY = 96
+LARGE_SHAPE = (8192, 8192)  # 256 MiB of float32
+_VISION = VisionConfig(patch_size=14, dim=32, depth=1, num_heads=2, mlp_hidden_dim=64)
+_CONFIG = Config(
+    steps=8,
+    batch_size=16,
+    head=HeadTrainingConfig(num_blocks=1, drop_path=0.3),
+    text=TextTrainingConfig(width=32, depth=1, num_heads=2),
+    tokenizer=TokenizerConfig(context_length=12),
+    precision=PrecisionConfig(compute="float32", frozen="float32"),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+)
+
+
+@functools.cache
+def mesh(name: str) -> Mesh:
+    """The mesh `data`x`fsdp` of the first devices."""
+    data, fsdp = SHAPES[name]
+    return sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+
+
+@functools.cache
+def trainer(name: str) -> Trainer:
+    """The small model on a mesh."""
+    description = ModelDescription(_VISION, Preprocessing(), fingerprint="0" * 64)
+    return make_trainer(_CONFIG, description, VOCABULARY, mesh(name))
+
+
+def steps(name: str, state: TrainState, count: int) -> tuple[TrainState, list[float]]:
+    """So many steps on a mesh, each on a batch of its own number, and their losses."""
+    losses = []
+    step = _compiled(name)
+    with jax.set_mesh(mesh(name)):
+        for number in range(int(state.step), int(state.step) + count):
+            state, metrics = step(state, {}, sharding.global_batch(_batch(number), mesh(name)))
+            losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@functools.cache
+def _compiled(name: str) -> Any:
+    return jax.jit(trainer(name).train_step)
+
+
+def _batch(number: int) -> dict[str, np.ndarray]:
+    """This process's rows of a batch of 16."""
+    rng = np.random.default_rng(number)
+    tokens = rng.integers(1, VOCABULARY - 1, (16, 12)).astype(np.int32)
+    tokens[:, -1] = VOCABULARY - 1
+    features = rng.normal(size=(16, 5, 32)).astype(np.float32)
+    first, count = jax.process_index(), 16 // jax.process_count()
+    rows = slice(first * count, (first + 1) * count)
+    return {"features": features[rows], "tokens": tokens[rows]}
+
+
+def restored(folder: Path, name: str) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint of a folder on a mesh, and its positions."""
+    checkpoints = Checkpoints(folder, 3)
+    newest = checkpoints.latest()
+    assert newest is not None
+    found = restore_state(checkpoints, newest, trainer(name).abstract_state())
+    checkpoints.close()
+    return found
+
+
+def lies_as_wanted(state: TrainState, name: str) -> bool:
+    """Whether every array has its sharding, and each device of this process its part only."""
+
+    def one(array: jax.Array, wanted: jax.ShapeDtypeStruct) -> bool:
+        part = wanted.sharding.shard_shape(array.shape)
+        shards = array.addressable_shards
+        ours = wanted.sharding.addressable_devices
+        return (
+            array.sharding == wanted.sharding
+            and {shard.device for shard in shards} == ours
+            and all(shard.data.shape == part for shard in shards)
+        )
+
+    return all(jax.tree.leaves(jax.tree.map(one, state, trainer(name).abstract_state())))
+
+
+def large(name: str) -> jax.ShapeDtypeStruct:
+    """The large array, split by its columns."""
+    spec = sharding.partition_spec((None, "embed"), LARGE_SHAPE, mesh(name).shape)
+    return jax.ShapeDtypeStruct(LARGE_SHAPE, np.float32, sharding=NamedSharding(mesh(name), spec))

@@ -1,0 +1,121 @@
+"""Several processes with a few pretend devices each, joined over the loopback interface."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinotxt_jax.config import Config, EvaluationConfig
+
+ROOT = Path(__file__).parent.parent.parent
+# Of one process; a machine with few cores may be busy with other things.
+LIMIT = 400.0
+
+
+@dataclasses.dataclass
+class Group:
+    """Processes that were started together.
+
+    Attributes:
+        processes: in order of their numbers.
+        logs: what each of them prints, both streams.
+    """
+
+    processes: list[subprocess.Popen[bytes]]
+    logs: list[Path]
+
+    def finish(self, limit: float = LIMIT) -> list[int]:
+        """Their exit codes, when all have ended; after `limit` seconds they are killed."""
+        try:
+            return [process.wait(limit) for process in self.processes]
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends those that are left."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def output(self, index: int) -> str:
+        """What a process has printed."""
+        return self.logs[index].read_text(errors="replace")
+
+    def everything(self) -> str:
+        """What all have printed, for a failure's message."""
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')}" for log in self.logs)
+
+
+def start(
+    folder: Path,
+    count: int,
+    devices: int,
+    arguments: Sequence[str],
+    of_process: Sequence[Sequence[str]] = (),
+) -> Group:
+    """`python ARGUMENTS` in `count` processes of `devices` pretend devices.
+
+    Args:
+        folder: receives what they print.
+        count: of processes; one alone gets none of the flags that join processes.
+        devices: of each.
+        arguments: of all; `-m` and a module, or a file.
+        of_process: further arguments of each.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = (
+        f"--xla_force_host_platform_device_count={devices}",
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+        # These runs are compiled for longer than they compute.
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    )
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), "NPROC": "32"}
+    group = Group([], [])
+    for index in range(count):
+        joined = [
+            f"--coordinator=127.0.0.1:{port}",
+            f"--num_processes={count}",
+            f"--process_id={index}",
+            "--heartbeat_timeout=20",
+        ]
+        own = of_process[index] if of_process else ()
+        command = [sys.executable, *arguments, *own, *(joined if count > 1 else ())]
+        log = folder / f"process{index}.log"
+        with log.open("wb") as stream:
+            group.processes.append(
+                subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=os.environ | settings | {"PYTHONPATH": str(ROOT)},
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        group.logs.append(log)
+    return group
+
+
+def config_file(config: Config | EvaluationConfig, file: Path) -> str:
+    """The flag that gives a command this config."""
+    kind = type(config).__name__
+    values = json.dumps(json.dumps(dataclasses.asdict(config)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        "import json\n"
+        f"from dinotxt_jax.config import {kind}, from_dict, to_config_dict\n"
+        f"VALUES = {values}\n"
+        "def get_config():\n"
+        f"    return to_config_dict(from_dict({kind}, json.loads(VALUES)))\n"
+    )
+    return f"--config={file}"

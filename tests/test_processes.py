@@ -1,0 +1,144 @@
+"""Several processes: what starts them, how they agree, end, and move checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import meshes
+import numpy as np
+import pytest
+import several
+
+from dinotxt_jax import UserError, processes, storage
+from dinotxt_jax.models.directory import fingerprint
+from dinotxt_jax.training.checkpoints import save_state
+
+JOINED = str(several.ROOT / "tests/helpers/joined.py")
+STEP_OF_TWO = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (STEP_OF_TWO, "Slurm"),
+        (STEP_OF_TWO | {"SLURM_STEP_NUM_TASKS": "1"}, None),  # a shell inside the allocation
+        ({"SLURM_NTASKS": "2"}, None),  # the batch script itself
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "Open MPI"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a pod, but of no indexed job
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+    ],
+)
+def test_launchers_are_known_by_the_environment(
+    environment: dict[str, str], expected: str | None
+) -> None:
+    assert processes._launcher(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("a:1", 2, None), "--coordinator=a:1, --num_processes=2 is given without --process_id"),
+        ((None, 2, 0), "--num_processes=2, --process_id=0 is given without --coordinator"),
+        (("a", 2, 0), "--coordinator=a is not HOST:PORT"),
+        (("a:99999", 2, 0), "--coordinator=a:99999 is not HOST:PORT"),
+        (("a:1", 0, 0), "--num_processes=0 is not positive"),
+        (("a:1", 2, 2), r"--process_id=2 is not a number from 0 to 1 \(--num_processes=2\)"),
+        (("a:1", 2, -1), "--process_id=-1 is not a number from 0 to 1"),
+    ],
+)
+def test_settings_that_do_not_go_together(
+    settings: tuple[str | None, int | None, int | None], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        processes.start(*settings, heartbeat_timeout=100)
+
+
+def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("joined"))
+    processes.start(None, None, None, 100)
+    for name, value in STEP_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    processes.start(None, 1, None, 100)
+    assert not processes.several()
+    assert processes.is_first()
+
+
+def test_a_launcher_is_asked_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((*a, k)))
+    for name, value in STEP_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    processes.start(None, None, None, 7)
+    processes.start("a:1", 3, 2, 7)
+    assert calls[0][:3] == (None, None, None)
+    assert calls[0][3] == {"cluster_detection_method": None, "heartbeat_timeout_seconds": 7}
+    assert calls[1][:3] == ("a:1", 3, 2)
+    assert calls[1][3]["cluster_detection_method"] == "deactivate"
+
+
+def joined(folder: Path, part: str, count: int, devices: int) -> several.Group:
+    arguments = [JOINED, f"--folder={folder}", f"--part={part}"]
+    return several.start(folder / "logs", count, devices, arguments)
+
+
+def found_by(group: several.Group, folder: Path) -> list[dict[str, Any]]:
+    """What each process found; none may have failed."""
+    codes = group.finish()
+    assert set(codes) == {0}, group.everything()
+    return [json.loads((folder / f"found{i}.json").read_text()) for i in range(len(codes))]
+
+
+def test_processes_agree(tmp_path: Path) -> None:
+    first, second = found_by(joined(tmp_path, "agreement", 2, 1), tmp_path)
+    for found in (first, second):
+        assert found["numbers"] == [[0, 10], [1, 11]]
+        assert found["texts"] == ["ä", "ää"]
+        assert found["first_says"] is True
+        assert found["one"] == ["of0", "of1"]
+        different = "process 1 has seed 1 (process 0: 0); give all processes the same."
+        assert found["errors"][2] == different
+        assert "process 1 does not see" in found["errors"][3]
+        assert "a folder that they share" in found["errors"][3]
+    assert first["errors"][:2] == ["0 has failed.", "process 1 cannot go on: 1 has failed."]
+    assert second["errors"][:2] == ["process 0 cannot go on: 0 has failed.", "1 has failed."]
+
+
+def test_an_error_of_one_process_ends_the_others(tmp_path: Path) -> None:
+    """In the middle of what all compute, where nobody asks whether the others are well."""
+    group = joined(tmp_path, "left_alone", 2, 1)
+    codes = group.finish(120)
+    assert codes[1] == 2
+    assert "error: only process 1 knows of this; correct it." in group.output(1)
+    assert codes[0] == 1, group.everything()
+    assert "error: process 0 of 2 lost another one" in group.output(0)
+    assert "run the same command on all again" in group.output(0)
+
+
+def test_checkpoints_move_between_one_process_and_two(tmp_path: Path) -> None:
+    """Saved by one on 8 x 1, restored and saved by two on 2 x 4, restored by one on 4 x 2."""
+    positions = {"data": {"next_step": 2}, "seed": 0}
+    state, _ = meshes.steps("8x1", meshes.trainer("8x1").create_state(), 2)
+    checkpoints = storage.Checkpoints(tmp_path / "checkpoints", 1)
+    save_state(checkpoints, state, positions)
+    checkpoints.close()
+    wanted = meshes.large("8x1")
+    columns = np.arange(wanted.shape[1], dtype=np.float32)
+    large = jax.make_array_from_callback(
+        wanted.shape, wanted.sharding, lambda at: np.broadcast_to(columns, wanted.shape)[at]
+    )
+    storage.save_arrays(tmp_path / "large", {"arrays": {"large": large}})
+    group = joined(tmp_path, "checkpoints", 2, 4)
+    _, expected = meshes.steps("8x1", state, 2)
+    for found in found_by(group, tmp_path):
+        assert found["fingerprint"] == fingerprint(state._asdict())
+        assert found["positions"] == positions
+        assert found["lies_as_wanted"]
+        assert found["losses"] == pytest.approx(expected, rel=1e-6)
+        assert found["large_shards"] == [[wanted.shape[0], wanted.shape[1] // 8]] * 4
+    again, _ = meshes.restored(tmp_path / "again", "4x2")
+    assert fingerprint(again._asdict()) == fingerprint(state._asdict())

@@ -1,0 +1,60 @@
+"""Checkpoints from mesh to mesh: equal values, equal losses, and nothing held whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import meshes
+import numpy as np
+import pytest
+
+from dinotxt_jax.models.directory import fingerprint
+from dinotxt_jax.storage import Checkpoints
+from dinotxt_jax.training.checkpoints import save_state
+from dinotxt_jax.training.step import TrainState
+
+MESHES = ("1", "8x1", "2x4", "4x2")
+POSITIONS = {"data": {"next_step": 2}, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[TrainState, list[float]]:
+    """A state after two steps on eight devices, and the losses of the next two."""
+    state, _ = meshes.steps("8x1", meshes.trainer("8x1").create_state(), 2)
+    return state, meshes.steps("8x1", state, 2)[1]
+
+
+@pytest.mark.parametrize("saved_on", MESHES)
+def test_a_checkpoint_of_any_mesh_is_restored_on_any_other(
+    saved_on: str, trained: tuple[TrainState, list[float]], tmp_path: Path
+) -> None:
+    state, expected = trained
+    there = jax.tree.map(lambda a: a.sharding, meshes.trainer(saved_on).abstract_state())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    save_state(checkpoints, jax.device_put(jax.device_get(state), there), POSITIONS)
+    checkpoints.close()
+    before = fingerprint(state._asdict())
+    for name in MESHES:
+        found, positions = meshes.restored(tmp_path / "checkpoints", name)
+        assert fingerprint(found._asdict()) == before
+        assert meshes.lies_as_wanted(found, name)
+        assert positions == POSITIONS
+        if saved_on == "8x1":  # equal values and equal steps: the losses of the others follow
+            assert meshes.steps(name, found, 2)[1] == pytest.approx(expected, rel=1e-6)
+
+
+def test_fsdp_splits_what_is_restored(
+    trained: tuple[TrainState, list[float]], tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    save_state(checkpoints, trained[0], POSITIONS)
+    checkpoints.close()
+    found, _ = meshes.restored(tmp_path / "checkpoints", "2x4")
+    sizes = [
+        (shard.data.size, array.size)
+        for array in jax.tree.leaves((found.trainable, found.optimizer))
+        for shard in array.addressable_shards
+    ]
+    held, whole = np.sum([size for size in sizes if size[1] >= 1024], axis=0)
+    assert held == whole / 4  # every array that is not small, by each of the eight devices

@@ -1,0 +1,148 @@
+"""Whole runs of several processes: equal to those of one, and to those that lost a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import several
+from small_runs import HELD_OUT, config, losses, metrics_of
+
+import dinotxt_jax as dt
+from dinotxt_jax.config import (
+    Config,
+    EvaluationConfig,
+    MeshConfig,
+    TaskConfig,
+    TextTrainingConfig,
+)
+from dinotxt_jax.evaluation.report import evaluate
+from dinotxt_jax.training.features import precompute
+from dinotxt_jax.training.loop import train
+from dinotxt_jax.training.metrics import read_metrics
+
+EVALUATION = EvaluationConfig(
+    tasks={"scenes": TaskConfig(data=HELD_OUT)}, at=(3,), best="scenes/mean_recall", batch_size=8
+)
+MESH = MeshConfig(data=2, fsdp=4)
+TEXT = TextTrainingConfig(width=32, depth=1, num_heads=2, pack=True)
+
+
+def train_apart(run: Config, workdir: Path, count: int, devices: int) -> several.Group:
+    """`dinotxt_jax.train` by several processes (or one that is not this one)."""
+    flag = several.config_file(run, workdir.parent / "config.py")
+    arguments = ["-m", "dinotxt_jax.train", flag, f"--workdir={workdir}"]
+    return several.start(workdir.parent / f"logs{time.monotonic_ns()}", count, devices, arguments)
+
+
+def test_two_processes_train_as_one_does(tiny_backbone: Path, tmp_path: Path) -> None:
+    run = config(tiny_backbone, steps=4, mesh=MESH, text=TEXT, evaluation=EVALUATION)
+    group = train_apart(run, tmp_path / "two", 2, 4)
+    train(run, tmp_path / "one")
+    assert group.finish() == [0, 0], group.everything()
+    rows = metrics_of(tmp_path / "two")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]  # written once
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+    for row, other in zip(rows, metrics_of(tmp_path / "one"), strict=True):
+        for name in ("grad_norm", "text_tokens_computed_fraction", "packing_overflows"):
+            assert row[name] == pytest.approx(other[name], rel=1e-5)
+    evaluated, expected = (
+        [row for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" not in row]
+        for name in ("two", "one")
+    )
+    assert evaluated == expected
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {path.name for path in (tmp_path / "one").iterdir()}
+    assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
+    tokens = np.arange(10)[None] % 9
+    for kept in ("model", "best"):
+        of_two, of_one = (dt.load(tmp_path / name / kept) for name in ("two", "one"))
+        np.testing.assert_allclose(
+            of_two.encode_text(tokens, normalize=True),
+            of_one.encode_text(tokens, normalize=True),
+            atol=1e-5,
+        )
+    assert "model: " in group.output(0)
+    for shown in ("model: ", "INFO", "training", "scenes"):
+        assert shown not in group.output(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_run_that_lost_a_process_goes_on_with_another_number(
+    lost: int, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """`kill -9` of one of two; resumed by one process, which is killed, too, and by four."""
+    run = config(tiny_backbone, steps=14, mesh=MESH, text=TEXT)
+    train(run, tmp_path / "whole")
+    expected, workdir = losses(tmp_path / "whole"), tmp_path / "killed"
+    kill_after(4, train_apart(run, workdir, 2, 4), workdir, lost)
+    kill_after(8, train_apart(run, workdir, 1, 8), workdir, 0)
+    group = train_apart(run, workdir, 4, 2)
+    assert group.finish() == [0] * 4, group.everything()
+    assert losses(workdir) == pytest.approx(expected, rel=1e-6)
+    assert sorted(losses(workdir)) == list(range(1, 15))
+
+
+def kill_after(checkpoint: int, group: several.Group, workdir: Path, lost: int) -> None:
+    """Kills a process once the checkpoint is there; the others must end by themselves."""
+    deadline = time.monotonic() + several.LIMIT
+    while not (workdir / "checkpoints" / str(checkpoint)).exists():
+        assert all(process.poll() is None for process in group.processes), group.everything()
+        assert time.monotonic() < deadline, group.everything()
+        time.sleep(0.01)
+    group.processes[lost].send_signal(signal.SIGKILL)
+    codes = group.finish(120)
+    assert codes[lost] == -signal.SIGKILL, group.everything()
+    for index, code in enumerate(codes):
+        if index != lost:
+            assert code != 0
+            said = group.output(index)
+            # Ours, or that of JAX where the first process is the one that is gone.
+            assert "lost another one" in said or "another task died" in said, said
+
+
+@pytest.mark.slow
+def test_two_processes_encode_and_evaluate_as_one_does(tiny_backbone: Path, tmp_path: Path) -> None:
+    run = config(tiny_backbone, steps=2, features=str(tmp_path / "one"), feature_views=2)
+    precompute(run)
+    flag = several.config_file(run, tmp_path / "config.py")
+    arguments = ["-m", "dinotxt_jax.precompute", flag, f"--config.features={tmp_path / 'two'}"]
+    group = several.start(tmp_path / "logs", 2, 4, arguments)
+    assert group.finish() == [0, 0], group.everything()
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == files
+    for name in files:
+        if name.endswith(".npy"):
+            of_two, of_one = (np.load(tmp_path / folder / name) for folder in ("two", "one"))
+            np.testing.assert_allclose(of_two, of_one, atol=1e-5)
+    model = train(run, tmp_path / "run")
+    tasks = EvaluationConfig(tasks={"scenes": TaskConfig(data=HELD_OUT)}, batch_size=8)
+    evaluate(str(model), tasks, tmp_path / "alone")
+    flag = several.config_file(tasks, tmp_path / "tasks.py")
+    arguments = ["-m", "dinotxt_jax.evaluate", flag, f"--model={model}"]
+    arguments += [f"--output={tmp_path / 'together'}"]
+    group = several.start(tmp_path / "more_logs", 2, 4, arguments)
+    assert group.finish() == [0, 0], group.everything()
+    results, expected = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("together", "alone")
+    )
+    assert results == expected
+    assert sorted(path.name for path in (tmp_path / "together").iterdir()) == sorted(
+        path.name for path in (tmp_path / "alone").iterdir()
+    )
+
+
+def test_what_one_process_cannot_find_ends_all(tiny_backbone: Path, tmp_path: Path) -> None:
+    flag = several.config_file(config(tiny_backbone), tmp_path / "config.py")
+    arguments = ["-m", "dinotxt_jax.train", flag, f"--workdir={tmp_path / 'run'}"]
+    own = [[], ["--config.backbone=nowhere"]]
+    group = several.start(tmp_path / "logs", 2, 1, arguments, own)
+    assert group.finish() == [2, 2], group.everything()
+    assert "error: nowhere is not a model directory" in group.output(1)
+    assert "error: process 1 cannot go on: nowhere is not a model directory" in group.output(0)
+    assert not (tmp_path / "run").exists()
