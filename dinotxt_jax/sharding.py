@@ -91,7 +91,9 @@ def make_mesh(
             f"config.mesh.slices={slices}, but the {count} devices are in {found} slices{whole}; "
             f"set config.mesh.slices={found} and config.mesh.data to a multiple of it."
         )
-    return Mesh(_arranged(devices, shape, slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = Mesh(_arranged(devices, shape, slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    batch_readers(mesh)  # raises where processes could not read its batches
+    return mesh
 
 
 def _meshes(count: int, tensor: int) -> str:
@@ -130,6 +132,31 @@ def _arranged(
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """How many parts, of consecutive rows, a global batch is split into."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+
+
+def batch_readers(mesh: Mesh) -> list[list[int]]:
+    """Processes by the part of a global batch that their devices hold, in order of the parts.
+
+    Those of a list hold the same rows, split over the tensor axis, and have to read the same.
+
+    Raises:
+        UserError: parts that overlap, so that no process could read rows for itself.
+    """
+    held: dict[int, set[int]] = {}
+    for part, devices in enumerate(mesh.devices.reshape(batch_parts(mesh), -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(part)
+    readers: dict[tuple[int, ...], list[int]] = {}
+    for process, parts in sorted(held.items()):
+        readers.setdefault(tuple(sorted(parts)), []).append(process)
+    sizes = {len(parts) for parts in readers}
+    if len(sizes) > 1 or sum(map(len, readers)) != batch_parts(mesh):
+        local = len(mesh.devices.flat) // len(held)
+        raise UserError(
+            f"config.mesh.tensor={mesh.shape['tensor']} makes processes of {local} devices share "
+            f"some rows of a batch and not others; set it to a divisor or multiple of {local}."
+        )
+    return [readers[parts] for parts in sorted(readers)]
 
 
 def mesh_batch_parts() -> int:
@@ -205,7 +232,7 @@ def constrain(array: jax.Array, *logical_axes: str | None) -> jax.Array:
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch where they belong in the global batch."""
+    """Puts this process's rows of a batch (`batch_readers`) where they belong in all of it."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()

@@ -139,6 +139,7 @@ def test_checkpoints_move_between_one_process_and_two(tmp_path: Path) -> None:
         assert found["positions"] == positions
         assert found["lies_as_wanted"]
         assert found["losses"] == pytest.approx(expected, rel=1e-6)
+        assert found["losses_of_shared_rows"] == pytest.approx(expected, rel=1e-6)
         assert found["large_shards"] == [[wanted.shape[0], wanted.shape[1] // 8]] * 4
     again, _ = meshes.restored(tmp_path / "again", "4x2")
     assert fingerprint(again._asdict()) == fingerprint(state._asdict())

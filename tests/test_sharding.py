@@ -51,6 +51,29 @@ def test_slices_divide_the_replicas() -> None:
         sharding.make_mesh(1, 8, slices=2, devices=chips)
 
 
+class Gpu:
+    """A GPU of a process, as much of it as a mesh looks at."""
+
+    platform, device_kind = "gpu", "NVIDIA H100 80GB HBM3"
+
+    def __init__(self, number: int, process: int):
+        self.id, self.process_index = number, process
+
+
+def test_processes_that_share_rows_over_the_tensor_axis_read_the_same() -> None:
+    two_each = [Gpu(number, number // 2) for number in range(8)]
+    groups = {
+        tensor: sharding.batch_readers(sharding.make_mesh(tensor=tensor, devices=two_each))
+        for tensor in (1, 2, 4, 8)
+    }
+    assert groups[1] == groups[2] == [[0], [1], [2], [3]]
+    assert groups[4] == [[0, 1], [2, 3]]
+    assert groups[8] == [[0, 1, 2, 3]]
+    three_each = [Gpu(number, number // 3) for number in range(12)]
+    with pytest.raises(UserError, match="tensor=2 makes processes of 3 devices share some rows"):
+        sharding.make_mesh(tensor=2, devices=three_each)
+
+
 def test_slices_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError, match=r"slices=2, but the 8 devices are in 1 slices"):
         sharding.make_mesh(slices=2)

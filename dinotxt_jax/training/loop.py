@@ -80,6 +80,7 @@ class _Run:
         _check(config)
         self.config, self.workdir = config, workdir
         self.mesh: Mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+        self.readers = sharding.batch_readers(self.mesh)
         self.backbone = read_description(config.backbone)
         patch_size = self.backbone.vision.patch_size
         check_image_size(config.data, patch_size)
@@ -138,8 +139,10 @@ class _Run:
             make_example,
             batch_size=config.pairs_per_step,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=next(
+                number for number, group in enumerate(self.readers) if jax.process_index() in group
+            ),
+            process_count=len(self.readers),
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             workers=config.data.workers if self.cache is None else 0,
@@ -232,8 +235,8 @@ class _Run:
         everywhere = processes.gathered([needed, skipped, failure is not None])
         if everywhere[:, 2].any():
             processes.agree(failure)
-        needed, skipped = int(everywhere[:, 0].max()), int(everywhere[:, 1].sum())
-        self.skipped = self._counted(skipped)
+        needed = int(everywhere[:, 0].max())
+        self.skipped = self._counted(sum(int(everywhere[group[0], 1]) for group in self.readers))
         image = "image" if self.cache is None else "features"
         return sharding.global_batch(arrange(needed) | {image: batch[image]}, self.mesh)
 

@@ -57,7 +57,8 @@ def agreement(folder: Path) -> dict[str, Any]:
 
 def checkpoints(folder: Path) -> dict[str, Any]:
     """Restores what one process saved, notes what this one holds of it, and saves it again."""
-    state, positions = meshes.restored(folder / "checkpoints", "2x4")
+    of = folder / "checkpoints"
+    state, positions = meshes.restored(of, "2x4")
     kept = storage.Checkpoints(folder / "again", 1)
     save_state(kept, state, positions)
     kept.close()
@@ -69,6 +70,7 @@ def checkpoints(folder: Path) -> dict[str, Any]:
         "lies_as_wanted": meshes.lies_as_wanted(state, "2x4"),
         "large_shards": [list(shard.data.shape) for shard in array.addressable_shards],
         "losses": meshes.steps("2x4", state, 2)[1],
+        "losses_of_shared_rows": meshes.steps("1x1x8", meshes.restored(of, "1x1x8")[0], 2)[1],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,14 @@ from dinotxt_jax.storage import Checkpoints
 from dinotxt_jax.training.checkpoints import restore_state
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 
-SHAPES = {"1": (1, 1), "8x1": (8, 1), "2x4": (2, 4), "4x2": (4, 2), "1x8": (1, 8)}
+SHAPES = {
+    "1": (1, 1, 1),
+    "8x1": (8, 1, 1),
+    "2x4": (2, 4, 1),
+    "4x2": (4, 2, 1),
+    "1x8": (1, 8, 1),
+    "1x1x8": (1, 1, 8),
+}
 VOCABULARY = 96
 LARGE_SHAPE = (8192, 8192)  # 256 MiB of float32
 _VISION = VisionConfig(patch_size=14, dim=32, depth=1, num_heads=2, mlp_hidden_dim=64)
@@ -42,9 +50,9 @@ _CONFIG = Config(
 
 @functools.cache
 def mesh(name: str) -> Mesh:
-    """The mesh `data`x`fsdp` of the first devices."""
-    data, fsdp = SHAPES[name]
-    return sharding.make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+    """The mesh `data`x`fsdp`[x`tensor`] of the first devices."""
+    shape = SHAPES[name]
+    return sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
 
 
 @functools.cache
@@ -60,7 +68,7 @@ def steps(name: str, state: TrainState, count: int) -> tuple[TrainState, list[fl
     step = _compiled(name)
     with jax.set_mesh(mesh(name)):
         for number in range(int(state.step), int(state.step) + count):
-            state, metrics = step(state, {}, sharding.global_batch(_batch(number), mesh(name)))
+            state, metrics = step(state, {}, _batch(number, mesh(name)))
             losses.append(float(metrics["loss"]))
     return state, losses
 
@@ -70,15 +78,17 @@ def _compiled(name: str) -> Any:
     return jax.jit(trainer(name).train_step)
 
 
-def _batch(number: int) -> dict[str, np.ndarray]:
-    """This process's rows of a batch of 16."""
+def _batch(number: int, on: Mesh) -> dict[str, jax.Array]:
+    """A batch of 16, of which each process brings the rows that it would read."""
     rng = np.random.default_rng(number)
     tokens = rng.integers(1, VOCABULARY - 1, (16, 12)).astype(np.int32)
     tokens[:, -1] = VOCABULARY - 1
     features = rng.normal(size=(16, 5, 32)).astype(np.float32)
-    first, count = jax.process_index(), 16 // jax.process_count()
-    rows = slice(first * count, (first + 1) * count)
-    return {"features": features[rows], "tokens": tokens[rows]}
+    readers = sharding.batch_readers(on)
+    mine = next(index for index, group in enumerate(readers) if jax.process_index() in group)
+    count = 16 // len(readers)
+    rows = slice(mine * count, (mine + 1) * count)
+    return sharding.global_batch({"features": features[rows], "tokens": tokens[rows]}, on)
 
 
 def restored(folder: Path, name: str) -> tuple[TrainState, dict[str, Any]]:
