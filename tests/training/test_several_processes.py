@@ -108,7 +108,7 @@ def kill_after(checkpoint: int, group: several.Group, workdir: Path, lost: int) 
 
 @pytest.mark.slow
 def test_two_processes_encode_and_evaluate_as_one_does(tiny_backbone: Path, tmp_path: Path) -> None:
-    run = config(tiny_backbone, steps=2, features=str(tmp_path / "one"), feature_views=2)
+    run = config(tiny_backbone, steps=3, features=str(tmp_path / "one"), feature_views=2)
     precompute(run)
     flag = several.config_file(run, tmp_path / "config.py")
     arguments = ["-m", "dinotxt_jax.precompute", flag, f"--config.features={tmp_path / 'two'}"]
