@@ -166,6 +166,8 @@ class Config:
             or "auto": the one known to be best on the devices of the run (`models.attention`).
             `precompute` and models that are loaded take "xla".
         log_every: steps between two lines of `metrics.jsonl`.
+        profile: steps to trace for xprof, "FIRST:LAST", counted from the start or resumption
+            ("3:5": the first ones are compiled); the trace lies in the run's `tensorboard` folder.
     """
 
     seed: int = 0
@@ -180,6 +182,7 @@ class Config:
     topology: str = ""
     attention: str = "auto"
     log_every: int = 10
+    profile: str = ""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     head: HeadTrainingConfig = HeadTrainingConfig()

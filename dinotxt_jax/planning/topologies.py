@@ -19,6 +19,7 @@ class Chip:
     """One kind of TPU; rates are the vendor's peaks.
 
     Attributes:
+        device_kind: what JAX calls its devices.
         flops: bfloat16 operations a second.
         hbm: bytes of memory sold with the chip; a program gets a little less (`Topology.limit`).
         hbm_rate: bytes a second.
@@ -31,6 +32,7 @@ class Chip:
         options: what `get_topology_desc` wants for this kind.
     """
 
+    device_kind: str
     flops: float
     hbm: float
     hbm_rate: float
@@ -50,13 +52,15 @@ GIB = 2.0**30
 # what libtpu 0.0.42 names when a program asks for too much.
 CHIPS: Mapping[str, Chip] = {
     "v4": Chip(
-        *(275e12, 32 * GIB, 1200e9, 270e9, 6.25e9, 3, 4096, 30.75 * GIB),
+        *("TPU v4", 275e12, 32 * GIB, 1200e9, 270e9, 6.25e9, 3, 4096, 30.75 * GIB),
         options={"chip_config_name": "megacore"},
     ),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 3.125e9, 2, 256, 15.75 * GIB),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, 3, 6144, 95.74 * GIB),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9, 12.5e9, 2, 256, 31.25 * GIB),
-    "tpu7x": Chip(2307e12, 192 * GIB, 7380e9, 600e9, 12.5e9, 3, 9216, 94.75 * GIB, devices=2),
+    "v5e": Chip("TPU v5 lite", 197e12, 16 * GIB, 819e9, 200e9, 3.125e9, 2, 256, 15.75 * GIB),
+    "v5p": Chip("TPU v5", 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, 3, 6144, 95.74 * GIB),
+    "v6e": Chip("TPU v6 lite", 918e12, 32 * GIB, 1638e9, 400e9, 12.5e9, 2, 256, 31.25 * GIB),
+    "tpu7x": Chip(
+        "TPU7x", 2307e12, 192 * GIB, 7380e9, 600e9, 12.5e9, 3, 9216, 94.75 * GIB, devices=2
+    ),
 }
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")

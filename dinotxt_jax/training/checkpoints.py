@@ -33,6 +33,7 @@ FREE_SETTINGS = (
     "config.log_every",
     "config.loss.chunk",
     "config.mesh.",
+    "config.profile",
     "config.remat",
     "config.text.pack",
     "config.text.trim",

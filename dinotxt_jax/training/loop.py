@@ -45,7 +45,9 @@ from dinotxt_jax.training.features import (
     task_folder,
     tasks_with_caches,
 )
-from dinotxt_jax.training.metrics import MetricsWriter, Throughput, read_metrics
+from dinotxt_jax.training.metrics import MetricsWriter, read_metrics
+from dinotxt_jax.training.profiling import StepProfiler, parse_profile
+from dinotxt_jax.training.rates import ModelFlops, Throughput
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 from dinotxt_jax.training.texts import TextRows, check_text_rows
 from dinotxt_jax.visualize import training_curves
@@ -166,16 +168,19 @@ class _Run:
         frozen = whole if self.cache is None else {}
         step_function = jax.jit(self.trainer.train_step, donate_argnums=0)
         writer = MetricsWriter(self.workdir, first)
-        throughput = Throughput()
+        throughput, flops = Throughput(), ModelFlops(self.trainer)
+        profiler = StepProfiler(config.profile, self.workdir / "tensorboard")
         try:
             if first and self.evaluations.due(first) and not writer.has_evaluation(first):
                 # Interrupted while at it.
                 writer.write(first, self.evaluations.run(first, state, whole))
             with progress_bar(config.steps, first, "step", "training") as bar:
                 for step in range(first + 1, config.steps + 1):
-                    batch = self._next_batch()
-                    throughput.add(config.pairs_per_step, self.waited)
-                    state, metrics = step_function(state, frozen, batch)
+                    with profiler.step(step):
+                        batch = self._next_batch()
+                        state, metrics = step_function(state, frozen, batch)
+                    profiler.end_step(metrics)
+                    throughput.add(config.pairs_per_step, flops(frozen, batch), self.waited)
                     if step % config.log_every == 0 or step == config.steps:
                         self._report(step, metrics, writer, throughput, bar)
                     bar.update()
@@ -185,6 +190,7 @@ class _Run:
                         writer.write(step, self.evaluations.run(step, state, whole))
                         throughput = Throughput()
         finally:
+            profiler.close()
             self.batches.close()
             writer.close()
             if not processes.others_may_be_gone():
@@ -310,6 +316,7 @@ def _check(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name}={value} is not positive; set it to 1 or more.")
+    parse_profile(config.profile)
     check_text_rows(config)
     for name, dtype in dataclasses.asdict(config.precision).items():
         if name != "frozen_products" and dtype not in DTYPE_NAMES:

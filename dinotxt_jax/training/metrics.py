@@ -1,10 +1,9 @@
-"""What a run reports: `metrics.jsonl`, TensorBoard, and rates."""
+"""What a run reports: `metrics.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,34 +72,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
-
-
-class Throughput:
-    """Pairs a second, and the share of time spent waiting for data, between two reports."""
-
-    def __init__(self) -> None:
-        self._restart(time.perf_counter())
-
-    def _restart(self, now: float) -> None:
-        self._start = now
-        self._cpu = time.process_time()
-        self._waited = 0.0
-        self._pairs = 0
-
-    def add(self, pairs: int, waited: float) -> None:
-        """One step of `pairs` pairs that waited `waited` seconds for its data."""
-        self._pairs += pairs
-        self._waited += waited
-
-    def report(self) -> dict[str, float]:
-        """The rates since the last report."""
-        now = time.perf_counter()
-        elapsed = max(now - self._start, 1e-9)
-        rates = {
-            "pairs_per_second": self._pairs / elapsed,
-            "data_wait_fraction": self._waited / elapsed,
-            "wall_seconds": elapsed,
-            "cpu_seconds": time.process_time() - self._cpu,
-        }
-        self._restart(now)
-        return rates

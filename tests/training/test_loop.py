@@ -53,7 +53,7 @@ def finished(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     evaluation = EvaluationConfig(
         tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=6, batch_size=8
     )
-    train(config(tiny_backbone, evaluation=evaluation), workdir)
+    train(config(tiny_backbone, evaluation=evaluation, profile="3:4"), workdir)
     return workdir
 
 
@@ -62,7 +62,8 @@ def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == list(range(1, 13))
     promised = ("loss", "logit_scale", "learning_rate", "grad_norm", "pairs_per_second")
-    for key in (*promised, "data_wait_fraction", "bad_images"):
+    measured = ("data_wait_fraction", "tflops_per_second", "host_memory_gib")
+    for key in (*promised, *measured, "bad_images"):
         assert all(isinstance(row[key], int | float) for row in steps), key
     assert {row["text_tokens_computed_fraction"] for row in steps} == {1.0}
     assert {row["text_flops_saved"] for row in steps} == {0.0}
@@ -71,6 +72,7 @@ def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
     assert [row["step"] for row in results] == [6, 12]
     assert Image.open(finished / "curves.png").size[0] > 600
     assert list((finished / "tensorboard").glob("events*"))
+    assert len(list((finished / "tensorboard").glob("plugins/profile/*/*.xplane.pb"))) == 1
 
 
 def test_the_final_model_is_read_by_load(finished: Path, tiny_backbone: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from dinotxt_jax.training.metrics import MetricsWriter, Throughput, read_metrics
+from dinotxt_jax.training.metrics import MetricsWriter, read_metrics
 
 
 def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
@@ -31,18 +29,3 @@ def test_what_is_not_finite_stays_json(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         {"step": 1, "loss": None, "grad_norm": None}
     ]
-
-
-def test_rates_are_of_the_time_since_the_last_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dinotxt_jax.training import metrics
-
-    clock = iter([0.0, 4.0, 6.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
-    throughput = Throughput()
-    throughput.add(100, 1.0)
-    throughput.add(100, 0.0)
-    first = throughput.report()
-    assert (first["pairs_per_second"], first["data_wait_fraction"]) == (50.0, 0.25)
-    throughput.add(30, 2.0)
-    second = throughput.report()
-    assert (second["pairs_per_second"], second["data_wait_fraction"]) == (15.0, 1.0)

@@ -1,0 +1,73 @@
+"""Traces of a few steps for xprof: what every device and thread did when."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import logging
+
+from dinotxt_jax import processes
+from dinotxt_jax.errors import UserError
+
+
+def parse_profile(setting: str) -> range:
+    """The steps that `config.profile` names, "FIRST:LAST" or "" for none.
+
+    Raises:
+        UserError: anything else.
+    """
+    if not setting:
+        return range(0)
+    matched = re.fullmatch(r"(\d+):(\d+)", setting)
+    if matched is None or not 1 <= int(matched[1]) <= int(matched[2]):
+        raise UserError(
+            f"config.profile={setting!r} is not FIRST:LAST; give the steps to trace, counted from "
+            "the start or resumption, such as 3:5 (the first one is compilation)."
+        )
+    return range(int(matched[1]), int(matched[2]) + 1)
+
+
+class StepProfiler:
+    """Traces those steps of `config.profile` that a run makes.
+
+    Args:
+        setting: `config.profile`.
+        folder: receives `plugins/profile/...`, which xprof and TensorBoard find.
+    """
+
+    def __init__(self, setting: str, folder: Path):
+        self._wanted, self._folder = parse_profile(setting), folder
+        self._seen, self._running = 0, False
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """A step: its data, and the start of its computation."""
+        self._seen += 1
+        if self._seen in self._wanted and not self._running:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield
+
+    def end_step(self, result: object) -> None:
+        """Ends the trace after its last step, when that has been computed."""
+        if self._running and self._seen == self._wanted[-1]:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Writes a trace that is still running, as where a run ends before its last step."""
+        if not self._running:
+            return
+        self._running = False
+        jax.profiler.stop_trace()
+        if processes.is_first():
+            logging.info(
+                "traced %d steps; see them with: pip install xprof; xprof --logdir=%s",
+                min(self._seen - self._wanted[0] + 1, len(self._wanted)),
+                self._folder,
+            )

@@ -1,0 +1,64 @@
+"""Traces of a few steps: which, where, and what is said of a wrong setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dinotxt_jax import UserError
+from dinotxt_jax.training.profiling import StepProfiler, parse_profile
+
+
+def run(profiler: StepProfiler, steps: range) -> None:
+    """Steps of a computation with a name that a trace holds."""
+    double = jax.jit(lambda x: 2 * x)
+    for number in steps:
+        with profiler.step(number):
+            value = double(jnp.ones(3))
+        profiler.end_step(value)
+
+
+def steps_in_traces(folder: Path) -> list[set[int]]:
+    """The numbers of the steps in each trace of a folder."""
+    files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"))
+    return [
+        {
+            int(dict(event.stats)["step_num"])
+            for plane in jax.profiler.ProfileData.from_file(str(file)).planes
+            for line in plane.lines
+            for event in line.events
+            if event.name == "train"
+        }
+        for file in files
+    ]
+
+
+def test_the_named_steps_are_traced_counted_from_the_start(tmp_path: Path) -> None:
+    profiler = StepProfiler("2:3", tmp_path)
+    run(profiler, range(101, 106))
+    profiler.close()
+    assert steps_in_traces(tmp_path) == [{102, 103}]
+
+
+def test_a_run_that_ends_before_the_last_of_them_keeps_its_trace(tmp_path: Path) -> None:
+    profiler = StepProfiler("2:9", tmp_path)
+    run(profiler, range(1, 4))
+    profiler.close()
+    assert steps_in_traces(tmp_path) == [{2, 3}]
+
+
+def test_nothing_is_traced_that_is_not_asked_for(tmp_path: Path) -> None:
+    for setting in ("", "7:8"):
+        profiler = StepProfiler(setting, tmp_path)
+        run(profiler, range(1, 4))
+        profiler.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["5", "0:3", "4:2", "a:b", "1:2:3", "-1:2"])
+def test_a_setting_that_names_no_steps_is_told(setting: str) -> None:
+    with pytest.raises(UserError, match=r"is not FIRST:LAST; give the steps to trace"):
+        parse_profile(setting)
