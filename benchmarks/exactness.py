@@ -96,7 +96,7 @@ def twenty_steps(model: Path) -> None:
         tokens = jax.jit(lambda arrays, x: trainer.merge(arrays).backbone.tokens(x))(parts, images)
         state = trainer.create_state()
         state = state._replace(trainable={name: parts[name] for name in state.trainable})
-        step = jax.jit(trainer.train_step, donate_argnums=0)
+        step = trainer.compiled_step()
         for _ in range(20):
             state, metrics = step(state, {}, {"tokens": golden["tokens"], "features": tokens})
             losses.append(float(metrics["loss"]))

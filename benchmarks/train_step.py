@@ -52,7 +52,7 @@ def seconds_per_step(
     with jax.set_mesh(mesh):
         state = trainer.create_state()
         frozen = {} if cached else frozen_arrays(config)
-        step = jax.jit(trainer.train_step, donate_argnums=0)
+        step = trainer.compiled_step()
         placed = sharding.global_batch(batch, mesh)
         times = []
         for _ in range(steps + 1):

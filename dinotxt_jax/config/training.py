@@ -162,9 +162,9 @@ class Config:
         remat: what the backward pass recomputes: "none", "full" or "dots".
         topology: the TPU slices that the run is meant for, such as "v6e:16x16" ("": none);
             `python -m dinotxt_jax.plan` compiles for them.
-        attention: how training computes attention: "xla", "cudnn" (NVIDIA GPUs), "splash" (TPUs),
-            or "auto": the one known to be best on the devices of the run (`models.attention`).
-            `precompute` and models that are loaded take "xla".
+        attention: how training computes attention: "xla", "grouped" (CPUs), "cudnn" (NVIDIA GPUs),
+            "splash" (TPUs), or "auto": the one known to be best on the devices of the run
+            (`models.attention`). `precompute` and models that are loaded take "auto".
         log_every: steps between two lines of `metrics.jsonl`.
         profile: steps to trace for xprof, "FIRST:LAST", counted from the start or resumption
             ("3:5": the first ones are compiled); the trace lies in the run's `tensorboard` folder.

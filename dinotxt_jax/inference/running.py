@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,15 +11,35 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dinotxt_jax.compiler_options import compiler_options
 from dinotxt_jax.config import DTYPE_NAMES
 from dinotxt_jax.errors import UserError
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "method", "options"))
 def run_method(
     graphdef: Any, arrays: Any, method: str, options: tuple[Any, ...], *inputs: Any
 ) -> Any:
     """One method of a module as a pure function; compiled once per module, options and shapes."""
+    leaves = jax.tree.leaves((arrays, inputs))
+    # Options are for the outermost function only, which is not this one inside a user's own jit.
+    inside = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    dtypes = {str(leaf.dtype) for leaf in leaves}
+    chosen = {} if inside else compiler_options(dtypes)
+    return _compiled(tuple(chosen.items()))(graphdef, arrays, method, options, *inputs)
+
+
+@functools.cache
+def _compiled(chosen: tuple[tuple[str, str], ...]) -> Callable[..., Any]:
+    return jax.jit(
+        _run_method,
+        static_argnames=("graphdef", "method", "options"),
+        compiler_options=dict(chosen),
+    )
+
+
+def _run_method(
+    graphdef: Any, arrays: Any, method: str, options: tuple[Any, ...], *inputs: Any
+) -> Any:
     return getattr(nnx.merge(graphdef, arrays), method)(*inputs, *options)
 
 

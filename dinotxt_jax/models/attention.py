@@ -1,8 +1,9 @@
 """Attention: the one place in the project that computes it, and the ways it can.
 
-    xla     plain products; all logits of a layer exist at once. Runs everywhere.
-    cudnn   cuDNN's flash attention: NVIDIA GPUs, half precision.
-    splash  the Pallas kernel of that name: TPUs.
+    xla      plain products; all logits of a layer exist at once. Runs everywhere.
+    grouped  the same for a few examples at a time, whose logits stay in a processor's cache: CPUs.
+    cudnn    cuDNN's flash attention: NVIDIA GPUs, half precision.
+    splash   the Pallas kernel of that name: TPUs.
 
 The kernels never write the logits to memory and do their softmax in float32.
 
@@ -25,9 +26,11 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.sharding import partition_spec
 
 # What "auto" takes on a platform (of `jax.Device`) if the kernel can do the work; XLA elsewhere.
-# Only measured gains belong here (`benchmarks/attention.py`); none has been measured yet.
-AUTO: Mapping[str, str] = {}
-PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
+# Only measured gains belong here (`benchmarks/attention.py`); GPUs and TPUs wait for theirs.
+AUTO: Mapping[str, str] = {"cpu": "grouped"}
+PLATFORMS = {"grouped": "cpu", "cudnn": "gpu", "splash": "tpu"}
+# Bytes of logits that "grouped" works on at a time.
+GROUP_BYTES = 4 << 20
 # Widths of a head that cuDNN takes are multiples of 8, tokens of a block of splash of 128.
 CUDNN_HEAD_MULTIPLE = 8
 SPLASH_TILE = 128
@@ -51,7 +54,7 @@ def attention(
 
     Args:
         causal: tokens see only themselves and what is before them.
-        softmax_dtype: what XLA's softmax runs in.
+        softmax_dtype: what the softmax of "xla" and "grouped" runs in.
         implementation: a key of `IMPLEMENTATIONS` (`choose` knows "auto" and the conditions).
     """
     compute = IMPLEMENTATIONS[implementation]
@@ -117,13 +120,74 @@ def _xla(
 ) -> jax.Array:
     scaled = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("bqhk,bnhk->bhqn", scaled, key).astype(softmax_dtype)
-    if causal or segment_ids is not None:
-        seen = jnp.tri(logits.shape[-1], dtype=bool) if causal else True
-        if segment_ids is not None:
-            seen = seen & _same_segment(segment_ids)
-        logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
+    logits = _masked(logits, causal, segment_ids)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhqn,bnhk->bqhk", weights, value)
+
+
+def _grouped(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    softmax_dtype: str,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
+    """In the order of loops that CPUs like; what leaves is divided, not the larger weights."""
+
+    def group(inputs: tuple[jax.Array, ...]) -> jax.Array:
+        query, key, value, *ids = inputs  # [b h n k], [b h k n], [b h n k]
+        logits = _masked((query @ key).astype(softmax_dtype), causal, *ids)
+        largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        weights = jnp.exp(logits - largest)
+        y = weights.astype(value.dtype) @ value
+        return (y / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, *ids: jax.Array) -> jax.Array:
+        rows, tokens, heads, width = query.shape
+        most = GROUP_BYTES // (heads * tokens**2 * jnp.dtype(softmax_dtype).itemsize)
+        divisors = [count for count in range(1, rows + 1) if rows % count == 0]
+        size = max(count for count in divisors if count <= max(most, 1))
+        arranged = (
+            jnp.transpose(query, (0, 2, 1, 3)) * width**-0.5,
+            jnp.transpose(key, (0, 2, 3, 1)),
+            jnp.transpose(value, (0, 2, 1, 3)),
+            *ids,
+        )
+        if size == rows:
+            return jnp.transpose(group(arranged), (0, 2, 1, 3))
+        split = [array.reshape(rows // size, size, *array.shape[1:]) for array in arranged]
+        y = jax.lax.map(group, tuple(split)).reshape(arranged[2].shape)
+        return jnp.transpose(y, (0, 2, 1, 3))
+
+    ids = () if segment_ids is None else (segment_ids,)
+    return _on_parts(local, query, key, value, *ids)
+
+
+def _on_parts(local: Callable[..., jax.Array], query: jax.Array, *others: jax.Array) -> jax.Array:
+    """A function of examples and heads on each device's part: it is not divided by itself.
+
+    Args:
+        local: of query, key, value and perhaps the segment ids.
+        query, others: its arguments.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(query, *others)
+    spec = partition_spec(("batch", None, "heads", None), query.shape, mesh.shape)
+    parts = (spec, spec, spec, PartitionSpec(spec[0]))[: 1 + len(others)]
+    # Unchecked: a Pallas call does not say how its results vary over devices.
+    return jax.shard_map(local, in_specs=parts, out_specs=spec, check_vma=False)(query, *others)
+
+
+def _masked(logits: jax.Array, causal: bool, segment_ids: jax.Array | None = None) -> jax.Array:
+    """Logits [b h q n] with the lowest number where a query must not look."""
+    if not causal and segment_ids is None:
+        return logits
+    seen = jnp.tri(logits.shape[-1], dtype=bool) if causal else True
+    if segment_ids is not None:
+        seen = seen & _same_segment(segment_ids)
+    return jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
 
 
 def _same_segment(segment_ids: Int[Array, "b n"]) -> Bool[Array, "b 1 n n"]:
@@ -166,12 +230,11 @@ def _splash(
     softmax_dtype: str,
     segment_ids: jax.Array | None,
 ) -> jax.Array:
-    """The kernel on each device's part: the compiler cannot divide it by itself."""
     del softmax_dtype
     tokens = query.shape[1]
     padding = -tokens % SPLASH_TILE
 
-    def local(query: jax.Array, key: jax.Array, value: jax.Array, ids: Any) -> jax.Array:
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, ids: Any = None) -> jax.Array:
         heads = query.shape[2]
         query, key, value, ids = _padded(query, key, value, ids, padding)
         kernel = _splash_kernel(tokens, padding, heads, causal, masked=ids is None)
@@ -180,15 +243,8 @@ def _splash(
         by_head[0] = by_head[0] * query.shape[-1] ** -0.5
         return jnp.swapaxes(jax.vmap(kernel)(*by_head, segments), 1, 2)[:, :tokens]
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return local(query, key, value, segment_ids)
-    spec = partition_spec(("batch", None, "heads", None), query.shape, mesh.shape)
-    parts = (spec, spec, spec, PartitionSpec(spec[0]))
-    # Unchecked: a Pallas call does not say how its results vary over devices.
-    return jax.shard_map(local, in_specs=parts, out_specs=spec, check_vma=False)(
-        query, key, value, segment_ids
-    )
+    ids = () if segment_ids is None else (segment_ids,)
+    return _on_parts(local, query, key, value, *ids)
 
 
 def _splash_kernel(
@@ -241,6 +297,7 @@ def _padded(
 
 IMPLEMENTATIONS: Mapping[str, Callable[..., jax.Array]] = {
     "xla": _xla,
+    "grouped": _grouped,
     "cudnn": _cudnn,
     "splash": _splash,
 }

@@ -64,6 +64,15 @@ class DinoTxtConfig:
     head: HeadConfig
     text: TextConfig
 
+    @property
+    def head_dims(self) -> tuple[int, int, int]:
+        """Channels of an attention head in the backbone, the vision head and the text part."""
+        return (
+            self.vision.block().head_dim,
+            self.vision.dim // self.head.num_heads,
+            self.text.block().head_dim,
+        )
+
     def __post_init__(self) -> None:
         expected = descriptor_dim(self.vision.dim, self.head.pooling)
         if self.text.embed_dim != expected:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from dinotxt_jax import processes, sharding, storage
 from dinotxt_jax.config import from_dict
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.models import quantization
+from dinotxt_jax.models import attention, quantization
 from dinotxt_jax.models.dinotxt import DinoTxt, DinoTxtConfig, HeadConfig
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.text import TextConfig
@@ -322,8 +322,11 @@ def load_vision_transformer(
     """The backbone of any model directory, and the directory's description."""
     description = read_description(path)
 
+    vision = description.vision
+    chosen = _attention(dtypes, vision.block().head_dim)
+
     def create() -> VisionTransformer:
-        return VisionTransformer(description.vision, dtypes=dtypes, rngs=nnx.Rngs(0))
+        return VisionTransformer(vision, dtypes=dtypes, rngs=nnx.Rngs(0), attention=chosen)
 
     parts = load_parts(path, {"backbone": abstract_arrays(create, mesh)})
     return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts["backbone"]), description
@@ -340,9 +343,15 @@ def load_dinotxt(
             "dinotxt_jax.train) or use dt.load_backbone."
         )
     config = description.dinotxt
+    chosen = _attention(dtypes, *config.head_dims)
 
     def create() -> DinoTxt:
-        return DinoTxt(config, dtypes=dtypes, rngs=nnx.Rngs(0))
+        return DinoTxt(config, dtypes=dtypes, rngs=nnx.Rngs(0), attention=chosen)
 
     parts = load_parts(path, abstract_arrays(create, mesh))
     return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts), description
+
+
+def _attention(dtypes: DTypes, *head_dims: int) -> str:
+    """How a model that is loaded computes attention: as is best on the devices of this process."""
+    return attention.choose("auto", jax.default_backend(), (dtypes.compute,), head_dims)

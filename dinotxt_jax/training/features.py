@@ -29,6 +29,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from dinotxt_jax import processes, sharding
+from dinotxt_jax.compiler_options import compiler_options
 from dinotxt_jax.config import Config, DataConfig, TaskConfig, check_image_size
 from dinotxt_jax.data.examples import Source, limited
 from dinotxt_jax.data.order import Draw
@@ -205,7 +206,7 @@ def encode_source(
     graphdef, state = nnx.split(backbone)
     wanted = description.preprocessing
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options([config.precision.frozen]))
     def encode(arrays: Any, images: jax.Array) -> jax.Array:
         images = normalize(images, wanted.mean, wanted.std)
         return nnx.merge(graphdef, arrays).tokens(images)

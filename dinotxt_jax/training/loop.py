@@ -166,7 +166,7 @@ class _Run:
             self._load_backbone() if self.cache is None or self.evaluations.need_backbone else {}
         )
         frozen = whole if self.cache is None else {}
-        step_function = jax.jit(self.trainer.train_step, donate_argnums=0)
+        step_function = self.trainer.compiled_step()
         writer = MetricsWriter(self.workdir, first)
         throughput, flops = Throughput(), ModelFlops(self.trainer)
         profiler = StepProfiler(config.profile, self.workdir / "tensorboard")

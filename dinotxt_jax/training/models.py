@@ -112,13 +112,9 @@ def chosen_attention(config: Config, model: DinoTxtConfig, mesh: Mesh) -> str:
     Raises:
         UserError: unknown, or impossible there.
     """
-    precision, heads = config.precision, (model.vision, model.text)
     return attention.choose(
         config.attention,
         mesh.devices.flat[0].platform,
-        dtypes=(precision.compute, precision.frozen),
-        head_dims=(
-            *(part.block().head_dim for part in heads),
-            model.vision.dim // model.head.num_heads,
-        ),
+        dtypes=(config.precision.compute, config.precision.frozen),
+        head_dims=model.head_dims,
     )

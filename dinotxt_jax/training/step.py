@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
+from dinotxt_jax.compiler_options import compiler_options
 from dinotxt_jax.config import Config
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.losses import (
@@ -150,6 +151,12 @@ class Trainer:
             "grad_norm": optax.global_norm(gradients),
         }
         return TrainState(state.step + 1, trainable | {"logit_scale": clamped}, optimizer), metrics
+
+    def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        """`train_step`, compiled when it is first called; the state that it is given is used up."""
+        precision = self.config.precision
+        options = compiler_options((precision.compute, precision.frozen))
+        return jax.jit(self.train_step, donate_argnums=0, compiler_options=options)
 
     def backbone_tokens(self, frozen: Arrays, batch: Mapping[str, jax.Array]) -> jax.Array:
         """[class, registers, patches] of the frozen backbone, [b t d]: cached, or computed."""

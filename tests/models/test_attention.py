@@ -93,6 +93,45 @@ def test_splash_equals_plain_attention(
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("rows", "mesh"), [(6, None), (7, None), (16, (2, 4)), (3, (2, 4))])
+def test_groups_of_examples_equal_plain_attention(
+    monkeypatch: pytest.MonkeyPatch,
+    packed: bool,
+    causal: bool,
+    rows: int,
+    mesh: tuple[int, int] | None,
+) -> None:
+    # Logits of two examples; of 7 rows one at a time, on a mesh as many as each device has.
+    monkeypatch.setattr(module, "GROUP_BYTES", 2 * HEADS * TOKENS**2 * 4)
+    arrays = drawn(TOKENS, rows)
+    ids = segments(TOKENS, rows) if packed else None
+    on = contextlib.nullcontext() if mesh is None else jax.set_mesh(sharding.make_mesh(*mesh))
+    with on:
+        plain, grouped = (
+            output_and_gradients(name, arrays, causal, ids) for name in ("xla", "grouped")
+        )
+    for expected, found in zip(plain, grouped, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
+
+
+def test_groups_keep_half_precision_where_it_was() -> None:
+    query, key, value, _ = (array.astype(jnp.bfloat16) for array in drawn())
+    plain, grouped = (
+        attention(query, key, value, causal=True, softmax_dtype="float32", implementation=name)
+        for name in ("xla", "grouped")
+    )
+    assert grouped.dtype == plain.dtype == jnp.bfloat16
+    exact = attention(
+        *(array.astype(jnp.float32) for array in (query, key, value)),
+        causal=True,
+        softmax_dtype="float32",
+    )
+    errors = [float(jnp.abs(y - exact).mean()) for y in (plain, grouped)]
+    assert errors[1] < 1.5 * errors[0]
+
+
 def test_splash_keeps_batches_where_they_are(interpreted: None) -> None:
     mesh = sharding.make_mesh(2, 4)
     *inputs, _ = drawn()
@@ -150,7 +189,13 @@ def test_cudnn_can_be_lowered_for_gpus_from_here(
 def test_an_implementation_is_refused_where_it_cannot_run() -> None:
     half, whole = ("bfloat16",), ("bfloat16", "float32")
     for name, platform, dtypes, head_dims, sentence in (
-        ("flash", "gpu", half, (64,), "'flash' is unknown; choose among auto, xla, cudnn, splash"),
+        (
+            "flash",
+            "gpu",
+            half,
+            (64,),
+            "'flash' is unknown; choose among auto, xla, grouped, cudnn, splash",
+        ),
         ("cudnn", "cpu", half, (64,), "'cudnn' runs on gpu devices and these are cpu; run on gpu"),
         ("splash", "gpu", half, (64,), "'splash' runs on tpu devices and these are gpu"),
         ("cudnn", "gpu", whole, (64,), "half precision, and a dtype is float32; set config.prec"),

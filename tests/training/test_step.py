@@ -76,7 +76,7 @@ class Setting:
             state = self.trainer.create_state()
             trained = {name: self.parts.get(name, v) for name, v in state.trainable.items()}
             state = state._replace(trainable=trained)
-            step = jax.jit(self.trainer.train_step, donate_argnums=0)
+            step = self.trainer.compiled_step()
             placed = sharding.global_batch(batch, self.mesh)
             for _ in range(steps):
                 state, metrics = step(state, {}, placed)

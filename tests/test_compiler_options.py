@@ -1,0 +1,46 @@
+"""What the compiler is told on CPUs, and when it is told nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dinotxt_jax as dt
+from dinotxt_jax import compiler_options as module
+from dinotxt_jax.compiler_options import compiler_options
+
+OPTION = "xla_cpu_experimental_ynn_fusion_type"
+
+
+def test_float32_products_on_cpus_are_left_to_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert compiler_options(["float32"]) == {OPTION: ""}
+    assert compiler_options(["float32", "bfloat16"]) == {}
+
+
+def test_the_users_own_flags_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", f"--{OPTION}=LIBRARY_FUSION_TYPE_DOT")
+    assert compiler_options(["float32"]) == {}
+
+
+def test_accelerators_are_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert compiler_options(["float32"]) == {}
+
+
+def test_a_compiler_without_the_option_is_not_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LIBRARY", "xla_cpu_no_such_option")
+    module._is_known.cache_clear()
+    assert compiler_options(["float32"]) == {}
+    module._is_known.cache_clear()
+
+
+def test_a_model_can_be_part_of_a_larger_compiled_function(tiny_backbone: Path) -> None:
+    backbone = dt.load_backbone(tiny_backbone)
+    images = jnp.ones((2, 28, 28, 3))
+    larger = jax.jit(lambda images: 2 * backbone(images).class_token)
+    np.testing.assert_allclose(larger(images), 2 * backbone(images).class_token, atol=1e-5)
