@@ -15,23 +15,33 @@ from dinotxt_jax.config import Config, from_dict
 from dinotxt_jax.planning.topologies import parse_topology
 
 ROOT = Path(__file__).parents[2]
-POD = ROOT / "configs" / "dinotxt_dinov2_reg.py"
-BACKBONES = ("vits14", "vitb14", "vitl14", "vitg14")
+SHIPPED = {
+    "dinotxt_dinov2_reg": ("vits14", "vitb14", "vitl14", "vitg14"),
+    "dinotxt_dinov3": ("vitl16", "vit7b16"),
+}
 
 
-def shipped(backbone: str) -> Config:
-    spec = importlib.util.spec_from_file_location("pod", POD)
+def file_of(name: str) -> Path:
+    return ROOT / "configs" / f"{name}.py"
+
+
+def shipped(name: str, backbone: str) -> Config:
+    spec = importlib.util.spec_from_file_location("pod", file_of(name))
     assert spec is not None
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert set(module.BACKBONES) == set(BACKBONES)
+    assert SHIPPED[name] == module.BACKBONES
     return from_dict(Config, module.get_config(backbone).to_dict())
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_pod_config_names_a_topology_that_its_batch_divides_over(backbone: str) -> None:
-    config = shipped(backbone)
+@pytest.mark.parametrize(
+    ("name", "backbone"), [(name, one) for name, found in SHIPPED.items() for one in found]
+)
+def test_a_pod_config_names_a_topology_that_its_batch_divides_over(
+    name: str, backbone: str
+) -> None:
+    config = shipped(name, backbone)
     devices = parse_topology(config.topology).device_count
     assert devices >= 64
     assert config.batch_size % devices == 0
@@ -44,9 +54,10 @@ def test_a_pod_config_names_a_topology_that_its_batch_divides_over(backbone: str
 )
 @pytest.mark.parametrize("backbone", ["vits14", "vitl14"])
 def test_a_pod_config_fits_its_topology(backbone: str, tmp_path: Path) -> None:
+    config = f"--config={file_of('dinotxt_dinov2_reg')}:{backbone}"
     output = f"--output={tmp_path}"
     result = subprocess.run(
-        [sys.executable, "-m", "dinotxt_jax.plan", f"--config={POD}:{backbone}", output],
+        [sys.executable, "-m", "dinotxt_jax.plan", config, output],
         cwd=ROOT,
         capture_output=True,
         text=True,
