@@ -29,8 +29,9 @@ quickstart: $(VENV)/installed
 	@echo "ten images and their captions: $(QUICKSTART)/evaluation/scenes.png"
 	@echo "the model (dt.load):           $(QUICKSTART)/run/model"
 
+# A worker takes up to 3 GB of memory and, having eight pretend devices, more than one core.
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses=4
 
 slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow
