@@ -9,10 +9,10 @@ packed rows of 77 tokens (64 rows hold the captions of about 300 pairs). Weights
 random.
 
 Without --topology every implementation that the devices of this machine can run is timed (medians,
-compilation left out; a CPU has XLA's alone). With it nothing is run: the compiler says what memory
-the temporaries of a chip take and how many bytes are moved. Blocks are scanned, and it counts the
-body of a scan once, so that bytes are those of one block and what surrounds the blocks; it knows
-what a Pallas kernel reads and writes but not how long that takes.
+compilation left out; give a CPU fewer images and rows). With it nothing is run: the compiler says
+what memory the temporaries of a chip take and how many bytes are moved. Blocks are scanned, and it
+counts the body of a scan once, so that bytes are those of one block and what surrounds the blocks;
+it knows what a Pallas kernel reads and writes but not how long that takes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from dinotxt_jax import UserError, sharding
+from dinotxt_jax.compiler_options import compiler_options
 from dinotxt_jax.models.attention import IMPLEMENTATIONS, choose
 from dinotxt_jax.models.directory import abstract_arrays
 from dinotxt_jax.models.layers import DTypes
@@ -127,12 +128,21 @@ def abstract_inputs(workload: Workload, count: int, mesh: Mesh) -> Any:
     )
 
 
-def compiled(workload: Workload, attention: str, dtype: str, count: int, mesh: Mesh) -> Any:
+def compiled(
+    workload: Workload,
+    attention: str,
+    dtype: str,
+    count: int,
+    mesh: Mesh,
+    options: dict[str, str] | None = None,
+) -> Any:
     """The program for the devices of a mesh, which need not exist."""
     create = lambda: workload.create(attention, dtype)  # noqa: E731
     graphdef = nnx.graphdef(nnx.eval_shape(create))
     with jax.set_mesh(mesh):
-        run = jax.jit(lambda arrays, inputs: workload.run(graphdef, arrays, inputs))
+        run = jax.jit(
+            lambda arrays, inputs: workload.run(graphdef, arrays, inputs), compiler_options=options
+        )
         inputs = abstract_inputs(workload, count, mesh)
         return run.lower(abstract_arrays(create, mesh), inputs).compile()
 
@@ -162,7 +172,7 @@ def median_seconds(
     workload: Workload, attention: str, dtype: str, count: int, mesh: Mesh, repeats: int
 ) -> float:
     """Of the repeats, compilation left out."""
-    program = compiled(workload, attention, dtype, count, mesh)
+    program = compiled(workload, attention, dtype, count, mesh, compiler_options([dtype]))
     create = lambda: workload.create(attention, dtype)  # noqa: E731
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_arrays(create, mesh))
     arrays = jax.jit(lambda: nnx.to_pure_dict(nnx.state(create())), out_shardings=placed)()
