@@ -38,6 +38,7 @@ import plain_losses
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
+from dinotxt_jax.compiler_options import compiler_options
 from dinotxt_jax.config import LossConfig
 from dinotxt_jax.losses import sigmoid_contrastive_loss, softmax_contrastive_loss
 
@@ -48,9 +49,10 @@ TIMED = ((4096, 512), (8192, 1024))
 COMPILED = ((8192, 1024), (32_768, 2048), (65_536, 2048))
 
 
-def program(loss: Callable, numbers: int) -> Callable:
+def program(loss: Callable, numbers: int, options: dict[str, str] | None = None) -> Callable:
     """Loss and gradients in both features and all numbers."""
-    return jax.jit(jax.value_and_grad(loss, argnums=tuple(range(2 + numbers))))
+    run = jax.value_and_grad(loss, argnums=tuple(range(2 + numbers)))
+    return jax.jit(run, compiler_options=options)
 
 
 def seconds(kind: str, losses: list[Callable], size: tuple[int, int], repeats: int) -> list[float]:
@@ -59,7 +61,8 @@ def seconds(kind: str, losses: list[Callable], size: tuple[int, int], repeats: i
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     place = sharding.batch_sharding(jax.sharding.get_mesh())
     arguments = (*jax.device_put(tuple(features), place), *map(jnp.float32, NUMBERS[kind]))
-    programs = [program(loss, len(NUMBERS[kind])) for loss in losses]
+    options = compiler_options(["float32"])  # as in training
+    programs = [program(loss, len(NUMBERS[kind]), options) for loss in losses]
     times = np.zeros((repeats + 1, len(losses)))
     for turn in times:
         for number, run in enumerate(programs):
