@@ -31,7 +31,7 @@ quickstart: $(VENV)/installed
 
 # A worker takes up to 3 GB of memory and, having eight pretend devices, more than one core.
 test: lint
-	$(RUN) -m pytest -n auto --maxprocesses=4
+	$(RUN) -m pytest -n auto --maxprocesses=4 --dist worksteal
 
 slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow
