@@ -98,19 +98,27 @@ class _Setting(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Logits of the local images with some texts of every device (p: devices, k: texts of each).
+    """Logits of the local images with as many texts of every device: m in all, by device.
+
+    They are matrices, since the compiler copies arrays of three axes to multiply them.
 
     Attributes:
         start: number of the first text, the same on every device.
+        size: texts of each device.
         texts: gathered features.
-        logits: of local image i with text j of device p.
+        logits: of local images with these texts.
         matched: whether that is the image's own text.
     """
 
     start: jax.Array | int
-    texts: Float[Array, "p k D"]
-    logits: Float[Array, "n p k"]
-    matched: Bool[Array, "n p k"]
+    size: int
+    texts: Float[Array, "m D"]
+    logits: Float[Array, "n m"]
+    matched: Bool[Array, "n m"]
+
+    def by_device(self, values: Float[Array, "m ..."]) -> Float[Array, "p k ..."]:
+        """What belongs to texts of each of p devices."""
+        return values.reshape(-1, self.size, *values.shape[1:])
 
 
 _FEATURES, _VECTOR, _NUMBER = ("batch", None), ("batch",), ()
@@ -173,12 +181,13 @@ def _local_loss(
     images = images.astype(scale.dtype)
 
     def softmax(so_far: jax.Array, block: _Block) -> tuple[jax.Array, jax.Array]:
-        rows = jax.nn.logsumexp(block.logits, axis=(1, 2))
-        return jnp.logaddexp(so_far, rows), jax.nn.logsumexp(block.logits, axis=0).T
+        rows = jax.nn.logsumexp(block.logits, axis=1)
+        columns = block.by_device(jax.nn.logsumexp(block.logits, axis=0))
+        return jnp.logaddexp(so_far, rows), columns.T
 
     def sigmoid(so_far: jax.Array, block: _Block) -> tuple[jax.Array, None]:
         signed = jnp.where(block.matched, -block.logits, block.logits)
-        return so_far + jnp.sum(jax.nn.softplus(signed), axis=(1, 2)), None
+        return so_far + jnp.sum(jax.nn.softplus(signed), axis=1), None
 
     sums: tuple[jax.Array, ...] = ()
     if setting.kind == "sigmoid":
@@ -211,8 +220,9 @@ def _local_gradients(
 
     def step(so_far: tuple[jax.Array, jax.Array], block: _Block) -> tuple[Any, jax.Array]:
         slope = slopes(block)
-        of_images = so_far[0] + jnp.einsum("npk,pkd->nd", slope, block.texts)
-        of_texts = shards.scatter_sum(jnp.einsum("npk,nd->pkd", slope, wide_images))
+        of_images = so_far[0] + jnp.einsum("nm,md->nd", slope, block.texts)
+        of_texts = jnp.einsum("nm,nd->md", slope, wide_images)
+        of_texts = shards.scatter_sum(block.by_device(of_texts))
         of_texts = (of_texts * (factor * scale)).astype(texts.dtype)
         # A bias would move all logits of a softmax alike.
         of_bias = so_far[1] + jnp.sum(slope) if setting.kind == "sigmoid" else so_far[1]
@@ -228,7 +238,7 @@ def _local_gradients(
     return of_images, of_texts, factor * of_scale, factor * shards.sum(of_bias)
 
 
-def _sigmoid_slopes(block: _Block) -> Float[Array, "n p k"]:
+def _sigmoid_slopes(block: _Block) -> Float[Array, "n m"]:
     """Derivatives of the batch's summed loss in the logits."""
     signs = jnp.where(block.matched, -1, 1)
     return signs * jax.nn.sigmoid(signs * block.logits)
@@ -236,14 +246,13 @@ def _sigmoid_slopes(block: _Block) -> Float[Array, "n p k"]:
 
 def _softmax_slopes(
     shards: BatchShards, rows: Float[Array, "n"], columns: Float[Array, "n"]
-) -> Callable[[_Block], Float[Array, "n p k"]]:
+) -> Callable[[_Block], Float[Array, "n m"]]:
     """As `_sigmoid_slopes`, from logsumexp of the local images' and texts' logits."""
     columns = shards.gather(columns)
 
     def slopes(block: _Block) -> jax.Array:
-        size = block.texts.shape[1]
-        sums = jax.lax.dynamic_slice_in_dim(columns, block.start, size, axis=1)
-        of_images = jnp.exp(block.logits - rows[:, None, None])
+        sums = jax.lax.dynamic_slice_in_dim(columns, block.start, block.size, axis=1).ravel()
+        of_images = jnp.exp(block.logits - rows[:, None])
         return (of_images + jnp.exp(block.logits - sums)) / 2 - block.matched
 
     return slopes
@@ -268,13 +277,12 @@ def _over_blocks(
 
     def one(so_far: Any, start: jax.Array | int, size: int) -> tuple[Any, Any]:
         gathered = shards.gather(jax.lax.dynamic_slice_in_dim(texts, start, size))
-        gathered = gathered.astype(scale.dtype)
-        logits = jnp.einsum("nd,pkd->npk", images, scale * gathered)
+        gathered = gathered.astype(scale.dtype).reshape(shards.count * size, -1)
+        logits = jnp.einsum("nd,md->nm", images, scale * gathered)
         logits = logits + bias if setting.kind == "sigmoid" else logits
-        same_device = jnp.arange(shards.count) == shards.index()
-        same_row = jnp.arange(count)[:, None] == start + jnp.arange(size)
-        matched = same_device[None, :, None] & same_row[:, None, :]
-        return step(so_far, _Block(start, gathered, logits, matched))
+        same_device = jnp.repeat(jnp.arange(shards.count) == shards.index(), size)
+        same_row = jnp.arange(count)[:, None] == jnp.tile(start + jnp.arange(size), shards.count)
+        return step(so_far, _Block(start, size, gathered, logits, same_device & same_row))
 
     so_far, found = jax.lax.scan(
         lambda so_far, i: one(so_far, i * size, size), so_far, jnp.arange(whole)
