@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterable
 
 import jax
@@ -12,6 +13,8 @@ import jax
 # and a tenth longer for the others (benchmarks/torch_train_step.py, JAX 0.10 and 0.12); in bfloat16
 # it is the faster one.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+# XLA takes this one from the environment only.
+_ONEDNN = re.compile(r"--xla_cpu_experimental_onednn_custom_call(=(true|1))?(\s|$)")
 
 
 def compiler_options(dtypes: Iterable[str]) -> dict[str, str]:
@@ -22,12 +25,18 @@ def compiler_options(dtypes: Iterable[str]) -> dict[str, str]:
 
     Returns:
         None of them on accelerators, in half precision, where this JAX does not know them, and
-        where `XLA_FLAGS` has them.
+        where `XLA_FLAGS` has them or gives products to oneDNN.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "bfloat16" in dtypes or jax.default_backend() != "cpu" or _LIBRARY in flags:
+    if "bfloat16" in dtypes or jax.default_backend() != "cpu":
+        return {}
+    if uses_onednn() or _LIBRARY in os.environ.get("XLA_FLAGS", ""):
         return {}
     return {_LIBRARY: ""} if _is_known() else {}
+
+
+def uses_onednn() -> bool:
+    """Whether `XLA_FLAGS` lets CPUs give products to oneDNN (JAX 0.12)."""
+    return _ONEDNN.search(os.environ.get("XLA_FLAGS", "")) is not None
 
 
 @functools.cache

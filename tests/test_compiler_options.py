@@ -12,6 +12,7 @@ import pytest
 import dinotxt_jax as dt
 from dinotxt_jax import compiler_options as module
 from dinotxt_jax.compiler_options import compiler_options
+from dinotxt_jax.models.attention import choose
 
 OPTION = "xla_cpu_experimental_ynn_fusion_type"
 
@@ -25,6 +26,18 @@ def test_float32_products_on_cpus_are_left_to_xla(monkeypatch: pytest.MonkeyPatc
 def test_the_users_own_flags_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", f"--{OPTION}=LIBRARY_FUSION_TYPE_DOT")
     assert compiler_options(["float32"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("flag", "used"), [("", True), ("=true", True), ("=false", False), ("_x=true", False)]
+)
+def test_products_that_go_to_onednn_are_left_as_they_are(
+    flag: str, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_cpu_experimental_onednn_custom_call{flag} --xla_other")
+    assert compiler_options(["float32"]) == ({} if used else {OPTION: ""})
+    assert choose("auto", "cpu", ("float32",), (64,)) == ("xla" if used else "grouped")
+    assert choose("grouped", "cpu", ("float32",), (64,)) == "grouped"
 
 
 def test_accelerators_are_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from dinotxt_jax.compiler_options import uses_onednn
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.sharding import partition_spec
 
@@ -81,7 +82,9 @@ def choose(
         )
     if implementation == "auto":
         best = AUTO.get(platform, "xla")
-        return "xla" if _obstacle(best, platform, dtypes, head_dims) else best
+        # oneDNN has no fast product for a few examples of a batch: a step takes six times as long.
+        slow = best == "grouped" and uses_onednn()
+        return "xla" if slow or _obstacle(best, platform, dtypes, head_dims) else best
     obstacle = _obstacle(implementation, platform, dtypes, head_dims)
     if obstacle:
         raise UserError(f"config.attention={implementation!r} {obstacle}; or choose auto or xla.")
