@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import resource
 import sys
 import time
@@ -12,40 +11,12 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import AbstractMesh
 
+from dinotxt_jax.chips import GIB, peak_flops
 from dinotxt_jax.flops import matmul_flops
-from dinotxt_jax.planning.topologies import CHIPS, GIB
 from dinotxt_jax.training.models import create_model
 from dinotxt_jax.training.step import Arrays, Trainer
-
-# bfloat16 products without sparsity, operations a second, as NVIDIA's data sheets have them; the
-# first name that occurs in a device's is its.
-_GPU_FLOPS = {
-    "B200": 2250e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A40": 149.7e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L4": 121e12,
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """bfloat16 operations a second of a device (`jax.Device.device_kind`), if they are known."""
-    for chip in CHIPS.values():
-        if chip.device_kind == device_kind:
-            return chip.flops / chip.devices
-    for name, flops in _GPU_FLOPS.items():
-        if re.search(rf"\b{name}\b", device_kind):
-            return flops
-    return None
 
 
 class ModelFlops:
@@ -80,7 +51,9 @@ class ModelFlops:
                 ),
                 (frozen, dict(batch)),
             )
-            self._known[shapes] = matmul_flops(self._trainer.train_step, self._state, *abstract)
+            # On a mesh the loss would count once for each part of the tensor axis.
+            with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+                self._known[shapes] = matmul_flops(self._trainer.train_step, self._state, *abstract)
         return self._known[shapes]
 
 

@@ -33,6 +33,7 @@ SHAPES = {
     "4x2": (4, 2, 1),
     "1x8": (1, 8, 1),
     "1x1x8": (1, 1, 8),
+    "2x2x2": (2, 2, 2),
 }
 VOCABULARY = 96
 LARGE_SHAPE = (8192, 8192)  # 256 MiB of float32
@@ -84,10 +85,9 @@ def _batch(number: int, on: Mesh) -> dict[str, jax.Array]:
     tokens = rng.integers(1, VOCABULARY - 1, (16, 12)).astype(np.int32)
     tokens[:, -1] = VOCABULARY - 1
     features = rng.normal(size=(16, 5, 32)).astype(np.float32)
-    readers = sharding.batch_readers(on)
-    mine = next(index for index, group in enumerate(readers) if jax.process_index() in group)
-    count = 16 // len(readers)
-    rows = slice(mine * count, (mine + 1) * count)
+    readers = sharding.batch_readers(on).items()
+    mine = next(list(parts) for parts, group in readers if jax.process_index() in group)
+    rows = np.arange(16).reshape(sharding.batch_parts(on), -1)[mine].ravel()
     return sharding.global_batch({"features": features[rows], "tokens": tokens[rows]}, on)
 
 
