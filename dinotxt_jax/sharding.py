@@ -51,7 +51,7 @@ def make_mesh(
     data: int = -1,
     fsdp: int = 1,
     tensor: int = 1,
-    slices: int = 1,
+    slices: int = -1,
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
@@ -61,7 +61,8 @@ def make_mesh(
         data: number of replicas, over all slices; -1 takes what the others leave.
         fsdp: number of parts that parameters and optimizer state are split into.
         tensor: number of parts that heads and MLP channels are split into.
-        slices: number of slices, joined by a slower network, that the replicas are spread over.
+        slices: number of slices, joined by a slower network, that the replicas are spread over;
+            -1 takes those that there are.
         devices: defaults to `jax.devices()`.
 
     Raises:
@@ -70,10 +71,11 @@ def make_mesh(
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "slices": slices}
-    if min(fsdp, tensor, slices) < 1 or (data < 1 and data != -1):
+    if min(fsdp, tensor) < 1 or any(size < 1 and size != -1 for size in (data, slices)):
         given = ", ".join(f"config.mesh.{name}={size}" for name, size in sizes.items())
         raise UserError(
-            f"{given} is not a mesh; give positive sizes, or data=-1 for 'what is left'."
+            f"{given} is not a mesh; give positive sizes, or data=-1 for 'what is left' "
+            "and slices=-1 for 'those that there are'."
         )
     if data == -1:
         data = max(count // (fsdp * tensor), 1)
@@ -85,13 +87,13 @@ def make_mesh(
             f"{_meshes(count, tensor)}."
         )
     found = len({_slice_of(device) for device in devices})
-    if slices != found or data % slices:
-        whole = f", and data={data} must be a multiple of them" if data % slices else ""
+    if slices not in (-1, found) or data % found:
+        whole = f", and data={data} must be a multiple of them" if data % found else ""
         raise UserError(
             f"config.mesh.slices={slices}, but the {count} devices are in {found} slices{whole}; "
             f"set config.mesh.slices={found} and config.mesh.data to a multiple of it."
         )
-    mesh = Mesh(_arranged(devices, shape, slices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = Mesh(_arranged(devices, shape, found), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     batch_readers(mesh)  # raises where processes could not read its batches
     return mesh
 
@@ -129,15 +131,21 @@ def _arranged(
     )
 
 
+def parts_of(logical_axis: str, mesh: Mesh | AbstractMesh) -> int:
+    """How many parts a dimension of that name is split into where they divide it."""
+    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[logical_axis])
+
+
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """How many parts, of consecutive rows, a global batch is split into."""
-    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+    return parts_of("batch", mesh)
 
 
-def batch_readers(mesh: Mesh) -> list[list[int]]:
-    """Processes by the part of a global batch that their devices hold, in order of the parts.
+def batch_readers(mesh: Mesh) -> dict[tuple[int, ...], list[int]]:
+    """Processes by the parts of a global batch that their devices hold, in order of the parts.
 
-    Those of a list hold the same rows, split over the tensor axis, and have to read the same.
+    Those of a list hold the same rows, split over the tensor axis, and have to read the same. On
+    TPUs, where meshes follow the wiring, the parts of a process need not be neighbours.
 
     Raises:
         UserError: parts that overlap, so that no process could read rows for itself.
@@ -156,7 +164,7 @@ def batch_readers(mesh: Mesh) -> list[list[int]]:
             f"config.mesh.tensor={mesh.shape['tensor']} makes processes of {local} devices share "
             f"some rows of a batch and not others; set it to a divisor or multiple of {local}."
         )
-    return [readers[parts] for parts in sorted(readers)]
+    return dict(sorted(readers.items()))
 
 
 def mesh_batch_parts() -> int:
@@ -172,7 +180,7 @@ def check_batch(batch_size: int, mesh: Mesh, name: str = "config.batch_size") ->
         lower = batch_size // parts * parts
         advice = f"{lower} or {lower + parts}" if lower else str(parts)
         raise UserError(
-            f"{name}={batch_size} does not divide over {parts} devices; "
+            f"{name}={batch_size} does not divide over the {parts} parts that data x fsdp make; "
             f"take a multiple of {parts} (for example {advice})."
         )
 
@@ -232,7 +240,12 @@ def constrain(array: jax.Array, *logical_axes: str | None) -> jax.Array:
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch (`batch_readers`) where they belong in all of it."""
+    """Puts this process's rows of a batch where they belong in all of it.
+
+    Args:
+        batch: rows of the process's parts (`batch_readers`), one part after the other.
+        mesh: the mesh.
+    """
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()

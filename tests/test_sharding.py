@@ -30,25 +30,40 @@ def test_a_size_of_tensor_that_does_not_divide_the_devices_names_all_meshes() ->
 
 
 class Chip:
-    """A chip of a slice, as much of it as a mesh looks at."""
+    """A chip of a 4 x 4 slice whose hosts have 2 x 2, as much of it as a mesh looks at."""
 
-    platform, device_kind, process_index = "tpu", "TPU v5 lite", 0
+    platform, device_kind = "tpu", "TPU v5 lite"
 
-    def __init__(self, number: int, of_slice: int):
-        self.id, self.slice_index = 4 * of_slice + number, of_slice
-        self.coords, self.core_on_chip = (number % 2, number // 2, 0), 0
+    def __init__(self, number: int, of_slice: int = 0):
+        self.id, self.slice_index, self.core_on_chip = 16 * of_slice + number, of_slice, 0
+        y, x = divmod(number, 4)
+        self.coords = (x, y, 0)
+        self.process_index = 4 * of_slice + 2 * (y // 2) + x // 2
 
 
-def test_slices_divide_the_replicas() -> None:
-    chips = [Chip(number, of_slice) for number in range(4) for of_slice in range(2)]
-    mesh = sharding.make_mesh(4, 2, slices=2, devices=chips)
-    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
-    np.testing.assert_array_equal(slices[:, 0, 0], [0, 0, 1, 1])
-    assert (slices == slices[:, :1, :1]).all()
-    with pytest.raises(UserError, match=r"config.mesh.slices=1, but the 8 devices are in 2 slices"):
-        sharding.make_mesh(4, 2, devices=chips)
+@pytest.mark.parametrize("slices", [2, -1])
+def test_slices_divide_the_replicas(slices: int) -> None:
+    chips = [Chip(number, of_slice) for number in range(16) for of_slice in range(2)]
+    mesh = sharding.make_mesh(8, 4, slices=slices, devices=chips)
+    found = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    np.testing.assert_array_equal(found[:, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1])
+    assert (found == found[:, :1, :1]).all()
+
+
+def test_other_slices_than_there_are_are_refused() -> None:
+    chips = [Chip(number, of_slice) for number in range(16) for of_slice in range(2)]
+    with pytest.raises(UserError, match=r"mesh.slices=1, but the 32 devices are in 2 slices"):
+        sharding.make_mesh(8, 4, slices=1, devices=chips)
     with pytest.raises(UserError, match=r"data=1 must be a multiple"):
-        sharding.make_mesh(1, 8, slices=2, devices=chips)
+        sharding.make_mesh(1, 32, devices=chips)
+
+
+def test_hosts_read_the_rows_of_their_chips() -> None:
+    mesh = sharding.make_mesh(fsdp=4, devices=[Chip(number) for number in range(16)])
+    readers = sharding.batch_readers(mesh)
+    hosts = {part: host for parts, (host,) in readers.items() for part in parts}
+    assert hosts == {part: chip.process_index for part, chip in enumerate(mesh.devices.flat)}
+    assert any(parts[-1] - parts[0] > 3 for parts in readers), "rows of a host are neighbours"
 
 
 class Gpu:
@@ -63,7 +78,9 @@ class Gpu:
 def test_processes_that_share_rows_over_the_tensor_axis_read_the_same() -> None:
     two_each = [Gpu(number, number // 2) for number in range(8)]
     groups = {
-        tensor: sharding.batch_readers(sharding.make_mesh(tensor=tensor, devices=two_each))
+        tensor: list(
+            sharding.batch_readers(sharding.make_mesh(tensor=tensor, devices=two_each)).values()
+        )
         for tensor in (1, 2, 4, 8)
     }
     assert groups[1] == groups[2] == [[0], [1], [2], [3]]
@@ -85,7 +102,7 @@ def test_a_mesh_of_no_devices_is_refused() -> None:
 
 
 def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
-    with pytest.raises(UserError, match=r"batch_size=12 does not divide over 8 .* 8 or 16"):
+    with pytest.raises(UserError, match=r"batch_size=12 does not divide over the 8 .* 8 or 16"):
         sharding.check_batch(12, sharding.make_mesh())
 
 

@@ -124,13 +124,13 @@ class MeshConfig:
     Attributes:
         data: replicas (-1: what is left). fsdp: parts of parameters and optimizer state.
         tensor: parts of attention heads and MLP channels.
-        slices: TPU slices that the replicas are spread over.
+        slices: TPU slices that the replicas are spread over (-1: those that there are).
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    slices: int = 1
+    slices: int = -1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,26 +61,33 @@ class Draw:
 class Turns:
     """The endless sequence of one process's draws, from `first_step` on.
 
-    Of the global batch of step s, process p of P takes the contiguous rows
-    [s*B + p*B/P, s*B + (p+1)*B/P). Epochs follow each other without a gap, inside a batch too.
+    Of the global batch of step s, which is rows s*B to (s+1)*B, a process takes some of N equal
+    `parts`, one after the other: p means rows [s*B + p*B/N, s*B + (p+1)*B/N). Epochs follow each
+    other without a gap, inside a batch too.
     """
 
     dataset_size: int
     batch_size: int
     seed: int
     shuffle: bool
-    process_index: int
-    process_count: int
+    parts: tuple[int, ...]
+    part_count: int
     first_step: int
+
+    @property
+    def rows(self) -> int:
+        """Of a step in this process."""
+        return self.batch_size // self.part_count * len(self.parts)
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, number: int) -> Draw:
-        rows = self.batch_size // self.process_count
-        step, row = divmod(number, rows)
+        size = self.batch_size // self.part_count
+        step, row = divmod(number, self.rows)
+        which, row = divmod(row, size)
         step += self.first_step
-        position = step * self.batch_size + self.process_index * rows + row
+        position = step * self.batch_size + self.parts[which] * size + row
         epoch, index = divmod(position, self.dataset_size)
         if self.shuffle:
             seed = _hashed("order", self.seed, epoch) % 2**32

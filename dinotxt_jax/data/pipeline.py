@@ -91,7 +91,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
             # depend on the number of workers.
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=prefetch)
             examples = examples.mp_prefetch(options)
-        batches = examples.batch(turns.batch_size // turns.process_count, drop_remainder=True)
+        batches = examples.batch(turns.rows, drop_remainder=True)
         return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
 
     def get_state(self) -> dict[str, int]:
@@ -137,8 +137,8 @@ def make_training_iterator(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    parts: Sequence[int] = (0,),
+    part_count: int = 1,
     threads: int = 16,
     prefetch: int = 64,
     workers: int = 0,
@@ -152,7 +152,8 @@ def make_training_iterator(
             pickled if there are workers.
         batch_size: rows of the global batch.
         seed: of the order, the augmentation and the choice of captions; not negative.
-        process_index, process_count: which contiguous part of the rows.
+        parts: which of `part_count` equal parts of the rows, in rising order (those that
+            `sharding.batch_readers` has for this process).
         threads: for `make_example`, all workers together (0: none).
         prefetch: examples made ahead. workers: processes to make them in (0: threads alone).
         shuffle: whether each epoch has its own order, or always the source's.
@@ -165,12 +166,12 @@ def make_training_iterator(
         raise UserError(
             f"the data has {size} examples, expected 1 to {MAX_EXAMPLES}; correct config.data."
         )
-    if batch_size < 1 or batch_size % process_count:
+    if batch_size < 1 or batch_size % part_count:
         raise UserError(
-            f"the global batch of {batch_size} does not divide among {process_count} processes, "
-            "expected a multiple of their number; change config.batch_size or the processes."
+            f"the global batch of {batch_size} does not divide into {part_count} parts, "
+            "expected a multiple of their number; change config.batch_size or config.mesh."
         )
-    turns = Turns(size, batch_size, seed, shuffle, process_index, process_count, first_step=0)
+    turns = Turns(size, batch_size, seed, shuffle, tuple(parts), part_count, first_step=0)
     return TrainingIterator(
         turns, make_example, threads=threads, prefetch=prefetch, workers=workers
     )

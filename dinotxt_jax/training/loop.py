@@ -141,10 +141,10 @@ class _Run:
             make_example,
             batch_size=config.pairs_per_step,
             seed=config.seed,
-            process_index=next(
-                number for number, group in enumerate(self.readers) if jax.process_index() in group
+            parts=next(
+                parts for parts, group in self.readers.items() if jax.process_index() in group
             ),
-            process_count=len(self.readers),
+            part_count=sharding.batch_parts(self.mesh),
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             workers=config.data.workers if self.cache is None else 0,
@@ -242,7 +242,9 @@ class _Run:
         if everywhere[:, 2].any():
             processes.agree(failure)
         needed = int(everywhere[:, 0].max())
-        self.skipped = self._counted(sum(int(everywhere[group[0], 1]) for group in self.readers))
+        self.skipped = self._counted(
+            sum(int(everywhere[group[0], 1]) for group in self.readers.values())
+        )
         image = "image" if self.cache is None else "features"
         return sharding.global_batch(arrange(needed) | {image: batch[image]}, self.mesh)
 

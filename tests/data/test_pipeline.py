@@ -88,16 +88,22 @@ def test_without_shuffle_the_order_is_the_source_s():
     assert joined(batches(5, shuffle=False)) == list(range(10)) * 2
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_processes_together_give_the_batches_of_one(process_count):
+@pytest.mark.parametrize(
+    "parts",
+    [[(0,), (1,)], [(0,), (1,), (2,), (3,)], [(0, 2), (1, 3)], [(0, 1, 4, 5), (2, 3, 6, 7)]],
+)
+def test_processes_together_give_the_batches_of_one(parts):
     alone = batches(7, batch_size=8)
-    shares = [
-        batches(7, batch_size=8, process_index=p, process_count=process_count)
-        for p in range(process_count)
-    ]
+    count = sum(map(len, parts))
+    shares = [batches(7, batch_size=8, parts=mine, part_count=count) for mine in parts]
     for step, whole in enumerate(alone):
         for name in ("position", "index", "epoch", "noise"):
-            together = np.concatenate([share[step][name] for share in shares])
+            by_part = {
+                part: rows
+                for mine, share in zip(parts, shares, strict=True)
+                for part, rows in zip(mine, np.split(share[step][name], len(mine)), strict=True)
+            }
+            together = np.concatenate([by_part[part] for part in range(count)])
             np.testing.assert_array_equal(together, whole[name])
     assert joined(alone, "position") == list(range(56))
 
@@ -161,8 +167,8 @@ def test_a_position_is_good_for_other_numbers_of_processes_threads_and_workers()
             draw_as_arrays,
             batch_size=4,
             seed=0,
-            process_index=process,
-            process_count=2,
+            parts=(process,),
+            part_count=2,
             threads=3,
             workers=process,
         )
@@ -186,8 +192,8 @@ def test_a_position_of_another_run_is_refused(change):
 
 
 def test_a_batch_that_does_not_divide_is_a_user_error():
-    with pytest.raises(UserError, match="batch of 6 does not divide among 4 processes"):
-        batches(1, batch_size=6, process_count=4)
+    with pytest.raises(UserError, match="batch of 6 does not divide into 4 parts"):
+        batches(1, batch_size=6, part_count=4)
     with pytest.raises(UserError, match="the data has 0 examples"):
         batches(1, size=0)
 

@@ -300,7 +300,7 @@ def test_a_work_directory_of_another_backbone_is_refused(
         ({"backbone": ""}, "config.backbone is empty"),
         ({"steps": 0}, "config.steps=0 is not positive"),
         ({"loss": LossConfig(chunk=0)}, "config.loss.chunk=0 is not positive"),
-        ({"batch_size": 12}, "batch_size=12 does not divide over 8 devices"),
+        ({"batch_size": 12}, "batch_size=12 does not divide over the 8 parts"),
         ({"features": "nowhere"}, "nowhere holds no features.json"),
         ({"data": DataConfig(image_size=60)}, r"data.image_size=60, .* 14 pixels; .* \(56 or 70\)"),
         ({"precision": PrecisionConfig(compute="bf16")}, "config.precision.compute='bf16' is"),
