@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NoReturn
 
 
@@ -13,6 +13,12 @@ class UserError(Exception):
     Commands print it without a traceback and exit with code 2. Everything else that is raised
     is a defect of this project and keeps its traceback.
     """
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raises `UserError` unless the setting `name` is one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name}={value!r} is unknown; choose among {', '.join(choices)}.")
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -162,15 +162,21 @@ def _open(path: epath.PathLike, place: tuple[str, ...]) -> tensorstore.TensorSto
     return tensorstore.open(spec, open=True).result()
 
 
-def load_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> dict[str, Any]:
+def load_arrays(
+    path: epath.PathLike, parts: Mapping[str, Any], *, some: bool = False
+) -> dict[str, Any]:
     """Reads the named parts.
 
     Args:
         path: a folder written by `save_arrays`.
         parts: `{part: tree of jax.ShapeDtypeStruct with sharding}`; each array is read straight
             into its sharding, and cast to the dtype asked for.
+        some: arrays of a part that are not asked for are left out instead of an error.
     """
-    return ocp.load_checkpointables(_absolute(path), dict(parts))
+    context = ocp.Context()
+    context.pytree.loading.partial_load = some
+    with context:
+        return ocp.load_checkpointables(_absolute(path), dict(parts))
 
 
 def stored_shapes(path: epath.PathLike) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.running import checked_dtype, checked_images, run_method
 from dinotxt_jax.models import directory
 from dinotxt_jax.models.layers import DTypes
@@ -92,8 +92,7 @@ def load_backbone(path: epath.PathLike, dtype: str = "float32", products: str = 
     Raises:
         UserError: not a model directory, or an unknown dtype.
     """
-    if products not in PRODUCTS:
-        raise UserError(f"products={products!r} is unknown; choose among {', '.join(PRODUCTS)}.")
+    check_choice("products", products, PRODUCTS)
     dtypes = DTypes(checked_dtype(dtype), dtype, products=products)
     module, description = directory.load_vision_transformer(path, dtypes)
     return Backbone(module, description)

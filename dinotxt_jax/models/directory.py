@@ -261,7 +261,7 @@ def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
 def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays of a model directory, each read straight into its dtype and sharding.
 
-    Kernels that are wanted quantised are read in float32 and quantised where they lie.
+    Kernels that are wanted quantised are read and quantised a layer at a time.
 
     Args:
         path: the model directory; a backbone that it only names is read from where it lies.
@@ -285,8 +285,9 @@ def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, A
         backbone = {"backbone": wanted.pop("backbone")}
         loaded |= load_parts(description.backbone_path, backbone)
     if wanted:
-        read = storage.load_arrays(path / ARRAYS, quantization.without_scales(wanted))
-        loaded |= quantization.with_scales(read, wanted)
+        others = quantization.without_kernels(wanted)
+        read = storage.load_arrays(path / ARRAYS, others, some=True)
+        loaded |= quantization.with_kernels(read, wanted, storage.open_arrays(path / ARRAYS))
     return loaded
 
 

@@ -15,7 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
+
+from dinotxt_jax.storage import StoredArray
 
 # What products of a frozen backbone may run in; "none": in its dtype.
 PRODUCTS = ("none", "int8", "float8_e4m3fn")
@@ -83,23 +86,57 @@ def without_scales(abstract: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def with_scales(arrays: Mapping[str, Any], abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays read as `without_scales` says, quantised where `abstract` is.
+def without_kernels(abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of `abstract` without the kernels that are wanted quantised and their factors.
 
-    Each kernel is quantised where it lies and its float32 numbers are given up; the dimensions
-    that share a factor are those in which the abstract factors have size 1.
+    Args:
+        abstract: nested dict of `jax.ShapeDtypeStruct`.
+    """
+    quantized_here = ("kernel", SCALE) if SCALE in abstract else ()
+    return {
+        name: without_kernels(value) if isinstance(value, Mapping) else value
+        for name, value in abstract.items()
+        if name not in quantized_here
+    }
+
+
+def with_kernels(
+    arrays: Mapping[str, Any],
+    abstract: Mapping[str, Any],
+    stored: Mapping[tuple[str, ...], StoredArray],
+    place: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Arrays read as `without_kernels` says, and the kernels of `abstract`, quantised.
+
+    They are read and quantised a layer at a time, so that a backbone that fits memory only in a
+    byte a number can be loaded; the dimensions that share a factor are those in which the abstract
+    factors have size 1.
+
+    Args:
+        arrays: nested dict. abstract: what is wanted, of the same nesting.
+        stored: arrays of the model directory by name.
+        place: name of `arrays`.
     """
     result = {
-        name: with_scales(value, abstract[name]) if isinstance(value, Mapping) else value
+        name: with_kernels(value, abstract[name], stored, (*place, name))
+        if isinstance(value, Mapping)
+        else value
         for name, value in arrays.items()
     }
     if SCALE in abstract:
         kernel, scale = abstract["kernel"], abstract[SCALE]
-        axes = tuple(axis for axis, size in enumerate(scale.shape) if size == 1)
-        run = jax.jit(
-            functools.partial(quantized, dtype=kernel.dtype.name, axes=axes),
-            out_shardings=(kernel.sharding, scale.sharding),
-        )
-        result["kernel"], result[SCALE] = jax.block_until_ready(run(arrays["kernel"]))
-        arrays["kernel"].delete()
+        axes = tuple(axis - 1 for axis, size in enumerate(scale.shape) if axis and size == 1)
+        run = jax.jit(functools.partial(quantized, dtype=kernel.dtype.name, axes=axes))
+        layers = stored[(*place, "kernel")]
+        numbers, factors = np.empty(kernel.shape, kernel.dtype), np.empty(scale.shape, scale.dtype)
+        for layer in range(len(numbers)):
+            numbers[layer], factors[layer] = run(layers.read(layer))
+        result["kernel"], result[SCALE] = _placed(numbers, kernel), _placed(factors, scale)
     return result
+
+
+def _placed(array: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    """On the devices of this process that hold a part of it."""
+    if wanted.sharding is None:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, wanted.sharding, lambda index: array[index])

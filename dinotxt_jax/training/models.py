@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
+from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.losses import LOSSES
 from dinotxt_jax.models import attention
 from dinotxt_jax.models.blocks import REMAT_POLICIES
@@ -88,10 +88,22 @@ def model_config(config: Config, backbone: ModelDescription, vocabulary_size: in
     )
 
 
-def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raises `UserError` unless the setting `name` is one of the choices."""
-    if value not in choices:
-        raise UserError(f"{name}={value!r} is unknown; choose among {', '.join(choices)}.")
+def warn_of_whole_heads(model: DinoTxtConfig, mesh: Mesh) -> None:
+    """Says which attentions every device of the tensor axis computes as a whole."""
+    parts = sharding.parts_of("heads", mesh)
+    counts = {
+        "the backbone": model.vision.num_heads,
+        "the vision head": model.head.num_heads if model.head.num_blocks else 0,
+        "the text transformer": model.text.num_heads,
+    }
+    whole = [f"{count} of {name}" for name, count in counts.items() if count % parts]
+    if whole:
+        logging.warning(
+            "config.mesh.tensor=%d does not divide the attention heads (%s), so that each of its "
+            "devices computes all of them; a divisor of their numbers splits them",
+            parts,
+            ", ".join(whole),
+        )
 
 
 def frozen_dtypes(config: Config) -> DTypes:

@@ -33,7 +33,12 @@ from dinotxt_jax.models.dinotxt import (
 from dinotxt_jax.models.directory import ModelDescription, Preprocessing, abstract_arrays
 from dinotxt_jax.models.text import Packing
 from dinotxt_jax.training.accumulation import map_parts, vjp_of_parts
-from dinotxt_jax.training.models import chosen_attention, create_model, model_config
+from dinotxt_jax.training.models import (
+    chosen_attention,
+    create_model,
+    model_config,
+    warn_of_whole_heads,
+)
 from dinotxt_jax.training.optimizer import make_optimizer
 
 Arrays = dict[str, Any]
@@ -279,6 +284,7 @@ def make_trainer(
     """
     sharding.check_batch(config.batch_size, mesh)
     model = model_config(config, backbone, vocabulary_size)
+    warn_of_whole_heads(model, mesh)
     config = dataclasses.replace(config, attention=chosen_attention(config, model, mesh))
     abstract_model = nnx.eval_shape(lambda: create_model(model, config))
     axes = trained_part(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,12 @@ import pytest
 from flax import nnx
 
 import dinotxt_jax as dt
-from dinotxt_jax import UserError, sharding
+from dinotxt_jax import UserError, sharding, storage
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.models import quantization
 from dinotxt_jax.models.directory import abstract_arrays, load_stored, load_vision_transformer
 from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.storage import StoredArray
 from weights_convert.convert import convert
 
 QUANTIZED = quantization.PRODUCTS[1:]
@@ -126,6 +128,29 @@ def test_a_quantised_run_can_still_copy_what_is_stored(tiny_backbone: Path) -> N
     )
     stored = load_stored(tiny_backbone, "backbone", {"backbone": wanted})["backbone"]
     jax.tree.map(np.testing.assert_array_equal, stored, nnx.to_pure_dict(nnx.state(plain)))
+
+
+def test_kernels_are_read_a_layer_at_a_time(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backbone that fits memory only in 8 bits can be loaded."""
+    largest = [0]
+    read, load = StoredArray.read, storage.load_arrays
+
+    def noted(self: StoredArray, layer: int | None = None) -> np.ndarray:
+        array = read(self, layer)
+        largest.append(array.size)
+        return array
+
+    def loaded(path: Path, parts: dict[str, Any], **options: Any) -> dict[str, Any]:
+        assert "kernel" not in parts["backbone"]["blocks"]["mlp"]["fc1"]
+        return load(path, parts, **options)
+
+    monkeypatch.setattr(StoredArray, "read", noted)
+    monkeypatch.setattr(storage, "load_arrays", loaded)
+    module, _ = load_vision_transformer(tiny_backbone, DTypes(products="int8"))
+    kernel = module.blocks.mlp.fc1.kernel
+    assert max(largest) == kernel.size // len(kernel[...])
 
 
 def test_an_unknown_quantisation_is_named(tiny_backbone: Path) -> None:
