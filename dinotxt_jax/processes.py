@@ -253,8 +253,13 @@ def exit_with(error: UserError) -> NoReturn:
     errors.exit_with(error)
 
 
-# How XLA, NCCL and the coordination service call a process that is gone.
-_LOST = re.compile(r"gloo|nccl|\bpeer\b|heartbeat|coordination service", re.IGNORECASE)
+# How XLA, NCCL and the coordination service call a process that is gone. Their names alone would be
+# too little: NCCL can also run out of memory.
+_LOST = re.compile(
+    r"\bpeer\b|heartbeat|coordination service"
+    r"|(gloo|nccl).*(closed|reset|refused|timed? ?out|abort|remote|network error)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def exit_after(error: Exception) -> NoReturn:

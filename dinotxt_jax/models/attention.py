@@ -32,8 +32,10 @@ AUTO: Mapping[str, str] = {"cpu": "grouped"}
 PLATFORMS = {"grouped": "cpu", "cudnn": "gpu", "splash": "tpu"}
 # Bytes of logits that "grouped" works on at a time.
 GROUP_BYTES = 4 << 20
-# Widths of a head that cuDNN takes are multiples of 8, tokens of a block of splash of 128.
+# Widths of a head that cuDNN takes are multiples of 8 (up to 256 from Hopper on, which no model
+# here needs), tokens of a block of splash of 128.
 CUDNN_HEAD_MULTIPLE = 8
+CUDNN_LARGEST_HEAD = 128
 SPLASH_TILE = 128
 SPLASH_LARGEST_BLOCK = 512
 
@@ -104,11 +106,11 @@ def _obstacle(
                 "computes in half precision, and a dtype is float32; set "
                 "config.precision.compute=bfloat16 and config.precision.frozen=bfloat16"
             )
-        odd = [width for width in head_dims if width % CUDNN_HEAD_MULTIPLE]
+        odd = [n for n in head_dims if n % CUDNN_HEAD_MULTIPLE or n > CUDNN_LARGEST_HEAD]
         if odd:
             return (
-                f"wants heads of a multiple of {CUDNN_HEAD_MULTIPLE} channels, not {odd[0]}; "
-                "change the number of heads"
+                f"wants heads of a multiple of {CUDNN_HEAD_MULTIPLE} channels, "
+                f"{CUDNN_LARGEST_HEAD} at most, not {odd[0]}; change the number of heads"
             )
     return ""
 
@@ -150,7 +152,7 @@ def _grouped(
         rows, tokens, heads, width = query.shape
         most = GROUP_BYTES // (heads * tokens**2 * jnp.dtype(softmax_dtype).itemsize)
         divisors = [count for count in range(1, rows + 1) if rows % count == 0]
-        size = max(count for count in divisors if count <= max(most, 1))
+        size = max((count for count in divisors if count <= max(most, 1)), default=rows)
         arranged = (
             jnp.transpose(query, (0, 2, 1, 3)) * width**-0.5,
             jnp.transpose(key, (0, 2, 3, 1)),

@@ -38,22 +38,27 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def candidates(config: Config, devices: int) -> Iterator[dict[str, Any]]:
+def candidates(config: Config, devices: int, slices: int = 1) -> Iterator[dict[str, Any]]:
     """Changes worth trying, cheapest first: settings by dotted name.
 
     Recomputing costs FLOPs, splitting parameters further costs traffic, accumulating a second pass
     over the text transformer and the head; only then is the batch itself made smaller, which
     changes the recipe.
+
+    Args:
+        config: of the run. devices: of all its slices. slices: how many those are.
     """
     weaker = {"none": ("dots", "full"), "dots": ("full",)}.get(config.remat, ())
     most = {"remat": "full"} if config.remat != "full" else {}
     replicas = {} if config.mesh.data == -1 else {"mesh.data": -1}
+    parts = devices // config.mesh.tensor  # of the batch
+    widest = parts // slices
     wider = [
         {"mesh.fsdp": fsdp} | replicas
-        for fsdp in (4 * config.mesh.fsdp, devices)
-        if config.mesh.fsdp < fsdp <= devices and devices % fsdp == 0
+        for fsdp in (4 * config.mesh.fsdp, widest)
+        if config.mesh.fsdp < fsdp and widest % fsdp == 0
     ]
-    whole = [count for count in _FACTORS if config.batch_size % (devices * count) == 0]
+    whole = [count for count in _FACTORS if config.batch_size % (parts * count) == 0]
     smaller = [{"batch_size": config.batch_size // count} for count in whole]
     split = [
         {"accumulate_steps": config.accumulate_steps * count} | batch
@@ -88,7 +93,7 @@ def propose(
         most: changes to try.
         compile_step: what compiles.
     """
-    tried = list(itertools.islice(candidates(config, len(target.devices)), most))
+    tried = list(itertools.islice(candidates(config, len(target.devices), target.slices), most))
     with progress_bar(len(tried), 0, "change", f"{target.name}: what would fit") as bar:
         for changes in tried:
             try:

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,9 +193,11 @@ def encode_source(
 ) -> None:
     """Writes the tokens of `views` views of every example of one source.
 
-    Of several processes each encodes some shards on its own devices.
+    Of several processes each encodes some shards on its own devices, which split the backbone as
+    `config.mesh.fsdp` does if there are as many.
     """
-    mesh = sharding.make_mesh(devices=jax.local_devices())
+    local = jax.local_devices()
+    mesh = sharding.make_mesh(fsdp=math.gcd(config.mesh.fsdp, len(local)), devices=local)
     backbone, description = load_vision_transformer(config.backbone, frozen_dtypes(config), mesh)
     expected = describe(config, data, source, views, description.fingerprint)
     with processes.together():

@@ -116,6 +116,13 @@ def test_groups_of_examples_equal_plain_attention(
         np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("name", ["xla", "grouped"])
+def test_no_examples_give_none(name: str) -> None:
+    arrays = drawn(TOKENS, 0)[:3]
+    found = module.attention(*arrays, causal=False, softmax_dtype="float32", implementation=name)
+    assert found.shape == arrays[0].shape
+
+
 def test_groups_keep_half_precision_where_it_was() -> None:
     query, key, value, _ = (array.astype(jnp.bfloat16) for array in drawn())
     plain, grouped = (
@@ -199,7 +206,14 @@ def test_an_implementation_is_refused_where_it_cannot_run() -> None:
         ("cudnn", "cpu", half, (64,), "'cudnn' runs on gpu devices and these are cpu; run on gpu"),
         ("splash", "gpu", half, (64,), "'splash' runs on tpu devices and these are gpu"),
         ("cudnn", "gpu", whole, (64,), "half precision, and a dtype is float32; set config.prec"),
-        ("cudnn", "gpu", half, (64, 12), "heads of a multiple of 8 channels, not 12; change"),
+        (
+            "cudnn",
+            "gpu",
+            half,
+            (64, 12),
+            "of a multiple of 8 channels, 128 at most, not 12; change",
+        ),
+        ("cudnn", "gpu", half, (384,), "128 at most, not 384; change the number of heads"),
     ):
         with pytest.raises(UserError, match=re.escape(sentence)):
             choose(name, platform, dtypes, head_dims)

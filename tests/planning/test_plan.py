@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 from small_runs import config as small_config
 
+from dinotxt_jax.chips import CHIPS, GIB
 from dinotxt_jax.config import (
     Config,
     DataConfig,
@@ -44,7 +45,6 @@ from dinotxt_jax.planning.picture import memory_by_part
 from dinotxt_jax.planning.proposals import candidates, changed, propose
 from dinotxt_jax.planning.report import as_json, described, described_encoders
 from dinotxt_jax.planning.run import named_targets, plan
-from dinotxt_jax.planning.topologies import CHIPS, GIB
 
 ROOT = Path(__file__).parents[2]
 CHIP = dataclasses.replace(CHIPS["v6e"], usable=1 * GIB)
@@ -231,6 +231,15 @@ def test_changes_are_possible_ones_and_fewer_pairs_come_last(config: Config) -> 
     assert all("remat" not in one for one in candidates(changed(config, {"remat": "full"}), 8))
     fixed = changed(config, {"mesh.data": 4})
     assert {"remat": "full", "mesh.fsdp": 8, "mesh.data": -1} in list(candidates(fixed, 8))
+
+
+def test_changes_leave_room_for_the_tensor_axis_and_the_slices(config: Config) -> None:
+    small = changed(config, {"mesh.tensor": 4, "mesh.fsdp": 2, "batch_size": 16})
+    found = list(candidates(small, 32))
+    assert {one["mesh.fsdp"] for one in found if "mesh.fsdp" in one} == {8}
+    assert any(one.get("accumulate_steps") == 2 for one in found)
+    halved = list(candidates(small, 32, slices=2))
+    assert {one["mesh.fsdp"] for one in halved if "mesh.fsdp" in one} == {4}
 
 
 def test_evaluation_encoders_are_compiled_for_their_sizes(
