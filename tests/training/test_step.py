@@ -265,8 +265,8 @@ def test_logits_come_in_chunks_of_the_size_that_is_set(tiny_dinotxt: Path, kind:
     run = functools.partial(setting.trainer.loss_and_gradients, key=jax.random.key(0))
     batch = {"tokens": setting.golden["tokens"]}
     program = str(jax.make_jaxpr(run)(trained, setting.features(), batch))
-    assert "f32[16,1,5]" in program  # 16 images, 1 device
-    assert "f32[16,1,16]" not in program
+    assert "f32[16,5]" in program
+    assert "f32[16,16]" not in program
 
 
 def test_the_backbone_is_in_the_frozen_dtype_and_trained_arrays_in_theirs(
