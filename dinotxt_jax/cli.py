@@ -139,6 +139,12 @@ def _set_format(text: str) -> None:
 
 # What ml_collections says of a key that a config lacks.
 _MEANT = re.compile(r"(\w+)\W+n?Did you mean \W*(\w+)")
+# What Python and absl say of a value, and what they wanted.
+_VALUES = {
+    r"\('Non-boolean argument to boolean flag', '(.*)'\)": "True or False",
+    r"invalid literal for int\(\) with base 10: '(.*)'": "a whole number",
+    r"could not convert string to float: '(.*)'": "a number",
+}
 _MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None")
 
 
@@ -159,7 +165,11 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
         where = f"{error.filename}:{error.lineno}"
         exit_with(UserError(f"{where} is not Python ({error.msg}); correct the config file."))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        exit_with(UserError(f"{_one_line(error)}; see --help."))
+        reason = _one_line(error)
+        if unknown := re.fullmatch(r"\W*(\w+)\W*", reason):
+            named = next((a for a in arguments if unknown[1] in re.split(r"[.=]", a)), reason)
+            reason = f"{named} sets a key that the config does not have"
+        exit_with(UserError(f"{reason}; see --help."))
     return rest
 
 
@@ -173,6 +183,8 @@ def _help(program: str) -> str:
     for flag in own:
         default = f" (default: {flag.default})" if flag.default not in (None, "") else ""
         lines.append(f"  --{flag.name}: {flag.help}{default}")
+    if any(flag.name == "config" for flag in own):
+        lines.append("  --config.KEY=VALUE: a setting of it; dinotxt_jax/config/ explains all")
     return "\n".join(lines)
 
 
@@ -180,10 +192,11 @@ def _one_line(error: BaseException) -> str:
     text = str(error.args[0]) if error.args else str(error)
     if "Traceback (most recent call last)" in text:  # raised in the config file: its last line
         text = text.strip().splitlines()[-1]
+    text = re.sub(r"^ValueError: ", "", text)
+    for pattern, expected in _VALUES.items():
+        text = re.sub(pattern, rf"{expected} was expected, not '\1'", text)
     if meant := _MEANT.search(text):
         return f"the config has no key {meant[1]!r}, did you mean {meant[2]}?"
-    if isinstance(error, KeyError):
-        text = f"the config has no key {text}"
     return " ".join(text.split()).rstrip(".")
 
 

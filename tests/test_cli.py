@@ -41,7 +41,15 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
             (*TRAIN, "--workdir=W", "--config.batchsize=3"),
             "error: the config has no key 'batchsize', did you mean batch_size?; see --help.",
         ),
-        ((*TRAIN, "--workdir=W", "--config.steps=many"), "steps"),
+        (
+            (*TRAIN, "--workdir=W", "--config.text.zzz=3"),
+            "error: --config.text.zzz=3 sets a key that the config does not have; see --help.",
+        ),
+        (
+            (*TRAIN, "--workdir=W", "--config.steps=many"),
+            "flag --config.steps=many: a whole number was expected, not 'many'; see --help.",
+        ),
+        ((*TRAIN, "--workdir=W", "--config.text.pack=maybe"), "True or False was expected"),
         ((*TRAIN, "--workdir=W", "--colour=red"), "colour"),
         ((*TRAIN,), "error: --workdir is missing; see --help."),
         (("dinotxt_jax.train", "--config=README.md", "--workdir=W"), "README.md"),
@@ -49,7 +57,7 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
         (("weights_convert", "--colour"), "unrecognized arguments: --colour; --help has examples"),
         (
             (TRAIN[0], "--config=configs/dinotxt_dinov2_reg.py:vitz", "--workdir=W"),
-            "error: ValueError: backbone 'vitz' is unknown; choose among vits14, vitb14",
+            "error: backbone 'vitz' is unknown; choose among vits14, vitb14",
         ),
         ((*TRAIN, "--workdir=W"), "config.backbone is empty"),
         ((*TRAIN, "--workdir=W", "--config.backbone=nowhere"), "nowhere is not a model directory"),
