@@ -83,15 +83,19 @@ def make_mesh(
     if math.prod(shape) != count:
         raise UserError(
             f"a mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
-            f"devices but there are {count}; choose data x fsdp x tensor among "
+            f"devices but there are {count} here; choose data x fsdp x tensor among "
             f"{_meshes(count, tensor)}."
         )
     found = len({_slice_of(device) for device in devices})
-    if slices not in (-1, found) or data % found:
-        whole = f", and data={data} must be a multiple of them" if data % found else ""
+    if slices not in (-1, found):
         raise UserError(
-            f"config.mesh.slices={slices}, but the {count} devices are in {found} slices{whole}; "
-            f"set config.mesh.slices={found} and config.mesh.data to a multiple of it."
+            f"config.mesh.slices={slices}, but the devices are in {found}; set it to {found}, or "
+            "to -1 for 'those that there are'."
+        )
+    if data % found:
+        raise UserError(
+            f"data={data} replicas cannot be spread over {found} slices; set config.mesh.data to a "
+            f"multiple of {found}."
         )
     mesh = Mesh(_arranged(devices, shape, found), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     batch_readers(mesh)  # raises where processes could not read its batches
@@ -107,7 +111,7 @@ def _meshes(count: int, tensor: int) -> str:
         for size, fsdp in itertools.product(wanted, divisors)
         if count % (fsdp * size) == 0
     ]
-    return ", ".join(shapes[:8]) + (", ..." if len(shapes) > 8 else "")
+    return ", ".join(shapes[:8]) + (" and more" if len(shapes) > 8 else "")
 
 
 def _slice_of(device: jax.Device) -> int:
