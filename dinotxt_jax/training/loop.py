@@ -115,8 +115,8 @@ class _Run:
         self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
         if config.pairs_per_step > len(self.source) and processes.is_first():
             logging.warning(
-                "the %d pairs of a step exceed the %d examples, so that a batch holds images twice "
-                "and sets them against each other; lower config.batch_size",
+                "the %d pairs of a step exceed the %d examples, so that a batch holds images "
+                "several times and sets them against each other; lower config.batch_size",
                 config.pairs_per_step,
                 len(self.source),
             )
@@ -169,7 +169,7 @@ class _Run:
         step_function = self.trainer.compiled_step()
         writer = MetricsWriter(self.workdir, first)
         throughput, flops = Throughput(), ModelFlops(self.trainer)
-        profiler = StepProfiler(config.profile, self.workdir / "tensorboard")
+        profiler = StepProfiler(config.profile, self.workdir / "tensorboard", config.steps - first)
         try:
             if first and self.evaluations.due(first) and not writer.has_evaluation(first):
                 # Interrupted while at it.
@@ -318,6 +318,11 @@ def _check(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name}={value} is not positive; set it to 1 or more.")
+    if config.head.patch_tokens < 0:
+        raise UserError(
+            f"config.head.patch_tokens={config.head.patch_tokens} is negative; set it to 0 for all "
+            "or to their number."
+        )
     parse_profile(config.profile)
     check_text_rows(config)
     for name, dtype in dataclasses.asdict(config.precision).items():

@@ -37,11 +37,16 @@ class StepProfiler:
     Args:
         setting: `config.profile`.
         folder: receives `plugins/profile/...`, which xprof and TensorBoard find.
+        steps: how many the run makes from here.
     """
 
-    def __init__(self, setting: str, folder: Path):
+    def __init__(self, setting: str, folder: Path, steps: int):
         self._wanted, self._folder = parse_profile(setting), folder
         self._seen, self._running = 0, False
+        if self._wanted and steps < self._wanted[0] and processes.is_first():
+            logging.warning(
+                "config.profile=%s traces nothing: only %d steps are left to make", setting, steps
+            )
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:

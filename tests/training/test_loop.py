@@ -315,6 +315,7 @@ def test_a_work_directory_of_another_backbone_is_refused(
             "config.text.trim=8 does nothing to packed captions; set it to 0",
         ),
         ({"tokenizer": TokenizerConfig(kind="words")}, "config.tokenizer.kind='words' is unknown"),
+        ({"head": HeadTrainingConfig(patch_tokens=-3)}, "config.head.patch_tokens=-3 is negative"),
         ({"head": HeadTrainingConfig(num_heads=7)}, "config.head.num_heads=7 does not divide"),
     ],
 )

@@ -37,25 +37,28 @@ def steps_in_traces(folder: Path) -> list[set[int]]:
 
 
 def test_the_named_steps_are_traced_counted_from_the_start(tmp_path: Path) -> None:
-    profiler = StepProfiler("2:3", tmp_path)
+    profiler = StepProfiler("2:3", tmp_path, 5)
     run(profiler, range(101, 106))
     profiler.close()
     assert steps_in_traces(tmp_path) == [{102, 103}]
 
 
 def test_a_run_that_ends_before_the_last_of_them_keeps_its_trace(tmp_path: Path) -> None:
-    profiler = StepProfiler("2:9", tmp_path)
+    profiler = StepProfiler("2:9", tmp_path, 3)
     run(profiler, range(1, 4))
     profiler.close()
     assert steps_in_traces(tmp_path) == [{2, 3}]
 
 
-def test_nothing_is_traced_that_is_not_asked_for(tmp_path: Path) -> None:
-    for setting in ("", "7:8"):
-        profiler = StepProfiler(setting, tmp_path)
-        run(profiler, range(1, 4))
-        profiler.close()
+@pytest.mark.parametrize("setting", ["", "7:8"])
+def test_nothing_is_traced_that_is_not_asked_for_or_never_comes(
+    setting: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    profiler = StepProfiler(setting, tmp_path, 3)
+    run(profiler, range(1, 4))
+    profiler.close()
     assert list(tmp_path.iterdir()) == []
+    assert ("7:8 traces nothing: only 3 steps are left" in caplog.text) == bool(setting)
 
 
 @pytest.mark.parametrize("setting", ["5", "0:3", "4:2", "a:b", "1:2:3", "-1:2"])
