@@ -1,8 +1,8 @@
-"""The whole line on drawn scenes: nothing to download, under four minutes on two CPU cores.
+"""The whole line on drawn scenes: nothing to download, some four minutes on two CPU cores.
 
 The backbone is the tiny DINOv2 with random weights that the tests carry (real weights cannot be
 shipped here), so it is the head and the text transformer that learn to see; the same commands with
-a real backbone are in docs/recipes.md.
+a real backbone are in the README.
 """
 
 from dinotxt_jax.config import (
