@@ -18,6 +18,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import UInt8
 from PIL import Image
 
+from dinotxt_jax import termination
 from dinotxt_jax.data.bad_images import BadImageError, BadImageMonitor, too_many_bad
 from dinotxt_jax.data.examples import Example, Source
 from dinotxt_jax.data.order import MAX_EXAMPLES, Draw, Turns
@@ -90,7 +91,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
             # Workers deal out single examples in turn; batched before, the rows of a batch would
             # depend on the number of workers.
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=prefetch)
-            examples = examples.mp_prefetch(options)
+            examples = examples.mp_prefetch(options, worker_init_fn=termination.ignore)
         batches = examples.batch(turns.rows, drop_remainder=True)
         return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
 

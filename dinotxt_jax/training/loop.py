@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import logging
@@ -28,6 +29,7 @@ from dinotxt_jax.evaluation.tasks import check_tasks, open_task
 from dinotxt_jax.models.directory import load_parts, read_description
 from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.storage import Checkpoints
+from dinotxt_jax.termination import EXIT_CODE, Termination
 from dinotxt_jax.tokenizers import ClipTokenizer, Tokenizer, TrainedTokenizer, load_tokenizer
 from dinotxt_jax.training.agreement import check_same_run
 from dinotxt_jax.training.checkpoints import (
@@ -68,6 +70,7 @@ def train(config: Config, workdir: Path) -> Path:
     Raises:
         UserError: settings or data that cannot be used, or a work directory of another run;
             nothing has been written then.
+        SystemExit: SIGTERM came, to any process; the step it came in is saved (code 143).
     """
     with processes.together():
         run = _Run(config, workdir)
@@ -113,6 +116,7 @@ class _Run:
         self.evaluations = Evaluations(config, self.exporter, workdir, opened, caches)
         self.batches = self._open_batches()
         self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
+        self.ends = False  # told to, with the step that is being made
         if config.pairs_per_step > len(self.source) and processes.is_first():
             logging.warning(
                 "the %d pairs of a step exceed the %d examples, so that a batch holds images "
@@ -161,10 +165,22 @@ class _Run:
             save_tokenizer(self.tokenizer, self.workdir / "tokenizer")
         checkpoints = Checkpoints(self.workdir / "checkpoints", config.checkpoint.keep)
         state = self._start(checkpoints)
-        first = int(state.step)
         whole = (
             self._load_backbone() if self.cache is None or self.evaluations.need_backbone else {}
         )
+        with Termination() as self.termination:
+            state = self._make_steps(state, whole, checkpoints)
+        if self.ends:
+            _end_early(int(state.step))
+        if processes.is_first():
+            self._draw_curves()
+        return self.exporter.write(state, self.workdir / "model")
+
+    def _make_steps(
+        self, state: TrainState, whole: dict[str, Any], checkpoints: Checkpoints
+    ) -> TrainState:
+        """All steps that are left, or those until this is told to end; the last one is saved."""
+        config, first = self.config, int(state.step)
         frozen = whole if self.cache is None else {}
         step_function = self.trainer.compiled_step()
         writer = MetricsWriter(self.workdir, first)
@@ -184,8 +200,10 @@ class _Run:
                     if step % config.log_every == 0 or step == config.steps:
                         self._report(step, metrics, writer, throughput, bar)
                     bar.update()
-                    if self._is_due(step, config.checkpoint.every):
+                    if self.ends or self._is_due(step, config.checkpoint.every):
                         self._save(checkpoints, state)
+                    if self.ends:
+                        break
                     if self.evaluations.due(step):
                         writer.write(step, self.evaluations.run(step, state, whole))
                         throughput = Throughput()
@@ -195,9 +213,7 @@ class _Run:
             writer.close()
             if not processes.others_may_be_gone():
                 checkpoints.close()
-        if processes.is_first():
-            self._draw_curves()
-        return self.exporter.write(state, self.workdir / "model")
+        return state
 
     def _start(self, checkpoints: Checkpoints) -> TrainState:
         """The newest checkpoint's state, with data position and counters set; or a fresh one."""
@@ -237,11 +253,15 @@ class _Run:
         except UserError as error:
             failure = error
         self.waited = time.perf_counter() - started  # for data, not for other processes
-        # What all processes must agree on: the shape of rows, and when bad images end the run.
-        everywhere = processes.gathered([needed, skipped, failure is not None])
+        # What all processes must agree on: the shape of rows, when bad images end the run, and
+        # whether one of them was told to end.
+        everywhere = processes.gathered(
+            [needed, skipped, failure is not None, self.termination.requested]
+        )
         if everywhere[:, 2].any():
             processes.agree(failure)
         needed = int(everywhere[:, 0].max())
+        self.ends = bool(everywhere[:, 3].any())
         self.skipped = self._counted(
             sum(int(everywhere[group[0], 1]) for group in self.readers.values())
         )
@@ -301,6 +321,16 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     (folder / "spec.json").write_text(json.dumps(tokenizer.spec(), indent=2) + "\n")
+
+
+def _end_early(step: int) -> NoReturn:
+    processes.wait()  # a launcher may end the others when the first of them has ended
+    if processes.is_first():
+        print(
+            f"told to end (SIGTERM); step {step} is saved, the same command goes on from it",
+            file=sys.stderr,
+        )
+    raise SystemExit(EXIT_CODE)
 
 
 def _check(config: Config) -> None:

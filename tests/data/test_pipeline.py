@@ -6,6 +6,7 @@ import collections
 import itertools
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -118,6 +119,20 @@ def test_workers_change_nothing_and_do_the_work():
     for name in ("index", "noise"):
         assert joined(parallel, name) == joined(batches(6), name)
     assert len(set(joined(parallel, "process")) - {os.getpid()}) == 2
+
+
+def test_workers_go_on_when_the_whole_process_group_is_told_to_end():
+    iterator = make_training_iterator(
+        range(10), draw_as_arrays, batch_size=4, seed=0, workers=2, threads=2, prefetch=2
+    )
+    made = [next(iterator)]
+    workers = set(joined(made, "process"))
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
+    made += itertools.islice(iterator, 9)
+    iterator.close()
+    assert joined(made, "noise") == joined(batches(10), "noise")
+    assert set(joined(made, "process")) == workers
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,20 @@ class InterruptedRunError(Exception):
     """What `interrupted_at` ends a run with."""
 
 
-def interrupted_at(batch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Training ends in an `InterruptedRunError` once; the list grows with every batch."""
+def _interrupt() -> None:
+    raise InterruptedRunError
+
+
+def interrupted_at(
+    batch: int, monkeypatch: pytest.MonkeyPatch, by: Callable[[], None] = _interrupt
+) -> list[int]:
+    """Training is interrupted once, before a batch; the list grows with every batch."""
     original, calls = loop._Run._next_batch, []
 
     def interrupting(run: Any) -> Any:
         calls.append(1)
         if len(calls) == batch:
-            raise InterruptedRunError
+            by()
         return original(run)
 
     monkeypatch.setattr(loop._Run, "_next_batch", interrupting)

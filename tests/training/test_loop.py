@@ -135,6 +135,30 @@ def test_a_run_started_in_parts_equals_one_in_whole(
     assert losses(tmp_path / "run") == losses(finished)
 
 
+def test_a_run_that_is_told_to_end_saves_its_step_and_goes_on_from_it(
+    finished: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def tell() -> None:
+        for _ in range(2):  # as Slurm may
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    calls = interrupted_at(7, monkeypatch, tell)
+    with pytest.raises(SystemExit) as ended:
+        train(config(tiny_backbone), tmp_path / "run")
+    assert ended.value.code == 143
+    assert "told to end (SIGTERM); step 7 is saved" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (tmp_path / "run/model").exists()
+    train(config(tiny_backbone), tmp_path / "run")
+    assert len(calls) == 12  # none twice
+    assert losses(tmp_path / "run") == losses(finished)
+
+
 def start(workdir: Path, backbone: Path) -> subprocess.Popen[bytes]:
     """The command, in a process of its own."""
     flags = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from small_runs import HELD_OUT, config, losses, metrics_of
 
 import dinotxt_jax as dt
 from dinotxt_jax.config import (
+    CheckpointConfig,
     Config,
     EvaluationConfig,
     MeshConfig,
@@ -71,6 +73,20 @@ def test_two_processes_train_as_one_does(tiny_backbone: Path, tmp_path: Path) ->
         assert shown not in group.output(1)
 
 
+def test_when_one_process_is_told_to_end_all_do_after_saving(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    run = config(tiny_backbone, steps=10_000, checkpoint=CheckpointConfig(every=10_000))
+    workdir = tmp_path / "run"
+    group = train_apart(run, workdir, 2, 1)
+    wait_for(lambda: max(losses(workdir), default=0) > 1, group)
+    group.processes[1].send_signal(signal.SIGTERM)
+    assert group.finish(120) == [143, 143], group.everything()
+    last = max(losses(workdir))
+    assert f"told to end (SIGTERM); step {last} is saved" in group.output(0)
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(last)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_run_that_lost_a_process_goes_on_with_another_number(
@@ -88,13 +104,17 @@ def test_a_run_that_lost_a_process_goes_on_with_another_number(
     assert sorted(losses(workdir)) == list(range(1, 15))
 
 
-def kill_after(checkpoint: int, group: several.Group, workdir: Path, lost: int) -> None:
-    """Kills a process once the checkpoint is there; the others must end by themselves."""
+def wait_for(event: Callable[[], bool], group: several.Group) -> None:
     deadline = time.monotonic() + several.LIMIT
-    while not (workdir / "checkpoints" / str(checkpoint)).exists():
+    while not event():
         assert all(process.poll() is None for process in group.processes), group.everything()
         assert time.monotonic() < deadline, group.everything()
         time.sleep(0.01)
+
+
+def kill_after(checkpoint: int, group: several.Group, workdir: Path, lost: int) -> None:
+    """Kills a process once the checkpoint is there; the others must end by themselves."""
+    wait_for((workdir / "checkpoints" / str(checkpoint)).exists, group)
     group.processes[lost].send_signal(signal.SIGKILL)
     codes = group.finish(120)
     assert codes[lost] == -signal.SIGKILL, group.everything()
