@@ -244,5 +244,5 @@ def test_a_job_near_its_limit_goes_back_into_the_queue(
         assert job.stdout.readline() == "=== time limit is near: requeue\n"
         job.send_signal(signal.SIGTERM)  # as Slurm does then
     job.stdout.close()
-    assert job.wait(timeout=60) == 143
+    assert job.wait(timeout=20) == 143
     assert cloud.calls("scontrol") == requeued

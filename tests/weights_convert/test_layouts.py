@@ -188,10 +188,10 @@ def test_the_teacher_comes_before_an_average_of_it():
 
 def test_many_prefixes_take_no_time():
     arrays = {f"p{i}.norm.weight": np.zeros(4, np.float32) for i in range(3000)}
-    start = time.process_time()
+    start = time.perf_counter()
     with pytest.raises(UserError, match="no known layout"):
         recognise(described(arrays))
-    assert time.process_time() - start < 20
+    assert time.perf_counter() - start < 20
 
 
 def test_a_stray_array_does_not_make_a_whole_dinotxt():

@@ -107,7 +107,7 @@ def test_a_hostile_file_is_refused_with_a_sentence_at_once(hostile, tmp_path, mo
     assert len(hostile) >= 40
     monkeypatch.setattr("builtins.__import__", _no_import)
     for name, (path, expected) in hostile.items():
-        start = time.process_time()
+        start = time.perf_counter()
         tracemalloc.start()
         with pytest.raises(UserError, match=expected) as refused:
             read_arrays(path)
@@ -117,7 +117,7 @@ def test_a_hostile_file_is_refused_with_a_sentence_at_once(hostile, tmp_path, mo
         assert str(refused.value).endswith("."), name
         assert len(str(refused.value)) < 1000, name
         assert peak < 10**8, name
-        assert time.process_time() - start < 5, name
+        assert time.perf_counter() - start < 5, name
 
 
 @pytest.fixture
