@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -30,7 +29,6 @@ from dinotxt_jax.models.directory import load_parts, read_description
 from dinotxt_jax.progress import progress_bar
 from dinotxt_jax.storage import Checkpoints
 from dinotxt_jax.termination import EXIT_CODE, Termination
-from dinotxt_jax.tokenizers import ClipTokenizer, Tokenizer, TrainedTokenizer, load_tokenizer
 from dinotxt_jax.training.agreement import check_same_run
 from dinotxt_jax.training.checkpoints import (
     check_workdir,
@@ -51,7 +49,12 @@ from dinotxt_jax.training.metrics import MetricsWriter, read_metrics
 from dinotxt_jax.training.profiling import StepProfiler, parse_profile
 from dinotxt_jax.training.rates import ModelFlops, Throughput
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
-from dinotxt_jax.training.texts import TextRows, check_text_rows
+from dinotxt_jax.training.texts import (
+    TextRows,
+    check_text_rows,
+    make_tokenizer,
+    save_tokenizer,
+)
 from dinotxt_jax.visualize import training_curves
 
 
@@ -296,31 +299,6 @@ class _Run:
             )
         except UserError as error:
             logging.warning("no curves.png: %s", error)
-
-
-def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
-    """The tokenizer of a run; one of its own is trained once and then kept in `workdir`.
-
-    Raises:
-        UserError: an unknown kind, or a vocabulary that cannot be had.
-    """
-    settings = config.tokenizer
-    if settings.kind == "clip":
-        return ClipTokenizer(settings.vocabulary or None, settings.context_length)
-    if settings.kind != "bpe":
-        raise UserError(f"config.tokenizer.kind={settings.kind!r} is unknown; choose clip or bpe.")
-    folder = workdir / "tokenizer"
-    if (folder / "spec.json").exists():
-        return load_tokenizer(json.loads((folder / "spec.json").read_text()), folder)
-    captions = (text for index in range(len(source)) for text in source.captions(index))
-    return TrainedTokenizer.train(captions, settings.vocabulary_size, settings.context_length)
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Keeps a run's tokenizer, its description last, so that an interrupted write is noticed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
-    (folder / "spec.json").write_text(json.dumps(tokenizer.spec(), indent=2) + "\n")
 
 
 def _end_early(step: int) -> NoReturn:

@@ -1,8 +1,10 @@
-"""The captions of a batch as the step gets them: packed, trimmed, or a whole row each."""
+"""The captions of a batch as the step gets them: token rows, packed, trimmed, or as they are."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -16,7 +18,13 @@ from dinotxt_jax.data.packing import pack, planned_rows, row_counts, stacked
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.text import TextConfig
-from dinotxt_jax.tokenizers import Tokenizer, trimmed_length
+from dinotxt_jax.tokenizers import (
+    ClipTokenizer,
+    Tokenizer,
+    TrainedTokenizer,
+    load_tokenizer,
+    trimmed_length,
+)
 
 # Examples whose captions are read to learn how long captions are.
 _SAMPLED = 2048
@@ -24,6 +32,31 @@ _SAMPLED = 2048
 _FORWARD_AND_BACKWARD = 3
 
 Arrays = dict[str, np.ndarray]
+
+
+def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
+    """The tokenizer of a run; one of its own is trained once and then kept in `workdir`.
+
+    Raises:
+        UserError: an unknown kind, or a vocabulary that cannot be had.
+    """
+    settings = config.tokenizer
+    if settings.kind == "clip":
+        return ClipTokenizer(settings.vocabulary or None, settings.context_length)
+    if settings.kind != "bpe":
+        raise UserError(f"config.tokenizer.kind={settings.kind!r} is unknown; choose clip or bpe.")
+    folder = workdir / "tokenizer"
+    if (folder / "spec.json").exists():
+        return load_tokenizer(json.loads((folder / "spec.json").read_text()), folder)
+    captions = (text for index in range(len(source)) for text in source.captions(index))
+    return TrainedTokenizer.train(captions, settings.vocabulary_size, settings.context_length)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Keeps a run's tokenizer, its description last, so that an interrupted write is noticed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    (folder / "spec.json").write_text(json.dumps(tokenizer.spec(), indent=2) + "\n")
 
 
 class TextRows:

@@ -15,8 +15,7 @@ from dinotxt_jax import sharding
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.models.text import TextConfig
 from dinotxt_jax.tokenizers import Tokenizer
-from dinotxt_jax.training.loop import make_tokenizer
-from dinotxt_jax.training.texts import TextRows
+from dinotxt_jax.training.texts import TextRows, make_tokenizer
 
 DEVICES = 2
 MODEL = TextConfig(width=32, depth=2, num_heads=2, mlp_hidden_dim=128)
