@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,32 @@ def test_processes_agree(tmp_path: Path) -> None:
         assert "a folder that they share" in found["errors"][3]
     assert first["errors"][:2] == ["0 has failed.", "process 1 cannot go on: 1 has failed."]
     assert second["errors"][:2] == ["process 0 cannot go on: 0 has failed.", "1 has failed."]
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("INTERNAL: Gloo AllReduce failed: Connection closed by peer [127.0.0.1]:8476", True),
+        ("UNAVAILABLE: NCCL operation ncclAllReduce failed: remote process exited", True),
+        ("UNAVAILABLE: The task 1 missed its heartbeat", True),
+        ("RESOURCE_EXHAUSTED: NCCL operation ncclCommInitRank failed: out of memory", False),
+        ("INVALID_ARGUMENT: Gloo got arrays of 4 and 8 bytes", False),
+    ],
+)
+def test_only_errors_of_a_lost_process_are_taken_for_one(
+    said: str,
+    lost: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(processes, "leave", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        processes.exit_after(jax.errors.JaxRuntimeError(said))
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert ("lost another one" in shown) == lost
+    assert ("Error: " + said in shown) != lost  # what is none of these comes with its traceback
 
 
 def test_an_error_of_one_process_ends_the_others(tmp_path: Path) -> None:

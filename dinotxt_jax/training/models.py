@@ -6,7 +6,7 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
-from dinotxt_jax import sharding
+from dinotxt_jax import processes, sharding
 from dinotxt_jax.config import Config
 from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.losses import LOSSES
@@ -97,7 +97,7 @@ def warn_of_whole_heads(model: DinoTxtConfig, mesh: Mesh) -> None:
         "the text transformer": model.text.num_heads,
     }
     whole = [f"{count} of {name}" for name, count in counts.items() if count % parts]
-    if whole:
+    if whole and processes.is_first():
         logging.warning(
             "config.mesh.tensor=%d does not divide the attention heads (%s), so that each of its "
             "devices computes all of them; a divisor of their numbers splits them",

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,7 @@ from dinotxt_jax.config import (
     Config,
     DataConfig,
     EvaluationConfig,
+    MeshConfig,
     OptimizerConfig,
     PrecisionConfig,
     TaskConfig,
@@ -77,6 +79,26 @@ def test_cached_tokens_are_those_of_the_backbone(tiny_backbone: Path, tmp_path: 
             cache.tokens(view, index), direct_tokens(run, view, index), rtol=0, atol=5e-6
         )
     assert np.abs(cache.tokens(0, 3) - cache.tokens(1, 3)).max() > 0.01
+
+
+def test_the_devices_split_the_backbone_as_far_as_they_can(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, kernels = features.load_vision_transformer, []
+
+    def noted(*arguments: Any) -> Any:
+        backbone, description = load(*arguments)
+        kernels.append(backbone.blocks.mlp.fc1.kernel[...])
+        return backbone, description
+
+    monkeypatch.setattr(features, "load_vision_transformer", noted)
+    run = config(tiny_backbone, tmp_path / "features", mesh=MeshConfig(fsdp=12))
+    precompute(run)
+    (kernel,) = kernels
+    assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 4}
+    np.testing.assert_allclose(
+        open_cache(run).tokens(1, 7), direct_tokens(run, 1, 7), rtol=0, atol=5e-6
+    )
 
 
 @pytest.mark.usefixtures("small_shards")
