@@ -207,6 +207,7 @@ def measure(counts: dict[Workload, int], repeats: int) -> None:
 
 
 def main() -> None:
+    """Prints a table of the implementations by workload."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", action="append", default=[], help="compile, run nothing")
     parser.add_argument("--images", type=int, default=256, help="a device")
