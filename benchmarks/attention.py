@@ -30,13 +30,13 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from dinotxt_jax import UserError, sharding
-from dinotxt_jax.compiler_options import compiler_options
+from dinotxt_jax.config.architecture import TextConfig
 from dinotxt_jax.models.attention import IMPLEMENTATIONS, choose
-from dinotxt_jax.models.directory import abstract_arrays
-from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.layers import DTypes, abstract_arrays
 from dinotxt_jax.models.presets import PRESETS
-from dinotxt_jax.models.text import Packing, TextConfig, TextTransformer
+from dinotxt_jax.models.text import Packing, TextTransformer
 from dinotxt_jax.models.vit import VisionTransformer
+from dinotxt_jax.runtime.compiler_options import compiler_options
 
 VISION, TEXT = PRESETS["dinov2_vitl14_reg"], TextConfig()
 TEXTS_A_ROW = 5

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dinotxt_jax.config.architecture import VisionConfig
 from dinotxt_jax.models.presets import PRESETS
-from dinotxt_jax.models.vit import VisionConfig
 from weights_convert.layouts import LAYOUTS
 
 ROOT = Path(__file__).parent.parent

@@ -38,9 +38,9 @@ import plain_losses
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
-from dinotxt_jax.compiler_options import compiler_options
 from dinotxt_jax.config import LossConfig
 from dinotxt_jax.losses import sigmoid_contrastive_loss, softmax_contrastive_loss
+from dinotxt_jax.runtime.compiler_options import compiler_options
 
 NUMBERS = {"softmax": (14.0,), "sigmoid": (14.0, -10.0)}
 PLAIN = {"softmax": plain_losses.softmax, "sigmoid": plain_losses.sigmoid}

@@ -24,10 +24,10 @@ import dinotxt_jax as dt
 from dinotxt_jax.data.transforms import center_crop, normalize
 from dinotxt_jax.inference.backbone import Backbone
 from dinotxt_jax.inference.images import read_image
-from dinotxt_jax.models.directory import ModelDescription, Preprocessing
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.models.vit import VisionTransformer
+from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
 
 BASE = ("bfloat16", "none")
 KINDS = (

@@ -88,7 +88,7 @@ class JaxRun:
             PrecisionConfig,
             TextTrainingConfig,
         )
-        from dinotxt_jax.models.directory import load_parts, read_description
+        from dinotxt_jax.storage.model_directory import load_parts, read_description
         from dinotxt_jax.training.step import make_trainer, trained_part
 
         config = Config(

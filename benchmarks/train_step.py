@@ -26,8 +26,8 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
     TokenizerConfig,
 )
-from dinotxt_jax.models.directory import ModelDescription, Preprocessing
 from dinotxt_jax.models.presets import PRESETS
+from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
 from dinotxt_jax.training.models import create_model, model_config
 from dinotxt_jax.training.step import make_trainer
 

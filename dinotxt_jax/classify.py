@@ -34,9 +34,9 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax import sharding
     from dinotxt_jax.data.examples import image_files
     from dinotxt_jax.data.texts import read_names
-    from dinotxt_jax.files import new_file
     from dinotxt_jax.inference import load
     from dinotxt_jax.inference.embeddings import embedded_files
+    from dinotxt_jax.storage.files import new_file
 
     files = image_files(paths)
     names = read_names(_CLASSES.value, "--classes")

@@ -17,9 +17,9 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dinotxt_jax import processes
 from dinotxt_jax.config import from_dict
 from dinotxt_jax.errors import UserError, exit_with
+from dinotxt_jax.runtime import processes
 
 COMMANDS = {
     "convert": "weights_convert.__main__",

@@ -12,8 +12,9 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from dinotxt_jax import cli, processes
+from dinotxt_jax import cli
 from dinotxt_jax.config import Config
+from dinotxt_jax.runtime import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 flags.mark_flag_as_required("config")
@@ -21,7 +22,7 @@ cli.define_process_flags()
 
 
 def _body() -> None:
-    from dinotxt_jax.training.features import precompute
+    from dinotxt_jax.training.precompute import precompute
 
     config = cli.checked(_CONFIG.value, Config)
     precompute(config)

@@ -24,8 +24,8 @@ from jaxtyping import Int
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
-from dinotxt_jax.downloads import cache_folder, check_sha256, download
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.downloads import cache_folder, check_sha256, download
 
 CLIP_VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 CLIP_VOCABULARY_URL = f"https://dl.fbaipublicfiles.com/dinov2/thirdparty/{CLIP_VOCABULARY_FILE}"

@@ -13,9 +13,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from dinotxt_jax import cli, processes
+from dinotxt_jax import cli
 from dinotxt_jax.config import Config
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string(

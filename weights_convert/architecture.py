@@ -5,12 +5,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dinotxt_jax.config.architecture import HeadConfig, TextConfig, VisionConfig
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models import presets
-from dinotxt_jax.models.dinotxt import HeadConfig
-from dinotxt_jax.models.directory import Preprocessing
-from dinotxt_jax.models.text import TextConfig
-from dinotxt_jax.models.vit import POSITION_INTERPOLATIONS, VisionConfig
+from dinotxt_jax.models.vit import POSITION_INTERPOLATIONS
+from dinotxt_jax.storage.model_directory import Preprocessing
 from weights_convert.layouts.rules import Layout
 from weights_convert.matching import Match
 

@@ -14,15 +14,15 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from dinotxt_jax import storage
-from dinotxt_jax.downloads import sha256_of
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
-from dinotxt_jax.models.directory import (
+from dinotxt_jax.storage.arrays import Piece, save_in_pieces
+from dinotxt_jax.storage.downloads import sha256_of
+from dinotxt_jax.storage.model_directory import (
     ARRAYS,
     Fingerprint,
     ModelDescription,
-    Source,
+    SourceCheckpoint,
     new_model_directory,
     write_description,
 )
@@ -245,7 +245,7 @@ def _write(
                 not_finite.extend(f"{quoted(key)} of {match.name}" for key in entry.present)
             yield entry.layer, rounded
 
-    def pieces() -> Iterator[storage.Piece]:
+    def pieces() -> Iterator[Piece]:
         total = sum(max(len(array.entries), 1) for array in arrays.values())
         bar = tqdm(total=total, desc="converting", unit="array", disable=not show_progress)
         with bar:
@@ -256,7 +256,7 @@ def _write(
                 for layer, values in converted(array):
                     if of_backbone:
                         fingerprint.add(values)
-                    yield storage.Piece(place, layer, values)
+                    yield Piece(place, layer, values)
                     bar.update()
 
     empty = _nested(
@@ -267,9 +267,7 @@ def _write(
             for place, array in arrays.items()
         }
     )
-    storage.save_in_pieces(
-        folder / ARRAYS, empty, (piece for piece in pieces() if piece.values.shape)
-    )
+    save_in_pieces(folder / ARRAYS, empty, (piece for piece in pieces() if piece.values.shape))
     if not_finite:
         dtypes = ", ".join(sorted({array.dtype.name for array in arrays.values()}))
         found = listed(f"NaN or infinite numbers, as {dtypes}, in", dict.fromkeys(not_finite))
@@ -301,19 +299,21 @@ def _nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return tree
 
 
-def _described_sources(matches: Sequence[Match], show_progress: bool) -> tuple[Source, ...]:
+def _described_sources(
+    matches: Sequence[Match], show_progress: bool
+) -> tuple[SourceCheckpoint, ...]:
     total = sum(file.stat().st_size for match in matches for file in match.source.files)
     bar = tqdm(total=total, desc="sha256", unit="B", unit_scale=True, disable=not show_progress)
     with bar:
         return tuple(_described(match, bar) for match in matches)
 
 
-def _described(match: Match, bar: tqdm) -> Source:
+def _described(match: Match, bar: tqdm) -> SourceCheckpoint:
     hashes = [sha256_of(file, bar.update) for file in sorted(match.source.files)]
     together = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode())
     dtypes = {key: match.arrays[key].dtype.name for entry in match.entries for key in entry.present}
     usual = collections.Counter(dtypes.values()).most_common(1)[0][0]
-    return Source(
+    return SourceCheckpoint(
         file=PurePosixPath(match.name).name,
         sha256=together if isinstance(together, str) else together.hexdigest(),
         layout=match.layout.name,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from etils import epath
 
 from dinotxt_jax.models import presets
-from dinotxt_jax.models.directory import (
+from dinotxt_jax.storage.model_directory import (
     ModelDescription,
     Preprocessing,
     read_description,

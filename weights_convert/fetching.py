@@ -7,8 +7,8 @@ import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from dinotxt_jax.downloads import cache_folder, download
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.downloads import cache_folder, download
 
 _HUB = "hf://"
 _WEB = ("http://", "https://")

@@ -28,7 +28,7 @@ from etils import epath
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference import load, load_backbone
-from dinotxt_jax.models.directory import read_description
+from dinotxt_jax.storage.model_directory import read_description
 from weights_convert.messages import quoted
 
 TOLERANCE = 1e-3

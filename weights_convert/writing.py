@@ -15,7 +15,7 @@ from etils import epath
 from tqdm import tqdm
 
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.models.directory import Source
+from dinotxt_jax.storage.model_directory import SourceCheckpoint
 from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import quoted
 from weights_convert.sources import SAFETENSORS_DTYPES
@@ -68,7 +68,7 @@ class Plan:
     layout: Layout
     rows: Sequence[Row]
     arrays: Mapping[Place, Readable]
-    source: Source | None
+    source: SourceCheckpoint | None
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -130,7 +130,9 @@ def _rounded(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return rounded
 
 
-def _dtype(key: str, kept: np.dtype, source: Source | None, given: str | None) -> np.dtype:
+def _dtype(
+    key: str, kept: np.dtype, source: SourceCheckpoint | None, given: str | None
+) -> np.dtype:
     """What an array is written as: as told, or as its source had it, or as it is stored."""
     if given is not None:
         return DTYPES[given]

@@ -96,6 +96,8 @@ class LossConfig:
 
 
 DTYPE_NAMES = ("float32", "bfloat16")
+# What products of a frozen backbone may run in; "none": in its dtype.
+PRODUCTS = ("none", "int8", "float8_e4m3fn")
 
 
 @dataclasses.dataclass(frozen=True)

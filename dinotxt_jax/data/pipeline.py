@@ -18,12 +18,12 @@ from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import UInt8
 from PIL import Image
 
-from dinotxt_jax import termination
 from dinotxt_jax.data.bad_images import BadImageError, BadImageMonitor, too_many_bad
 from dinotxt_jax.data.examples import Example, Source
 from dinotxt_jax.data.order import MAX_EXAMPLES, Draw, Turns
 from dinotxt_jax.data.transforms import TrainTransform, decode_image
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime import termination
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig

@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from dinotxt_jax.config import TaskConfig, check_image_size
+from dinotxt_jax.data.feature_cache import FeatureCache
 from dinotxt_jax.data.pipeline import evaluation_batches
 from dinotxt_jax.data.transforms import EvalTransform, is_random
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job
-from dinotxt_jax.progress import progress_bar
-from dinotxt_jax.training.features import FeatureCache
+from dinotxt_jax.runtime.progress import progress_bar
 
 
 def check_images(name: str, task: TaskConfig, patch_size: int) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dinotxt_jax import processes
 from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.data.feature_cache import FeatureCache
 from dinotxt_jax.data.texts import read_templates
-from dinotxt_jax.files import new_file
 from dinotxt_jax.inference import Model
-from dinotxt_jax.training.features import FeatureCache
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.files import new_file
 
 
 class PartialWork:

@@ -11,15 +11,16 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dinotxt_jax import processes, sharding
+from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, PartialWork, TaskResult
 from dinotxt_jax.evaluation.pages import html_page, markdown_page
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task, run_task
-from dinotxt_jax.files import write_text
 from dinotxt_jax.inference import load
-from dinotxt_jax.models.directory import read_description
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.files import write_text
+from dinotxt_jax.storage.model_directory import read_description
 
 
 def evaluate(

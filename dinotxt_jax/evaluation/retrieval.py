@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dinotxt_jax import processes, visualize
+from dinotxt_jax import visualize
 from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.examples import Source, limited
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
 from dinotxt_jax.evaluation.embedding import check_images, embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
+from dinotxt_jax.runtime import processes
 
 SHEET_IMAGES = 10
 RECALLS = (1, 5, 10)

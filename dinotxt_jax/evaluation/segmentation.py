@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
-from dinotxt_jax import processes, visualize
+from dinotxt_jax import visualize
 from dinotxt_jax.config import SegmentationConfig, TaskConfig
 from dinotxt_jax.data.examples import limited
 from dinotxt_jax.data.masks import IGNORED, SOURCES, MaskSource, open_masks
@@ -26,7 +26,8 @@ from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
 from dinotxt_jax.inference.prompts import placed_texts
 from dinotxt_jax.inference.segmentation import DenseScores, DenseTexts, padded_side, segment
 from dinotxt_jax.inference.windows import check_protocol
-from dinotxt_jax.progress import progress_bar
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.runtime.progress import progress_bar
 
 SHEET_IMAGES = 6
 _AHEAD = 8  # images decoded ahead

@@ -9,12 +9,14 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dinotxt_jax.config.architecture import VisionConfig
+from dinotxt_jax.config.training import PRODUCTS
 from dinotxt_jax.errors import UserError, check_choice
+from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.inference.running import checked_dtype, checked_images, run_method
-from dinotxt_jax.models import directory
 from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.models.quantization import PRODUCTS
-from dinotxt_jax.models.vit import VisionConfig, VisionOutput, VisionTransformer
+from dinotxt_jax.models.vit import VisionOutput, VisionTransformer
+from dinotxt_jax.storage.model_directory import ModelDescription
 
 
 class Backbone:
@@ -25,7 +27,7 @@ class Backbone:
         description: what the model directory's `model.json` says (preprocessing, fingerprint).
     """
 
-    def __init__(self, module: VisionTransformer, description: directory.ModelDescription):
+    def __init__(self, module: VisionTransformer, description: ModelDescription):
         self.config: VisionConfig = module.config
         self.description = description
         self._graphdef, state = nnx.split(module)
@@ -94,5 +96,5 @@ def load_backbone(path: epath.PathLike, dtype: str = "float32", products: str = 
     """
     check_choice("products", products, PRODUCTS)
     dtypes = DTypes(checked_dtype(dtype), dtype, products=products)
-    module, description = directory.load_vision_transformer(path, dtypes)
+    module, description = load_vision_transformer(path, dtypes)
     return Backbone(module, description)

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.transforms import center_crop
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.files import new_file
 from dinotxt_jax.inference.images import read_image
 from dinotxt_jax.inference.model import Model
-from dinotxt_jax.progress import progress_bar
+from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.storage.files import new_file
 
 Write = Callable[[Sequence[str], Float[np.ndarray, "n D"]], None]
 

@@ -12,13 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from dinotxt_jax import processes, sharding
+from dinotxt_jax import sharding
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.interpolation import to_whole_patches
 from dinotxt_jax.inference.running import checked_images, run_method
-from dinotxt_jax.models import directory
 from dinotxt_jax.models.dinotxt import ImageFeatures, normalized
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.model_directory import ModelDescription, fingerprint
 from dinotxt_jax.tokenizers import Tokenizer, trimmed_length
 
 
@@ -37,7 +38,7 @@ class Encoder:
         self,
         graphdef: Any,
         arrays: dict[str, Any],
-        description: directory.ModelDescription,
+        description: ModelDescription,
         make_tokenizer: Callable[[], Tokenizer],
         mesh: Mesh | None = None,
         *,
@@ -62,12 +63,12 @@ class Encoder:
     @functools.cached_property
     def text_fingerprint(self) -> str:
         """sha256 of the text transformer's arrays."""
-        return directory.fingerprint(self._arrays["text"])
+        return fingerprint(self._arrays["text"])
 
     @functools.cached_property
     def trained_fingerprint(self) -> str:
         """sha256 of everything but the backbone, which `description.fingerprint` is of."""
-        return directory.fingerprint(
+        return fingerprint(
             {name: tree for name, tree in self._arrays.items() if name != "backbone"}
         )
 

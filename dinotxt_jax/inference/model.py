@@ -17,12 +17,12 @@ from dinotxt_jax.data.transforms import center_crop
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.encoder import Encoder
 from dinotxt_jax.inference.images import ImageLike, listed, read_image
+from dinotxt_jax.inference.loading import load_dinotxt
 from dinotxt_jax.inference.prompts import class_features, dense_texts
 from dinotxt_jax.inference.results import Classification, Segmentation
 from dinotxt_jax.inference.running import checked_dtype
 from dinotxt_jax.inference.segmentation import segment
 from dinotxt_jax.inference.windows import check_protocol, in_whole_patches
-from dinotxt_jax.models import directory
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.tokenizers import Tokenizer, load_tokenizer
 
@@ -171,7 +171,7 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: Mesh | None = None)
         UserError: not a model directory, or one with a backbone only.
     """
     dtypes = DTypes(checked_dtype(dtype), dtype)
-    module, description = directory.load_dinotxt(path, dtypes, mesh)
+    module, description = load_dinotxt(path, dtypes, mesh)
     graphdef, state = nnx.split(module)
 
     def make_tokenizer() -> Tokenizer:

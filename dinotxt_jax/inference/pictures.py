@@ -9,10 +9,10 @@ from PIL import Image
 
 from dinotxt_jax import visualize
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.files import new_file
 from dinotxt_jax.inference.images import read_image
 from dinotxt_jax.inference.model import Model
 from dinotxt_jax.inference.results import Segmentation
+from dinotxt_jax.storage.files import new_file
 
 PICTURES = ("overlay", "heat", "similarity", "pca")
 # Of the short side for the components of patch tokens: more patches, a finer picture.

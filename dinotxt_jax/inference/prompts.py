@@ -9,29 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from dinotxt_jax import processes
 from dinotxt_jax.data.texts import BACKGROUND, filled
-from dinotxt_jax.downloads import cache_folder
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.files import new_file
+from dinotxt_jax.inference.encoder import Encoder
 from dinotxt_jax.inference.segmentation import DenseTexts
 from dinotxt_jax.models.dinotxt import normalized
-from dinotxt_jax.progress import watched
-
-if TYPE_CHECKING:
-    from dinotxt_jax.inference.model import Model
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.runtime.progress import watched
+from dinotxt_jax.storage.downloads import cache_folder
+from dinotxt_jax.storage.files import new_file
 
 _PROMPTS = 4096  # encoded before they are averaged
 
 
 def class_features(
-    model: Model,
+    model: Encoder,
     class_names: Sequence[str],
     templates: Sequence[str],
     batch_size: int = 256,
@@ -58,7 +55,7 @@ def class_features(
 
 
 def dense_texts(
-    model: Model,
+    model: Encoder,
     class_names: Sequence[str],
     templates: Sequence[str],
     background: float | str | Sequence[str] | None = None,
@@ -89,7 +86,7 @@ def dense_texts(
 
 
 def placed_texts(
-    model: Model,
+    model: Encoder,
     class_names: Sequence[str],
     templates: Sequence[str],
     background: int | None = None,
@@ -127,7 +124,7 @@ def _check(class_names: Sequence[str]) -> None:
 
 
 def _cached_features(
-    model: Model, class_names: Sequence[str], templates: Sequence[str], batch_size: int
+    model: Encoder, class_names: Sequence[str], templates: Sequence[str], batch_size: int
 ) -> Float[np.ndarray, "c E"]:
     """Both features of classes beside each other [whole; of patches], if need be newly encoded."""
     if not model.cache_texts:
@@ -146,7 +143,7 @@ def _cached_features(
 
 
 def _encoded(
-    model: Model, class_names: Sequence[str], templates: Sequence[str], batch_size: int
+    model: Encoder, class_names: Sequence[str], templates: Sequence[str], batch_size: int
 ) -> Float[np.ndarray, "c E"]:
     dim, at_once = model.description.vision.dim, max(_PROMPTS // len(templates), 1)
     blocks = [class_names[i : i + at_once] for i in range(0, len(class_names), at_once)]

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dinotxt_jax.compiler_options import compiler_options
 from dinotxt_jax.config import DTYPE_NAMES
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime.compiler_options import compiler_options
 
 
 def run_method(

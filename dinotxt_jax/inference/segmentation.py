@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
-from dinotxt_jax import processes
 from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.inference.clustering import clustered
+from dinotxt_jax.inference.encoder import Encoder
 from dinotxt_jax.inference.interpolation import Taps, linear_taps, resampled
 from dinotxt_jax.inference.windows import levels
 from dinotxt_jax.models.dinotxt import normalized
-
-if TYPE_CHECKING:
-    from dinotxt_jax.inference.model import Model
+from dinotxt_jax.runtime import processes
 
 _ROUND = 64  # canvases and answers are padded to multiples of this: few shapes are compiled
 
@@ -112,7 +110,7 @@ def _labels(
 
 
 def segment(
-    model: Model,
+    model: Encoder,
     images: Iterable[Image.Image],
     texts: DenseTexts,
     config: SegmentationConfig,

@@ -22,8 +22,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from dinotxt_jax.compiler_options import uses_onednn
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime.compiler_options import uses_onednn
 from dinotxt_jax.sharding import partition_spec
 
 # What "auto" takes on a platform (of `jax.Device`) if the kernel can do the work; XLA elsewhere.

@@ -6,7 +6,6 @@ width of the MLP, l layers.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
+from dinotxt_jax.config.architecture import BlockConfig
 from dinotxt_jax.models.attention import attention
 from dinotxt_jax.models.layers import Dense, DTypes, Initializer, LayerNorm, LayerScale, normal
 from dinotxt_jax.models.rope import Rotation, rotate
@@ -27,53 +27,18 @@ REMAT_POLICIES = ("none", "full", "dots")
 Keys = Shaped[jax.Array, " g"]
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockConfig:
-    """A pre-norm transformer block.
+def initializers(config: BlockConfig) -> tuple[Initializer, Initializer, Initializer]:
+    """Initialisers of what reads the stream, of fc1/gate/up, and of what writes back.
 
-    Attributes:
-        dim, num_heads, mlp_hidden_dim: widths; `dim` is a multiple of `num_heads`.
-        mlp: "mlp" (fc1, exact GELU, fc2) or "swiglu" (silu(gate) * up, down).
-        qkv_bias: whether the query/key/value projection has a bias (the others always do).
-        qkv_bias_mask: whether that bias is multiplied by a stored mask.
-        layer_scale: initial LayerScale factor, or None for no LayerScale.
-        causal: tokens see only themselves and what is before them.
-        drop_path: probability that an example skips a branch in training.
-        initialization: "vit" (N(0, 0.02)) or "clip" (scaled by `num_layers`; see `initializers`).
-        num_layers: depth of the stack, for the "clip" initialisation.
-        attention: how attention is computed (`models.attention`).
+    "clip" is the text transformer's rule: attention in dim^-0.5, fc (2 dim)^-0.5, out
+    dim^-0.5 (2 num_layers)^-0.5.
     """
-
-    dim: int
-    num_heads: int
-    mlp_hidden_dim: int
-    mlp: str = "mlp"
-    qkv_bias: bool = True
-    qkv_bias_mask: bool = False
-    layer_scale: float | None = None
-    causal: bool = False
-    drop_path: float = 0.0
-    layer_norm_epsilon: float = 1e-6
-    initialization: str = "vit"
-    num_layers: int = 1
-    attention: str = "xla"
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
-
-    def initializers(self) -> tuple[Initializer, Initializer, Initializer]:
-        """Initialisers of what reads the stream, of fc1/gate/up, and of what writes back.
-
-        "clip" is the text transformer's rule: attention in dim^-0.5, fc (2 dim)^-0.5, out
-        dim^-0.5 (2 num_layers)^-0.5.
-        """
-        if self.initialization == "clip":
-            width = self.dim**-0.5
-            out = width * (2 * self.num_layers) ** -0.5
-            return normal(width), normal((2 * self.dim) ** -0.5), normal(out)
-        small = jax.nn.initializers.truncated_normal(0.02)
-        return small, small, small
+    if config.initialization == "clip":
+        width = config.dim**-0.5
+        out = width * (2 * config.num_layers) ** -0.5
+        return normal(width), normal((2 * config.dim) ** -0.5), normal(out)
+    small = jax.nn.initializers.truncated_normal(0.02)
+    return small, small, small
 
 
 class Attention(nnx.Module):
@@ -81,7 +46,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BlockConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
         dim, heads, width = config.dim, config.num_heads, config.head_dim
-        into, _, out = config.initializers()
+        into, _, out = initializers(config)
         self.causal = config.causal
         self.implementation = config.attention
         self.softmax_dtype = dtypes.normalization
@@ -130,7 +95,7 @@ class Mlp(nnx.Module):
     """fc2(gelu(fc1(x))) with the exact (erf) GELU."""
 
     def __init__(self, config: BlockConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
-        _, into, out = config.initializers()
+        _, into, out = initializers(config)
         dim, hidden = config.dim, config.mlp_hidden_dim
         common: dict[str, Any] = dict(use_bias=True, dtypes=dtypes, rngs=rngs)
         self.fc1 = Dense((dim,), (hidden,), ("embed", "mlp"), initializer=into, **common)
@@ -144,7 +109,7 @@ class SwiGlu(nnx.Module):
     """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
     def __init__(self, config: BlockConfig, *, dtypes: DTypes, rngs: nnx.Rngs):
-        _, into, out = config.initializers()
+        _, into, out = initializers(config)
         dim, hidden = config.dim, config.mlp_hidden_dim
         common: dict[str, Any] = dict(use_bias=True, dtypes=dtypes, rngs=rngs)
         self.gate = Dense((dim,), (hidden,), ("embed", "mlp"), initializer=into, **common)

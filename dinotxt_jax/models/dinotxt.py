@@ -6,7 +6,6 @@ arXiv 2412.16334.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -15,71 +14,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dinotxt_jax.models.blocks import Block, BlockConfig, Keys, apply_stack, stack
+from dinotxt_jax.config.architecture import (
+    POOLINGS,
+    BlockConfig,
+    DinoTxtConfig,
+    HeadConfig,
+)
+from dinotxt_jax.models.blocks import Block, Keys, apply_stack, stack
 from dinotxt_jax.models.layers import DTypes, LayerNorm, constant, parameter
-from dinotxt_jax.models.text import Packing, TextConfig, TextTransformer
-from dinotxt_jax.models.vit import VisionConfig, VisionTransformer
+from dinotxt_jax.models.text import Packing, TextTransformer
+from dinotxt_jax.models.vit import VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-POOLINGS = ("mean", "max", "gem", "none")
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadConfig:
-    """Architecture of the vision head: SwiGLU blocks on the backbone's final-normed tokens.
-
-    Attributes:
-        num_blocks: number of blocks; 0 leaves the backbone's tokens as they are.
-        num_heads: attention heads of a block.
-        mlp_hidden_dim: SwiGLU hidden width (`swiglu_hidden_dim` gives the released rule).
-        pooling: how patch tokens become one vector: "mean", "max" or "gem"; "none" leaves them out
-            of the descriptor.
-        layer_scale: initial LayerScale factor.
-        layer_norm_epsilon: added to the variance.
-    """
-
-    num_blocks: int
-    num_heads: int
-    mlp_hidden_dim: int
-    pooling: str = "mean"
-    layer_scale: float = 1e-5
-    layer_norm_epsilon: float = 1e-5
-
-
-def swiglu_hidden_dim(dim: int) -> int:
-    """The head's SwiGLU width: two thirds of 4 dim, rounded up to a multiple of 64."""
-    return (int(4 * dim * 2 / 3) + 63) // 64 * 64
-
-
-def descriptor_dim(dim: int, pooling: str) -> int:
-    """Width of [class token; pooled patch tokens], or of the class token alone."""
-    return dim if pooling == "none" else 2 * dim
-
-
-@dataclasses.dataclass(frozen=True)
-class DinoTxtConfig:
-    """Architecture of a whole dino.txt."""
-
-    vision: VisionConfig
-    head: HeadConfig
-    text: TextConfig
-
-    @property
-    def head_dims(self) -> tuple[int, int, int]:
-        """Channels of an attention head in the backbone, the vision head and the text part."""
-        return (
-            self.vision.block().head_dim,
-            self.vision.dim // self.head.num_heads,
-            self.text.block().head_dim,
-        )
-
-    def __post_init__(self) -> None:
-        expected = descriptor_dim(self.vision.dim, self.head.pooling)
-        if self.text.embed_dim != expected:
-            raise ValueError(
-                f"text features of {self.text.embed_dim} dimensions cannot be compared with image "
-                f"descriptors of {expected}: set embed_dim={expected}"
-            )
 
 
 class VisionHead(nnx.Module):

@@ -15,8 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from dinotxt_jax import sharding
 from dinotxt_jax.models import quantization
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
@@ -138,3 +140,28 @@ class LayerScale(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return x * self.scale[...].astype(x.dtype)
+
+
+def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
+    """Shapes, dtypes and shardings of a module's arrays, as a nested dict, without making them.
+
+    Args:
+        module: makes the module.
+        mesh: None puts everything on the first device.
+    """
+    state = nnx.state(nnx.eval_shape(module))
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def struct(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+        axes = variable.get_metadata("logical_axes")
+        placed = (
+            single
+            if mesh is None
+            else jax.sharding.NamedSharding(
+                mesh, sharding.partition_spec(axes, variable.shape, mesh.shape)
+            )
+        )
+        return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=placed)
+
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    return nnx.to_pure_dict(jax.tree.map(struct, state, is_leaf=is_variable))

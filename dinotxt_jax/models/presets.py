@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from dinotxt_jax.models.dinotxt import DinoTxtConfig, HeadConfig, swiglu_hidden_dim
-from dinotxt_jax.models.text import TextConfig
-from dinotxt_jax.models.vit import VisionConfig
+from dinotxt_jax.config.architecture import (
+    DinoTxtConfig,
+    HeadConfig,
+    TextConfig,
+    VisionConfig,
+    swiglu_hidden_dim,
+)
 
 _DINOV2_SIZES = {  # dim, depth, heads
     "vits14": (384, 12, 6),

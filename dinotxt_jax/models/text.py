@@ -5,7 +5,6 @@ Source: `dinov2/eval/text/` and `dinov2/hub/text/` of facebookresearch/dinov2; a
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -13,54 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dinotxt_jax.models.blocks import Block, BlockConfig, apply_stack, stack
+from dinotxt_jax.config.architecture import TextConfig
+from dinotxt_jax.models.blocks import Block, apply_stack, stack
 from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, normal, parameter
 from dinotxt_jax.sharding import constrain
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Architecture of the text transformer; the defaults are the released one.
-
-    Attributes:
-        vocabulary_size, context_length: token ids, and positions of the longest row.
-        width, depth, num_heads, mlp_hidden_dim: of the transformer.
-        embed_dim: D, the width shared with the image descriptor (2 d).
-        layer_norm_epsilon: added to the variance.
-    """
-
-    vocabulary_size: int = 49_408
-    context_length: int = 77
-    width: int = 1280
-    depth: int = 24
-    num_heads: int = 20
-    mlp_hidden_dim: int = 5120
-    embed_dim: int = 2048
-    layer_norm_epsilon: float = 1e-5
-
-    def flops(self, rows: int, length: int) -> float:
-        """Floating-point operations of the blocks on rows of tokens, forward.
-
-        Matrix products only, a multiplication and an addition each counting one: 8 w^2 + 4 w m for
-        the projections and the MLP of a token and 4 w `length` for its attention, which is computed
-        over whole rows and then masked.
-        """
-        projections = 8 * self.width**2 + 4 * self.width * self.mlp_hidden_dim
-        return float(rows * length * self.depth * (projections + 4 * self.width * length))
-
-    def block(self, attention: str = "xla") -> BlockConfig:
-        """The configuration of one block."""
-        return BlockConfig(
-            dim=self.width,
-            num_heads=self.num_heads,
-            mlp_hidden_dim=self.mlp_hidden_dim,
-            qkv_bias=False,
-            causal=True,
-            layer_norm_epsilon=self.layer_norm_epsilon,
-            initialization="clip",
-            num_layers=self.depth,
-            attention=attention,
-        )
 
 
 class Packing(NamedTuple):

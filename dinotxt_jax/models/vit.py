@@ -17,68 +17,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dinotxt_jax.models.blocks import Block, BlockConfig, apply_stack, stack
+from dinotxt_jax.config.architecture import VisionConfig
+from dinotxt_jax.models.blocks import Block, apply_stack, stack
 from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, normal, parameter
 from dinotxt_jax.models.rope import Rotation, make_periods, make_rotation
 from dinotxt_jax.sharding import constrain
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """Architecture of a vision transformer.
-
-    Attributes:
-        patch_size: side of a square patch, pixels.
-        dim, depth, num_heads: width, number of blocks, attention heads.
-        mlp, mlp_hidden_dim: "mlp" or "swiglu", and the hidden width.
-        num_registers: register tokens between the class token and the patch tokens.
-        positions: "learned" (a table, added to tokens) or "rope" (`models.rope`).
-        position_grid: learned: side of the stored table, in patches.
-        position_interpolation: learned: how the table is brought to another grid
-            (`interpolate_positions`).
-        class_position: learned: whether the table has a row for the class token.
-        rope_theta: rope: the longest period; what a checkpoint stores takes precedence.
-        layer_scale: whether branches are scaled per channel.
-        qkv_bias: whether the query/key/value projection has a bias.
-        qkv_bias_mask: whether the checkpoint carries a mask on it (DINOv3).
-        layer_norm_epsilon: added to the variance.
-        mask_token: whether the checkpoint carries the mask token of pretraining (kept, never used).
-        local_class_norm: whether it carries DINOv3's norm of class tokens of local crops (kept,
-            never used).
-    """
-
-    patch_size: int
-    dim: int
-    depth: int
-    num_heads: int
-    mlp_hidden_dim: int
-    mlp: str = "mlp"
-    num_registers: int = 0
-    positions: str = "learned"
-    position_grid: int = 37
-    position_interpolation: str = "antialias"
-    class_position: bool = True
-    rope_theta: float = 100.0
-    layer_scale: bool = True
-    qkv_bias: bool = True
-    qkv_bias_mask: bool = False
-    layer_norm_epsilon: float = 1e-6
-    mask_token: bool = True
-    local_class_norm: bool = False
-
-    def block(self, attention: str = "xla") -> BlockConfig:
-        """The configuration of one block."""
-        return BlockConfig(
-            dim=self.dim,
-            num_heads=self.num_heads,
-            mlp_hidden_dim=self.mlp_hidden_dim,
-            mlp=self.mlp,
-            qkv_bias=self.qkv_bias,
-            qkv_bias_mask=self.qkv_bias_mask,
-            layer_scale=1e-5 if self.layer_scale else None,
-            layer_norm_epsilon=self.layer_norm_epsilon,
-            attention=attention,
-        )
 
 
 class VisionOutput(NamedTuple):

@@ -16,8 +16,8 @@ from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, check_image_size
 from dinotxt_jax.data.packing import planned_rows
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.models.directory import ModelDescription, Preprocessing, read_description
 from dinotxt_jax.models.presets import PRESETS
+from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing, read_description
 from dinotxt_jax.tokenizers import CLIP_VOCABULARY_SIZE
 from dinotxt_jax.training.step import Trainer, make_trainer
 from dinotxt_jax.training.texts import check_text_rows

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dinotxt_jax.chips import CHIPS, Chip
 from dinotxt_jax.planning.hlo import Program, parse
 from dinotxt_jax.planning.topologies import Topology, parse_topology
+from dinotxt_jax.runtime.chips import CHIPS, Chip
 
 
 @dataclasses.dataclass(frozen=True)

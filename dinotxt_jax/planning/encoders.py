@@ -15,10 +15,10 @@ from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.evaluation.tasks import check_tasks
 from dinotxt_jax.inference.running import checked_dtype, run_method
 from dinotxt_jax.models.dinotxt import DinoTxt
-from dinotxt_jax.models.directory import Preprocessing, abstract_arrays
-from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.layers import DTypes, abstract_arrays
 from dinotxt_jax.planning.abstract import AbstractRun, abstract_run
 from dinotxt_jax.planning.compiling import Compiled, Target, compile_for
+from dinotxt_jax.storage.model_directory import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)

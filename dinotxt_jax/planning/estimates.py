@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from dinotxt_jax.config import Config
-from dinotxt_jax.flops import matmul_flops
 from dinotxt_jax.planning import costs
 from dinotxt_jax.planning.abstract import abstract_run
 from dinotxt_jax.planning.compiling import Memory, Target, compile_for
+from dinotxt_jax.runtime.flops import matmul_flops
 
 # The part of every peak rate that well-written programs reach; the second estimate divides by it.
 REACHED = 0.5

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinotxt_jax.chips import GIB
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.planning.estimates import Plan
+from dinotxt_jax.runtime.chips import GIB
 
 _PARTS = ("frozen", "trainable", "optimizer", "batch", "temporaries", "program", "outputs")
 # A part of the memory that is too little to be seen as a bar.

@@ -11,7 +11,7 @@ from dinotxt_jax.config import Config
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.planning.compiling import Target
 from dinotxt_jax.planning.estimates import Plan, plan_step
-from dinotxt_jax.progress import progress_bar
+from dinotxt_jax.runtime.progress import progress_bar
 
 _FACTORS = (2, 4, 8)
 

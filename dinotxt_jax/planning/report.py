@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from dinotxt_jax.chips import GIB
 from dinotxt_jax.planning.encoders import EncoderPlan
 from dinotxt_jax.planning.estimates import REACHED, Plan, Work
 from dinotxt_jax.planning.proposals import Proposal
+from dinotxt_jax.runtime.chips import GIB
 
 _RESOURCES = {
     "compute": "matrix products",

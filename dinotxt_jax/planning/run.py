@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from dinotxt_jax.config import Config, EvaluationConfig
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.files import write_text
 from dinotxt_jax.inference.running import checked_dtype
 from dinotxt_jax.planning.abstract import abstract_run
 from dinotxt_jax.planning.compiling import Target, target
@@ -27,7 +26,8 @@ from dinotxt_jax.planning.report import (
     encoder_json,
 )
 from dinotxt_jax.planning.topologies import parse_topology
-from dinotxt_jax.progress import watched
+from dinotxt_jax.runtime.progress import watched
+from dinotxt_jax.storage.files import write_text
 
 
 def named_targets(names: Sequence[str]) -> list[Target]:

@@ -9,8 +9,8 @@ import re
 
 import jax
 
-from dinotxt_jax.chips import CHIPS, Chip
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime.chips import CHIPS, Chip
 
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")

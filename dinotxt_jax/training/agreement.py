@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from dinotxt_jax import processes
 from dinotxt_jax.config import Config, flatten
 from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.feature_cache import cache_description
 from dinotxt_jax.evaluation.tasks import OpenTask
+from dinotxt_jax.runtime import processes
 from dinotxt_jax.tokenizers import Tokenizer
-from dinotxt_jax.training.features import describe
 
 # Settings that each machine may have in its own way.
 _LOCAL = ("backbone", "features", "image_root", "path", "prefetch", "threads", "vocabulary")
@@ -34,7 +34,7 @@ def check_same_run(
     """
     if not processes.several():
         return
-    data = describe(config, config.data, source, config.feature_views, fingerprint)
+    data = cache_description(config, config.data, source, config.feature_views, fingerprint)
     settings = flatten(dataclasses.asdict(config))
     processes.check_same(
         {

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from dinotxt_jax import processes
 from dinotxt_jax.config import Config, flatten
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.files import write_text
-from dinotxt_jax.storage import Checkpoints
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.storage.files import write_text
 from dinotxt_jax.training.step import TrainState
 
 # What may change between a run and its continuation: none of it changes what is computed.

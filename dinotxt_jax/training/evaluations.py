@@ -10,14 +10,14 @@ from typing import Any
 
 from absl import logging
 
-from dinotxt_jax import processes
 from dinotxt_jax.config import Config, EvaluationConfig
+from dinotxt_jax.data.feature_cache import FeatureCache
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.evaluation.tasks import KINDS, OpenTask, run_task
-from dinotxt_jax.files import write_text
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.files import write_text
 from dinotxt_jax.training.exports import Exporter
-from dinotxt_jax.training.features import FeatureCache
 from dinotxt_jax.training.step import TrainState
 
 

@@ -13,9 +13,15 @@ from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dinotxt_jax import processes, sharding
+from dinotxt_jax import sharding
 from dinotxt_jax.config import DTYPE_NAMES, Config, DataConfig, check_image_size
 from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.feature_cache import (
+    CachedExample,
+    FeatureCache,
+    cache_description,
+    task_folder,
+)
 from dinotxt_jax.data.pipeline import (
     BadImageMonitor,
     ImageTextExample,
@@ -25,10 +31,11 @@ from dinotxt_jax.data.pipeline import (
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task
-from dinotxt_jax.models.directory import load_parts, read_description
-from dinotxt_jax.progress import progress_bar
-from dinotxt_jax.storage import Checkpoints
-from dinotxt_jax.termination import EXIT_CODE, Termination
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.runtime.termination import EXIT_CODE, Termination
+from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.storage.model_directory import load_parts, read_description
 from dinotxt_jax.training.agreement import check_same_run
 from dinotxt_jax.training.checkpoints import (
     check_workdir,
@@ -38,14 +45,8 @@ from dinotxt_jax.training.checkpoints import (
 )
 from dinotxt_jax.training.evaluations import Evaluations, check_evaluations
 from dinotxt_jax.training.exports import Exporter
-from dinotxt_jax.training.features import (
-    CachedExample,
-    FeatureCache,
-    describe,
-    task_folder,
-    tasks_with_caches,
-)
 from dinotxt_jax.training.metrics import MetricsWriter, read_metrics
+from dinotxt_jax.training.precompute import tasks_with_caches
 from dinotxt_jax.training.profiling import StepProfiler, parse_profile
 from dinotxt_jax.training.rates import ModelFlops, Throughput
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
@@ -133,7 +134,7 @@ class _Run:
     ) -> FeatureCache | None:
         if not self.config.features:
             return None
-        expected = describe(self.config, data, source, views, self.backbone.fingerprint)
+        expected = cache_description(self.config, data, source, views, self.backbone.fingerprint)
         return FeatureCache(folder, expected)
 
     def _open_batches(self) -> TrainingIterator:

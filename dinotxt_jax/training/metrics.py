@@ -10,8 +10,8 @@ from typing import Any
 
 import tensorboardX
 
-from dinotxt_jax import processes
-from dinotxt_jax.files import write_text
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.files import write_text
 
 
 class MetricsWriter:

@@ -6,24 +6,25 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
-from dinotxt_jax import processes, sharding
+from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
+from dinotxt_jax.config.architecture import (
+    POOLINGS,
+    DinoTxtConfig,
+    HeadConfig,
+    TextConfig,
+    descriptor_dim,
+    swiglu_hidden_dim,
+)
+from dinotxt_jax.config.training import PRODUCTS
 from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.losses import LOSSES
 from dinotxt_jax.models import attention
 from dinotxt_jax.models.blocks import REMAT_POLICIES
-from dinotxt_jax.models.dinotxt import (
-    POOLINGS,
-    DinoTxt,
-    DinoTxtConfig,
-    HeadConfig,
-    descriptor_dim,
-    swiglu_hidden_dim,
-)
-from dinotxt_jax.models.directory import ModelDescription
+from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.models.quantization import PRODUCTS
-from dinotxt_jax.models.text import TextConfig
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.model_directory import ModelDescription
 
 
 def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:

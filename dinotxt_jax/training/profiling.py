@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from dinotxt_jax import processes
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime import processes
 
 
 def parse_profile(setting: str) -> range:

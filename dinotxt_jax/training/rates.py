@@ -13,8 +13,8 @@ import jax
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from dinotxt_jax.chips import GIB, peak_flops
-from dinotxt_jax.flops import matmul_flops
+from dinotxt_jax.runtime.chips import GIB, peak_flops
+from dinotxt_jax.runtime.flops import matmul_flops
 from dinotxt_jax.training.models import create_model
 from dinotxt_jax.training.step import Arrays, Trainer
 

@@ -15,8 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
-from dinotxt_jax.compiler_options import compiler_options
 from dinotxt_jax.config import Config
+from dinotxt_jax.config.architecture import DinoTxtConfig
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.losses import (
     gram_losses,
@@ -24,14 +24,11 @@ from dinotxt_jax.losses import (
     softmax_contrastive_loss,
 )
 from dinotxt_jax.models.blocks import DROP_PATH_GROUP, drop_path_keys
-from dinotxt_jax.models.dinotxt import (
-    DinoTxt,
-    DinoTxtConfig,
-    ImageFeatures,
-    normalized,
-)
-from dinotxt_jax.models.directory import ModelDescription, Preprocessing, abstract_arrays
+from dinotxt_jax.models.dinotxt import DinoTxt, ImageFeatures, normalized
+from dinotxt_jax.models.layers import abstract_arrays
 from dinotxt_jax.models.text import Packing
+from dinotxt_jax.runtime.compiler_options import compiler_options
+from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
 from dinotxt_jax.training.accumulation import map_parts, vjp_of_parts
 from dinotxt_jax.training.models import (
     chosen_attention,

@@ -11,13 +11,14 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from dinotxt_jax import processes, sharding
+from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig
+from dinotxt_jax.config.architecture import TextConfig
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.packing import pack, planned_rows, row_counts, stacked
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.models.text import TextConfig
+from dinotxt_jax.runtime import processes
 from dinotxt_jax.tokenizers import (
     ClipTokenizer,
     Tokenizer,

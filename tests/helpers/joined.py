@@ -10,8 +10,10 @@ import jax
 import meshes
 from absl import flags
 
-from dinotxt_jax import UserError, cli, processes, storage
-from dinotxt_jax.models.directory import fingerprint
+from dinotxt_jax import UserError, cli
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.arrays import Checkpoints, load_arrays, new_folder
+from dinotxt_jax.storage.model_directory import fingerprint
 from dinotxt_jax.training.checkpoints import save_state
 
 _FOLDER = flags.DEFINE_string("folder", None, "Of the test.", required=True)
@@ -49,7 +51,7 @@ def agreement(folder: Path) -> dict[str, Any]:
             attempt()
         except processes.CommonError as error:
             found["errors"].append(str(error))
-    with storage.new_folder(folder / "one") as new:
+    with new_folder(folder / "one") as new:
         (new / f"of{me}").write_text("here")
     found["one"] = sorted(file.name for file in (folder / "one").iterdir())
     return found
@@ -59,11 +61,11 @@ def checkpoints(folder: Path) -> dict[str, Any]:
     """Restores what one process saved, notes what this one holds of it, and saves it again."""
     of = folder / "checkpoints"
     state, positions = meshes.restored(of, "2x4")
-    kept = storage.Checkpoints(folder / "again", 1)
+    kept = Checkpoints(folder / "again", 1)
     save_state(kept, state, positions)
     kept.close()
     wanted = {"large": meshes.large("1x8")}
-    array = storage.load_arrays(folder / "large", {"arrays": wanted})["arrays"]["large"]
+    array = load_arrays(folder / "large", {"arrays": wanted})["arrays"]["large"]
     return {
         "fingerprint": fingerprint(state._asdict()),
         "positions": positions,

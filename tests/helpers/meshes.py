@@ -20,9 +20,9 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
     TokenizerConfig,
 )
-from dinotxt_jax.models.directory import ModelDescription, Preprocessing
-from dinotxt_jax.models.vit import VisionConfig
-from dinotxt_jax.storage import Checkpoints
+from dinotxt_jax.config.architecture import VisionConfig
+from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
 from dinotxt_jax.training.checkpoints import restore_state
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 

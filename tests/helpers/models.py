@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from stored import stored_tree
 
-from dinotxt_jax.models.directory import read_description, write_model_directory
+from dinotxt_jax.storage.model_directory import read_description, write_model_directory
 from dinotxt_jax.tokenizers import TrainedTokenizer
 
 

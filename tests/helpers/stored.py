@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from dinotxt_jax import storage
+from dinotxt_jax.storage.arrays import load_arrays, stored_shapes
 
 
 def stored_tree(model: Path) -> dict[str, Any]:
@@ -15,6 +15,6 @@ def stored_tree(model: Path) -> dict[str, Any]:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        storage.stored_shapes(model / "arrays"),
+        stored_shapes(model / "arrays"),
     )
-    return storage.load_arrays(model / "arrays", wanted)
+    return load_arrays(model / "arrays", wanted)

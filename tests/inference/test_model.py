@@ -12,7 +12,7 @@ from flax import nnx
 import dinotxt_jax as dt
 from dinotxt_jax import sharding
 from dinotxt_jax.inference import Model
-from dinotxt_jax.models.directory import load_dinotxt
+from dinotxt_jax.inference.loading import load_dinotxt
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.tokenizers import TrainedTokenizer, trimmed_length
 

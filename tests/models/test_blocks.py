@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dinotxt_jax.config.architecture import BlockConfig
 from dinotxt_jax.models.blocks import (
     DROP_PATH_GROUP,
     Block,
-    BlockConfig,
     add_branch,
     apply_stack,
     attention,

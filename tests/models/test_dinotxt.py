@@ -13,17 +13,12 @@ from flax import nnx
 from packed import captions, packed
 
 from dinotxt_jax import sharding
-from dinotxt_jax.models.dinotxt import (
-    DinoTxt,
-    DinoTxtConfig,
-    HeadConfig,
-    normalized,
-    swiglu_hidden_dim,
-)
-from dinotxt_jax.models.directory import load_dinotxt
+from dinotxt_jax.config.architecture import DinoTxtConfig, HeadConfig, TextConfig, swiglu_hidden_dim
+from dinotxt_jax.inference.loading import load_dinotxt
+from dinotxt_jax.models.dinotxt import DinoTxt, normalized
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.presets import PRESETS, dinotxt_for
-from dinotxt_jax.models.text import Packing, TextConfig, TextTransformer
+from dinotxt_jax.models.text import Packing, TextTransformer
 
 FEATURES = 5e-5
 NORMALIZED = 5e-6

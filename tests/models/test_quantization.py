@@ -12,12 +12,13 @@ import pytest
 from flax import nnx
 
 import dinotxt_jax as dt
-from dinotxt_jax import UserError, sharding, storage
+from dinotxt_jax import UserError, sharding
 from dinotxt_jax.data.transforms import normalize
+from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.models import quantization
-from dinotxt_jax.models.directory import abstract_arrays, load_stored, load_vision_transformer
-from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.storage import StoredArray
+from dinotxt_jax.models.layers import DTypes, abstract_arrays
+from dinotxt_jax.storage.arrays import StoredArray, load_arrays
+from dinotxt_jax.storage.model_directory import load_stored
 from weights_convert.convert import convert
 
 QUANTIZED = quantization.PRODUCTS[1:]
@@ -135,7 +136,7 @@ def test_kernels_are_read_a_layer_at_a_time(
 ) -> None:
     """A backbone that fits memory only in 8 bits can be loaded."""
     largest = [0]
-    read, load = StoredArray.read, storage.load_arrays
+    read, load = StoredArray.read, load_arrays
 
     def noted(self: StoredArray, layer: int | None = None) -> np.ndarray:
         array = read(self, layer)
@@ -147,7 +148,7 @@ def test_kernels_are_read_a_layer_at_a_time(
         return load(path, parts, **options)
 
     monkeypatch.setattr(StoredArray, "read", noted)
-    monkeypatch.setattr(storage, "load_arrays", loaded)
+    monkeypatch.setattr("dinotxt_jax.storage.model_directory.load_arrays", loaded)
     module, _ = load_vision_transformer(tiny_backbone, DTypes(products="int8"))
     kernel = module.blocks.mlp.fc1.kernel
     assert max(largest) == kernel.size // len(kernel[...])

@@ -101,7 +101,7 @@ def test_a_grid_of_the_stored_size_takes_the_table_as_it_is() -> None:
 
 
 def test_registers_get_no_position(tiny_backbone: Path) -> None:
-    from dinotxt_jax.models.directory import load_vision_transformer
+    from dinotxt_jax.inference.loading import load_vision_transformer
 
     module, _ = load_vision_transformer(tiny_backbone, DTypes())
     embedded = module.embed(jnp.zeros((1, 98, 98, 3)))

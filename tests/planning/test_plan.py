@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 from small_runs import config as small_config
 
-from dinotxt_jax.chips import CHIPS, GIB
 from dinotxt_jax.config import (
     Config,
     DataConfig,
@@ -29,7 +28,6 @@ from dinotxt_jax.config import (
     to_config_dict,
 )
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.flops import matmul_flops
 from dinotxt_jax.planning.abstract import (
     abstract_run,
     assumed_lengths,
@@ -45,6 +43,8 @@ from dinotxt_jax.planning.picture import memory_by_part
 from dinotxt_jax.planning.proposals import candidates, changed, propose
 from dinotxt_jax.planning.report import as_json, described, described_encoders
 from dinotxt_jax.planning.run import named_targets, plan
+from dinotxt_jax.runtime.chips import CHIPS, GIB
+from dinotxt_jax.runtime.flops import matmul_flops
 
 ROOT = Path(__file__).parents[2]
 CHIP = dataclasses.replace(CHIPS["v6e"], usable=1 * GIB)

@@ -6,9 +6,9 @@ import importlib.util
 
 import pytest
 
-from dinotxt_jax.chips import CHIPS
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.planning.topologies import parse_topology
+from dinotxt_jax.runtime.chips import CHIPS
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import meshes
 import numpy as np
 import pytest
 
-from dinotxt_jax.models.directory import fingerprint
-from dinotxt_jax.storage import Checkpoints
+from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.storage.model_directory import fingerprint
 from dinotxt_jax.training.checkpoints import save_state
 from dinotxt_jax.training.step import TrainState
 

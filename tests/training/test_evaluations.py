@@ -13,9 +13,9 @@ from small_runs import HELD_OUT, config
 from dinotxt_jax import UserError
 from dinotxt_jax.config import EvaluationConfig, OptimizerConfig, SegmentationConfig, TaskConfig
 from dinotxt_jax.evaluation.report import evaluate
-from dinotxt_jax.training.features import precompute
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.metrics import read_metrics
+from dinotxt_jax.training.precompute import precompute
 
 
 def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(

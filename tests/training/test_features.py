@@ -26,13 +26,14 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
     TokenizerConfig,
 )
+from dinotxt_jax.data.feature_cache import FeatureCache, cache_description
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import normalize
-from dinotxt_jax.models.directory import read_description
+from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.training import features, loop
-from dinotxt_jax.training.features import FeatureCache, describe, precompute
+from dinotxt_jax.training.precompute import precompute
 
 
 def config(backbone: Path, folder: Path, **changes: object) -> Config:
@@ -49,7 +50,7 @@ def config(backbone: Path, folder: Path, **changes: object) -> Config:
 def open_cache(run: Config) -> FeatureCache:
     fingerprint = read_description(run.backbone).fingerprint
     source = open_source(run.data)
-    expected = describe(run, run.data, source, run.feature_views, fingerprint)
+    expected = cache_description(run, run.data, source, run.feature_views, fingerprint)
     return FeatureCache(Path(run.features), expected)
 
 

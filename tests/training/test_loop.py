@@ -35,9 +35,9 @@ from dinotxt_jax.config import (
 from dinotxt_jax.evaluation.report import evaluate
 from dinotxt_jax.training import texts
 from dinotxt_jax.training.checkpoints import check_workdir
-from dinotxt_jax.training.features import precompute
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.metrics import read_metrics
+from dinotxt_jax.training.precompute import precompute
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -256,8 +256,9 @@ def test_a_work_directory_of_another_backbone_is_refused(
     import jax
     from flax import nnx
 
-    from dinotxt_jax.models.directory import load_vision_transformer, write_model_directory
+    from dinotxt_jax.inference.loading import load_vision_transformer
     from dinotxt_jax.models.layers import DTypes
+    from dinotxt_jax.storage.model_directory import write_model_directory
 
     module, description = load_vision_transformer(tiny_backbone, DTypes())
     arrays = {"backbone": jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))}

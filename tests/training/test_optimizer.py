@@ -15,7 +15,7 @@ import pytest
 
 from dinotxt_jax import UserError, sharding
 from dinotxt_jax.config import Config, OptimizerConfig
-from dinotxt_jax.models.directory import read_description
+from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 from dinotxt_jax.training.step import make_trainer
 from weights_convert.layouts.dinotxt_v2 import TEXT_ENCODER, VISION_HEAD

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dinotxt_jax import sharding
-from dinotxt_jax.chips import peak_flops
+from dinotxt_jax.runtime.chips import peak_flops
 from dinotxt_jax.training import rates
 from dinotxt_jax.training.rates import ModelFlops, Throughput, peak_memory
 from dinotxt_jax.training.step import Trainer

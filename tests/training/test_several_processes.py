@@ -23,9 +23,9 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
 )
 from dinotxt_jax.evaluation.report import evaluate
-from dinotxt_jax.training.features import precompute
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.metrics import read_metrics
+from dinotxt_jax.training.precompute import precompute
 
 EVALUATION = EvaluationConfig(
     tasks={"scenes": TaskConfig(data=HELD_OUT)}, at=(3,), best="scenes/mean_recall", batch_size=8

@@ -24,7 +24,7 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
 )
 from dinotxt_jax.models.blocks import Attention
-from dinotxt_jax.models.directory import Preprocessing, load_parts, read_description
+from dinotxt_jax.storage.model_directory import Preprocessing, load_parts, read_description
 from dinotxt_jax.training.models import create_model
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 

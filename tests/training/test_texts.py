@@ -12,8 +12,8 @@ from absl import logging
 from small_runs import config
 
 from dinotxt_jax import sharding
+from dinotxt_jax.config.architecture import TextConfig
 from dinotxt_jax.data.sources import open_source
-from dinotxt_jax.models.text import TextConfig
 from dinotxt_jax.tokenizers import Tokenizer
 from dinotxt_jax.training.texts import TextRows, make_tokenizer
 

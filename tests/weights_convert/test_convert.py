@@ -11,11 +11,10 @@ from drawn import checkpoint
 from safetensors.numpy import save_file
 from stored import stored_tree
 
+from dinotxt_jax.config.architecture import TextConfig, VisionConfig
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models import presets
-from dinotxt_jax.models.directory import fingerprint, read_description
-from dinotxt_jax.models.text import TextConfig
-from dinotxt_jax.models.vit import VisionConfig
+from dinotxt_jax.storage.model_directory import fingerprint, read_description
 from weights_convert import convert as convert_module
 from weights_convert.__main__ import main
 from weights_convert.architecture import Settings, parse_settings, tokenizer

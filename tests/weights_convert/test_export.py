@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from stored import stored_tree
 
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.models.directory import read_description
+from dinotxt_jax.storage.model_directory import read_description
 from weights_convert.architecture import Settings
 from weights_convert.convert import convert
 from weights_convert.export import export

@@ -16,7 +16,7 @@ from drawn import checkpoint
 from safetensors.numpy import save_file
 
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.models.directory import read_description
+from dinotxt_jax.storage.model_directory import read_description
 from weights_convert.convert import convert
 from weights_convert.fetching import fetch
 from weights_convert.sources import open_source

@@ -7,7 +7,7 @@ the query/key/value bias is kept as an array: it is what leaves the keys without
 
 import numpy as np
 
-from dinotxt_jax.models.vit import VisionConfig
+from dinotxt_jax.config.architecture import VisionConfig
 from weights_convert.layouts.dinov2 import (
     ATTENTION_BLOCK,
     IMAGENET,

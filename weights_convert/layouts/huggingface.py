@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from dinotxt_jax.config.architecture import VisionConfig
 from dinotxt_jax.models.rope import make_periods
-from dinotxt_jax.models.vit import VisionConfig
 from weights_convert.layouts.dinov2 import IMAGENET, MLP, packed_swiglu
 from weights_convert.layouts.rules import Layout, Rule, under
 

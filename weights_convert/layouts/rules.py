@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 import einops
 import numpy as np
 
-from dinotxt_jax.models.vit import VisionConfig
+from dinotxt_jax.config.architecture import VisionConfig
 
 FIXED_AXES = {"three": 3, "rgb": 3}
 """Axes whose size is known before any file is read: query/key/value, and colour."""

@@ -14,17 +14,15 @@ from flax import nnx
 
 import dinotxt_jax as dt
 from dinotxt_jax import sharding
+from dinotxt_jax.inference.loading import load_dinotxt, load_vision_transformer
 from dinotxt_jax.models.dinotxt import DinoTxt
-from dinotxt_jax.models.directory import (
-    abstract_arrays,
+from dinotxt_jax.models.layers import DTypes, abstract_arrays
+from dinotxt_jax.storage.model_directory import (
     fingerprint,
-    load_dinotxt,
     load_parts,
-    load_vision_transformer,
     read_description,
     write_model_directory,
 )
-from dinotxt_jax.models.layers import DTypes
 
 
 def arrays_of(module: nnx.Module) -> dict:

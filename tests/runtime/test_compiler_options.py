@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import dinotxt_jax as dt
-from dinotxt_jax import compiler_options as module
-from dinotxt_jax.compiler_options import compiler_options
 from dinotxt_jax.models.attention import choose
+from dinotxt_jax.runtime import compiler_options as module
+from dinotxt_jax.runtime.compiler_options import compiler_options
 
 OPTION = "xla_cpu_experimental_ynn_fusion_type"
 

@@ -12,9 +12,10 @@ from flax import nnx
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
-from dinotxt_jax.flops import matmul_flops
-from dinotxt_jax.models.blocks import Block, BlockConfig, apply_stack, stack
+from dinotxt_jax.config.architecture import BlockConfig
+from dinotxt_jax.models.blocks import Block, apply_stack, stack
 from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.runtime.flops import matmul_flops
 
 X = jax.ShapeDtypeStruct((4, 8), "float32")
 W = jax.ShapeDtypeStruct((3, 8, 8), "float32")

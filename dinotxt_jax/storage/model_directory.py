@@ -17,17 +17,20 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from flax import nnx
-from jax.sharding import Mesh
 
-from dinotxt_jax import processes, sharding, storage
 from dinotxt_jax.config import from_dict
+from dinotxt_jax.config.architecture import DinoTxtConfig, HeadConfig, TextConfig, VisionConfig
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.models import attention, quantization
-from dinotxt_jax.models.dinotxt import DinoTxt, DinoTxtConfig, HeadConfig
-from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.models.text import TextConfig
-from dinotxt_jax.models.vit import VisionConfig, VisionTransformer
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage import quantized_kernels
+from dinotxt_jax.storage.arrays import (
+    StoredArray,
+    load_arrays,
+    new_folder,
+    open_arrays,
+    save_arrays,
+    stored_shapes,
+)
 
 FORMAT_VERSION = 2
 # What an older format lacks has a default that means the same; what would not is changed here.
@@ -54,7 +57,7 @@ class Preprocessing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceCheckpoint:
     """What a model directory was made from: one checkpoint, of one file or several.
 
     Attributes:
@@ -94,7 +97,7 @@ class ModelDescription:
     text: TextConfig | None = None
     tokenizer: dict[str, Any] | None = None
     preset: str | None = None
-    sources: tuple[Source, ...] = ()
+    sources: tuple[SourceCheckpoint, ...] = ()
     backbone_path: str | None = None
     format_version: int = FORMAT_VERSION
 
@@ -132,7 +135,7 @@ def write_model_directory(
         UserError: the directory exists and `overwrite` is off.
     """
     with new_model_directory(path, overwrite) as folder:
-        storage.save_arrays(folder / ARRAYS, arrays)
+        save_arrays(folder / ARRAYS, arrays)
         if not processes.is_first():
             return
         if write_tokenizer is not None:
@@ -148,7 +151,7 @@ def new_model_directory(path: epath.PathLike, overwrite: bool = False) -> Iterat
         UserError: the directory exists and `overwrite` is off.
     """
     try:
-        with storage.new_folder(epath.Path(path), overwrite) as folder:
+        with new_folder(epath.Path(path), overwrite) as folder:
             yield folder
     except FileExistsError:
         raise UserError(f"{path} exists already; remove it or choose another output.") from None
@@ -233,31 +236,6 @@ def fingerprint(arrays: Any) -> str:
     return result.hexdigest()
 
 
-def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
-    """Shapes, dtypes and shardings of a module's arrays, as a nested dict, without making them.
-
-    Args:
-        module: makes the module.
-        mesh: None puts everything on the first device.
-    """
-    state = nnx.state(nnx.eval_shape(module))
-    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-    def struct(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
-        axes = variable.get_metadata("logical_axes")
-        placed = (
-            single
-            if mesh is None
-            else jax.sharding.NamedSharding(
-                mesh, sharding.partition_spec(axes, variable.shape, mesh.shape)
-            )
-        )
-        return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=placed)
-
-    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-    return nnx.to_pure_dict(jax.tree.map(struct, state, is_leaf=is_variable))
-
-
 def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays of a model directory, each read straight into its dtype and sharding.
 
@@ -285,19 +263,19 @@ def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, A
         backbone = {"backbone": wanted.pop("backbone")}
         loaded |= load_parts(description.backbone_path, backbone)
     if wanted:
-        others = quantization.without_kernels(wanted)
-        read = storage.load_arrays(path / ARRAYS, others, some=True)
-        loaded |= quantization.with_kernels(read, wanted, storage.open_arrays(path / ARRAYS))
+        others = quantized_kernels.without_kernels(wanted)
+        read = load_arrays(path / ARRAYS, others, some=True)
+        loaded |= quantized_kernels.with_kernels(read, wanted, open_arrays(path / ARRAYS))
     return loaded
 
 
 def stored_arrays(
     path: epath.PathLike, description: ModelDescription
-) -> dict[tuple[str, ...], storage.StoredArray]:
+) -> dict[tuple[str, ...], StoredArray]:
     """All arrays of a model by their names, those of a backbone elsewhere too; none is read."""
-    found = storage.open_arrays(epath.Path(path) / ARRAYS)
+    found = open_arrays(epath.Path(path) / ARRAYS)
     if description.backbone_path is not None:
-        elsewhere = storage.open_arrays(epath.Path(description.backbone_path) / ARRAYS)
+        elsewhere = open_arrays(epath.Path(description.backbone_path) / ARRAYS)
         found |= {place: array for place, array in elsewhere.items() if place[0] == "backbone"}
     return found
 
@@ -306,53 +284,12 @@ def load_stored(path: epath.PathLike, part: str, abstract: Mapping[str, Any]) ->
     """One part in the dtypes it is stored in, placed as `abstract[part]` says."""
     description = read_description(path)
     holder = description.backbone_path if part == "backbone" else None
-    shapes = storage.stored_shapes(epath.Path(holder or path) / ARRAYS)[part]
+    shapes = stored_shapes(epath.Path(holder or path) / ARRAYS)[part]
     placed = jax.tree.map(
         lambda stored, wanted: jax.ShapeDtypeStruct(
             wanted.shape, stored.dtype, sharding=wanted.sharding
         ),
         shapes,
-        quantization.without_scales(abstract[part]),
+        quantized_kernels.without_scales(abstract[part]),
     )
     return load_parts(path, {part: placed})
-
-
-def load_vision_transformer(
-    path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
-) -> tuple[VisionTransformer, ModelDescription]:
-    """The backbone of any model directory, and the directory's description."""
-    description = read_description(path)
-
-    vision = description.vision
-    chosen = _attention(dtypes, vision.block().head_dim)
-
-    def create() -> VisionTransformer:
-        return VisionTransformer(vision, dtypes=dtypes, rngs=nnx.Rngs(0), attention=chosen)
-
-    parts = load_parts(path, {"backbone": abstract_arrays(create, mesh)})
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts["backbone"]), description
-
-
-def load_dinotxt(
-    path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
-) -> tuple[DinoTxt, ModelDescription]:
-    """A whole dino.txt, and its directory's description."""
-    description = read_description(path)
-    if description.head is None:
-        raise UserError(
-            f"{path} holds a backbone without head and text transformer; train them (python -m "
-            "dinotxt_jax.train) or use dt.load_backbone."
-        )
-    config = description.dinotxt
-    chosen = _attention(dtypes, *config.head_dims)
-
-    def create() -> DinoTxt:
-        return DinoTxt(config, dtypes=dtypes, rngs=nnx.Rngs(0), attention=chosen)
-
-    parts = load_parts(path, abstract_arrays(create, mesh))
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts), description
-
-
-def _attention(dtypes: DTypes, *head_dims: int) -> str:
-    """How a model that is loaded computes attention: as is best on the devices of this process."""
-    return attention.choose("auto", jax.default_backend(), (dtypes.compute,), head_dims)

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import several
 
-from dinotxt_jax import UserError, processes, storage
-from dinotxt_jax.models.directory import fingerprint
+from dinotxt_jax import UserError
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.arrays import Checkpoints, save_arrays
+from dinotxt_jax.storage.model_directory import fingerprint
 from dinotxt_jax.training.checkpoints import save_state
 
 JOINED = str(several.ROOT / "tests/helpers/joined.py")
@@ -150,7 +152,7 @@ def test_checkpoints_move_between_one_process_and_two(tmp_path: Path) -> None:
     """Saved by one on 8 x 1, restored and saved by two on 2 x 4, restored by one on 4 x 2."""
     positions = {"data": {"next_step": 2}, "seed": 0}
     state, _ = meshes.steps("8x1", meshes.trainer("8x1").create_state(), 2)
-    checkpoints = storage.Checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
     save_state(checkpoints, state, positions)
     checkpoints.close()
     wanted = meshes.large("8x1")
@@ -158,7 +160,7 @@ def test_checkpoints_move_between_one_process_and_two(tmp_path: Path) -> None:
     large = jax.make_array_from_callback(
         wanted.shape, wanted.sharding, lambda at: np.broadcast_to(columns, wanted.shape)[at]
     )
-    storage.save_arrays(tmp_path / "large", {"arrays": {"large": large}})
+    save_arrays(tmp_path / "large", {"arrays": {"large": large}})
     group = joined(tmp_path, "checkpoints", 2, 4)
     _, expected = meshes.steps("8x1", state, 2)
     for found in found_by(group, tmp_path):

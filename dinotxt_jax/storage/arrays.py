@@ -25,7 +25,7 @@ import tensorstore
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from dinotxt_jax import processes
+from dinotxt_jax.runtime import processes
 
 # Orbax reports every file it opens; what matters reaches the user through our own messages.
 std_logging.getLogger("orbax").setLevel(std_logging.ERROR)

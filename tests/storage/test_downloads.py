@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dinotxt_jax.downloads import cache_folder, download
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.downloads import cache_folder, download
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

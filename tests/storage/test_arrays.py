@@ -10,8 +10,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dinotxt_jax import storage
-from dinotxt_jax.storage import Piece
+from dinotxt_jax.storage.arrays import (
+    Piece,
+    load_arrays,
+    open_arrays,
+    save_arrays,
+    save_in_pieces,
+    stored_shapes,
+)
 
 DRAW = np.random.default_rng(0)
 ARRAYS = {
@@ -46,12 +52,12 @@ def pieces() -> Iterator[Piece]:
 @pytest.fixture(params=["one chunk an array", "one chunk a layer"])
 def folder(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     if request.param == "one chunk a layer":
-        monkeypatch.setattr(storage, "_LEAST_FOR_LAYERS", 1)
+        monkeypatch.setattr("dinotxt_jax.storage.arrays._LEAST_FOR_LAYERS", 1)
 
     def empty(*place: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(ARRAYS[place].shape, ARRAYS[place].dtype)
 
-    storage.save_in_pieces(tmp_path / "arrays", tree(empty), pieces())
+    save_in_pieces(tmp_path / "arrays", tree(empty), pieces())
     return tmp_path / "arrays"
 
 
@@ -64,7 +70,7 @@ def test_what_is_written_in_pieces_is_read_whole_and_sharded(folder: Path) -> No
         placed = split if leaf.shape[1:2] == (8,) else whole
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
-    found = storage.load_arrays(folder, jax.tree.map(wanted, storage.stored_shapes(folder)))
+    found = load_arrays(folder, jax.tree.map(wanted, stored_shapes(folder)))
     kernel = found["a"]["stack"]["kernel"]
     assert kernel.sharding == split
     for place, array in ARRAYS.items():
@@ -77,7 +83,7 @@ def test_what_is_written_in_pieces_is_read_whole_and_sharded(folder: Path) -> No
 
 
 def test_arrays_come_back_layer_by_layer(folder: Path) -> None:
-    stored = storage.open_arrays(folder)
+    stored = open_arrays(folder)
     assert set(stored) == {*ARRAYS, ("scalar",)}
     for place, array in ARRAYS.items():
         assert (stored[place].shape, stored[place].dtype) == (array.shape, array.dtype)
@@ -87,9 +93,9 @@ def test_arrays_come_back_layer_by_layer(folder: Path) -> None:
 
 
 def test_folders_that_orbax_wrote_by_itself_are_read_too(tmp_path: Path) -> None:
-    storage.save_arrays(tmp_path / "arrays", tree(lambda *place: ARRAYS[place]))
+    save_arrays(tmp_path / "arrays", tree(lambda *place: ARRAYS[place]))
     for place, array in ARRAYS.items():
         np.testing.assert_array_equal(
-            storage.open_arrays(tmp_path / "arrays")[place].read(2 % len(array)),
+            open_arrays(tmp_path / "arrays")[place].read(2 % len(array)),
             array[2 % len(array)],
         )

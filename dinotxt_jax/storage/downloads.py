@@ -18,7 +18,7 @@ import filelock
 from etils import epath
 
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.progress import progress_bar
+from dinotxt_jax.runtime.progress import progress_bar
 
 _TIMEOUT = 60.0
 _PIECE = 2**20

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from dinotxt_jax import processes
+from dinotxt_jax.runtime import processes
 
 ItemT = TypeVar("ItemT")
 

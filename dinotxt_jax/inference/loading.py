@@ -1,0 +1,56 @@
+"""Model directories as modules that can be called."""
+
+from __future__ import annotations
+
+import jax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.models import attention
+from dinotxt_jax.models.dinotxt import DinoTxt
+from dinotxt_jax.models.layers import DTypes, abstract_arrays
+from dinotxt_jax.models.vit import VisionTransformer
+from dinotxt_jax.storage.model_directory import ModelDescription, load_parts, read_description
+
+
+def load_vision_transformer(
+    path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
+) -> tuple[VisionTransformer, ModelDescription]:
+    """The backbone of any model directory, and the directory's description."""
+    description = read_description(path)
+
+    vision = description.vision
+    chosen = _attention(dtypes, vision.block().head_dim)
+
+    def create() -> VisionTransformer:
+        return VisionTransformer(vision, dtypes=dtypes, rngs=nnx.Rngs(0), attention=chosen)
+
+    parts = load_parts(path, {"backbone": abstract_arrays(create, mesh)})
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts["backbone"]), description
+
+
+def load_dinotxt(
+    path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
+) -> tuple[DinoTxt, ModelDescription]:
+    """A whole dino.txt, and its directory's description."""
+    description = read_description(path)
+    if description.head is None:
+        raise UserError(
+            f"{path} holds a backbone without head and text transformer; train them (python -m "
+            "dinotxt_jax.train) or use dt.load_backbone."
+        )
+    config = description.dinotxt
+    chosen = _attention(dtypes, *config.head_dims)
+
+    def create() -> DinoTxt:
+        return DinoTxt(config, dtypes=dtypes, rngs=nnx.Rngs(0), attention=chosen)
+
+    parts = load_parts(path, abstract_arrays(create, mesh))
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts), description
+
+
+def _attention(dtypes: DTypes, *head_dims: int) -> str:
+    """How a model that is loaded computes attention: as is best on the devices of this process."""
+    return attention.choose("auto", jax.default_backend(), (dtypes.compute,), head_dims)

@@ -1,0 +1,97 @@
+"""The rooms of the house: imports point down, and no two modules need each other."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# From the bottom to the top; a room may import those below it and those on its own floor.
+FLOORS = (
+    ("errors",),
+    ("config",),
+    ("runtime",),
+    ("storage",),
+    ("sharding",),
+    ("tokenizers", "losses", "models", "data"),
+    ("visualize",),
+    ("inference",),
+    ("evaluation",),
+    ("training",),
+    ("planning",),
+    ("__init__",),
+    ("cli",),
+    ("train", "precompute", "plan", "evaluate", "classify", "segment", "embed"),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules() -> list[str]:
+    """Every module of the two packages, by its dotted name."""
+    files = [*ROOT.glob("dinotxt_jax/**/*.py"), *ROOT.glob("weights_convert/**/*.py")]
+    return sorted(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
+
+
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """The modules of this project that a module imports, at its top or inside a function."""
+    known = set(modules())
+    file = ROOT / (module.replace(".", "/") + ".py")
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    found = set()
+    for name in names:
+        # The module itself, or its package's face, or the module that holds the name.
+        holder = name.rpartition(".")[0]
+        candidates = (name, f"{name}.__init__", holder, f"{holder}.__init__")
+        found |= set([candidate for candidate in candidates if candidate in known][:1])
+    return frozenset(found - {module})
+
+
+def room(module: str) -> str:
+    """The room a module lies in."""
+    return module.split(".")[1]
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(name) for name in modules() if name.startswith("dinotxt_jax")} == set(FLOOR)
+
+
+def test_imports_point_down() -> None:
+    upward = [
+        f"{module} imports {name}"
+        for module in modules()
+        if module.startswith("dinotxt_jax")
+        for name in imports(module)
+        if name.startswith("weights_convert") or FLOOR[room(name)] > FLOOR[room(module)]
+        if room(name) != "__init__"
+    ]
+    assert upward == []
+
+
+def test_weights_convert_knows_no_training() -> None:
+    above = {
+        name
+        for module in modules()
+        if module.startswith("weights_convert")
+        for name in imports(module)
+        if name.startswith("dinotxt_jax") and room(name) != "__init__"
+        if FLOOR[room(name)] > FLOOR["inference"]
+    }
+    assert above <= {"dinotxt_jax.cli"}
+
+
+def test_no_two_modules_need_each_other() -> None:
+    graph = {module: imports(module) for module in modules()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
