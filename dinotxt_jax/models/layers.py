@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from dinotxt_jax import sharding
 from dinotxt_jax.models import quantization
+from dinotxt_jax.storage.quantized_kernels import quantized
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
@@ -90,7 +91,7 @@ class Dense(nnx.Module):
         kernel, scale = parameter(rngs, initializer, inputs + outputs, axes, dtypes), None
         if dtypes.products != "none":
             summed = tuple(range(len(inputs)))
-            pair = quantization.quantized(kernel[...], dtypes.products, summed)
+            pair = quantized(kernel[...], dtypes.products, summed)
             kernel, scale = (nnx.Param(array, logical_axes=axes) for array in pair)
         self.kernel, self.kernel_scale = kernel, scale
         rest = axes[len(inputs) :]

@@ -17,9 +17,9 @@ from flax import nnx
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig, TaskConfig, check_image_size
+from dinotxt_jax.data import feature_cache
 from dinotxt_jax.data.examples import Source, limited
 from dinotxt_jax.data.feature_cache import (
-    SHARD,
     cache_description,
     check_same_cache,
     shard_file,
@@ -97,10 +97,12 @@ def encode_source(
     if processes.is_first():
         write_text(folder / "features.json", json.dumps(expected, indent=2) + "\n")
     processes.check_shared(folder / "features.json")
-    jobs = [(v, s) for v in range(views) for s in range(-(-len(source) // SHARD))]
+    jobs = [(v, s) for v in range(views) for s in range(-(-len(source) // feature_cache.SHARD))]
     mine = jobs[jax.process_index() :: jax.process_count()]
     missing = [job for job in mine if not shard_file(folder, *job).exists()]
-    rows = {job: min(SHARD, len(source) - job[1] * SHARD) for job in mine}
+    rows = {
+        job: min(feature_cache.SHARD, len(source) - job[1] * feature_cache.SHARD) for job in mine
+    }
     done = sum(rows.values()) - sum(rows[job] for job in missing)
     arrays = nnx.to_pure_dict(state)
     with (
@@ -108,11 +110,13 @@ def encode_source(
         jax.set_mesh(mesh),
     ):
         for view, shard in missing:
-            first = shard * SHARD
+            first = shard * feature_cache.SHARD
             draws = [Draw(view, i, i, config.seed) for i in range(first, first + rows[view, shard])]
             examples = in_threads(draws, make_example, data.threads, data.prefetch)
             tokens, skipped = [], []
-            for images, passed in _batches(examples, min(config.evaluation.batch_size, SHARD)):
+            for images, passed in _batches(
+                examples, min(config.evaluation.batch_size, feature_cache.SHARD)
+            ):
                 placed = jax.device_put(_padded(images, mesh.size), sharding.batch_sharding(mesh))
                 tokens.append(np.asarray(encode(arrays, placed))[: len(images)])
                 skipped.append(passed)

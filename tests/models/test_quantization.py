@@ -13,15 +13,17 @@ from flax import nnx
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError, sharding
+from dinotxt_jax.config.training import PRODUCTS
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.models import quantization
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
 from dinotxt_jax.storage.arrays import StoredArray, load_arrays
 from dinotxt_jax.storage.model_directory import load_stored
+from dinotxt_jax.storage.quantized_kernels import quantized
 from weights_convert.convert import convert
 
-QUANTIZED = quantization.PRODUCTS[1:]
+QUANTIZED = PRODUCTS[1:]
 # What rounding leaves of a number: half a step of 1/127 of the largest, or of 3 bits of mantissa.
 STEPS = {"int8": 0.5 / 127, "float8_e4m3fn": 2**-4}
 
@@ -36,7 +38,7 @@ def test_numbers_are_rounded_within_their_channel(dtype: str) -> None:
     x = np.random.default_rng(0).normal(size=(3, 64, 5)).astype(np.float32)
     x[0, :, 0] = 0
     x[1] *= 1e-4
-    numbers, scale = quantization.quantized(jnp.asarray(x), dtype, (1,))
+    numbers, scale = quantized(jnp.asarray(x), dtype, (1,))
     assert numbers.dtype == dtype
     assert scale.shape == (3, 1, 5)
     largest = np.abs(x).max(1, keepdims=True)
@@ -49,11 +51,11 @@ def test_numbers_are_rounded_within_their_channel(dtype: str) -> None:
 def test_a_product_sums_the_quantised_numbers_exactly(dtype: str) -> None:
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(2, 7, 4, 6)), jnp.float32)
-    kernel, scale = quantization.quantized(
+    kernel, scale = quantized(
         jnp.asarray(random.normal(size=(4, 6, 3, 5)), jnp.float32), dtype, (0, 1)
     )
     found = quantization.product(x, kernel, scale, 2)
-    numbers, factors = quantization.quantized(x, dtype, (2, 3))
+    numbers, factors = quantized(x, dtype, (2, 3))
     wide = [np.asarray(array, np.float64) for array in (numbers, factors, kernel, scale)]
     expected = np.tensordot(wide[0] * wide[1], wide[2] * wide[3], 2)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)

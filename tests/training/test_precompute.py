@@ -26,13 +26,15 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
     TokenizerConfig,
 )
+from dinotxt_jax.data import feature_cache
 from dinotxt_jax.data.feature_cache import FeatureCache, cache_description
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.storage.model_directory import read_description
-from dinotxt_jax.training import features, loop
+from dinotxt_jax.training import loop
+from dinotxt_jax.training import precompute as writer
 from dinotxt_jax.training.precompute import precompute
 
 
@@ -66,7 +68,7 @@ def direct_tokens(run: Config, view: int, index: int) -> np.ndarray:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "SHARD", 8)
+    monkeypatch.setattr(feature_cache, "SHARD", 8)
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -85,14 +87,14 @@ def test_cached_tokens_are_those_of_the_backbone(tiny_backbone: Path, tmp_path: 
 def test_the_devices_split_the_backbone_as_far_as_they_can(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, kernels = features.load_vision_transformer, []
+    load, kernels = writer.load_vision_transformer, []
 
     def noted(*arguments: Any) -> Any:
         backbone, description = load(*arguments)
         kernels.append(backbone.blocks.mlp.fc1.kernel[...])
         return backbone, description
 
-    monkeypatch.setattr(features, "load_vision_transformer", noted)
+    monkeypatch.setattr(writer, "load_vision_transformer", noted)
     run = config(tiny_backbone, tmp_path / "features", mesh=MeshConfig(fsdp=12))
     precompute(run)
     (kernel,) = kernels
@@ -107,7 +109,7 @@ def test_interrupted_encoding_goes_on_where_it_stopped(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = config(tiny_backbone, tmp_path / "features")
-    original, written = features._write, []
+    original, written = writer._write, []
 
     def failing(path: Path, array: np.ndarray) -> None:
         if len(written) == 5:
@@ -115,13 +117,13 @@ def test_interrupted_encoding_goes_on_where_it_stopped(
         written.append(path)
         original(path, array)
 
-    monkeypatch.setattr(features, "_write", failing)
+    monkeypatch.setattr(writer, "_write", failing)
     with pytest.raises(KeyboardInterrupt):
         precompute(run)
     with pytest.raises(UserError, match=r"lacks 4 of 6 shards: the encoding was interrupted"):
         open_cache(run)
     kept = {path: path.stat().st_mtime_ns for path in written}
-    monkeypatch.setattr(features, "_write", original)
+    monkeypatch.setattr(writer, "_write", original)
     precompute(run)
     assert {path: path.stat().st_mtime_ns for path in written[:4]} == dict(list(kept.items())[:4])
     np.testing.assert_allclose(
