@@ -36,7 +36,7 @@ _DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
 def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax.data.texts import read_names
     from dinotxt_jax.inference import load
-    from dinotxt_jax.inference.pictures import check_file, draw, write
+    from dinotxt_jax.inference.pictures import check_file, draw_picture, write
 
     if len(paths) != 1:
         raise UserError(f"{len(paths)} images are named, expected one; see --help.")
@@ -46,7 +46,7 @@ def _body(paths: Sequence[str]) -> None:
     names = read_names(_CLASSES.value, "--classes") if _CLASSES.value else ()
     background = _background(_BACKGROUND.value)
     model = load(_MODEL.value, _DTYPE.value)
-    picture, found = draw(
+    picture, found = draw_picture(
         model,
         paths[0],
         names,

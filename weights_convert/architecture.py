@@ -116,8 +116,7 @@ def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
 
 def settings_beside(match: Match) -> dict[str, Any]:
     """What lies beside files of libraries that describe their models there; else nothing."""
-    described = match.layout.name.startswith(("hf_", "timm_"))
-    return match.source.settings_beside() if described else {}
+    return match.source.settings_beside() if match.layout.described_by_config else {}
 
 
 def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
@@ -197,8 +196,7 @@ def _check_activation(match: Match, mlp: str) -> None:
     """Arrays do not tell it, but files of transformers have it beside them."""
     found = settings_beside(match).get("activation")
     expected = {"mlp": "gelu", "swiglu": "silu"}[mlp]
-    # Dinov2 of transformers always gates with silu, whatever its configuration says.
-    ignored = mlp == "swiglu" and not match.layout.name.startswith("hf_dinov3")
+    ignored = mlp == "swiglu" and not match.layout.gate_follows_config
     if found is not None and found != expected and not ignored:
         raise UserError(
             f"{match.name} is used with hidden_act={found}, but such a backbone is computed with "

@@ -29,7 +29,7 @@ _CHUNKS = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class LayoutArray:
     """What the layout calls for: a row of the table, its block, and the names in the file.
 
     A name is "" where the row stands for zeros.
@@ -66,7 +66,7 @@ class Match:
     arrays: Mapping[str, SourceArray]
     prefix: str
     layout: Layout
-    entries: tuple[Entry, ...]
+    entries: tuple[LayoutArray, ...]
     depths: Mapping[str, int]
     sizes: Mapping[str, Mapping[str, int]]
     missing: tuple[str, ...]
@@ -237,7 +237,7 @@ def _layer_of(rule: Rule, matched: re.Match[str]) -> int | None:
     return int(matched["layer"]) if rule.stacked else None
 
 
-def _wanted(layout: Layout, found: Sequence[Rule], depths: Mapping[str, int]) -> list[Entry]:
+def _wanted(layout: Layout, found: Sequence[Rule], depths: Mapping[str, int]) -> list[LayoutArray]:
     """Everything the layout calls for, given which features and how many blocks the file has."""
     votes = collections.Counter(rule.feature for rule in found)
     features = {"", *votes}
@@ -249,12 +249,12 @@ def _wanted(layout: Layout, found: Sequence[Rule], depths: Mapping[str, int]) ->
         if rule.feature in features:
             # A file without any block still lacks its first.
             layers = range(max(depths[rule.component], 1)) if rule.stacked else (None,)
-            wanted += [Entry(rule, layer, rule.keys(layer)) for layer in layers]
+            wanted += [LayoutArray(rule, layer, rule.keys(layer)) for layer in layers]
     return wanted
 
 
 def _measure(
-    layout: Layout, entries: Iterable[Entry], arrays: Mapping[str, SourceArray]
+    layout: Layout, entries: Iterable[LayoutArray], arrays: Mapping[str, SourceArray]
 ) -> dict[str, dict[str, int]]:
     """The size of every axis, as the majority of arrays has it."""
     votes: dict[tuple[str, str], collections.Counter[int]] = collections.defaultdict(
@@ -275,7 +275,7 @@ def _measure(
 
 
 def _misfits(
-    entries: Iterable[Entry],
+    entries: Iterable[LayoutArray],
     arrays: Mapping[str, SourceArray],
     sizes: Mapping[str, Mapping[str, int]],
 ) -> Iterable[str]:

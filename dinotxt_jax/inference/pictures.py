@@ -21,7 +21,7 @@ _PCA_SIZE = 672
 Segment = Callable[[Image.Image, Sequence[str]], Segmentation]
 
 
-def draw(
+def draw_picture(
     model: Model, photo: str, names: Sequence[str], picture: str, segment: Segment
 ) -> tuple[Image.Image, Segmentation | None]:
     """The picture, and the segmentation that it shows if it shows one.

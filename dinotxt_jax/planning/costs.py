@@ -43,7 +43,7 @@ class Collective:
     dcn_bytes: float = 0.0
 
 
-def matmul_flops(program: Program) -> float:
+def product_flops(program: Program) -> float:
     """Operations of matrix products and convolutions on a device, recomputed ones included."""
     total = 0.0
     for name, instruction, times in program.runs():

@@ -243,7 +243,7 @@ def others_may_be_gone() -> bool:
     return several() and error is not None and not isinstance(error, CommonError)
 
 
-def exit_with(error: UserError) -> NoReturn:
+def exit_without_waiting(error: UserError) -> NoReturn:
     """`errors.exit_with`; does not wait for processes that may not know of the error."""
     if several() and not isinstance(error, CommonError):
         print(f"error: {error}", file=sys.stderr)

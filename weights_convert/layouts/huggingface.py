@@ -63,6 +63,8 @@ HF_DINOV2 = Layout(
     ignored=_CLASSIFIER,
     vision={"position_interpolation": "bicubic"},
     preprocessing=IMAGENET,
+    # A gated MLP always uses silu here, whatever `hidden_act` says.
+    described_by_config=True,
 )
 
 _REGISTERS = Rule("embeddings.register_tokens", "backbone/register_tokens", "1 r d -> r d")
@@ -125,6 +127,8 @@ HF_DINOV3 = Layout(
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
     computed={"backbone/rope_periods": _periods},
     preprocessing=IMAGENET,
+    described_by_config=True,
+    gate_follows_config=True,
 )
 
 # Another table, because the two kinds of MLP share names.

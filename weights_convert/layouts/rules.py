@@ -160,6 +160,11 @@ class Layout:
         synthesised: places of arrays that files of this layout need, though a model may have been
             made from one without, and how to make them.
         preprocessing: how images are prepared for a backbone of this layout.
+        described_by_config: whether a `config.json` beside such files describes the model.
+        gate_follows_config: whether the activation that `config.json` names is that of a gated MLP
+            too; otherwise gates always use silu.
+        default_export: whether a model of this architecture is exported in this layout
+            if nothing says which layout its parts were read from.
     """
 
     name: str
@@ -175,6 +180,9 @@ class Layout:
         default_factory=dict
     )
     preprocessing: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    described_by_config: bool = False
+    gate_follows_config: bool = False
+    default_export: Callable[[VisionConfig], bool] = lambda vision: False
 
     @property
     def components(self) -> tuple[str, ...]:
