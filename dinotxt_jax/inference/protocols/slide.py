@@ -16,7 +16,7 @@ from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.inference.canvas import Canvas
 from dinotxt_jax.inference.interpolation import Taps, resampled
 from dinotxt_jax.inference.protocols.protocol import DenseProtocol
-from dinotxt_jax.inference.windows import Level, check_windows, windowed
+from dinotxt_jax.inference.windows import Level, check_fits, check_windows, windowed
 
 
 class Slide(DenseProtocol):
@@ -38,7 +38,8 @@ class Slide(DenseProtocol):
         patch: int,
         texts: Float[np.ndarray, "t d"],
     ) -> list[Level]:
-        return [windowed(image, config.short_side, config.window, config.stride, len(texts))]
+        check_fits(image, config.short_side, len(texts))
+        return [windowed(image, config.short_side, config.window, config.stride)]
 
     def canvas(self, level: Level, patch: int) -> Canvas:
         return Canvas(level, 1, _softmax_of_pixels)
