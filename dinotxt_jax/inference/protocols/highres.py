@@ -47,19 +47,15 @@ class HighRes(DenseProtocol):
         return f"short sides {sides}, window {config.window}, stride {config.stride}{groups}"
 
     def levels(
-        self,
-        image: Image.Image,
-        config: SegmentationConfig,
-        patch: int,
-        texts: Float[np.ndarray, "t d"],
+        self, image: Image.Image, config: SegmentationConfig, patch: int, texts: DenseTexts
     ) -> list[Level]:
         window, stride = (to_whole(side, patch) for side in (config.window, config.stride))
         # Before anything is resized; the features of all scales are brought to the finest one.
-        check_fits(image, max(config.scales), texts.shape[1], patch)
+        check_fits(image, max(config.scales), texts.features.shape[1], patch)
         return [windowed(image, short, window, stride, patch) for short in config.scales]
 
     def window_maps(
-        self, tokens: Float[Array, "b gh gw d"], texts: Float[np.ndarray, "t d"]
+        self, tokens: Float[Array, "b gh gw d"], texts: DenseTexts
     ) -> Float[Array, "b gh gw d"]:
         return tokens
 
