@@ -14,6 +14,7 @@ from dinotxt_jax.config.training import PRODUCTS
 from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.inference.running import checked_dtype, checked_images, run_method
+from dinotxt_jax.inference.summary import summary
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.vit import VisionOutput, VisionTransformer
 from dinotxt_jax.storage.model_directory import ModelDescription
@@ -32,6 +33,9 @@ class Backbone:
         self.description = description
         self._graphdef, state = nnx.split(module)
         self._arrays = nnx.to_pure_dict(state)
+
+    def __repr__(self) -> str:
+        return summary(type(self).__name__, self.description, {"backbone": self._arrays})
 
     @property
     def size_in_bytes(self) -> int:

@@ -17,6 +17,7 @@ from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.interpolation import to_whole_patches
 from dinotxt_jax.inference.running import checked_images, run_method
+from dinotxt_jax.inference.summary import summary
 from dinotxt_jax.models.dinotxt import ImageFeatures, normalized
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.model_directory import ModelDescription, fingerprint
@@ -50,6 +51,9 @@ class Encoder:
         self._arrays = arrays
         self._mesh = mesh
         self.cache_texts = cache_texts
+
+    def __repr__(self) -> str:
+        return summary(type(self).__name__, self.description, self._arrays)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
