@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from dinotxt_jax.data.sources import JsonlSource
+from dinotxt_jax.data.jsonl import JsonlSource
 from dinotxt_jax.data.texts import read_list
 
 

@@ -23,10 +23,11 @@ from PIL import Image
 
 import dinotxt_jax as dt
 from dinotxt_jax.config import DataConfig, SegmentationConfig, TaskConfig
-from dinotxt_jax.data.masks import MaskSource, open_masks
+from dinotxt_jax.data.masks import MaskSource
+from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.evaluation.jobs import Job
-from dinotxt_jax.evaluation.segmentation import open_set, run, scores
+from dinotxt_jax.evaluation.segmentation import SegmentationKind, scores
 from dinotxt_jax.inference import Model
 from dinotxt_jax.inference.prompts import placed_texts
 from dinotxt_jax.inference.windows import window_starts
@@ -97,7 +98,8 @@ def main() -> None:
     )
     source = open_masks(data)
     texts = placed_texts(model, source.class_names, (TEMPLATE,)).features
-    job = Job(model, "slide", task, open_set(task), arguments.batch_size)
+    kind = SegmentationKind()
+    job = Job(model, "slide", task, kind.open_set(task), arguments.batch_size)
 
     def loop() -> dict[str, float]:
         count = arguments.images
@@ -105,7 +107,7 @@ def main() -> None:
             one_window_at_a_time(model, source, texts, task.segmentation, count).astype(float)
         )
 
-    sides = {"one window at a time": loop, "evaluation": lambda: dict(run(job).metrics)}
+    sides = {"one window at a time": loop, "evaluation": lambda: dict(kind.run(job).metrics)}
     found = {name: side() for name, side in sides.items()}  # compiles
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):

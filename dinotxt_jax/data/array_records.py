@@ -7,13 +7,18 @@ import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from dinotxt_jax.data.examples import Example, checked_captions, nothing_left, shortened
+from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
 
 
 class ArrayRecordSource:
@@ -129,9 +134,16 @@ def write_array_record(path: str | Path, examples: Iterable[Example], *, split: 
     return count
 
 
-def _encoded(image: bytes | np.ndarray) -> bytes:
+def _encoded(image: bytes | Shaped[np.ndarray, "h w *c"]) -> bytes:
     if isinstance(image, bytes):
         return image
     buffer = io.BytesIO()
     decode_image(image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _open(config: DataConfig) -> ArrayRecordSource:
+    return ArrayRecordSource(config.path, split=config.split)
+
+
+ARRAY_RECORD = SourceKind(reads=("path", "split"), captions=_open)

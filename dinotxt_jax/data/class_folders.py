@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import logging
 
 from dinotxt_jax.data.class_labels import (
-    Entry,
+    LabelledImage,
+    LabelledImages,
     checked_label,
     imagenet_labels,
     imagenet_names,
@@ -16,11 +18,17 @@ from dinotxt_jax.data.class_labels import (
     is_wnid,
     readable_names,
 )
-from dinotxt_jax.data.examples import images_below
+from dinotxt_jax.data.examples import image_bytes, images_below
+from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
 
-def read_class_folders(path: Path, names: Sequence[str]) -> tuple[list[Entry], Sequence[str]]:
+
+def read_class_folders(
+    path: Path, names: Sequence[str]
+) -> tuple[list[LabelledImage], Sequence[str]]:
     """The images below the folders in `path`, and the names of the classes.
 
     With `names`, folders named by numbers have these labels; folders named by WordNet id, with the
@@ -37,7 +45,7 @@ def read_class_folders(path: Path, names: Sequence[str]) -> tuple[list[Entry], S
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     labels, names = _labels(path, [folder.name for folder in folders], names)
     entries = [
-        Entry(file, (label,), str(file.relative_to(path)))
+        LabelledImage(file, (label,), str(file.relative_to(path)))
         for label, folder in zip(labels, folders, strict=True)
         for file in images_below(folder)
     ]
@@ -81,3 +89,10 @@ def _by_number(path: Path, folders: Sequence[str], classes: int) -> list[int]:
             "number of a class in data.classes for each; rename or remove it."
         )
     return [checked_label(int(folder), classes, f"{path / folder}") for folder in folders]
+
+
+def _read(config: DataConfig, names: Sequence[str]) -> LabelledImages:
+    return LabelledImages(*read_class_folders(Path(config.path), names), load=image_bytes)
+
+
+FOLDER = SourceKind(reads=("path", "classes", "only"), labels=_read)

@@ -1,12 +1,15 @@
-"""What every source of labelled images shares: entries, checks of labels, names of classes."""
+"""Types, checks of labels and class names that all sources of labelled images share."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
 
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.errors import UserError
@@ -14,18 +17,32 @@ from dinotxt_jax.errors import UserError
 _WNID = re.compile(r"n[0-9]{8}")
 
 
-class Entry(NamedTuple):
-    """One labelled image.
+class LabelledImage(NamedTuple):
+    """One image and its classes.
 
     Attributes:
-        image: where its source finds it: a file, or the number of a record.
-        labels: its classes, one or more.
-        key: the name under which reports speak of it.
+        image: where the source finds the image: a file, or the number of a record.
+        labels: the classes of the image, one or more.
+        key: the name under which reports speak of the image.
     """
 
     image: Any
     labels: tuple[int, ...]
     key: str
+
+
+class LabelledImages(NamedTuple):
+    """The labelled images of a source, as its module reads them.
+
+    Attributes:
+        images: every image that has a label.
+        class_names: name of each class, in the order of the labels.
+        load: returns the image of a `LabelledImage`, from its fields `image` and `key`.
+    """
+
+    images: Sequence[LabelledImage]
+    class_names: Sequence[str]
+    load: Callable[[Any, str], bytes | Shaped[np.ndarray, "..."]]
 
 
 def is_number(text: str) -> bool:

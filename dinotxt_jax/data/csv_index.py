@@ -1,18 +1,40 @@
-"""CSV files that list images, each with something that belongs to it."""
+"""CSV files that list images, each with class labels or with the file of a mask.
+
+The image column is called `file`, `image`, `path` or `filename`. Labels stand in the column that
+`config.label_key` names, as numbers or names, several separated by ";". Masks stand in the column
+`mask`; image and mask files are relative to `config.image_root`. `config.classes` names the
+classes; a class called "background" in a list of mask classes means anything else.
+"""
 
 from __future__ import annotations
 
 import csv
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from dinotxt_jax.data.examples import nothing_left
+from dinotxt_jax.data.class_labels import (
+    LabelledImage,
+    LabelledImages,
+    checked_label,
+    is_number,
+    numbers_only,
+)
+from dinotxt_jax.data.examples import folder_of_images, image_bytes, nothing_left, shortened
+from dinotxt_jax.data.masks import MaskFiles, checked_indices
+from dinotxt_jax.data.source_kind import SourceKind
+from dinotxt_jax.data.texts import BACKGROUND, read_list
 from dinotxt_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
+
 FILE_COLUMNS = ("file", "image", "path", "filename")
+_SEPARATOR = ";"  # between the labels of one image
 
 
-class Row(NamedTuple):
+class IndexRow(NamedTuple):
     """A line of the index: its number, the image file, and the value of the other column."""
 
     number: int
@@ -20,7 +42,7 @@ class Row(NamedTuple):
     value: str
 
 
-def read_index(path: Path, column: str, split: str, setting: str = "") -> list[Row]:
+def read_index(path: Path, column: str, split: str, setting: str = "") -> list[IndexRow]:
     """The lines of a split ("": all), with the image file and one more column.
 
     Args:
@@ -60,7 +82,72 @@ def read_index(path: Path, column: str, split: str, setting: str = "") -> list[R
                 f"{path}:{number}: the column {image if not file_name else column} is empty; fill "
                 "it or remove the line."
             )
-        found.append(Row(number, file_name, value))
+        found.append(IndexRow(number, file_name, value))
     if not found:
         raise nothing_left(path, split, {row.get("split") or "" for row in rows})
     return found
+
+
+def _read_labels(config: DataConfig, names: Sequence[str]) -> LabelledImages:
+    path = Path(config.path)
+    rows = read_index(path, config.label_key, config.split, "data.label_key")
+    labels = [[label.strip() for label in row.value.split(_SEPARATOR)] for row in rows]
+    # Where the labels are the names of their classes, one that looks like a number is a name too.
+    names_in_file = () if names else _names_in(path, labels)
+    root = folder_of_images(path, config.image_root)
+    images = []
+    for row, texts in zip(rows, labels, strict=True):
+        where = f"{path}:{row.number}"
+        numbers = tuple(
+            _label_named(text, names_in_file, where)
+            if names_in_file
+            else _label(text, names, where)
+            for text in texts
+        )
+        images.append(LabelledImage(root / row.file, numbers, row.file))
+    return LabelledImages(images, names or names_in_file, image_bytes)
+
+
+def _names_in(path: Path, labels: Sequence[Sequence[str]]) -> list[str]:
+    """The names that a CSV uses as labels, sorted; numbers cannot name their classes."""
+    names = sorted({label for row in labels for label in row if label})
+    if all(map(is_number, names)):
+        raise numbers_only(path)
+    return names
+
+
+def _label(text: str, names: Sequence[str], where: str) -> int:
+    if is_number(text):
+        return checked_label(int(text), len(names), where)
+    return _label_named(text, names, where)
+
+
+def _label_named(text: str, names: Sequence[str], where: str) -> int:
+    if list(names).count(text) != 1:
+        found = "several classes" if text in names else "none of the classes"
+        raise UserError(
+            f"{where}: the label {shortened(text)} names {found}; use the number of a class."
+        )
+    return list(names).index(text)
+
+
+def _open_masks(config: DataConfig) -> MaskFiles:
+    path = Path(config.path)
+    if not config.classes:
+        raise UserError(
+            "data.classes is empty, expected the names of the classes that masks hold; set it "
+            "to a text file with one a line."
+        )
+    names = read_list(config.classes, "data.classes")
+    pairs = [(row.file, row.value) for row in read_index(path, "mask", config.split)]
+    to_indices = functools.partial(checked_indices, classes=len(names))
+    background = names.index(BACKGROUND) if BACKGROUND in names else None
+    root = folder_of_images(path, config.image_root)
+    return MaskFiles(root, pairs, to_indices, names, background)
+
+
+CSV = SourceKind(
+    reads=("path", "image_root", "split", "label_key", "classes", "only"),
+    labels=_read_labels,
+    masks=_open_masks,
+)

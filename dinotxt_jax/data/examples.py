@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
+from jaxtyping import Shaped
 
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from dinotxt_jax.config import DataConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +19,12 @@ class Example:
     """One image and everything that is said of it.
 
     Attributes:
-        image: the bytes of an image file, or uint8 [h w c].
+        image: the bytes of an image file, or uint8 [h w] or [h w c].
         captions: one text or more.
         key: the name under which logs and reports speak of the example.
     """
 
-    image: bytes | np.ndarray
+    image: bytes | Shaped[np.ndarray, "h w *c"]
     captions: tuple[str, ...]
     key: str
 
@@ -95,21 +93,7 @@ def limited(source: SizedT, count: int) -> SizedT:
     return cast(SizedT, Subset(source, count))
 
 
-def path_of(config: DataConfig) -> Path:
-    """The path that a source reads.
-
-    Raises:
-        UserError: it is empty.
-    """
-    if not config.path:
-        raise UserError(
-            f"config.data.path is empty, expected the path that config.data.source="
-            f"{config.source} reads; set it."
-        )
-    return Path(config.path)
-
-
-def read_image(file: Path, key: str) -> bytes:
+def image_bytes(file: Path, key: str) -> bytes:
     """The bytes of an image file.
 
     Raises:

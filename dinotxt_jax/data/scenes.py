@@ -15,10 +15,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
+from PIL import Image
 
 from dinotxt_jax.data.drawing import (
     CLASSES,
@@ -30,7 +31,12 @@ from dinotxt_jax.data.drawing import (
     draw_scene,
 )
 from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.source_kind import SourceKind
+from dinotxt_jax.data.texts import BACKGROUND
 from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
 
 T = TypeVar("T")
 _Spot = tuple[str, tuple[int, int], tuple[float, float], float, float]
@@ -79,7 +85,7 @@ class Scene:
 
     Attributes:
         image: uint8 [h w 3].
-        mask: uint8 [h w], indices into `SceneSource.CLASSES`.
+        mask: uint8 [h w], indices into `SceneSource.class_names`.
         captions: five true ones, no two the same; the first says everything.
         objects: the shapes in the order of drawing; they do not overlap.
         texture: a key of `TEXTURES`.
@@ -96,7 +102,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneSource:
-    """A random-access source of drawn scenes; nothing is stored, so it pickles to a few bytes.
+    """Drawn scenes with captions and masks; nothing is stored, so it pickles to a few bytes.
 
     Scene `i` depends on (seed, split, i) alone: the same captions, places and colours on every
     platform, and pixels up to the rounding of the installed Pillow. A description (all shapes,
@@ -109,6 +115,7 @@ class SceneSource:
         split: "train" or "test".
         image_size: side of the square images, in pixels.
         seed: another seed gives other scenes of the same split.
+        class_names, background: the shapes and the ground, as `data.masks.MaskSource` has them.
 
     Raises:
         UserError: unknown split, a negative number of scenes, or images too small to show shapes.
@@ -120,7 +127,8 @@ class SceneSource:
     image_size: int = 98
     seed: int = 0
 
-    CLASSES: ClassVar[tuple[str, ...]] = CLASSES
+    class_names: ClassVar[tuple[str, ...]] = CLASSES
+    background: ClassVar[int | None] = CLASSES.index(BACKGROUND)
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "test"):
@@ -136,8 +144,16 @@ class SceneSource:
 
     def __getitem__(self, index: int) -> Example:
         scene = self.scene(index)
-        key = f"scene-{self.split}-{self.seed}-{index:06d}"
-        return Example(image=scene.image, captions=scene.captions, key=key)
+        return Example(image=scene.image, captions=scene.captions, key=self.key(index))
+
+    def key(self, index: int) -> str:
+        """The name under which reports speak of an example."""
+        return f"scene-{self.split}-{self.seed}-{index:06d}"
+
+    def load(self, index: int) -> tuple[Image.Image, Int[np.ndarray, "h w"]]:
+        """The picture of a scene and its mask."""
+        scene = self.scene(index)
+        return Image.fromarray(scene.image), scene.mask.astype(np.int32)
 
     def scene(self, index: int) -> Scene:
         """Scene `index` with its mask and its description; the same picture as `self[index]`."""
@@ -265,3 +281,15 @@ def _relations(rng: random.Random, one: SceneObject, two: SceneObject) -> list[s
 
 def _listed(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def _open(config: DataConfig, split: str) -> SceneSource:
+    return SceneSource(config.num_scenes, split=config.split or split, image_size=config.image_size)
+
+
+SCENES = SourceKind(
+    reads=("num_scenes", "split"),
+    captions=lambda config: _open(config, "train"),
+    masks=lambda config: _open(config, "test"),
+    needs_path=False,
+)

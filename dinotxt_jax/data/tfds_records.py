@@ -7,13 +7,28 @@ that nobody asked for too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
+from jaxtyping import Shaped
 
+from dinotxt_jax.data.class_labels import (
+    LabelledImage,
+    LabelledImages,
+    checked_label,
+    is_number,
+    numbers_only,
+    readable_names,
+)
 from dinotxt_jax.data.examples import Example, checked_captions, nothing_left, shortened
+from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
 
 
 class TfdsRecords:
@@ -96,7 +111,7 @@ class TfdsRecords:
             record = record[part]
         return record
 
-    def image(self, record: Mapping[str, Any]) -> bytes | np.ndarray:
+    def image(self, record: Mapping[str, Any]) -> bytes | Shaped[np.ndarray, "..."]:
         """The image in a record: an encoded file, or pixels that were stored as an array.
 
         Raises:
@@ -160,3 +175,70 @@ class TfdsSource:
         if isinstance(captions, np.ndarray):
             captions = captions.tolist()
         return checked_captions(captions, self._records.key(index))
+
+
+def _open(config: DataConfig) -> TfdsSource:
+    return TfdsSource(config.name, config.split, config.path, config.image_key, config.caption_key)
+
+
+def _read_labels(config: DataConfig, names: Sequence[str]) -> LabelledImages:
+    """Reads the labels of every record; records without a label are left out."""
+    records = TfdsRecords(config.name, config.split, config.path, config.image_key)
+    label_key = config.label_key
+    names = _names_of_feature(records, label_key, names)
+    images = []
+    for number in range(len(records)):
+        key = records.key(number)
+        values = np.ravel(records.value(records[number], label_key)).tolist()
+        # An image may show several objects of one class.
+        labels = tuple(dict.fromkeys(checked_label(label, len(names), key) for label in values))
+        if labels:
+            images.append(LabelledImage(number, labels, key))
+    if len(images) < len(records):
+        logging.warning(
+            "%s: %d of %d examples have no label and are left out",
+            records.name,
+            len(records) - len(images),
+            len(records),
+        )
+    return LabelledImages(images, names, functools.partial(_record_image, records))
+
+
+def _names_of_feature(records: TfdsRecords, key: str, names: Sequence[str]) -> Sequence[str]:
+    """The class names of a TFDS feature, those of `names` if there are any."""
+    import tensorflow_datasets as tfds
+
+    feature = records.feature(key, "label_key")
+    where = f"{records.name}, feature {key},"
+    if not isinstance(feature, tfds.features.ClassLabel):
+        raise UserError(
+            f"{where} is of type {type(feature).__name__}, expected class labels; correct "
+            "config.data.label_key."
+        )
+    # TFDS takes a name of two lines for two names.
+    if len(names or feature.names) != feature.num_classes:
+        naming = "data.classes names" if names else "the data set names"
+        raise UserError(
+            f"{where} has {feature.num_classes} classes, but {naming} "
+            f"{len(names or feature.names)}; name one a label, in their order, in data.classes."
+        )
+    if names:
+        return names
+    if all(map(is_number, feature.names)):
+        raise numbers_only(where)
+    return readable_names(feature.names, where)
+
+
+def _record_image(records: TfdsRecords, number: int, key: str) -> bytes | Shaped[np.ndarray, "..."]:
+    return records.image(records[number])
+
+
+TFDS = SourceKind(
+    reads=(
+        *("path", "name", "split", "image_key", "caption_key", "label_key"),
+        *("classes", "only"),
+    ),
+    captions=_open,
+    labels=_read_labels,
+    needs_path=False,
+)

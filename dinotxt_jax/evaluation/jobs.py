@@ -8,14 +8,13 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.feature_cache import FeatureCache
-from dinotxt_jax.data.texts import read_templates
 from dinotxt_jax.inference import Model
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.files import new_file
@@ -65,6 +64,55 @@ class PartialWork:
             self._file.unlink(missing_ok=True)
 
 
+SourceT = TypeVar("SourceT")
+
+
+class TaskKind(Protocol[SourceT]):
+    """One kind of evaluation task.
+
+    A module defines one such class, and `evaluation.tasks.KINDS` lists an object of it under the
+    name that users write in the config key `kind` of a task.
+
+    Attributes:
+        metrics: names of the figures that `run` may return.
+        encodes_whole_images: whether the task encodes every image once, as `task.data` prepares it,
+            so that `precompute` can cache the backbone's tokens. Otherwise it encodes windows.
+    """
+
+    metrics: tuple[str, ...]
+    encodes_whole_images: bool
+
+    def check(self, name: str, task: TaskConfig, patch_size: int) -> None:
+        """Raises `UserError` for settings that are wrong whatever the data holds."""
+
+    def texts(self, name: str, task: TaskConfig) -> list[tuple[str, ...]]:
+        """The lists of texts that the task names (templates, words), which its result depends on.
+
+        Raises:
+            UserError: a list that cannot be read.
+        """
+
+    def image_side(self, task: TaskConfig) -> int:
+        """Side of the square images or windows that enter the encoder, pixels."""
+
+    def open_set(self, task: TaskConfig) -> SourceT:
+        """Opens the examples of a task, `task.max_examples` of them.
+
+        Raises:
+            UserError: data that cannot be used.
+        """
+
+    def contents(self, source: SourceT) -> list[Any]:
+        """Names and labels (or captions) of all examples: they tell two data sets apart."""
+
+    def run(self, job: Job) -> TaskResult:
+        """Runs a task of this kind.
+
+        Raises:
+            UserError: data that cannot be used.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One task of one model.
@@ -86,10 +134,6 @@ class Job:
     batch_size: int
     cache: FeatureCache | None = None
     partial: PartialWork = dataclasses.field(default_factory=lambda: PartialWork(None, {}))
-
-    def templates(self) -> tuple[str, ...]:
-        """The prompt templates."""
-        return read_templates(self.task.templates, f"the task {self.name}: templates")
 
 
 @dataclasses.dataclass(frozen=True)

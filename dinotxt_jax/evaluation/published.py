@@ -128,7 +128,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
 }
 
 
-def check(task: str, name: str) -> None:
+def check_published(task: str, name: str) -> None:
     """Raises `UserError` for a name of figures that are not known."""
     if name and name not in FIGURES:
         raise UserError(

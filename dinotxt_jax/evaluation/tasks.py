@@ -1,29 +1,32 @@
-"""The kinds of evaluation tasks, and what all of them share."""
+"""The kinds of evaluation tasks, and the steps that all kinds share: check, open, run.
+
+A new kind is a module with a `TaskKind`, and a row of `KINDS`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, TaskConfig
-from dinotxt_jax.data.texts import read_list, read_templates
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation import classification, published, retrieval, segmentation
-from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
+from dinotxt_jax.evaluation.classification import ClassificationKind
+from dinotxt_jax.evaluation.jobs import Job, TaskKind, TaskResult, digest
+from dinotxt_jax.evaluation.published import check_published
+from dinotxt_jax.evaluation.retrieval import RetrievalKind
+from dinotxt_jax.evaluation.segmentation import SegmentationKind
 
-# Each module has METRICS, check(name, task, patch_size), open_set(task), contents(source) and
-# run(job).
-KINDS: dict[str, ModuleType] = {
-    "retrieval": retrieval,
-    "classification": classification,
-    "segmentation": segmentation,
+KINDS: dict[str, TaskKind[Any]] = {
+    "retrieval": RetrievalKind(),
+    "classification": ClassificationKind(),
+    "segmentation": SegmentationKind(),
 }
+"""Every kind of task, under the name that the config key `kind` has."""
 
 
 def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: str) -> None:
@@ -44,7 +47,7 @@ def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: st
                 f"the task {name} has max_examples={task.max_examples}, expected 0 (all) or more; "
                 "correct it."
             )
-        published.check(name, task.published)
+        check_published(name, task.published)
         KINDS[task.kind].check(name, task, patch_size)
 
 
@@ -75,19 +78,12 @@ def open_task(name: str, task: TaskConfig) -> OpenTask:
     Raises:
         UserError: data that cannot be used.
     """
-    module = KINDS[task.kind]
-    source = module.open_set(task)
+    kind = KINDS[task.kind]
+    source = kind.open_set(task)
     settings = json.loads(json.dumps(dataclasses.asdict(task)))
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in _FREE}
     del settings["published"]
-    texts = [
-        read_list(named, name)
-        for named in (task.segmentation.background_words,)
-        if named and task.kind == "segmentation"
-    ]
-    if task.kind != "retrieval":
-        texts.append(read_templates(task.templates, name))
-    contents = digest([module.contents(source), texts])
+    contents = digest([kind.contents(source), kind.texts(name, task)])
     return OpenTask(name, task, source, {"task": settings, "contents": contents})
 
 
@@ -97,5 +93,4 @@ def run_task(job: Job) -> TaskResult:
     Raises:
         UserError: data that cannot be used.
     """
-    result: TaskResult = KINDS[job.task.kind].run(job)
-    return result
+    return KINDS[job.task.kind].run(job)

@@ -46,7 +46,7 @@ def _kind(image: object) -> str:
     return type(image).__name__
 
 
-def listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+def image_sequence(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
     """One image, or an array of several [n h w c], as a sequence of images."""
     if isinstance(images, (Image.Image, bytes, str, os.PathLike)):
         return [images]

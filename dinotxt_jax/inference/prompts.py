@@ -16,8 +16,8 @@ from jaxtyping import Float
 
 from dinotxt_jax.data.texts import BACKGROUND, filled
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.inference.dense import DenseTexts
 from dinotxt_jax.inference.encoder import Encoder
-from dinotxt_jax.inference.segmentation import DenseTexts
 from dinotxt_jax.models.dinotxt import normalized
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import watched
@@ -163,7 +163,8 @@ def _encoded(
     return np.concatenate(found)
 
 
-def _averaged(features: np.ndarray, templates: int) -> np.ndarray:
+def _averaged(features: Float[np.ndarray, "p D"], templates: int) -> Float[np.ndarray, "c D"]:
     """Normalised, averaged over the templates of each class, and normalised again."""
+    # The prompts of a class follow each other: [c * templates D] -> [c templates D].
     rows = normalized(jnp.asarray(features)).reshape(-1, templates, features.shape[1])
     return np.asarray(normalized(rows.mean(axis=1)))

@@ -9,9 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dinotxt_jax.config import Config, EvaluationConfig
-from dinotxt_jax.errors import UserError
-from dinotxt_jax.inference.running import checked_dtype
+from dinotxt_jax.config import DTYPE_NAMES, Config, EvaluationConfig
+from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.planning.abstract import abstract_run
 from dinotxt_jax.planning.compiling import Target, target
 from dinotxt_jax.planning.encoders import evaluation_run, plan_encoders
@@ -76,7 +75,7 @@ def plan(
     for one in targets:  # all that can be wrong is found before the first of many minutes
         abstract_run(config, one.devices, caption_tokens)
     if evaluation is not None:
-        checked_dtype(evaluation_dtype)
+        check_choice("dtype", evaluation_dtype, DTYPE_NAMES)
         evaluation_run(config, evaluation, targets[0])
     plans: list[Plan] = []
     for one in watched(targets, "topology", "compiling the train step"):

@@ -18,7 +18,7 @@ from flax import nnx
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig, TaskConfig, check_image_size
 from dinotxt_jax.data import feature_cache
-from dinotxt_jax.data.examples import Source, limited
+from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.feature_cache import (
     cache_description,
     check_same_cache,
@@ -32,6 +32,7 @@ from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.tasks import KINDS
 from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.compiler_options import compiler_options
@@ -58,14 +59,14 @@ def precompute(config: Config) -> None:
     encode_source(config, config.data, source, folder, views, "training images")
     for name, task in tasks_with_caches(config):
         data = dataclasses.replace(task.data, max_bad_fraction=0.0)
-        source = open_source(data, labelled=task.kind == "classification")
-        source = limited(source, task.max_examples)
+        source = KINDS[task.kind].open_set(dataclasses.replace(task, data=data))
         encode_source(config, data, source, task_folder(config.features, name), 1, name)
 
 
 def tasks_with_caches(config: Config) -> list[tuple[str, TaskConfig]]:
-    """The evaluation tasks that look at whole images; others look at windows of them."""
-    return [(n, task) for n, task in config.evaluation.tasks.items() if task.kind != "segmentation"]
+    """The evaluation tasks that encode whole images; others encode windows of them."""
+    tasks = config.evaluation.tasks.items()
+    return [(name, task) for name, task in tasks if KINDS[task.kind].encodes_whole_images]
 
 
 def encode_source(

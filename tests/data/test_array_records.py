@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from small_sets import examples, png
 
-from dinotxt_jax.data.sources import ArrayRecordSource, Example, write_array_record
+from dinotxt_jax.data.array_records import ArrayRecordSource, write_array_record
+from dinotxt_jax.data.examples import Example
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
 

@@ -13,8 +13,9 @@ from small_sets import png
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.data.caption_files import open_coco, open_karpathy
+from dinotxt_jax.data.coco import open_coco
 from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.karpathy import open_karpathy
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from small_sets import png, prepare_tfds
 
-from dinotxt_jax.config import DataConfig
-from dinotxt_jax.data.labelled import LabelledSource, open_labelled
-from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.config import DataConfig, TaskConfig
+from dinotxt_jax.data.labelled import LabelledSource
+from dinotxt_jax.data.sources import open_labelled
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.tasks import KINDS
 
 # Of image i, which TFDS may put anywhere in its order.
 SINGLE = (2, 0, 2, 1)
@@ -136,7 +137,8 @@ def test_labels_are_read_without_decoding_an_image(
 
 
 def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConfig) -> None:
-    source = open_source(config, labelled=True)
+    task = TaskConfig(kind="classification", data=config)
+    source = KINDS[task.kind].open_set(task)
     assert source.captions(0) == opened(config).captions(0)
 
 

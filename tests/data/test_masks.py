@@ -11,9 +11,10 @@ from mask_trees import palette, save
 from PIL import Image
 
 from dinotxt_jax.config import DataConfig
-from dinotxt_jax.data.mask_layouts import IGNORED, LAYOUTS
-from dinotxt_jax.data.masks import open_masks
+from dinotxt_jax.data.mask_layouts import MASK_LAYOUTS
+from dinotxt_jax.data.masks import IGNORED
 from dinotxt_jax.data.scenes import SHAPES, SceneSource
+from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.errors import UserError
 
 
@@ -163,7 +164,7 @@ def test_msrc_as_a_csv_keeps_its_pairs(shared_data: Path) -> None:
     )
     source = open_masks(config)
     assert len(source) == 591
-    assert source.class_names == LAYOUTS["msrc_v2"].class_names()
+    assert source.class_names == MASK_LAYOUTS["msrc_v2"].class_names()
     image, mask = source.load(0)
     assert mask.shape == image.size[::-1]
     assert set(np.unique(mask)) <= {*range(23), IGNORED}

@@ -13,6 +13,7 @@ import pytest
 from absl import logging
 
 from dinotxt_jax.config import DataConfig
+from dinotxt_jax.data.examples import Example
 from dinotxt_jax.data.pipeline import (
     BadImageMonitor,
     Draw,
@@ -21,7 +22,6 @@ from dinotxt_jax.data.pipeline import (
     in_threads,
     make_training_iterator,
 )
-from dinotxt_jax.data.sources import Example
 from dinotxt_jax.data.transforms import EvalTransform
 from dinotxt_jax.errors import UserError
 

@@ -12,8 +12,11 @@ import pytest
 from small_sets import examples, png, write_index
 
 from dinotxt_jax.config import DataConfig
+from dinotxt_jax.data.array_records import write_array_record
 from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.data.sources import Example, JsonlSource, open_source, write_array_record
+from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.jsonl import JsonlSource
+from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
 
@@ -144,7 +147,7 @@ def test_open_source_draws_scenes(split):
     [
         (
             DataConfig(source="webdataset"),
-            "config.data.source is 'webdataset', expected scenes, jsonl, .*folder or csv; set",
+            "config.data.source='webdataset' is unknown; choose among scenes, .*folder, csv.$",
         ),
         (DataConfig(source="jsonl"), "config.data.path is empty"),
         (DataConfig(source="array_record"), "config.data.path is empty"),
