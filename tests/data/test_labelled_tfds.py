@@ -138,7 +138,7 @@ def test_labels_are_read_without_decoding_an_image(
 
 def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConfig) -> None:
     task = TaskConfig(kind="classification", data=config)
-    source = KINDS[task.kind].open_set(task)
+    source = KINDS[task.kind].open_set("config.tasks.t", task)
     assert source.captions(0) == opened(config).captions(0)
 
 

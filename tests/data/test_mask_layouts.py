@@ -184,7 +184,7 @@ def test_classes_have_one_value_each_and_names_of_their_own(name: str) -> None:
 
 
 def value_of(name: str, value: int) -> int:
-    return int(MASK_LAYOUTS[name].to_indices(np.array([[value]]))[0, 0])
+    return int(MASK_LAYOUTS[name].to_indices(np.array([[value]]), "config.data")[0, 0])
 
 
 def test_train_ids_of_cityscapes() -> None:
