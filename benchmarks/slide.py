@@ -1,13 +1,12 @@
-"""Images a second of the slide protocol, against a loop of one window at a time.
+"""Measures images per second of the slide protocol, against a loop over single windows.
 
     python benchmarks/slide.py --model=DIR --data=data/msrc_v2 [--classes=ade20k_150] [--images=24]
 
-Both sides run the same protocol on the same photos and masks in one process; their scores are
-printed too. With `--classes` the photos are told apart among other classes than their own, which
-says nothing of the model but costs as much as that data set. The loop is what one writes first:
-for each window encode one image, resize its map, softmax, add; every part of it is compiled as
-well, and compiled before the clock starts. Each side is run `--repeats` times in turn; the medians
-are compared.
+Both sides run the same protocol on the same photos and masks in one process, and print the scores.
+With `--classes` the photos are classified among other classes than their own; the scores are then
+meaningless, but the cost is that of the other data set. The loop is the obvious implementation: for
+each window encode one image, resize the map, softmax, add. All its parts are compiled before the
+clock starts. Both sides run `--repeats` times, alternating; the medians are compared.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def cosines(patches: jax.Array, texts: jax.Array) -> jax.Array:
 def one_window_at_a_time(
     model: Model, source: MaskSource, texts: np.ndarray, config: SegmentationConfig, count: int
 ) -> np.ndarray:
-    """The confusion matrix of the first images."""
+    """Computes the confusion matrix of the first images."""
     wanted = model.description.preprocessing
     patch = model.description.vision.patch_size
     confusion = np.zeros((len(texts), len(texts)), np.int64)

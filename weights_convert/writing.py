@@ -1,4 +1,4 @@
-"""A planned file, written one array at a time."""
+"""Writes a planned `.safetensors` file one array at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Place = tuple[str, ...]
 
 
 class Readable(Protocol):
-    """What an array is written from: a stored one, or one that is made of others."""
+    """An array to write: a stored one, or one computed from others."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -45,7 +45,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table for one block: what is read, and what is written of it."""
+    """A row of a layout for one block."""
 
     rule: Rule
     layer: int | None
@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a file before it is written."""
+    """Everything needed to write a file."""
 
     path: epath.Path
     layout: Layout
@@ -74,9 +74,9 @@ class Plan:
 
 
 def write_safetensors(plan: Plan, dtype: str | None, bar: tqdm) -> None:
-    """The format: the size of a JSON header, the header, and the arrays one behind the other.
+    """Writes the size of a JSON header, the header, and all arrays in sequence.
 
-    Written here because the library wants all arrays in memory at once.
+    The safetensors library needs all arrays in memory at once, so it is not used here.
     """
     header: dict[str, object] = {"__metadata__": plan.metadata}
     dtypes: dict[str, np.dtype] = {}
@@ -133,11 +133,11 @@ def _rounded(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _dtype(
     key: str, kept: np.dtype, source: SourceCheckpoint | None, given: str | None
 ) -> np.dtype:
-    """What an array is written as: as told, or as its source had it, or as it is stored."""
+    """Returns the dtype to write: the given one, the source file's, or the stored one."""
     if given is not None:
         return DTYPES[given]
     name = "" if source is None else source.other_dtypes.get(key, source.dtype)
-    # Widening what was rounded for storage would only look exact.
+    # Arrays that were rounded for storage keep the narrow dtype: widening would only look exact.
     if kept == DTYPES["float32"] and name in DTYPES:
         return DTYPES[name]
     return kept

@@ -1,4 +1,4 @@
-"""The memory that evaluation takes: the encoders of `dinotxt_jax.evaluate` for a topology."""
+"""Compiles the encoders of `dinotxt_jax.evaluate` for a topology, to plan memory."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from dinotxt_jax.planning.compiling import Compiled, Target, compile_for
 
 @dataclasses.dataclass(frozen=True)
 class EncoderPlan:
-    """One encoder compiled.
+    """A compiled encoder.
 
     Attributes:
-        name: such as "images of 224 px", or "texts".
-        batch_size: encoded at once, all devices.
-        compiled: its memory.
+        name: for example "images of 224 px", or "texts".
+        batch_size: global batch size.
+        compiled: memory and program.
     """
 
     name: str
@@ -37,7 +37,7 @@ class EncoderPlan:
 
 
 def image_sizes(config: EvaluationConfig) -> dict[int, str]:
-    """Sides of the squares that the tasks encode, pixels, and the method that does."""
+    """Returns the side of the square images that tasks encode, pixels -> encoder method."""
     sizes: dict[int, str] = {}
     for task in config.tasks.values():
         kind = KINDS[task.kind]
@@ -48,10 +48,10 @@ def image_sizes(config: EvaluationConfig) -> dict[int, str]:
 
 
 def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target) -> AbstractRun:
-    """The model that a config trains, on replicas, as `dinotxt_jax.evaluate` has it.
+    """Builds the model of a config, replicated on all devices like in `dinotxt_jax.evaluate`.
 
     Raises:
-        UserError: tasks that cannot be run on so many devices.
+        UserError: tasks that cannot run on this number of devices.
     """
     replicas = dataclasses.replace(
         config,
@@ -67,13 +67,13 @@ def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target)
 def plan_encoders(
     config: Config, evaluation: EvaluationConfig, target: Target, dtype: str
 ) -> list[EncoderPlan]:
-    """Compiles what `dinotxt_jax.evaluate` would run with the model that a config trains.
+    """Compiles the encoders that `dinotxt_jax.evaluate` runs for the model of a config.
 
     Args:
-        config: of training, for the architecture.
+        config: training config, which determines the architecture.
         evaluation: tasks and batch size.
-        target: all of whose devices evaluate, as replicas.
-        dtype: of arrays and products.
+        target: devices; all of them evaluate, as replicas.
+        dtype: dtype of arrays and products.
 
     Raises:
         UserError: settings that cannot be run.

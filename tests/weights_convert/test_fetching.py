@@ -155,8 +155,8 @@ def test_shards_that_do_not_fit_their_index_are_refused(sharded: Path) -> None:
     index = sharded / "model.safetensors.index.json"
     values = json.loads(index.read_text())
     for where, message in (
-        ({"a": "../elsewhere.safetensors"}, "is not the name of a file beside it"),
-        ({"a": "./model-00001-of-00002.safetensors"}, "is not the name of a file beside it"),
+        ({"a": "../elsewhere.safetensors"}, "is not the name of a file next to it"),
+        ({"a": "./model-00001-of-00002.safetensors"}, "is not the name of a file next to it"),
         ({"a": "absent.safetensors"}, "absent.safetensors is missing"),
         (values["weight_map"] | {"surprise": "model-00001-of-00002.safetensors"}, "'surprise'"),
         ({"a": 3}, "has no weight_map"),

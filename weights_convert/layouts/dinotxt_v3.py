@@ -1,8 +1,8 @@
-"""The trained parts of dino.txt on DINOv3: `..._vision_head_and_text_encoder_*.pth`, one file.
+"""Layout of dino.txt's trained parts on DINOv3: `..._vision_head_and_text_encoder_*.pth`.
 
-Axes and rows as in `layouts.dinotxt_v2`. Names read off `dinov3/hub/dinotxt.py` and
-`dinov3/eval/text/` of facebookresearch/dinov3. The official code loads the file non-strictly: what
-it may hold of the backbone is the backbone file's business.
+Axes and rows as in `layouts.dinotxt_v2`. Names follow `dinov3/hub/dinotxt.py` and
+`dinov3/eval/text/` of facebookresearch/dinov3. The official code loads the file non-strictly, so
+backbone arrays in it are ignored: they come from the backbone's file.
 """
 
 from weights_convert.layouts.dinotxt_v2 import HEAD_BLOCK, HEAD_NORM, TEXT

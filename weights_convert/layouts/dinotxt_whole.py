@@ -1,7 +1,7 @@
-"""A whole dino.txt in one file: the state dict of the official `DinoTxt` module.
+"""Layouts of a whole dino.txt in one file: the state dict of the official `DinoTxt` module.
 
-This is what a training checkpoint of the official code holds, and what a PyTorch user loads with
-one `load_state_dict`. Rows and axes are those of the parts.
+Training checkpoints of the official code have this layout, and PyTorch loads it with a single
+`load_state_dict`. Rows and axes are those of the parts.
 """
 
 import dataclasses
