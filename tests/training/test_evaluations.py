@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from small_runs import HELD_OUT, config
+from small_sets import write_index
 
 from dinotxt_jax import UserError
 from dinotxt_jax.config import (
