@@ -13,6 +13,7 @@ from small_sets import write_index
 
 from dinotxt_jax import UserError
 from dinotxt_jax.config import (
+    DataConfig,
     EvaluationConfig,
     OptimizerConfig,
     SegmentationConfig,
