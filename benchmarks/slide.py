@@ -98,7 +98,7 @@ def main() -> None:
     source = open_masks(data)
     texts = placed_texts(model, source.class_names, (TEMPLATE,)).features
     kind = SegmentationKind()
-    job = Job(model, "slide", task, kind.open_set(task), arguments.batch_size)
+    job = Job(model, "slide", task, kind.open_set("config.tasks.slide", task), arguments.batch_size)
 
     def loop() -> dict[str, float]:
         count = arguments.images

@@ -161,6 +161,8 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _open_safetensors(path: Path) -> dict[str, SourceArray]:
     arrays: dict[str, SourceArray] = {}
+    if path.is_file() and not path.stat().st_size:
+        raise UserError(f"{path} is empty, expected a checkpoint; download it again.")
     try:
         with safetensors.safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)

@@ -248,7 +248,7 @@ class _Archive:
 
 def _describe_magic(magic: bytes) -> str:
     if not magic:
-        return "is empty"
+        return "is empty, expected a checkpoint; download it again"
     if magic[:1] == b"\x80":
         return "has the format of torch before 1.6; load it with torch and save it again"
     return "is not a torch file (a zip with data.pkl); pass a .pth or .safetensors file"

@@ -11,6 +11,7 @@ from dinotxt_jax.data.examples import (
     Example,
     folder_of_images,
     image_bytes,
+    no_file,
     nothing_left,
     shortened,
 )
@@ -43,53 +44,57 @@ class CaptionFileSource:
 
 
 def caption_file_source(
-    file: Path, image_root: str | Path, entries: Sequence[tuple[str, tuple[str, ...]]]
+    file: Path,
+    image_root: str | Path,
+    entries: Sequence[tuple[str, tuple[str, ...]]],
+    section: str,
 ) -> CaptionFileSource:
     """The images of a caption file, whose paths are relative to `image_root` or to the file."""
     if not entries:
-        raise nothing_left(file, "", set())
-    return CaptionFileSource(entries, folder_of_images(file, image_root))
+        raise nothing_left(file, "", set(), section)
+    return CaptionFileSource(entries, folder_of_images(file, image_root, section))
 
 
-def parsed_json(file: Path) -> Any:
+def parsed_json(file: Path, section: str) -> Any:
     """The content of a caption file.
 
     Raises:
         UserError: no such file, or not JSON.
     """
     if not file.is_file():
-        raise UserError(
-            f"{file} is not a file, expected one of captions; correct config.data.path."
-        )
+        raise UserError(f"{no_file(file)}, expected a file of captions; correct {section}.path.")
+    content = file.read_bytes()
+    if not content.strip():
+        raise nothing_left(file, "", set(), section)
     try:
-        return json.loads(file.read_bytes())
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{file} is not JSON ({error}), expected a caption file as it was published; get it "
-            "again, or correct config.data.path."
+            f"{file} is not JSON ({error}), expected a caption file as it was published; download "
+            f"it again, or correct {section}.path or {section}.source."
         ) from error
 
 
-def typed_field(holder: Any, key: str, kind: type, where: object) -> Any:
+def typed_field(holder: Any, key: str, kind: type, where: object, section: str) -> Any:
     """The value under `key` of a JSON object; a `UserError` unless it has the type `kind`."""
     if not isinstance(holder, Mapping):
         raise UserError(
             f"{where}: there is {shortened(holder)}, expected an object with {key}; correct the "
-            "file, or config.data.source."
+            f"file, or {section}.source."
         )
     value = holder.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         found = shortened(value) if key in holder else "missing"
         raise UserError(
             f"{where}: the field {key} is {found}, expected {_KINDS[kind]}; correct the file, or "
-            "config.data.source."
+            f"{section}.source."
         )
     return value
 
 
-def filled_text(holder: Any, key: str, where: object) -> str:
+def filled_text(holder: Any, key: str, where: object, section: str) -> str:
     """The text under `key` of a JSON object; a `UserError` if it is empty."""
-    text = typed_field(holder, key, str, where)
+    text = typed_field(holder, key, str, where, section)
     if not text:
         raise UserError(f"{where}: the field {key} is empty, expected a text; correct the file.")
     return text

@@ -55,21 +55,21 @@ def is_wnid(text: str) -> bool:
     return _WNID.fullmatch(text) is not None
 
 
-def checked_label(label: int, classes: int, where: str) -> int:
+def checked_label(label: int, classes: int, where: str, section: str) -> int:
     """The label, or a `UserError` that names `where` if no class has it."""
     if not 0 <= label < classes:
         raise UserError(
             f"{where}: the label {label} lies outside the {classes} classes (0 to {classes - 1}); "
-            "correct it, or data.classes."
+            f"correct it, or {section}.classes."
         )
     return label
 
 
-def numbers_only(where: object) -> UserError:
+def numbers_only(where: object, section: str) -> UserError:
     """The error that data has numbers where names of classes are needed."""
     return UserError(
-        f"{where} has numbers for labels, so that their names are needed; set data.classes to a "
-        "list of them."
+        f"{where} has numbers for labels, so that their names are needed; set {section}.classes to "
+        "a list of them."
     )
 
 
@@ -86,7 +86,7 @@ def imagenet_names() -> tuple[str, ...]:
     return read_list("imagenet1k", "data.classes")
 
 
-def readable_names(names: Sequence[str], where: object) -> list[str]:
+def readable_names(names: Sequence[str], where: object, section: str) -> list[str]:
     """Class names that data gives, for prompts: without underscores, and words for WordNet ids.
 
     Raises:
@@ -99,6 +99,6 @@ def readable_names(names: Sequence[str], where: object) -> list[str]:
     if strange:
         raise UserError(
             f"{where} has the class {strange[0]}, which is none of ImageNet's {len(labels)}, so "
-            "that its name is not known; set data.classes to a list of names."
+            f"that its name is not known; set {section}.classes to a list of names."
         )
     return [imagenet_names()[labels[name]] for name in names]

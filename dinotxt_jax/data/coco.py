@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from dinotxt_jax.data.caption_files import (
     parsed_json,
     typed_field,
 )
-from dinotxt_jax.data.examples import checked_captions
+from dinotxt_jax.data.examples import SECTION, checked_captions
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def open_coco(
-    path: str | Path, *, image_root: str | Path = "", split: str = ""
+    path: str | Path, *, image_root: str | Path = "", split: str = "", section: str = SECTION
 ) -> CaptionFileSource:
     """Opens a COCO caption file, the images and the captions of each in its order.
 
@@ -33,45 +34,49 @@ def open_coco(
         path: the file.
         image_root: the folder of the images (default: the file's own).
         split: must be "": the file is of one split.
+        section: the name of these settings on the command line, for messages.
 
     Raises:
         UserError: not such a file, a caption of an unknown image, or an image without a caption.
     """
     file = Path(path)
+    field = functools.partial(typed_field, section=section)
+    text = functools.partial(filled_text, section=section)
     if split:
         raise UserError(
-            f"config.data.split is {split!r}, but {file} is of one split, which its name says; set "
-            "split to '' and path to the file that is wanted."
+            f"{section}.split is {split!r}, but a COCO caption file holds a single split, which "
+            f"the file name tells; set --{section}.split= and {section}.path to the file of the "
+            "split."
         )
-    content = parsed_json(file)
+    content = parsed_json(file, section)
     names: dict[int, str] = {}
-    for number, image in enumerate(typed_field(content, "images", list, file)):
+    for number, image in enumerate(field(content, "images", list, file)):
         where = f"{file}, images[{number}]"
-        identity = typed_field(image, "id", int, where)
+        identity = field(image, "id", int, where)
         if identity in names:
             raise UserError(
                 f"{where}: the id {identity} occurs twice, expected it once; remove one."
             )
-        names[identity] = filled_text(image, "file_name", where)
+        names[identity] = text(image, "file_name", where)
     captions: dict[int, list[str]] = {identity: [] for identity in names}
-    for number, annotation in enumerate(typed_field(content, "annotations", list, file)):
+    for number, annotation in enumerate(field(content, "annotations", list, file)):
         where = f"{file}, annotations[{number}]"
-        identity = typed_field(annotation, "image_id", int, where)
+        identity = field(annotation, "image_id", int, where)
         if identity not in names:
             raise UserError(
                 f"{where}: the image_id {identity} is that of no image in the file; correct or "
                 "remove the annotation."
             )
-        captions[identity].append(typed_field(annotation, "caption", str, where))
+        captions[identity].append(field(annotation, "caption", str, where))
     entries = [
         (name, checked_captions(captions[identity], f"{file}, image {identity} ({name})"))
         for identity, name in names.items()
     ]
-    return caption_file_source(file, image_root, entries)
+    return caption_file_source(file, image_root, entries, section)
 
 
-def _open(config: DataConfig) -> CaptionFileSource:
-    return open_coco(config.path, image_root=config.image_root, split=config.split)
+def _open(config: DataConfig, section: str) -> CaptionFileSource:
+    return open_coco(config.path, image_root=config.image_root, split=config.split, section=section)
 
 
 COCO = SourceKind(reads=("path", "image_root", "split"), captions=_open)

@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from dinotxt_jax.data.examples import (
+    SECTION,
     Example,
     checked_captions,
     folder_of_images,
     image_bytes,
+    no_file,
     nothing_left,
     shortened,
 )
@@ -34,18 +36,27 @@ class JsonlSource:
     memory is where each kept line lies, 12 bytes an example; it is read again when asked for.
     """
 
-    def __init__(self, path: str | Path, *, image_root: str | Path = "", split: str = "") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        image_root: str | Path = "",
+        split: str = "",
+        section: str = SECTION,
+    ) -> None:
         self._path = Path(path)
         if not self._path.is_file():
             raise UserError(
-                f"{self._path} is not a file, expected the index of config.data.source=jsonl; "
-                "correct config.data.path."
+                f"{no_file(self._path)}, expected the index of {section}.source=jsonl; correct "
+                f"{section}.path."
             )
-        self._root = folder_of_images(self._path, image_root)
+        self._root = folder_of_images(self._path, image_root, section)
         self._index = self._path.open("rb")
-        self._offsets, self._lengths = self._scan(split)
+        self._offsets, self._lengths = self._scan(split, section)
 
-    def _scan(self, split: str) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+    def _scan(
+        self, split: str, section: str
+    ) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
         """Checks every line; returns offset and length of the lines that belong to `split`."""
         offsets, lengths = array("q"), array("i")
         splits = set()
@@ -59,7 +70,7 @@ class JsonlSource:
                     lengths.append(len(line))
             offset += len(line)
         if not offsets:
-            raise nothing_left(self._path, split, splits)
+            raise nothing_left(self._path, split, splits, section)
         return np.frombuffer(offsets, np.int64), np.frombuffer(lengths, np.int32)
 
     def __len__(self) -> int:
@@ -121,8 +132,10 @@ def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
     return name, captions, split
 
 
-def _open(config: DataConfig) -> JsonlSource:
-    return JsonlSource(config.path, image_root=config.image_root, split=config.split)
+def _open(config: DataConfig, section: str) -> JsonlSource:
+    return JsonlSource(
+        config.path, image_root=config.image_root, split=config.split, section=section
+    )
 
 
 JSONL = SourceKind(reads=("path", "image_root", "split"), captions=_open)

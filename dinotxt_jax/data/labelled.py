@@ -49,13 +49,14 @@ class LabelledSource:
         return self._images[index].key
 
 
-def with_classes(labelled: LabelledImages, only: str) -> LabelledImages:
+def with_classes(labelled: LabelledImages, only: str, section: str) -> LabelledImages:
     """The classes that `config.only` keeps, numbered anew, and the images that have one of them.
 
     Args:
         labelled: all images and classes.
         only: a list of class names (`read_list`), "present" (classes that have an image) or ""
             (all classes).
+        section: the name of the data settings on the command line, for messages.
 
     Raises:
         UserError: a name in the list that no class has.
@@ -66,17 +67,17 @@ def with_classes(labelled: LabelledImages, only: str) -> LabelledImages:
     if only == PRESENT:
         kept = {label for image in images for label in image.labels}
     else:
-        kept = _labels_of(read_list(only, "data.only"), names)
+        kept = _labels_of(read_list(only, f"{section}.only"), names, section)
     return LabelledImages(*_restricted(images, names, kept), load)
 
 
-def _labels_of(kept: Sequence[str], names: Sequence[str]) -> set[int]:
+def _labels_of(kept: Sequence[str], names: Sequence[str], section: str) -> set[int]:
     """The labels of the named classes; a name that several classes have keeps all of them."""
     strange = [name for name in kept if name not in names]
     if strange:
         raise UserError(
-            f"data.only names {shortened(strange[0])}, which is none of the {len(names)} classes; "
-            "correct it."
+            f"{section}.only names {shortened(strange[0])}, which is none of the {len(names)} "
+            "classes; correct it."
         )
     return {label for label, name in enumerate(names) if name in set(kept)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,26 +18,26 @@ if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
 
-def _open(config: DataConfig) -> MaskFiles:
+def _open(config: DataConfig, section: str) -> MaskFiles:
     """Opens the data set `config.name`; `config.classes` may rename the classes."""
     layout = MASK_LAYOUTS.get(config.name)
     if layout is None:
         raise UserError(
-            f"data.name is {config.name!r}, which is no known data set with masks; choose among "
-            f"{', '.join(MASK_LAYOUTS)}."
+            f"{section}.name is {config.name!r}, which is no known data set with masks; choose "
+            f"among {', '.join(MASK_LAYOUTS)}."
         )
     names = layout.class_names()
     if config.classes:
-        renamed = read_list(config.classes, "data.classes")
+        renamed = read_list(config.classes, f"{section}.classes")
         if len(renamed) != len(names):
             raise UserError(
-                f"data.classes names {len(renamed)} classes, but {config.name} has {len(names)}; "
-                "name each, in the order of the indices."
+                f"{section}.classes names {len(renamed)} classes, but {config.name} has "
+                f"{len(names)}; name each, in the order of the indices."
             )
         names = renamed
     if config.split and not layout.split:
         raise UserError(
-            f"data.split is {config.split!r}, but {config.name} has no splits; leave it empty."
+            f"{section}.split is {config.split!r}, but {config.name} has no splits; leave it empty."
         )
     # The data set's root folder, or the folder that holds it.
     path = Path(config.path)
@@ -44,9 +45,10 @@ def _open(config: DataConfig) -> MaskFiles:
     split = config.split or layout.split
     templates = _templates(root, layout, split)
     if templates is None:
-        raise _not_found(config, root, layout)
-    pairs = _pairs(root, templates, layout.split_list, split)
-    return MaskFiles(root, pairs, layout.to_indices, names, 0 if layout.background else None)
+        raise _not_found(config, root, layout, section)
+    pairs = _pairs(root, templates, layout.split_list, split, section)
+    to_indices = functools.partial(layout.to_indices, section=section)
+    return MaskFiles(root, pairs, to_indices, names, 0 if layout.background else None)
 
 
 def _templates(root: Path, layout: MaskLayout, split: str) -> tuple[str, str] | None:
@@ -64,19 +66,19 @@ def _folder(template: str, split: str) -> str:
 
 
 def _pairs(
-    root: Path, templates: tuple[str, str], split_list: str, split: str
+    root: Path, templates: tuple[str, str], split_list: str, split: str, section: str
 ) -> list[tuple[str, str]]:
     """(image file, mask file) of every name of a split, relative to the root; all files exist."""
     image, mask = templates
     names: Sequence[str]
     if split_list:
-        names = _listed(root / split_list.format(split=split), split)
+        names = _listed(root / split_list.format(split=split), split, section)
     else:
         folder, ending = root / _folder(image, split), image.partition("{name}")[2]
         files = [file.relative_to(folder).as_posix() for file in folder.rglob(f"*{ending}")]
         names = sorted(file.removesuffix(ending) for file in files)
         if not names:
-            raise nothing_left(folder, "", set())
+            raise nothing_left(folder, "", set(), section)
     pairs = [
         (image.format(split=split, name=name), mask.format(split=split, name=name))
         for name in names
@@ -91,18 +93,18 @@ def _pairs(
     return pairs
 
 
-def _listed(file: Path, split: str) -> tuple[str, ...]:
+def _listed(file: Path, split: str, section: str) -> tuple[str, ...]:
     """The names in the list of a split."""
     if not file.is_file():
         there = ", ".join(sorted(other.stem for other in file.parent.glob(f"*{file.suffix}")))
-        advice = f"correct data.split (there are {there})" if there else "restore it"
+        advice = f"correct {section}.split (there are {there})" if there else "restore it"
         raise UserError(
             f"{file} is missing, expected the names of the images of split {split!r}; {advice}."
         )
-    return read_list(str(file), "data.split")
+    return read_list(str(file), f"{section}.split")
 
 
-def _not_found(config: DataConfig, root: Path, layout: MaskLayout) -> UserError:
+def _not_found(config: DataConfig, root: Path, layout: MaskLayout, section: str) -> UserError:
     """The error that the folders of a split do not exist; names the splits that do."""
     above = [image.partition("{split}")[0] for image in layout.images if "{split}" in image]
     folders = [entry for place in above for entry in (root / place).glob("*/")]
@@ -110,11 +112,11 @@ def _not_found(config: DataConfig, root: Path, layout: MaskLayout) -> UserError:
     if splits:
         return UserError(
             f"{config.path} has no split {config.split or layout.split!r} of {config.name}, it has "
-            f"{', '.join(splits)}; correct data.split."
+            f"{', '.join(splits)}; correct {section}.split."
         )
     return UserError(
         f"{config.path!r} is not the folder of {config.name}, expected {layout.about}; correct "
-        "data.path."
+        f"{section}.path."
     )
 
 

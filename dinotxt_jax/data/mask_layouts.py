@@ -52,7 +52,9 @@ class MaskLayout:
         names = [name for part in self.lists for name in read_list(part, "the layout's lists")]
         return (BACKGROUND, *names) if self.background else tuple(names)
 
-    def to_indices(self, pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
+    def to_indices(
+        self, pixels: Shaped[np.ndarray, "h w *rgb"], section: str
+    ) -> Int[np.ndarray, "h w"]:
         """Class indices, or `IGNORED`, of the pixels of a mask file.
 
         Raises:
@@ -68,7 +70,7 @@ class MaskLayout:
             what = f"colour {tuple(value.to_bytes(3))}" if self.colours else f"value {value}"
             raise ValueError(
                 f"holds the {what}, which stands for no class of its data set; correct it, or "
-                "data.name"
+                f"{section}.name"
             )
         others = IGNORED if self.others is None else self.others
         return np.where(missed, np.int32(others), indices[places])

@@ -137,13 +137,15 @@ def one_value_a_pixel(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray,
     return pixels.astype(np.int32)
 
 
-def checked_indices(pixels: Shaped[np.ndarray, "h w *rgb"], classes: int) -> Int[np.ndarray, "h w"]:
+def checked_indices(
+    pixels: Shaped[np.ndarray, "h w *rgb"], classes: int, section: str
+) -> Int[np.ndarray, "h w"]:
     """The pixels of a mask that holds class indices."""
     mask = one_value_a_pixel(pixels)
     outside = mask[(mask != IGNORED) & ((mask < 0) | (mask >= classes))]
     if outside.size:
         raise ValueError(
             f"holds the index {outside.min()}, but there are {classes} classes (0 to "
-            f"{classes - 1}, {IGNORED} for none); correct it, or data.classes"
+            f"{classes - 1}, {IGNORED} for none); correct it, or {section}.classes"
         )
     return mask

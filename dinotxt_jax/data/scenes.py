@@ -33,7 +33,7 @@ from dinotxt_jax.data.drawing import (
 from dinotxt_jax.data.examples import Example
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.texts import BACKGROUND
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.errors import UserError, check_choice
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -283,13 +283,15 @@ def _listed(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
-def _open(config: DataConfig, split: str) -> SceneSource:
-    return SceneSource(config.num_scenes, split=config.split or split, image_size=config.image_size)
+def _open(config: DataConfig, default_split: str, section: str) -> SceneSource:
+    split = config.split or default_split
+    check_choice(f"{section}.split", split, ("train", "test"))
+    return SceneSource(config.num_scenes, split=split, image_size=config.image_size)
 
 
 SCENES = SourceKind(
     reads=("num_scenes", "split"),
-    captions=lambda config: _open(config, "train"),
-    masks=lambda config: _open(config, "test"),
+    captions=lambda config, section: _open(config, "train", section),
+    masks=lambda config, section: _open(config, "test", section),
     needs_path=False,
 )

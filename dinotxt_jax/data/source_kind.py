@@ -23,6 +23,9 @@ class SourceKind:
     A module defines one such object and `data.sources.SOURCES` lists it under the name that users
     write in `config.data.source`. Each function raises `UserError` for data that cannot be used.
 
+    The last argument of each function is the name of these settings on the command line, such as
+    "config.data" or "config.tasks.flickr8k.data", so that messages name the user's own key.
+
     Attributes:
         reads: fields of `DataConfig` that locate the data or select a part of it. Fields that
             prepare images (`image_size`, `augmentation`, ...) mean the same for every source and
@@ -35,9 +38,9 @@ class SourceKind:
     """
 
     reads: tuple[str, ...]
-    captions: Callable[[DataConfig], Source] | None = None
-    labels: Callable[[DataConfig, Sequence[str]], LabelledImages] | None = None
-    masks: Callable[[DataConfig], MaskSource] | None = None
+    captions: Callable[[DataConfig, str], Source] | None = None
+    labels: Callable[[DataConfig, Sequence[str], str], LabelledImages] | None = None
+    masks: Callable[[DataConfig, str], MaskSource] | None = None
     needs_path: bool = True
 
     @property

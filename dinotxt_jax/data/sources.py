@@ -16,7 +16,7 @@ from dinotxt_jax.data.array_records import ARRAY_RECORD
 from dinotxt_jax.data.class_folders import FOLDER
 from dinotxt_jax.data.coco import COCO
 from dinotxt_jax.data.csv_index import CSV
-from dinotxt_jax.data.examples import Source, nothing_left
+from dinotxt_jax.data.examples import SECTION, Source, nothing_left
 from dinotxt_jax.data.jsonl import JSONL
 from dinotxt_jax.data.karpathy import KARPATHY
 from dinotxt_jax.data.labelled import LabelledSource, with_classes
@@ -44,17 +44,23 @@ SOURCES: dict[str, SourceKind] = {
 _READ_BY_SOME = {key for kind in SOURCES.values() for key in kind.reads}
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, section: str = SECTION) -> Source:
     """Opens the images and captions of a source; class names are the captions of labelled images.
+
+    Args:
+        config: the data settings.
+        section: the name of these settings on the command line, for messages.
 
     Raises:
         UserError: unknown source; missing or empty data; an example that is not as it should be.
     """
-    kind = _kind(config, CAPTIONS)
-    return open_labelled(config) if kind.captions is None else kind.captions(config)
+    kind = _kind(config, CAPTIONS, section)
+    if kind.captions is None:
+        return open_labelled(config, section)
+    return kind.captions(config, section)
 
 
-def open_labelled(config: DataConfig) -> LabelledSource:
+def open_labelled(config: DataConfig, section: str = SECTION) -> LabelledSource:
     """Opens the images and class labels of a source.
 
     `config.classes` names the classes by label (default: the names that the data has).
@@ -64,60 +70,62 @@ def open_labelled(config: DataConfig) -> LabelledSource:
     Raises:
         UserError: missing or empty data, or a label outside the class names.
     """
-    read = _kind(config, LABELS).labels
+    read = _kind(config, LABELS, section).labels
     assert read is not None  # `_kind` checked it
-    names = read_list(config.classes, "data.classes") if config.classes else ()
-    labelled = with_classes(read(config, names), config.only)
+    names = read_list(config.classes, f"{section}.classes") if config.classes else ()
+    labelled = with_classes(read(config, names, section), config.only, section)
     if not labelled.images:
-        raise nothing_left(config.path or config.name, config.split, set())
+        raise nothing_left(config.path or config.name, config.split, set(), section)
     return LabelledSource(labelled)
 
 
-def open_masks(config: DataConfig) -> MaskSource:
+def open_masks(config: DataConfig, section: str = SECTION) -> MaskSource:
     """Opens the images and masks of a source.
 
     Raises:
         UserError: missing or empty data, an image without mask, or no class names.
     """
-    open_kind = _kind(config, MASKS).masks
+    open_kind = _kind(config, MASKS, section).masks
     assert open_kind is not None  # `_kind` checked it
-    return open_kind(config)
+    return open_kind(config, section)
 
 
-def check_gives(config: DataConfig, content: str, where: str = "config.data") -> None:
+def check_gives(config: DataConfig, content: str, section: str = SECTION) -> None:
     """Raises `UserError` unless `config.source` gives `CAPTIONS`, `LABELS` or `MASKS`.
 
     Args:
         config: the source.
         content: one of the three.
-        where: the key of `config`, for the message.
+        section: the name of these settings on the command line, for the message.
     """
     kind = SOURCES.get(config.source)
     if kind is None or content not in kind.gives:
         reason = "is unknown" if kind is None else f"has no {content}"
         suitable = [name for name, kind in SOURCES.items() if content in kind.gives]
         raise UserError(
-            f"{where}.source={config.source!r} {reason}; choose among {', '.join(suitable)}."
+            f"{section}.source={config.source!r} {reason}; choose among {', '.join(suitable)}."
         )
 
 
-def _kind(config: DataConfig, content: str) -> SourceKind:
+def _kind(config: DataConfig, content: str, section: str) -> SourceKind:
     """The row of a source that gives `content`, settings checked as far as all rows share them."""
-    check_gives(config, content)
+    check_gives(config, content, section)
     kind = SOURCES[config.source]
     if kind.needs_path and not config.path:
         raise UserError(
-            f"config.data.path is empty, expected the path that config.data.source="
-            f"{config.source} reads; set it."
+            f"{section}.path is empty, expected the path that {section}.source={config.source} "
+            "reads; set it."
         )
     for key in sorted(_READ_BY_SOME - {*kind.reads}):
         value = getattr(config, key)
         # Evaluation tasks have defaults of their own.
         if value not in (getattr(DataConfig(), key), getattr(TaskConfig().data, key)):
             logging.warning(
-                "config.data.%s=%r is not read by config.data.source=%s and has no effect",
+                "%s.%s=%r is not read by %s.source=%s and has no effect",
+                section,
                 key,
                 value,
+                section,
                 config.source,
             )
     return kind

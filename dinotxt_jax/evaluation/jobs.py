@@ -82,10 +82,14 @@ class TaskKind(Protocol[SourceT]):
     metrics: tuple[str, ...]
     encodes_whole_images: bool
 
-    def check(self, name: str, task: TaskConfig, patch_size: int) -> None:
-        """Raises `UserError` for settings that are wrong whatever the data holds."""
+    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
+        """Raises `UserError` for settings that are wrong whatever the data holds.
 
-    def texts(self, name: str, task: TaskConfig) -> list[tuple[str, ...]]:
+        `section`, here and below, is the name of the task's settings on the command line, such as
+        "config.tasks.flickr8k".
+        """
+
+    def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
         """The lists of texts that the task names (templates, words), which its result depends on.
 
         Raises:
@@ -95,11 +99,17 @@ class TaskKind(Protocol[SourceT]):
     def image_side(self, task: TaskConfig) -> int:
         """Side of the square images or windows that enter the encoder, pixels."""
 
-    def open_set(self, task: TaskConfig) -> SourceT:
+    def open_set(self, section: str, task: TaskConfig) -> SourceT:
         """Opens the examples of a task, `task.max_examples` of them.
 
         Raises:
             UserError: data that cannot be used.
+        """
+
+    def check_images(self, section: str, task: TaskConfig, source: SourceT) -> None:
+        """Raises `UserError` if the images of an opened set are not where they should be.
+
+        A command calls this before its first hour of work, unless backbone tokens are cached.
         """
 
     def contents(self, source: SourceT) -> list[Any]:

@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax import visualize
 from dinotxt_jax.config import TaskConfig
-from dinotxt_jax.data.examples import Source, limited
+from dinotxt_jax.data.examples import Source, check_images_found, limited
 from dinotxt_jax.data.source_kind import CAPTIONS
 from dinotxt_jax.data.sources import check_gives, open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
-from dinotxt_jax.evaluation.embedding import check_images, embed_source
+from dinotxt_jax.evaluation.embedding import check_preparation, embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
 from dinotxt_jax.runtime import processes
 
@@ -126,18 +126,21 @@ class RetrievalKind:
     metrics: tuple[str, ...] = (*(f"{way}_r{k}" for way in _WAYS for k in RECALLS), "mean_recall")
     encodes_whole_images = True
 
-    def check(self, name: str, task: TaskConfig, patch_size: int) -> None:
-        check_gives(task.data, CAPTIONS, f"the task {name}: data")
-        check_images(name, task, patch_size)
+    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
+        check_gives(task.data, CAPTIONS, f"{section}.data")
+        check_preparation(section, task, patch_size)
 
-    def texts(self, name: str, task: TaskConfig) -> list[tuple[str, ...]]:
+    def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
         return []
 
     def image_side(self, task: TaskConfig) -> int:
         return task.data.image_size
 
-    def open_set(self, task: TaskConfig) -> Source:
-        return limited(open_source(task.data), task.max_examples)
+    def open_set(self, section: str, task: TaskConfig) -> Source:
+        return limited(open_source(task.data, f"{section}.data"), task.max_examples)
+
+    def check_images(self, section: str, task: TaskConfig, source: Source) -> None:
+        check_images_found(source, task.data, f"{section}.data")
 
     def contents(self, source: Source) -> list[Any]:
         """The captions of every image."""

@@ -22,7 +22,7 @@ from dinotxt_jax.data.masks import IGNORED, MaskSource
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.source_kind import MASKS
 from dinotxt_jax.data.sources import check_gives, open_masks
-from dinotxt_jax.data.texts import read_list, read_templates
+from dinotxt_jax.data.texts import check_several, read_list, read_templates
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
 from dinotxt_jax.inference.dense import DenseScores, DenseTexts, padded_side
@@ -45,27 +45,32 @@ class SegmentationKind:
     metrics: tuple[str, ...] = ("mean_iou", "mean_accuracy", "pixel_accuracy")
     encodes_whole_images = False
 
-    def check(self, name: str, task: TaskConfig, patch_size: int) -> None:
-        check_gives(task.data, MASKS, f"the task {name}: data")
-        check_protocol(task.segmentation, patch_size, f"the task {name}")
-        self.texts(name, task)
+    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
+        check_gives(task.data, MASKS, f"{section}.data")
+        check_protocol(task.segmentation, patch_size, f"{section}.segmentation")
+        self.texts(section, task)
 
-    def texts(self, name: str, task: TaskConfig) -> list[tuple[str, ...]]:
-        words = _words(name, task)
-        return [*([words] if words else []), _templates(name, task)]
+    def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
+        words = _words(section, task)
+        return [*([words] if words else []), _templates(section, task)]
 
     def image_side(self, task: TaskConfig) -> int:
         return PROTOCOLS[task.segmentation.protocol].window_side(task.segmentation)
 
-    def open_set(self, task: TaskConfig) -> MaskSource:
-        source = limited(open_masks(task.data), task.max_examples)
+    def open_set(self, section: str, task: TaskConfig) -> MaskSource:
+        source = limited(open_masks(task.data, f"{section}.data"), task.max_examples)
         config = task.segmentation
         if source.background is None and (config.background_words or config.background_score > -1):
             raise UserError(
-                "background_score or background_words is set, but the data has no class "
-                "background; leave them out, or take data that has one."
+                f"{section}.segmentation.background_score or background_words is set, but the data "
+                "has no class background; leave them out, or take data that has one."
             )
+        advice = f"correct {section}.data.path or .classes"
+        check_several(source.class_names, f"the data of {section}", advice)
         return source
+
+    def check_images(self, section: str, task: TaskConfig, source: MaskSource) -> None:
+        """Nothing: `open_set` has looked for every image and mask."""
 
     def contents(self, source: MaskSource) -> list[Any]:
         """Names of images and classes; the masks are part of the result's fingerprint."""
@@ -73,9 +78,9 @@ class SegmentationKind:
 
     def run(self, job: Job) -> TaskResult:
         """Segments the images of a task and compares with their masks."""
-        task = job.task
+        task, where = job.task, f"the task {job.name}"
         source: MaskSource = job.source
-        templates, words = _templates(job.name, task), _words(job.name, task)
+        templates, words = _templates(where, task), _words(where, task)
         score = task.segmentation.background_score
         names, background = source.class_names, source.background
         texts = placed_texts(job.model, names, templates, background, score, words)
@@ -100,13 +105,13 @@ class SegmentationKind:
         )
 
 
-def _templates(name: str, task: TaskConfig) -> tuple[str, ...]:
-    return read_templates(task.templates, f"the task {name}: templates")
+def _templates(section: str, task: TaskConfig) -> tuple[str, ...]:
+    return read_templates(task.templates, f"{section}.templates")
 
 
-def _words(name: str, task: TaskConfig) -> tuple[str, ...]:
-    list_name = task.segmentation.background_words
-    return read_list(list_name, f"the task {name}: background_words") if list_name else ()
+def _words(section: str, task: TaskConfig) -> tuple[str, ...]:
+    list_name, key = task.segmentation.background_words, "segmentation.background_words"
+    return read_list(list_name, f"{section}.{key}") if list_name else ()
 
 
 def _counted_set(job: Job, texts: DenseTexts) -> tuple[Int[np.ndarray, "c c"], str]:

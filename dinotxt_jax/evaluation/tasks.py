@@ -33,22 +33,31 @@ def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: st
     """Raises `UserError` for what can be known to be wrong before anything is encoded."""
     sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
     for name, task in config.tasks.items():
-        if task.kind not in KINDS:
-            raise UserError(
-                f"the task {name} has kind={task.kind!r}, which is unknown; choose among "
-                f"{', '.join(KINDS)}."
-            )
         if not name or name.startswith(".") or "/" in name:
             raise UserError(
-                f"a task is called {name!r}, which cannot be the name of a file; call it otherwise."
+                f"a task is called {name!r}, which cannot be the name of a file; rename it."
             )
-        if task.max_examples < 0:
-            raise UserError(
-                f"the task {name} has max_examples={task.max_examples}, expected 0 (all) or more; "
-                "correct it."
-            )
-        check_published(name, task.published)
-        KINDS[task.kind].check(name, task, patch_size)
+        check_task(f"{where}.tasks.{name}", task, patch_size)
+
+
+def check_task(section: str, task: TaskConfig, patch_size: int) -> None:
+    """Raises `UserError` for settings of one task that are wrong whatever the data holds.
+
+    Args:
+        section: the name of the task's settings on the command line, for messages.
+        task: the settings.
+        patch_size: patch size of the backbone, pixels.
+    """
+    if task.kind not in KINDS:
+        raise UserError(
+            f"{section}.kind={task.kind!r} is unknown; choose among {', '.join(KINDS)}."
+        )
+    if task.max_examples < 0:
+        raise UserError(
+            f"{section}.max_examples={task.max_examples}, expected 0 (all) or more; correct it."
+        )
+    check_published(section, task.published)
+    KINDS[task.kind].check(section, task, patch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,31 +69,42 @@ class OpenTask:
         source: its examples.
         origin: everything that decides its result, but for the model: settings, the names and
             labels (or captions) of all examples, class names, templates.
+        section: the name of the task's settings on the command line, for messages.
     """
 
     name: str
     task: TaskConfig
     source: Any
     origin: Mapping[str, Any]
+    section: str
+
+    def check_images(self) -> None:
+        """Raises `UserError` if the images are not where they should be."""
+        KINDS[self.task.kind].check_images(self.section, self.task, self.source)
 
 
 # Settings that change no result.
 _FREE = ("threads", "prefetch", "workers", "max_bad_fraction")
 
 
-def open_task(name: str, task: TaskConfig) -> OpenTask:
+def open_task(name: str, task: TaskConfig, where: str) -> OpenTask:
     """Opens the data of a task.
+
+    Args:
+        name, task: of the config.
+        where: the name of the evaluation config on the command line, for messages.
 
     Raises:
         UserError: data that cannot be used.
     """
-    kind = KINDS[task.kind]
-    source = kind.open_set(task)
+    kind, section = KINDS[task.kind], f"{where}.tasks.{name}"
+    source = kind.open_set(section, task)
     settings = json.loads(json.dumps(dataclasses.asdict(task)))
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in _FREE}
     del settings["published"]
-    contents = digest([kind.contents(source), kind.texts(name, task)])
-    return OpenTask(name, task, source, {"task": settings, "contents": contents})
+    contents = digest([kind.contents(source), kind.texts(section, task)])
+    origin = {"task": settings, "contents": contents}
+    return OpenTask(name, task, source, origin, section)
 
 
 def run_task(job: Job) -> TaskResult:

@@ -15,6 +15,7 @@ from dinotxt_jax.config.training import DTYPE_NAMES, PRODUCTS
 from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.inference.running import checked_images, run_method
+from dinotxt_jax.inference.summary import summary
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.vit import VisionOutput, VisionTransformer
 from dinotxt_jax.storage.model_directory import ModelDescription
@@ -34,6 +35,9 @@ class Backbone:
         graphdef, state = nnx.split(module)
         self._arrays = nnx.to_pure_dict(state)
         self._run = functools.partial(run_method, graphdef, self._arrays)
+
+    def __repr__(self) -> str:
+        return summary(type(self).__name__, self.description, {"backbone": self._arrays})
 
     @property
     def size_in_bytes(self) -> int:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 from dinotxt_jax import sharding
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.running import checked_images, checked_tokens, run_method
+from dinotxt_jax.inference.summary import summary
 from dinotxt_jax.models.dinotxt import ImageFeatures, normalized
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.model_directory import ModelDescription, fingerprint
@@ -48,6 +49,9 @@ class Encoder:
         self._mesh = mesh
         self._run = functools.partial(run_method, graphdef, arrays, mesh=mesh)
         self.cache_texts = cache_texts
+
+    def __repr__(self) -> str:
+        return summary(type(self).__name__, self.description, self._arrays)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

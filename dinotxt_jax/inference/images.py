@@ -34,7 +34,10 @@ def read_image(image: ImageLike) -> Image.Image:
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}); correct the path.") from error
     except BadImageError as error:
-        raise UserError(f"{name} cannot be read ({error}); give another one.") from error
+        raise UserError(
+            f"{name} cannot be read ({error}), expected an image such as a JPEG or PNG file; "
+            "convert or replace it."
+        ) from error
 
 
 def _kind(image: object) -> str:

@@ -114,13 +114,19 @@ def placed_texts(
 
 
 def _check(class_names: Sequence[str]) -> None:
-    if isinstance(class_names, str) or not class_names:
+    if isinstance(class_names, str):
         raise UserError(
-            f"the class names are {class_names!r}, expected a list of at least one; give them."
+            f"the class names are the text {class_names!r}, expected a list such as ['dog', "
+            "'cat']; put the names in a list."
         )
-    for name in class_names:
+    if not len(class_names):
+        raise UserError("the list of class names is empty, expected at least one; add names.")
+    for number, name in enumerate(class_names, 1):
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"a class is named {name!r}, expected a text; correct it.")
+            raise UserError(
+                f"class name {number} of {len(class_names)} is {name!r}, expected a text that is "
+                "not blank; correct or remove it."
+            )
 
 
 def _cached_features(

@@ -69,7 +69,7 @@ def test_missing_truncated_empty_or_foreign_array_record_is_a_user_error(tmp_pat
         with pytest.raises(UserError, match="cannot be read as ArrayRecord"):
             ArrayRecordSource(path)
     write_array_record(path, [])
-    with pytest.raises(UserError, match="holds no examples"):
+    with pytest.raises(UserError, match="is empty"):
         ArrayRecordSource(path)
 
 

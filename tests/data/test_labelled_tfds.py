@@ -138,7 +138,7 @@ def test_labels_are_read_without_decoding_an_image(
 
 def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConfig) -> None:
     task = TaskConfig(kind="classification", data=config)
-    source = KINDS[task.kind].open_set(task)
+    source = KINDS[task.kind].open_set("config.tasks.t", task)
     assert source.captions(0) == opened(config).captions(0)
 
 
@@ -157,7 +157,7 @@ def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConf
         ({"split": "test"}, r"small, split test, cannot be read \(Unknown split"),
         ({"name": "absent"}, r"absent, split train, cannot be read .*run tfds build absent"),
         ({"name": ""}, "config.data.name is empty"),
-        ({"only": "imagenet1k"}, "data.only names 'tench'"),
+        ({"only": "imagenet1k"}, "config.data.only names 'tench'"),
     ],
 )
 def test_what_cannot_be_used_is_named(config: DataConfig, changes: dict, message: str) -> None:

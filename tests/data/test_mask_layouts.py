@@ -184,7 +184,7 @@ def test_classes_have_one_value_each_and_names_of_their_own(name: str) -> None:
 
 
 def value_of(name: str, value: int) -> int:
-    return int(MASK_LAYOUTS[name].to_indices(np.array([[value]]))[0, 0])
+    return int(MASK_LAYOUTS[name].to_indices(np.array([[value]]), "config.data")[0, 0])
 
 
 def test_train_ids_of_cityscapes() -> None:
@@ -280,11 +280,11 @@ def test_what_a_data_set_lacks_is_named(
 
 def test_a_split_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path) -> None:
     for name, draw, splits in (
-        ("ade20k_150", ade20k, "it has training, validation; correct data.split"),
+        ("ade20k_150", ade20k, "it has training, validation; correct config.data.split"),
         ("cityscapes_19", cityscapes, "it has val; correct"),
         ("coco_object", coco, "it has val2017; correct"),
         ("camvid_11", camvid, "it has test, train, val; correct"),
-        ("voc_20", voc, r"correct data.split \(there are train, val\)"),
+        ("voc_20", voc, r"correct config.data.split \(there are train, val\)"),
     ):
         draw(tmp_path / name)
         with pytest.raises(UserError, match=f"split 'minival'.*{splits}"):
@@ -295,7 +295,7 @@ def test_a_split_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path
 
 
 def test_wrong_settings_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.name is 'ade'.*ade20k_150, .*msrc_v2\.$"):
+    with pytest.raises(UserError, match=r"config.data.name is 'ade'.*ade20k_150, .*msrc_v2\.$"):
         open_masks(masks("ade", tmp_path))
     with pytest.raises(UserError, match="='jsonl' has no masks; choose among scenes, csv, ma"):
         open_masks(DataConfig(source="jsonl"))
@@ -308,11 +308,11 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
 def test_empty_folders_and_lists_are_named(tmp_path: Path) -> None:
     for folder in ("images/validation", "annotations/validation"):
         (tmp_path / "ade" / folder).mkdir(parents=True)
-    with pytest.raises(UserError, match="images/validation holds no examples"):
+    with pytest.raises(UserError, match="images/validation is empty"):
         open_masks(masks("ade20k_150", tmp_path / "ade"))
     voc(tmp_path / "voc")
     (tmp_path / "voc/ImageSets/Segmentation/val.txt").write_text("\n")
-    with pytest.raises(UserError, match=r"val.txt, which data.split names, is empty"):
+    with pytest.raises(UserError, match=r"val.txt, which config.data.split names, is empty"):
         open_masks(masks("voc_20", tmp_path / "voc"))
 
 

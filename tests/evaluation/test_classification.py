@@ -202,6 +202,6 @@ def test_a_task_without_labels_is_refused(model_directory: Path, tmp_path: Path)
     )
     with pytest.raises(
         UserError,
-        match="='scenes' has no class labels; choose among tfds, folder, c",
+        match="config.tasks.a.data.source='scenes' has no class labels; choose among tfds",
     ):
         evaluate(str(model_directory), config, tmp_path / "out")

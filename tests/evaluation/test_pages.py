@@ -60,9 +60,9 @@ def test_what_a_source_does_not_say_is_said() -> None:
 
 
 def test_a_set_without_published_figures_is_named() -> None:
-    check_published("a", "")
-    with pytest.raises(UserError, match="the task a has published='imagenet', which is unknown"):
-        check_published("a", "imagenet")
+    check_published("config.tasks.a", "")
+    with pytest.raises(UserError, match="config.tasks.a.published='imagenet' is"):
+        check_published("config.tasks.a", "imagenet")
 
 
 def test_the_html_page_is_whole_in_itself_and_escapes_names(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskConfig:
 
 
 def job_of(model: inference.Model, task: TaskConfig, batch_size: int, **more: object) -> Job:
-    return Job(model, "blocks", task, KIND.open_set(task), batch_size, **more)
+    return Job(
+        model, "blocks", task, KIND.open_set("config.tasks.blocks", task), batch_size, **more
+    )
 
 
 def test_a_result_says_how_it_was_measured_and_what_classes_have(
