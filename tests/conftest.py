@@ -23,7 +23,12 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
+import jaxtyping
 import pytest
+
+# Checks the shapes and dtypes of all annotated arguments and results, in tests only. The hook must
+# come before the packages are imported.
+jaxtyping.install_import_hook(["dinotxt_jax", "weights_convert"], "shape_checks.checked")
 
 ROOT = Path(__file__).parent.parent
 GOLDENS = ROOT / "tests" / "goldens"
