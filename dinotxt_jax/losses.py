@@ -76,7 +76,7 @@ def gram_losses(
         normalize: compare cosines instead of inner products.
     """
 
-    def gram(tokens: jax.Array) -> jax.Array:
+    def gram(tokens: Float[Array, "b n w"]) -> Float[Array, "b n n"]:
         wide = normalized(tokens) if normalize else tokens.astype(_wide(tokens))
         return jnp.einsum("bnd,bmd->bnm", wide, wide)
 

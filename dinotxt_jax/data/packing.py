@@ -104,7 +104,7 @@ def stacked(parts: Sequence[Packed], rows: int) -> Packed:
 
 
 def planned_rows(
-    lengths: Sequence[Int[np.ndarray, " n"]], captions: int, parts: int, row_length: int
+    lengths: Sequence[Int[np.ndarray, " _"]], captions: int, parts: int, row_length: int
 ) -> int:
     """Rows of a part that all but one in a thousand steps can do with.
 

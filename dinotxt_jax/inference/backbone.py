@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
@@ -40,7 +41,7 @@ class Backbone:
         """Memory of the arrays."""
         return sum(array.nbytes for array in jax.tree.leaves(self._arrays))
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
+    def __call__(self, images: Float[Array | np.ndarray, "b h w 3"]) -> VisionOutput:
         """Class [b d], register [b r d] and patch tokens [b n d] after the final LayerNorm.
 
         Args:
@@ -50,7 +51,7 @@ class Backbone:
 
     def intermediate_layers(
         self,
-        images: Float[Array, "b h w 3"],
+        images: Float[Array | np.ndarray, "b h w 3"],
         layers: int | Sequence[int] = 1,
         *,
         normalize: bool = True,

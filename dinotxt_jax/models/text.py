@@ -82,7 +82,7 @@ class TextTransformer(nnx.Module):
         )
 
     def __call__(
-        self, tokens: Int[Array, "*p b l"], packing: Packing | None = None
+        self, tokens: Int[Array, "*p r l"], packing: Packing | None = None
     ) -> Float[Array, "b D"]:
         """Features of the first end-of-text token, which has the largest id of the text.
 
