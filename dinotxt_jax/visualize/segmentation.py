@@ -139,7 +139,7 @@ def segmentation_sheet(
     return page_of([panels, chips, line(note, panels.width, TEXT * 5 // 6, FAINT)])
 
 
-def _shares(maps: Sequence[Labels], classes: int) -> Float[np.ndarray, "c+1"]:
+def _shares(maps: Sequence[Labels], classes: int) -> Float[np.ndarray, " {classes}+1"]:
     """The share of pixels of every class, and last of those without one."""
     counts = np.zeros(classes + 1, np.int64)
     for labels in maps:
@@ -149,7 +149,7 @@ def _shares(maps: Sequence[Labels], classes: int) -> Float[np.ndarray, "c+1"]:
 
 
 def _class_legend(
-    shares: Float[np.ndarray, "c+1 k"], class_names: Sequence[str], width: int
+    shares: Float[np.ndarray, "c k"], class_names: Sequence[str], width: int
 ) -> Image.Image:
     """Names and shares of what occurs, the most first; pixels without a class come last."""
     total = shares.sum(axis=1)
