@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -221,9 +222,14 @@ class _Run:
 
     def _draw_curves(self) -> None:
         """Writes curves.png; a run does not end in an error for want of matplotlib."""
+        loss = self.config.loss
+        plain = loss.kind == "softmax" and not loss.gram_weight
         try:
             training_curves(
-                read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png"
+                read_metrics(self.workdir / "metrics.jsonl"),
+                self.workdir / "curves.png",
+                title="/".join(self.workdir.resolve().parts[-2:]),
+                chance_loss=math.log(self.config.pairs_per_step) if plain else None,
             )
         except UserError as error:
             logging.warning("no curves.png: %s", error)
