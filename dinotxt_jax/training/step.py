@@ -40,7 +40,7 @@ from dinotxt_jax.training.models import (
 from dinotxt_jax.training.optimizer import make_optimizer
 
 Arrays = dict[str, Any]
-Batch = Mapping[str, Shaped[Array, "..."]]
+BatchArrays = Mapping[str, Shaped[Array, "..."]]
 Metrics = dict[str, Float[Array, ""]]
 # SigLIP's starting point: nearly all pairs are negatives (arXiv 2303.15343, section 3.2).
 INITIAL_LOGIT_BIAS = -10.0
@@ -126,7 +126,7 @@ class Trainer:
         return nnx.merge(self.graphdef, self.abstract | known)
 
     def train_step(
-        self, state: TrainState, frozen: Arrays, batch: Batch
+        self, state: TrainState, frozen: Arrays, batch: BatchArrays
     ) -> tuple[TrainState, Metrics]:
         """One update.
 
@@ -163,7 +163,7 @@ class Trainer:
         options = compiler_options((precision.compute, precision.frozen))
         return jax.jit(self.train_step, donate_argnums=0, compiler_options=options)
 
-    def backbone_tokens(self, frozen: Arrays, batch: Batch) -> Float[Array, "b t d"]:
+    def backbone_tokens(self, frozen: Arrays, batch: BatchArrays) -> Float[Array, "b t d"]:
         """[class, registers, patches] of the frozen backbone, [b t d]: cached, or computed."""
         if "features" in batch:
             return batch["features"]
@@ -180,7 +180,7 @@ class Trainer:
         self,
         trainable: Arrays,
         tokens: Float[Array, "b t d"],
-        batch: Batch,
+        batch: BatchArrays,
         key: Key[Array, ""],
     ) -> tuple[tuple[Float[Array, ""], Metrics], Arrays]:
         """The objective of all pairs of a step, its parts by name, and its gradients.
@@ -267,7 +267,7 @@ class Trainer:
         return gram_losses(head, backbone, normalize=config.gram_normalize)
 
 
-def packing_of(batch: Batch) -> Packing | None:
+def packing_of(batch: BatchArrays) -> Packing | None:
     """Where the captions of a batch with packed rows are; None if each has a row of its own."""
     if "segment_ids" not in batch:
         return None

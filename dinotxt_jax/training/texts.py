@@ -33,7 +33,7 @@ _SAMPLED = 2048
 # A backward pass costs twice the forward one.
 _FORWARD_AND_BACKWARD = 3
 
-Arrays = dict[str, Int[np.ndarray, "..."]]
+TokenArrays = dict[str, Int[np.ndarray, "..."]]
 
 
 def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
@@ -126,7 +126,7 @@ class TextRows:
         ]
         return PreparedTexts(max(len(part.tokens) for part in parts), tokens, parts)
 
-    def arrange(self, texts: PreparedTexts, size: int) -> tuple[Arrays, TokenRows]:
+    def arrange(self, texts: PreparedTexts, size: int) -> tuple[TokenArrays, TokenRows]:
         """The text arrays of the batch for the largest `PreparedTexts.size` of all processes."""
         length = texts.tokens.shape[1]
         if not self._config.text.pack:
