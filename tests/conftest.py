@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import http.server
 import os
@@ -10,22 +11,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The second flag: JAX 0.12 may start independent collectives of one program in another order on
-# each pretend device, which deadlocks where there are fewer cores than devices. NPROC: threads of
-# XLA's pool; as many as devices are not enough where a device waits in several collectives.
-os.environ.setdefault("NPROC", "32")
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-    )
-)
-
-import pytest
-
 ROOT = Path(__file__).parent.parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# NPROC: threads of XLA's pool; as many as devices are not enough where a device waits in several
+# collectives.
+os.environ.setdefault("NPROC", "32")
+_XLA_FLAGS = {
+    "xla_force_host_platform_device_count": "8",
+    # JAX 0.12 may start independent collectives of one program in another order on each pretend
+    # device, which deadlocks where there are fewer cores than devices.
+    "xla_cpu_enable_concurrency_optimized_scheduler": "false",
+    # Most programs of the tests run once, and take longer to optimise than they could save. XLA's
+    # own passes are the same; `make slow` lets LLVM optimise, as in real runs.
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": "true",
+}
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [_GIVEN, *(f"--{name}={value}" for name, value in _XLA_FLAGS.items() if name not in _GIVEN)]
+)
+# Programs compiled once serve all tests, workers and commands, and the next run. Two processes may
+# write one file at a time: both write the same, and JAX compiles again what it cannot read.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax  # noqa: E402, F401
+import pytest  # noqa: E402
+
+# Collecting garbage among all objects of JAX takes a tenth of the time of the tests.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
+
 GOLDENS = ROOT / "tests" / "goldens"
 SHARED = ROOT.parent / "shared"
 

@@ -51,8 +51,20 @@ def save_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> None:
 
 def _layered() -> ocp.Context:
     """Stores large stacks of layers so that one of them can be read without the others."""
-    context = ocp.Context()
+    context = _saving()
     context.array.saving.scoped_storage_options_creator = _one_chunk_a_layer
+    return context
+
+
+# Orbax lets the replicas of an array write a slice each. Slicing compiles a program for each array
+# and slice, which takes far longer than to write a small array whole.
+_LEAST_SLICE = 2**16
+
+
+def _saving() -> ocp.Context:
+    """Splits an array among its replicas only where each of them writes 64 KiB or more."""
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = _LEAST_SLICE
     return context
 
 
@@ -202,7 +214,9 @@ class Checkpoints:
 
     def __init__(self, path: epath.PathLike, keep: int):
         self._checkpointer = ocp.training.Checkpointer(
-            _absolute(path), preservation_policy=ocp.training.preservation_policies.LatestN(keep)
+            _absolute(path),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            context=_saving(),
         )
 
     def latest(self) -> int | None:
