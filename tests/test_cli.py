@@ -96,7 +96,7 @@ def test_dispatch_names_its_commands() -> None:
 
 def test_dispatch_runs_the_entry_point() -> None:
     assert "config.features is empty" in error_of(
-        command("dinotxt_jax.cli", "precompute", "--config=configs/quickstart.py")
+        command("dinotxt_jax.cli", "precompute", "--config=configs/quickstart.py", fresh=True)
     )
 
 
