@@ -17,7 +17,9 @@ def exact(requirement: str) -> str:
     """Returns `name==bound` of `name>=bound`, with its environment marker."""
     parts = _REQUIREMENT.fullmatch(requirement)
     if parts is None:
-        sys.exit(f"error: {requirement!r} in pyproject.toml has no lower bound; write NAME>=VERSION.")
+        sys.exit(
+            f"error: {requirement!r} in pyproject.toml has no lower bound; write NAME>=VERSION."
+        )
     return f"{parts['name']}=={parts['bound']}{parts['marker'] or ''}"
 
 
