@@ -157,6 +157,9 @@ def encode_source(config: Config, images: EncodedSet) -> None:
         job: min(feature_cache.SHARD, len(source) - job[1] * feature_cache.SHARD) for job in mine
     }
     done = sum(rows.values()) - sum(rows[job] for job in missing)
+    # All batches have one shape, also the last one of a shard, so that one program is compiled.
+    batch_size = min(config.evaluation.batch_size, feature_cache.SHARD, len(source))
+    batch_size += -batch_size % mesh.size
     arrays = nnx.to_pure_dict(state)
     with (
         progress_bar(sum(rows.values()), done, "image", f"encoding {images.title}") as bar,
@@ -167,10 +170,8 @@ def encode_source(config: Config, images: EncodedSet) -> None:
             draws = [Draw(view, i, i, config.seed) for i in range(first, first + rows[view, shard])]
             examples = in_threads(draws, make_example, data.threads, data.prefetch)
             tokens, skipped = [], []
-            for pixels, passed in _batches(
-                examples, min(config.evaluation.batch_size, feature_cache.SHARD)
-            ):
-                placed = jax.device_put(_padded(pixels, mesh.size), sharding.batch_sharding(mesh))
+            for pixels, passed in _batches(examples, batch_size):
+                placed = jax.device_put(_padded(pixels, batch_size), sharding.batch_sharding(mesh))
                 tokens.append(np.asarray(encode(arrays, placed))[: len(pixels)])
                 skipped.append(passed)
                 bar.update(len(pixels))
@@ -197,9 +198,9 @@ def _stacked(rows: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]
     return np.stack([r["image"] for r in rows]), np.stack([r["skipped"] for r in rows])
 
 
-def _padded(images: np.ndarray, multiple: int) -> np.ndarray:
-    missing = -len(images) % multiple
-    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+def _padded(images: np.ndarray, count: int) -> np.ndarray:
+    """`count` images: the last one is repeated."""
+    return np.concatenate([images, np.repeat(images[-1:], count - len(images), axis=0)])
 
 
 def _bits(tokens: np.ndarray) -> np.ndarray:

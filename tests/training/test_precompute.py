@@ -84,6 +84,22 @@ def test_cached_tokens_are_those_of_the_backbone(tiny_backbone: Path, tmp_path: 
     assert np.abs(cache.tokens(0, 3) - cache.tokens(1, 3)).max() > 0.01
 
 
+def test_a_last_smaller_batch_is_not_compiled_anew(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "SHARD", 16)
+    traces: list[Any] = []
+    monkeypatch.setattr(
+        writer, "normalize", lambda images, *how: traces.append(images) or normalize(images, *how)
+    )
+    run = config(tiny_backbone, tmp_path / "features", feature_views=1)
+    precompute(run)  # a shard of 16 and one of 4
+    assert [images.shape for images in traces] == [(16, 56, 56, 3)]
+    np.testing.assert_allclose(
+        open_cache(run).tokens(0, 19), direct_tokens(run, 0, 19), rtol=0, atol=5e-6
+    )
+
+
 def test_the_devices_split_the_backbone_as_far_as_they_can(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
