@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -129,9 +129,6 @@ class Batches(Iterator[Batch]):
             prefetch=config.data.prefetch,
             workers=config.data.workers if cache is None else 0,
         )
-
-    def __iter__(self) -> Self:
-        return self
 
     def __next__(self) -> Batch:
         """The next global batch.

@@ -1,13 +1,14 @@
 """Checks of shapes and dtypes at run time; conftest.py switches them on for both packages.
 
-Only annotations of arrays are checked. Other types are the business of mypy, and many tests pass
-values of a wrong type on purpose, to see how they are refused.
+Only annotations of arrays are checked. mypy checks other types, and many tests pass values of a
+wrong type on purpose, to see how they are refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jaxtyping
@@ -26,6 +27,16 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     function.__annotations__ = arrays
     return beartype(function)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Lets a test pass arrays of a wrong kind, to see which sentence refuses them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def evaluated(hint: Any, namespace: dict[str, Any]) -> Any:
