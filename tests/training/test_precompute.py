@@ -267,8 +267,8 @@ KEY = "config.evaluation.tasks.held_out"
     [
         ({"path": "nowhere.jsonl"}, f"no file nowhere.jsonl, .*; correct {KEY}.data.path"),
         ({"split": "val"}, f"of split 'val', its examples name train; correct {KEY}.data.split"),
-        ({"image_root": "."}, f"none of 3 images .* in the folder ., .*; set .*{KEY}.data.image_r"),
-        ({"image_size": 60}, f"{KEY}.* 60"),
+        ({"image_root": "."}, f"none of 3 images .* in the folder . .*; set {KEY}.data.image_root"),
+        ({"image_size": 60}, f"{KEY} has data.image_size=60, but"),
         ({"source": "webdataset"}, f"{KEY}.data.source"),
     ],
 )
