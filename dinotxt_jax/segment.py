@@ -38,7 +38,13 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax.data.texts import check_several, read_names, read_templates
     from dinotxt_jax.inference import load
     from dinotxt_jax.inference.images import read_image
-    from dinotxt_jax.inference.pictures import SEGMENTED, check_file, check_picture, draw, write
+    from dinotxt_jax.inference.pictures import (
+        SEGMENTED,
+        check_file,
+        check_picture,
+        draw_picture,
+        write,
+    )
 
     if len(paths) != 1:
         raise UserError(f"{len(paths)} images are named, expected one; see --help.")
@@ -59,7 +65,7 @@ def _body(paths: Sequence[str]) -> None:
     templates = read_templates(_TEMPLATES.value, "--templates")
     photo = read_image(paths[0])
     model = load(_MODEL.value, _DTYPE.value)
-    picture, found = draw(
+    picture, found = draw_picture(
         model,
         photo,
         names,

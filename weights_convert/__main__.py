@@ -13,7 +13,7 @@ from weights_convert.architecture import parse_settings
 from weights_convert.convert import DTYPES, Conversion, convert
 from weights_convert.layouts import LAYOUTS
 from weights_convert.messages import listed, quoted
-from weights_convert.writing import DTYPES as EXPORT_DTYPES
+from weights_convert.writing import EXPORT_DTYPES
 
 _EXAMPLES = """\
 examples:

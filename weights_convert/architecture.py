@@ -116,8 +116,7 @@ def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
 
 def settings_beside(match: Match) -> dict[str, Any]:
     """Returns settings from config files next to a checkpoint of transformers or timm."""
-    described = match.layout.name.startswith(("hf_", "timm_"))
-    return match.source.settings_beside() if described else {}
+    return match.source.settings_beside() if match.layout.described_by_config else {}
 
 
 def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
@@ -197,8 +196,7 @@ def _check_activation(match: Match, mlp: str) -> None:
     """Checks the activation that `config.json` names; the arrays do not determine it."""
     activation = settings_beside(match).get("activation")
     expected = {"mlp": "gelu", "swiglu": "silu"}[mlp]
-    # Dinov2 of transformers always gates with silu, whatever the configuration says.
-    ignored = mlp == "swiglu" and not match.layout.name.startswith("hf_dinov3")
+    ignored = mlp == "swiglu" and not match.layout.gate_follows_config
     if activation is not None and activation != expected and not ignored:
         raise UserError(
             f"{match.name} is used with hidden_act={activation}, but such a backbone is computed "

@@ -30,9 +30,9 @@ from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
 from weights_convert.fetching import fetch, shown
 from weights_convert.layouts.rules import Rule
-from weights_convert.matching import Entry, Match, recognise
+from weights_convert.matching import LayoutArray, Match, recognise
 from weights_convert.messages import listed, quoted
-from weights_convert.sources import Checkpoint, open_source
+from weights_convert.sources import Checkpoint, open_checkpoint
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _PARTS = ("backbone", "head", "text")
@@ -65,7 +65,7 @@ class _Array:
     place: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
-    entries: tuple[tuple[Match, Entry, int], ...] = ()
+    entries: tuple[tuple[Match, LayoutArray, int], ...] = ()
     value: np.ndarray | None = None
 
 
@@ -102,7 +102,7 @@ def convert(
     """
     output = epath.Path(output)
     replace = _check_output(output, overwrite)
-    opened = [open_source(fetch(source), shown(source)) for source in sources]
+    opened = [open_checkpoint(fetch(source), shown(source)) for source in sources]
     _check_sources_survive(opened, output)
     matches = [recognise(source, layout, prefix) for source in opened]
     _check_components(matches)

@@ -20,7 +20,7 @@ from weights_convert.architecture import Architecture, Settings
 from weights_convert.fetching import fetch, shown
 from weights_convert.matching import recognise
 from weights_convert.messages import quoted
-from weights_convert.sources import open_source
+from weights_convert.sources import open_checkpoint
 
 
 def describe(
@@ -75,7 +75,7 @@ def _tokenizer(description: ModelDescription) -> Iterator[str]:
 
 
 def _source(path: str, settings: Settings, layout: str | None, prefix: str | None) -> Iterator[str]:
-    match = recognise(open_source(fetch(path), shown(path)), layout, prefix)
+    match = recognise(open_checkpoint(fetch(path), shown(path)), layout, prefix)
     yield f"{match.name}: {match.layout.title} ({match.layout.name})"
     if match.prefix:
         yield f"found under: {quoted(match.prefix)}"

@@ -20,7 +20,7 @@ from dinotxt_jax.storage.model_directory import ModelDescription, read_descripti
 from weights_convert.layouts import LAYOUTS
 from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import listed
-from weights_convert.writing import Place, Plan, Readable, Row, write_safetensors
+from weights_convert.writing import FilePlan, FileRow, Place, Readable, write_safetensors
 
 PARTS = ("backbone", "head", "text", "trained")
 _LOGIT_SCALE = ("logit_scale",)
@@ -166,16 +166,12 @@ def _default_layout(name: str, description: ModelDescription, part: str | None) 
         # A single part of a file that held the whole model is exported in the official layout.
         if name in parts and (part is None or len(parts) < 3):
             return source.layout
-    vision = description.vision
-    rope = vision.positions == "rope"
-    if name != "backbone":
-        return "dinotxt_v3" if rope else f"dinotxt_v2_{name}"
-    # Directories of format version 1 do not record their sources.
-    if rope:
-        return "dinov3"
-    if not vision.layer_scale:
-        return "timm_vit"
-    return "dinov2_reg" if vision.num_registers else "dinov2"
+    # Trained parts have no source, and directories of format version 1 do not record sources.
+    return next(
+        layout.name
+        for layout in LAYOUTS.values()
+        if name in layout.components and layout.default_export(description.vision)
+    )
 
 
 def _planned(
@@ -185,7 +181,7 @@ def _planned(
     description: ModelDescription,
     model: str,
     layout_is_chosen: bool,
-) -> Plan:
+) -> FilePlan:
     """Plans one file.
 
     Raises:
@@ -235,13 +231,13 @@ def _planned(
             )
     sizes = {part: _sizes(part, rules, arrays) for part in layout.components}
     rows = [
-        Row(rule, layer, sizes[rule.component])
+        FileRow(rule, layer, sizes[rule.component])
         for rule in rules
         for layer in (range(arrays[rule.paths[0]].shape[0]) if rule.stacked else (None,))
     ]
     source = next((s for s in description.sources if s.layout == layout.name), None)
     unique = tuple(dict.fromkeys(notes))
-    return Plan(path, layout, rows, arrays, source, metadata, unique)
+    return FilePlan(path, layout, rows, arrays, source, metadata, unique)
 
 
 def _without(

@@ -29,7 +29,7 @@ _CHUNKS = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class LayoutArray:
     """An array that the layout requires: a row of the table, the block, and the names in the file.
 
     A name is "" if the row stands for zeros.
@@ -66,7 +66,7 @@ class Match:
     arrays: Mapping[str, SourceArray]
     prefix: str
     layout: Layout
-    entries: tuple[Entry, ...]
+    entries: tuple[LayoutArray, ...]
     depths: Mapping[str, int]
     sizes: Mapping[str, Mapping[str, int]]
     missing: tuple[str, ...]
@@ -237,7 +237,7 @@ def _layer_of(rule: Rule, matched: re.Match[str]) -> int | None:
     return int(matched["layer"]) if rule.stacked else None
 
 
-def _required(layout: Layout, rows: Sequence[Rule], depths: Mapping[str, int]) -> list[Entry]:
+def _required(layout: Layout, rows: Sequence[Rule], depths: Mapping[str, int]) -> list[LayoutArray]:
     """Returns all entries of the layout for the features and the number of blocks of the file."""
     votes = collections.Counter(rule.feature for rule in rows)
     features = {"", *votes}
@@ -249,12 +249,12 @@ def _required(layout: Layout, rows: Sequence[Rule], depths: Mapping[str, int]) -
         if rule.feature in features:
             # In a file without any block, the first block is reported as missing.
             layers = range(max(depths[rule.component], 1)) if rule.stacked else (None,)
-            entries += [Entry(rule, layer, rule.keys(layer)) for layer in layers]
+            entries += [LayoutArray(rule, layer, rule.keys(layer)) for layer in layers]
     return entries
 
 
 def _measure(
-    layout: Layout, entries: Iterable[Entry], arrays: Mapping[str, SourceArray]
+    layout: Layout, entries: Iterable[LayoutArray], arrays: Mapping[str, SourceArray]
 ) -> dict[str, dict[str, int]]:
     """Returns the size of every axis on which most arrays agree."""
     votes: dict[tuple[str, str], collections.Counter[int]] = collections.defaultdict(
@@ -275,7 +275,7 @@ def _measure(
 
 
 def _misfits(
-    entries: Iterable[Entry],
+    entries: Iterable[LayoutArray],
     arrays: Mapping[str, SourceArray],
     sizes: Mapping[str, Mapping[str, int]],
 ) -> Iterable[str]:

@@ -92,7 +92,7 @@ class Checkpoint:
         )
 
 
-def open_source(path: Path, name: str = "") -> Checkpoint:
+def open_checkpoint(path: Path, name: str = "") -> Checkpoint:
     """Opens a checkpoint without reading its arrays.
 
     Args:

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-Colour = tuple[int, int, int]
+_RGB = tuple[int, int, int]
 
-COLOURS: dict[str, Colour] = {
+COLOURS: dict[str, _RGB] = {
     "red": (214, 40, 40),
     "orange": (245, 130, 32),
     "yellow": (250, 208, 44),
@@ -25,7 +25,7 @@ COLOURS: dict[str, Colour] = {
     "black": (28, 28, 30),
     "white": (250, 250, 250),
 }
-GROUNDS: dict[str, Colour] = {
+GROUNDS: dict[str, _RGB] = {
     "white": (244, 244, 240),
     "grey": (150, 153, 158),
     "black": (34, 34, 40),
@@ -120,7 +120,7 @@ def _coverage(thing: SceneObject, size: int) -> tuple[Image.Image, tuple[int, in
 
 
 def _ground_pixels(
-    rng: random.Random, size: int, texture: str, colour: Colour
+    rng: random.Random, size: int, texture: str, colour: _RGB
 ) -> UInt8[np.ndarray, "h w 3"]:
     base = np.array(colour, np.float32)
     far = 0.0 if base.mean() > 100 else 255.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int32, Int64
 
 from dinotxt_jax.data.examples import (
     SECTION,
@@ -53,7 +54,9 @@ class JsonlSource:
         self._index = self._path.open("rb")
         self._offsets, self._lengths = self._scan(split, section)
 
-    def _scan(self, split: str, section: str) -> tuple[np.ndarray, np.ndarray]:
+    def _scan(
+        self, split: str, section: str
+    ) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
         """Checks every line; returns offset and length of the lines that belong to `split`."""
         offsets, lengths = array("q"), array("i")
         splits = set()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.feature_cache import FeatureCache
@@ -35,11 +35,11 @@ class PartialWork:
         self._file, self._origin = file, json.dumps(origin, sort_keys=True)
         self._interval, self._saved = interval, time.monotonic()
 
-    def load(self) -> dict[str, np.ndarray]:
+    def load(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """What was saved of the same work; nothing if there is none, or not for all processes."""
         if self._file is None:
             return {}
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
         if self._file.is_file():
             with np.load(self._file) as stored:
                 arrays = dict(stored)

@@ -94,10 +94,10 @@ def chance_recalls(owners: Int[np.ndarray, " m"]) -> dict[str, float]:
 
 
 def _ranks(
-    queries: np.ndarray,
-    gallery: np.ndarray,
-    gallery_labels: np.ndarray,
-    query_labels: np.ndarray,
+    queries: Float[np.ndarray, "q D"],
+    gallery: Float[np.ndarray, "g D"],
+    gallery_labels: Int[np.ndarray, " g"],
+    query_labels: Int[np.ndarray, " q"],
     block: int,
 ) -> Int[np.ndarray, " q"]:
     """For each query, how many gallery entries of other labels are as similar as its best own."""
@@ -105,7 +105,7 @@ def _ranks(
     placed, labels = jnp.asarray(gallery), jnp.asarray(gallery_labels)
     for start in range(0, len(queries), block):
         rows = slice(start, start + block)
-        own = jnp.asarray(query_labels[rows])[:, None] == labels
+        own = jnp.asarray(query_labels[rows])[:, None] == labels  # [block g]
         ranks.append(np.asarray(_block_ranks(jnp.asarray(queries[rows]), placed, own)))
     return np.concatenate(ranks)
 

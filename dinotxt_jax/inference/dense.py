@@ -40,7 +40,7 @@ class DenseScores:
         texts: what the last dimension means.
     """
 
-    def __init__(self, padded: jax.Array, size: tuple[int, int], texts: DenseTexts):
+    def __init__(self, padded: Float[Array, "hp wp t"], size: tuple[int, int], texts: DenseTexts):
         self._padded, self._size, self.texts = padded, size, texts
 
     def scores(self) -> Float[np.ndarray, "h w t"]:

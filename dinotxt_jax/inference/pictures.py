@@ -34,7 +34,7 @@ def check_picture(picture: str, names: Sequence[str]) -> None:
         )
 
 
-def draw(
+def draw_picture(
     model: Model, image: Image.Image, names: Sequence[str], picture: str, segment: Segment
 ) -> tuple[Image.Image, Segmentation | None]:
     """The picture, and the segmentation that it shows if it shows one.

@@ -87,7 +87,7 @@ def checked_images(images: Any) -> Float[Array, "b h w 3"]:
     return jnp.asarray(array)
 
 
-def checked_tokens(tokens: Any) -> Int[Array, "b l"]:
+def checked_tokens(tokens: Any) -> Int[Array | np.ndarray, "b l"]:
     """Token rows as an array, or a `UserError` that says what is expected."""
     array = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
     if array.ndim != 2 or array.dtype.kind not in "iu":
@@ -95,4 +95,4 @@ def checked_tokens(tokens: Any) -> Int[Array, "b l"]:
             f"token rows are {array.dtype}{list(array.shape)}, expected integers [b l]; encode "
             "texts with model.tokenizer(texts) first."
         )
-    return jnp.asarray(array)
+    return array

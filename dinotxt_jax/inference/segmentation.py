@@ -50,7 +50,7 @@ def segment(
     def flush() -> Iterator[DenseScores]:
         tokens = model.window_tokens(np.stack([pixels for *_, pixels in queue]), batch_size)
         # Texts are not on a device yet: tokens may lie on those of several processes.
-        maps = protocol.window_maps(tokens, texts.features)
+        maps = protocol.window_maps(tokens, texts)
         if len(maps.sharding.device_set) > 1:
             maps = jnp.asarray(processes.on_host(maps))  # canvases lie on the first device
         for row, (canvas, top, left, pixels) in enumerate(queue):
@@ -61,7 +61,7 @@ def segment(
         queue.clear()
 
     for image in images:
-        levels = protocol.levels(image, config, patch, texts.features)
+        levels = protocol.levels(image, config, patch, texts)
         canvases = [protocol.canvas(level, patch) for level in levels]
         unfinished.append(canvases)
         for level, canvas in zip(levels, canvases, strict=True):

@@ -29,23 +29,22 @@ class Level(NamedTuple):
     side: int
 
 
-def windowed(
-    image: Image.Image, short: int, window: int, stride: int, channels: int, cell: int = 1
-) -> Level:
-    """An image with that short side, and windows every `stride` pixels.
+def check_fits(image: Image.Image, short: int, channels: int, cell: int = 1) -> None:
+    """Raises `UserError` if an image is so narrow that its result would not fit into 8 GiB.
 
     Args:
         image: RGB.
-        short: short side of the resized image, pixels; both sides are rounded to whole cells.
-        window, stride: side of a window and distance between windows, pixels.
-        channels: numbers that the result holds for every cell.
+        short: short side of the resized image, pixels.
+        channels: float32 numbers that the result holds for every cell.
         cell: side of a cell, pixels.
-
-    Raises:
-        UserError: the image is so narrow that the result would not fit into 8 GiB.
     """
     height, width = _sides(image, short, cell)
     _check_size(image, height, width, height * width // cell**2 * channels)
+
+
+def windowed(image: Image.Image, short: int, window: int, stride: int, cell: int = 1) -> Level:
+    """An image with that short side, rounded to whole cells, and windows every `stride` pixels."""
+    height, width = _sides(image, short, cell)
     tops, lefts = (window_starts(side, window, stride) for side in (height, width))
     starts = [(top, left) for top in tops for left in lefts]
     return Level(resized(image, height, width), starts, window)

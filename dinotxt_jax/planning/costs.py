@@ -43,7 +43,7 @@ class Collective:
     dcn_bytes: float = 0.0
 
 
-def matmul_flops(program: Program) -> float:
+def product_flops(program: Program) -> float:
     """Counts the FLOPs of products and convolutions on one device, including recomputation."""
     total = 0.0
     for name, instruction, times in program.runs():

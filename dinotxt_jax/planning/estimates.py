@@ -125,7 +125,7 @@ def plan_step(config: Config, target: Target, caption_tokens: float) -> Plan:
     work = None
     if compiled.program is not None:
         work = Work(
-            flops=costs.matmul_flops(compiled.program),
+            flops=costs.product_flops(compiled.program),
             hbm_bytes=costs.memory_traffic(compiled.program),
             collectives=tuple(costs.collectives(compiled.program, dict(run.mesh.shape))),
             unknown_loops=compiled.program.unknown_loops(),

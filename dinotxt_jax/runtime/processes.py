@@ -247,7 +247,7 @@ def others_may_be_gone() -> bool:
     return several() and error is not None and not isinstance(error, CommonError)
 
 
-def exit_with(error: UserError) -> NoReturn:
+def exit_without_waiting(error: UserError) -> NoReturn:
     """Like `errors.exit_with`, without waiting for processes that may not know about the error."""
     if several() and not isinstance(error, CommonError):
         print(f"error: {error}", file=sys.stderr)

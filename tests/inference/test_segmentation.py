@@ -267,7 +267,8 @@ def levels(
     image: Image.Image, config: SegmentationConfig, texts: int = 3, dim: int = 64
 ) -> list[Level]:
     features = np.zeros((texts, dim), np.float32)
-    return PROTOCOLS[config.protocol].levels(image, config, 14, features)
+    dense = DenseTexts(features, np.arange(texts, dtype=np.int32))
+    return PROTOCOLS[config.protocol].levels(image, config, 14, dense)
 
 
 def test_an_image_of_one_pixel_is_segmented_and_a_hair_is_refused(model: inference.Model) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from dinotxt_jax import UserError, sharding
 from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.data.transforms import center_crop, normalize
 from dinotxt_jax.inference import Model
+from dinotxt_jax.inference.protocols import PROTOCOLS
+from dinotxt_jax.inference.protocols.whole import Whole
+from dinotxt_jax.inference.windows import Level
 
 NAMES = ["cat", "dog", "zebra"]
 SMALL = SegmentationConfig("slide", short_side=60, window=46, stride=23)
@@ -133,6 +137,30 @@ def test_a_segmentation_has_labels_scores_and_pictures(
     assert found.heat_maps().width > 280
     if protocol == "slide":
         np.testing.assert_allclose(found.scores.sum(-1), 1, atol=1e-5)
+
+
+class Mirrored(Whole):
+    """The whole image, left and right exchanged."""
+
+    unit = "cosine similarity of the mirror image"
+
+    def levels(self, image: Image.Image, *settings: Any) -> list[Level]:
+        return super().levels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), *settings)
+
+
+def test_a_new_protocol_is_one_row(
+    model: Model, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "mirrored", Mirrored())
+    found = model.segment(photo, NAMES, SegmentationConfig("mirrored", 98), "a {}")
+    mirror = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    expected = model.segment(mirror, NAMES, SegmentationConfig("whole", 98), "a {}")
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.heat_maps().width > 280
+    with pytest.raises(UserError, match="choose among slide, whole, highres, mirrored"):
+        model.segment(photo, NAMES, "jump")
+    with pytest.raises(UserError, match="take whole or highres or mirrored"):
+        model.similarity(photo, "cat", "slide")
 
 
 def test_protocols_can_be_named_alone(model: Model, photo: Image.Image) -> None:

@@ -35,7 +35,7 @@ HEAD_NORM = (
     Rule("ln_final.bias", "norm/bias", "d -> d"),
 )
 
-TEXT = (
+TEXT_RULES = (
     Rule("backbone.token_embedding.weight", "token_embedding", "v d -> v d"),
     Rule("backbone.positional_embedding", "position_embedding", "t d -> t d"),
     *under("backbone.blocks.{layer}.", "blocks/", TEXT_BLOCK),
@@ -48,10 +48,12 @@ VISION_HEAD = Layout(
     name="dinotxt_v2_head",
     title="dino.txt vision head",
     rules=under("", "head/", (*under("block_list.{layer}.", "blocks/", HEAD_BLOCK), *HEAD_NORM)),
+    default_export=lambda vision: vision.positions == "learned",
 )
 
 TEXT_ENCODER = Layout(
     name="dinotxt_v2_text",
     title="dino.txt text encoder",
-    rules=under("", "text/", TEXT),
+    rules=under("", "text/", TEXT_RULES),
+    default_export=lambda vision: vision.positions == "learned",
 )

@@ -5,7 +5,7 @@ Axes and rows as in `layouts.dinotxt_v2`. Names follow `dinov3/hub/dinotxt.py` a
 backbone arrays in it are ignored: they come from the backbone's file.
 """
 
-from weights_convert.layouts.dinotxt_v2 import HEAD_BLOCK, HEAD_NORM, TEXT
+from weights_convert.layouts.dinotxt_v2 import HEAD_BLOCK, HEAD_NORM, TEXT_RULES
 from weights_convert.layouts.rules import Layout, Rule, under
 
 DINOTXT_V3 = Layout(
@@ -18,7 +18,8 @@ DINOTXT_V3 = Layout(
             "head/",
             (*under("blocks.{layer}.", "blocks/", HEAD_BLOCK), *HEAD_NORM),
         ),
-        *under("text_model.", "text/", TEXT),
+        *under("text_model.", "text/", TEXT_RULES),
     ),
     ignored={"visual_model.backbone.": "the backbone, which has a file of its own"},
+    default_export=lambda vision: vision.positions == "rope",
 )

@@ -92,6 +92,9 @@ DINOV2 = Layout(
     alternatives=(("mlp", "swiglu"),),
     vision={"position_interpolation": "offset"},
     preprocessing=IMAGENET,
+    default_export=lambda vision: (
+        vision.positions == "learned" and vision.layer_scale and not vision.num_registers
+    ),
 )
 
 REGISTERS = Rule("register_tokens", "backbone/register_tokens", "1 r d -> r d")
@@ -102,4 +105,7 @@ DINOV2_REG = dataclasses.replace(
     title="official DINOv2 backbone with registers",
     rules=(*DINOV2.rules, REGISTERS),
     vision={"position_interpolation": "antialias"},
+    default_export=lambda vision: (
+        vision.positions == "learned" and vision.layer_scale and vision.num_registers > 0
+    ),
 )

@@ -70,4 +70,5 @@ DINOV3 = Layout(
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
     synthesised={"backbone/blocks/attention/qkv/bias_mask": _mask_of_keys},
     preprocessing=IMAGENET,
+    default_export=lambda vision: vision.positions == "rope",
 )

@@ -62,6 +62,8 @@ HF_DINOV2 = Layout(
     ignored=_CLASSIFIER,
     vision={"position_interpolation": "bicubic"},
     preprocessing=IMAGENET,
+    # Dinov2 of transformers always gates with silu, whatever `hidden_act` says.
+    described_by_config=True,
 )
 
 _REGISTERS = Rule("embeddings.register_tokens", "backbone/register_tokens", "1 r d -> r d")
@@ -124,6 +126,8 @@ HF_DINOV3 = Layout(
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
     computed={"backbone/rope_periods": _periods},
     preprocessing=IMAGENET,
+    described_by_config=True,
+    gate_follows_config=True,
 )
 
 # A separate table, because the two kinds of MLP share array names.

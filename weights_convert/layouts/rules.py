@@ -161,6 +161,11 @@ class Layout:
         synthesised: place -> function for arrays that files of this layout require but that a model
             converted from another layout may lack.
         preprocessing: default image preprocessing of this layout.
+        described_by_config: whether a `config.json` next to such files describes the model.
+        gate_follows_config: whether a gated MLP uses the activation that `config.json` names;
+            otherwise gates always use silu.
+        default_export: whether this layout exports a backbone of an architecture, or what was
+            trained on it, if the layout of the parts' sources is not recorded.
     """
 
     name: str
@@ -176,6 +181,9 @@ class Layout:
         default_factory=dict
     )
     preprocessing: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    described_by_config: bool = False
+    gate_follows_config: bool = False
+    default_export: Callable[[VisionConfig], bool] = lambda vision: False
 
     @property
     def components(self) -> tuple[str, ...]:

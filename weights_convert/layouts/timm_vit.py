@@ -35,6 +35,8 @@ TIMM_VIT = Layout(
     ignored={"head.": "the classifier, which a backbone does not use"},
     # timm's preprocessing for its AugReg weights: 224 px, crop_pct 0.9.
     preprocessing={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resize": 248, "crop": 224},
+    described_by_config=True,
+    default_export=lambda vision: vision.positions == "learned" and not vision.layer_scale,
 )
 
 TIMM_DINOV2 = dataclasses.replace(
@@ -43,6 +45,7 @@ TIMM_DINOV2 = dataclasses.replace(
     title="timm's DINOv2",
     rules=(*_SURROUNDINGS, *_blocks(*LAYER_SCALE, *MLP)),
     preprocessing=IMAGENET,
+    default_export=lambda vision: False,
 )
 
 # ViT-g: fc1 is a packed SwiGLU under the name of a plain MLP.

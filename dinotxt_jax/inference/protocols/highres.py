@@ -23,7 +23,7 @@ from dinotxt_jax.inference.dense import DenseScores, DenseTexts, padded_side
 from dinotxt_jax.inference.encoder import unit_length
 from dinotxt_jax.inference.interpolation import linear_taps, resampled
 from dinotxt_jax.inference.protocols.protocol import DenseProtocol, cosines
-from dinotxt_jax.inference.windows import Level, check_windows, to_whole, windowed
+from dinotxt_jax.inference.windows import Level, check_fits, check_windows, to_whole, windowed
 
 
 class HighRes(DenseProtocol):
@@ -47,18 +47,15 @@ class HighRes(DenseProtocol):
         return f"short sides {sides}, window {config.window}, stride {config.stride}{groups}"
 
     def levels(
-        self,
-        image: Image.Image,
-        config: SegmentationConfig,
-        patch: int,
-        texts: Float[np.ndarray, "t d"],
+        self, image: Image.Image, config: SegmentationConfig, patch: int, texts: DenseTexts
     ) -> list[Level]:
         window, stride = (to_whole(side, patch) for side in (config.window, config.stride))
-        dim = texts.shape[1]
-        return [windowed(image, short, window, stride, dim, patch) for short in config.scales]
+        # Before anything is resized; the features of all scales are brought to the finest one.
+        check_fits(image, max(config.scales), texts.features.shape[1], patch)
+        return [windowed(image, short, window, stride, patch) for short in config.scales]
 
     def window_maps(
-        self, tokens: Float[Array, "b gh gw d"], texts: Float[np.ndarray, "t d"]
+        self, tokens: Float[Array, "b gh gw d"], texts: DenseTexts
     ) -> Float[Array, "b gh gw d"]:
         return tokens
 

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
@@ -46,11 +45,7 @@ class DenseProtocol(Protocol):
         """The sizes that decide the result, for reports."""
 
     def levels(
-        self,
-        image: Image.Image,
-        config: SegmentationConfig,
-        patch: int,
-        texts: Float[np.ndarray, "t d"],
+        self, image: Image.Image, config: SegmentationConfig, patch: int, texts: DenseTexts
     ) -> list[Level]:
         """The sizes and windows of an RGB image.
 
@@ -63,10 +58,10 @@ class DenseProtocol(Protocol):
         return config.window
 
     def window_maps(
-        self, tokens: Float[Array, "b gh gw d"], texts: Float[np.ndarray, "t d"]
+        self, tokens: Float[Array, "b gh gw d"], texts: DenseTexts
     ) -> Float[Array, "b gh gw c"]:
         """The maps that are added up, from L2-normalised patch tokens of windows."""
-        return cosines(tokens, texts)
+        return cosines(tokens, texts.features)
 
     def canvas(self, level: Level, patch: int) -> Canvas:
         """An empty canvas for the window maps of a level; a cell is a patch."""

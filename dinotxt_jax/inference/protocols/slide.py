@@ -8,15 +8,15 @@ pixels, softmax over texts (no temperature); added up and divided by visits.
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
 from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.inference.canvas import Canvas
+from dinotxt_jax.inference.dense import DenseTexts
 from dinotxt_jax.inference.interpolation import Taps, resampled
 from dinotxt_jax.inference.protocols.protocol import DenseProtocol
-from dinotxt_jax.inference.windows import Level, check_windows, windowed
+from dinotxt_jax.inference.windows import Level, check_fits, check_windows, windowed
 
 
 class Slide(DenseProtocol):
@@ -32,13 +32,10 @@ class Slide(DenseProtocol):
         return f"short side {config.short_side}, window {config.window}, stride {config.stride}"
 
     def levels(
-        self,
-        image: Image.Image,
-        config: SegmentationConfig,
-        patch: int,
-        texts: Float[np.ndarray, "t d"],
+        self, image: Image.Image, config: SegmentationConfig, patch: int, texts: DenseTexts
     ) -> list[Level]:
-        return [windowed(image, config.short_side, config.window, config.stride, len(texts))]
+        check_fits(image, config.short_side, len(texts.features))
+        return [windowed(image, config.short_side, config.window, config.stride)]
 
     def canvas(self, level: Level, patch: int) -> Canvas:
         return Canvas(level, 1, _softmax_of_pixels)

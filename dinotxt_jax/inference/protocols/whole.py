@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
 from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.inference.dense import DenseTexts
 from dinotxt_jax.inference.protocols.protocol import DenseProtocol
 from dinotxt_jax.inference.windows import Level, resized
 
@@ -33,11 +32,7 @@ class Whole(DenseProtocol):
         return config.image_size
 
     def levels(
-        self,
-        image: Image.Image,
-        config: SegmentationConfig,
-        patch: int,
-        texts: Float[np.ndarray, "t d"],
+        self, image: Image.Image, config: SegmentationConfig, patch: int, texts: DenseTexts
     ) -> list[Level]:
         side = config.image_size
         return [Level(resized(image, side, side), [(0, 0)], side)]
