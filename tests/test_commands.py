@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -36,16 +35,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def command(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": path, "DINOTXT_CACHE": str(cwd / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    environment = commands.environment(DINOTXT_CACHE=str(cwd / "cache"))
+    return commands.run(["-m", *map(str, arguments)], cwd=cwd, env=environment)
 
 
 def test_segment_draws_a_picture_and_writes_labels(
