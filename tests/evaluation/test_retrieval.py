@@ -222,6 +222,18 @@ def test_images_that_are_all_missing_are_noticed_before_the_model_is_loaded(
     assert not (tmp_path / "report").exists()
 
 
+def test_a_finished_task_needs_no_images(model: Path, tmp_path: Path) -> None:
+    index, image = tmp_path / "captions.jsonl", tmp_path / "a.png"
+    index.write_text('{"image": "a.png", "caption": "x"}\n')
+    Image.new("RGB", (60, 60)).save(image)
+    config = scenes(source="jsonl", path=str(index), split="")
+    evaluate(str(model), config, tmp_path / "report")
+    image.unlink()
+    evaluate(str(model), config, tmp_path / "report")
+    with pytest.raises(UserError, match="config.tasks.scenes.data.image_root"):
+        evaluate(str(model), config, tmp_path / "other")
+
+
 def test_interrupted_work_goes_on_and_comes_to_the_same(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
