@@ -1,4 +1,4 @@
-"""Fuzzes the reader of .pth files, starting from the hostile files of the tests.
+"""Fuzzes the .pth reader, starting from the hostile files in the tests.
 
     pip install -e '.[fuzz]'
     python benchmarks/fuzz_torch_file.py [--minutes=10] [--corpus=DIR]
@@ -22,12 +22,12 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-# Half of the inputs are pickles alone, so that mutations reach the pickle without a valid zip.
+# Half the inputs are bare pickles, so that mutations reach the pickle without a valid zip.
 _PICKLE, _FILE = b"p", b"f"
 
 
 def write_seeds(folder: Path) -> int:
-    """Writes the hostile files and an intact one as inputs; returns their number."""
+    """Writes the hostile files and an intact file as inputs; returns how many."""
     from hostile import CALLS, MALFORMED, corpus
     from torch_files import TorchFiles
 
@@ -54,8 +54,8 @@ def fuzz(arguments: list[str]) -> None:
         from dinotxt_jax.errors import UserError
         from weights_convert.torch_file import read_arrays
 
-    place = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-    folder = Path(tempfile.mkdtemp(dir=place))
+    parent = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    folder = Path(tempfile.mkdtemp(dir=parent))
     files = TorchFiles(folder)
     storages = {"0": bytes(64), "1": bytes(16)}
 
@@ -80,7 +80,7 @@ def main() -> None:
     """Starts the fuzzer and prints a summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--corpus", type=Path, help="where found inputs are kept")
+    parser.add_argument("--corpus", type=Path, help="where to keep interesting inputs")
     options, rest = parser.parse_known_args()
     if rest:
         return fuzz(rest)

@@ -1,10 +1,11 @@
-"""Measures time and memory of the contrastive losses against their plain definition, in one run.
+"""Measures time and memory for contrastive losses and their plain definition, in one run.
 
     python benchmarks/loss.py [--chunk=2048] [--repeats=5] [--topology=v5e:2x4]
 
 Both compute loss and all gradients in float32. The plain losses (tests/helpers/plain_losses.py)
-hold all logits. Memory is what the compiler reserves on one device beyond arguments and results;
-large sizes are compiled but not run. With libtpu the same is compiled for a TPU topology.
+hold all logits. Memory is the amount that the compiler reserves per device beyond arguments and
+results; large sizes are compiled but not run. With libtpu everything is also compiled for a TPU
+topology.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def seconds(kind: str, losses: list[Callable], size: tuple[int, int], repeats: i
     """Returns minimum times on the current mesh; losses alternate, so all see the same load."""
     features = np.random.default_rng(0).normal(size=(2, *size)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
-    place = sharding.batch_sharding(jax.sharding.get_mesh())
-    arguments = (*jax.device_put(tuple(features), place), *map(jnp.float32, NUMBERS[kind]))
+    placement = sharding.batch_sharding(jax.sharding.get_mesh())
+    arguments = (*jax.device_put(tuple(features), placement), *map(jnp.float32, NUMBERS[kind]))
     options = compiler_options(["float32"])  # as in training
     programs = [program(loss, len(NUMBERS[kind]), options) for loss in losses]
     times = np.zeros((repeats + 1, len(losses)))
@@ -84,7 +85,7 @@ def reserved(kind: str, loss: Callable, mesh: Mesh, size: tuple[int, int]) -> tu
 
 
 def print_times(chunk: int, repeats: int) -> None:
-    """Prints the seconds of both, on one and on eight devices."""
+    """Prints the seconds for both losses, on one and on eight devices."""
     print("\n| devices | loss | batch x width | plain, s | in chunks, s | ratio |")
     print("|---|---|---|---|---|---|")
     for devices in (1, 8):
@@ -93,12 +94,12 @@ def print_times(chunk: int, repeats: int) -> None:
                 both = [PLAIN[kind], functools.partial(OURS[kind], chunk=chunk)]
                 for size in TIMED:
                     plain, ours = seconds(kind, both, size, repeats)
-                    what = f"{devices} | {kind} | {size[0]} x {size[1]}"
-                    print(f"| {what} | {plain:.2f} | {ours:.2f} | {ours / plain:.2f} |")
+                    label = f"{devices} | {kind} | {size[0]} x {size[1]}"
+                    print(f"| {label} | {plain:.2f} | {ours:.2f} | {ours / plain:.2f} |")
 
 
 def print_memory(chunk: int) -> None:
-    """Prints the memory of both per device, on one and on eight devices."""
+    """Prints the memory per device for both losses, on one and on eight devices."""
     print("\n| devices | loss | batch x width | plain, GB | in chunks, GB |")
     print("|---|---|---|---|---|")
     for devices in (1, 8):
@@ -106,13 +107,13 @@ def print_memory(chunk: int) -> None:
         for kind in OURS:
             ours = functools.partial(OURS[kind], chunk=chunk)
             for size in COMPILED:
-                found = [reserved(kind, loss, mesh, size)[0] for loss in (PLAIN[kind], ours)]
-                what = f"{devices} | {kind} | {size[0]} x {size[1]}"
-                print(f"| {what} | {found[0]:.3f} | {found[1]:.3f} |")
+                gigabytes = [reserved(kind, loss, mesh, size)[0] for loss in (PLAIN[kind], ours)]
+                label = f"{devices} | {kind} | {size[0]} x {size[1]}"
+                print(f"| {label} | {gigabytes[0]:.3f} | {gigabytes[1]:.3f} |")
 
 
 def print_chunks(mesh: Mesh, name: str, chunks: tuple[int, ...], *, peak: bool) -> None:
-    """Prints the memory of the largest batch with each chunk, and with the plain loss."""
+    """Prints the memory for the largest batch with each chunk, and with the plain loss."""
     rows, width = COMPILED[-1]
     print(f"\n{name}, softmax, {rows} x {width}:\n")
     print(

@@ -1,11 +1,11 @@
-"""Lists the classes whose names occur in captions, which a small model can have learned.
+"""Lists classes whose names occur in captions, so that a small model can have learned them.
 
     python benchmarks/names_in_captions.py --captions=data/flickr8k/captions.jsonl --split=train \\
         --least=20 > names.txt
 
-The rule: count the captions in which a name, or its plural in -s, occurs as separate words
-(ignoring case). Names with at least `--least` captions are printed, one per line, in the order of
-the list. Use the result as `data.only`.
+The rule: count the captions in which a name, or the plural in -s, occurs as separate words
+(ignoring case). Names with at least `--least` captions are printed, one per line, in list order.
+Use the result as `data.only`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures the effect of 8-bit products on features, memory and time of a frozen backbone.
+"""Measures how 8-bit products affect a frozen backbone's features, memory and time.
 
     python benchmarks/quantization.py --model=models/vit_tiny --images=photos/ [--count=64]
     python benchmarks/quantization.py --preset=dinov2_vitl14_reg [--count=64]
@@ -58,10 +58,12 @@ def pixels(options: argparse.Namespace) -> np.ndarray:
     """Returns photos preprocessed for the model, or noise."""
     if not options.model:
         return np.random.default_rng(0).normal(size=(options.count, 224, 224, 3)).astype("float32")
-    wanted = dt.load_backbone(options.model).description.preprocessing
+    preprocessing = dt.load_backbone(options.model).description.preprocessing
     files = sorted(Path(options.images).iterdir())[: options.count]
-    crops = [center_crop(read_image(file), wanted.resize, wanted.crop) for file in files]
-    return normalize(np.stack(crops), wanted.mean, wanted.std)
+    crops = [
+        center_crop(read_image(file), preprocessing.resize, preprocessing.crop) for file in files
+    ]
+    return normalize(np.stack(crops), preprocessing.mean, preprocessing.std)
 
 
 def features(backbone: Backbone, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,11 +75,11 @@ def features(backbone: Backbone, images: np.ndarray) -> tuple[np.ndarray, np.nda
     )
 
 
-def compared(found: np.ndarray, exact: np.ndarray) -> str:
+def compared(outputs: np.ndarray, exact: np.ndarray) -> str:
     """Returns mean relative error, and mean and worst cosine similarity."""
     lengths = np.linalg.norm(exact, axis=-1)
-    error = np.linalg.norm(found - exact, axis=-1) / lengths
-    cosine = (found * exact).sum(-1) / lengths / np.linalg.norm(found, axis=-1)
+    error = np.linalg.norm(outputs - exact, axis=-1) / lengths
+    cosine = (outputs * exact).sum(-1) / lengths / np.linalg.norm(outputs, axis=-1)
     return f"{error.mean():.4f} | {cosine.mean():.5f} | {cosine.min():.5f}"
 
 
@@ -92,29 +94,29 @@ def median_seconds(backbone: Backbone, images: np.ndarray, repeats: int) -> floa
 
 
 def main() -> None:
-    """Prints a table of feature errors, sizes and times by dtype."""
+    """Prints a table with feature errors, sizes and times by dtype."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a model directory")
-    parser.add_argument("--images", help="a folder of photos for it")
+    parser.add_argument("--images", help="with --model: a folder with photos")
     parser.add_argument("--preset", choices=PRESETS, default="dinov2_vitl14_reg")
     parser.add_argument("--count", type=int, default=64, help="images")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     if options.model and not options.images:
-        parser.error("--model wants --images, a folder of photos")
+        parser.error("--model needs --images, a folder with photos")
     images = pixels(options)
     rows: list[tuple[tuple[str, str], str, int, float]] = []
     exact: tuple[np.ndarray, np.ndarray] | None = None
     for kind, backbone in backbones(options):
-        found = features(backbone, images)
-        exact = exact or found
-        errors = " | ".join(compared(a, b) for a, b in zip(found, exact, strict=True))
+        outputs = features(backbone, images)
+        exact = exact or outputs
+        errors = " | ".join(compared(a, b) for a, b in zip(outputs, exact, strict=True))
         seconds = median_seconds(backbone, images, options.repeats)
         rows.append((kind, errors, backbone.size_in_bytes, seconds))
     print(f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {len(images)} images\n")
     print(
         "| dtype | products | class: error | cosine, mean | worst | patches: error | cosine, mean "
-        "| worst | arrays, MB | ms an image | ratio |\n" + "|---" * 11 + "|"
+        "| worst | arrays, MB | ms per image | ratio |\n" + "|---" * 11 + "|"
     )
     base = next(seconds for kind, _, _, seconds in rows if kind == BASE)
     for (dtype, products), errors, size, seconds in rows:

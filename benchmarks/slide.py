@@ -1,12 +1,12 @@
-"""Measures images per second of the slide protocol, against a loop over single windows.
+"""Measures images per second in the slide protocol, against a loop over single windows.
 
     python benchmarks/slide.py --model=DIR --data=data/msrc_v2 [--classes=ade20k_150] [--images=24]
 
 Both sides run the same protocol on the same photos and masks in one process, and print the scores.
-With `--classes` the photos are classified among other classes than their own; the scores are then
-meaningless, but the cost is that of the other data set. The loop is the obvious implementation: for
-each window encode one image, resize the map, softmax, add. All its parts are compiled before the
-clock starts. Both sides run `--repeats` times, alternating; the medians are compared.
+With `--classes` the photos are classified among another data set's classes; the scores are then
+meaningless, but the cost is right for the other data set. The loop is the obvious implementation:
+for each window encode one image, resize the map, softmax, add. Everything in it is compiled before
+the clock starts. Both sides run `--repeats` times, alternating; the medians are compared.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def cosines(patches: jax.Array, texts: jax.Array) -> jax.Array:
 def one_window_at_a_time(
     model: Model, source: MaskSource, texts: np.ndarray, config: SegmentationConfig, count: int
 ) -> np.ndarray:
-    """Computes the confusion matrix of the first images."""
-    wanted = model.description.preprocessing
+    """Computes the confusion matrix over the first images."""
+    preprocessing = model.description.preprocessing
     patch = model.description.vision.patch_size
     confusion = np.zeros((len(texts), len(texts)), np.int64)
     side = config.window
@@ -59,7 +59,9 @@ def one_window_at_a_time(
         for top in window_starts(height, side, config.stride):
             for left in window_starts(width, side, config.stride):
                 window = normalize(
-                    pixels[top : top + side, left : left + side], wanted.mean, wanted.std
+                    pixels[top : top + side, left : left + side],
+                    preprocessing.mean,
+                    preprocessing.std,
                 )
                 if stretched != side:
                     window = jax.image.resize(window, (stretched, stretched, 3), "cubic")
@@ -77,11 +79,11 @@ def one_window_at_a_time(
 
 
 def main() -> None:
-    """Prints both speeds and their ratio."""
+    """Prints both speeds and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", default="data/msrc_v2")
-    parser.add_argument("--classes", default="", help="another list (data/texts)")
+    parser.add_argument("--classes", default="", help="another class list (data/texts)")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
@@ -107,7 +109,7 @@ def main() -> None:
         )
 
     sides = {"one window at a time": loop, "evaluation": lambda: dict(kind.run(job).metrics)}
-    found = {name: side() for name, side in sides.items()}  # compiles
+    metrics_by_side = {name: side() for name, side in sides.items()}  # compiles
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):
         for name, side in sides.items():
@@ -121,7 +123,7 @@ def main() -> None:
     )
     print("| | images/s | mIoU | pixel accuracy |\n|---|---|---|---|")
     speed = {name: arguments.images / statistics.median(times) for name, times in seconds.items()}
-    for name, metrics in found.items():
+    for name, metrics in metrics_by_side.items():
         figures = f"{metrics['mean_iou']:.2f} | {metrics['pixel_accuracy']:.2f}"
         print(f"| {name} | {speed[name]:.2f} | {figures} |")
     ratio = speed["evaluation"] / speed["one window at a time"]

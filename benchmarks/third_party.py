@@ -1,11 +1,11 @@
-"""Compares conversions with the real transformers and timm, and writes their outputs for the tests.
+"""Compares conversions with the real transformers and timm, and can write their outputs for tests.
 
     pip install -e '.[verify]'
     python benchmarks/third_party.py [--write]
 
-For every layout of these libraries, the library must load a small random checkpoint
-(tests/helpers/drawn.py) without a missing or an unexpected name. Its outputs at the stored and at a
-non-square size are compared with those of the converted model. `--write` stores them in
+For every layout from these libraries, the library must load a small random checkpoint
+(tests/helpers/drawn.py) without a missing or an unexpected name. Outputs at the stored and at a
+non-square size are compared with the converted model's. `--write` stores them in
 tests/goldens/third_party, so that the tests need neither library.
 """
 
@@ -38,7 +38,7 @@ DINOV2 |= {"image_size": 42}
 
 
 def hf_dinov2(swiglu: bool = False, registers: bool = False) -> torch.nn.Module:
-    """Dinov2Model or Dinov2WithRegistersModel, with the MLP widths of the drawn checkpoints."""
+    """Creates Dinov2Model or Dinov2WithRegistersModel with the drawn checkpoints' MLP widths."""
     import transformers as t
 
     # ratio 4: 256 hidden; SwiGLU: 176, two thirds rounded up to a multiple of 8.
@@ -138,9 +138,9 @@ def exported_to_transformers() -> float:
         theirs = t.Dinov2WithRegistersModel.from_pretrained(folder).eval()
     worst = 0.0
     for size in ("98x98", "56x84", "126x126"):
-        found = tokens(theirs, np.moveaxis(images[f"image_{size}"], 1, -1))
+        outputs = tokens(theirs, np.moveaxis(images[f"image_{size}"], 1, -1))
         official = expected[f"{size}/x_norm_patchtokens"]
-        worst = np.maximum(worst, np.abs(found[:, 5:] - official).max())
+        worst = np.maximum(worst, np.abs(outputs[:, 5:] - official).max())
     return float(worst)
 
 
@@ -167,10 +167,10 @@ def main() -> None:
             worst = 0.0
             for size, pixels in images(ours.config.patch_size).items():
                 expected = tokens(theirs, pixels)
-                found = np.concatenate(
+                outputs = np.concatenate(
                     [out if out.ndim == 3 else out[:, None] for out in ours(pixels)], axis=1
                 )
-                worst = np.maximum(worst, np.abs(found - expected).max())
+                worst = np.maximum(worst, np.abs(outputs - expected).max())
                 kept[f"{name}/{size}"] = expected
         print(f"| {name} | {worst:.1e} |", flush=True)
     print(f"| dinov2_reg, exported as hf_dinov2_reg | {exported_to_transformers():.1e} |")

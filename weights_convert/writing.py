@@ -45,7 +45,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class FileRow:
-    """A row of a layout for one block."""
+    """A layout row for one block."""
 
     rule: Rule
     layer: int | None

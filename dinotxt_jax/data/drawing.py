@@ -1,4 +1,4 @@
-"""Draws pictures and masks of scenes: grounds and shapes, anti-aliased by supersampling."""
+"""Draws pictures and masks for scenes: grounds and shapes, anti-aliased by supersampling."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class SceneObject:
     """A shape with everything that captions may mention, and the exact position.
 
     Attributes:
-        shape: a key of `SHAPES`.
-        colour: a key of `COLOURS`.
-        size: a key of `SIZES`.
-        place: a key of `PLACES`.
+        shape: a key in `SHAPES`.
+        colour: a key in `COLOURS`.
+        size: a key in `SIZES`.
+        place: a key in `PLACES`.
         centre: (x, y), fractions of the image side from the top left.
-        radius: radius of the circle around the shape, a fraction of the image side.
+        radius: circumscribed circle's radius, as a fraction of the image side.
         angle: clockwise rotation in radians, small.
     """
 
@@ -74,7 +74,7 @@ class SceneObject:
 
 
 def around(rng: random.Random, centre: float, reach: float) -> float:
-    """Draws a number uniformly within `reach` of `centre`."""
+    """Draws a number uniformly from centre - reach to centre + reach."""
     return centre + (2 * rng.random() - 1) * reach
 
 
@@ -85,13 +85,13 @@ def draw_scene(
 
     Args:
         rng: decides the details that no caption mentions.
-        size: side of the picture in pixels.
+        size: picture side in pixels.
         objects: the shapes, in drawing order.
-        texture: a key of `TEXTURES`.
-        ground: a key of `GROUNDS`.
+        texture: a key in `TEXTURES`.
+        ground: a key in `GROUNDS`.
 
     Returns:
-        RGB pixels, and the index in `CLASSES` of each pixel.
+        RGB pixels, and each pixel's index in `CLASSES`.
     """
     image = Image.fromarray(_ground_pixels(rng, size, texture, GROUNDS[ground]))
     mask = Image.new("L", (size, size), 0)
@@ -107,7 +107,7 @@ def draw_scene(
 
 
 def _coverage(thing: SceneObject, size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Returns the coverage of each pixel by a shape (0 to 255) on a tile, and the tile's corner."""
+    """Returns how far a shape covers each pixel (0 to 255) on a tile, and the tile's corner."""
     side = math.ceil(2 * thing.radius * size) + 2
     middle = np.asarray(thing.centre) * size
     corner = np.floor(middle - side / 2).astype(int)
@@ -170,7 +170,7 @@ def _heart() -> Float[np.ndarray, "n 2"]:
     return np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=1) / 17
 
 
-_A = 0.34  # half the width of the arms of the cross
+_A = 0.34  # half the width of the cross's arms
 _CROSS = np.array(
     [
         *((1, _A), (_A, _A), (_A, 1), (-_A, 1), (-_A, _A), (-1, _A)),
@@ -178,8 +178,8 @@ _CROSS = np.array(
     ]
 )
 
-# One closed outline per shape, inside the unit circle, y pointing down. The two circles of the ring
-# are joined by a seam of zero width; the crescent excludes the circle of radius 0.8 at (0.45, 0).
+# One closed outline per shape, inside the unit circle, y pointing down. The ring's two circles are
+# joined by a seam with zero width; the crescent excludes the circle with radius 0.8 at (0.45, 0).
 _OUTLINES = {
     "circle": 0.9 * _arc(0, 360),
     "square": _corners(4, 45),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _Spot = tuple[str, tuple[int, int], tuple[float, float], float, float]
 
-# Names of a shape, the class name first.
+# Shape names, the class name first.
 SHAPES: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc"),
     "square": ("square",),
@@ -53,13 +53,13 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "heart": ("heart",),
     "crescent": ("crescent", "moon"),
 }
-# Names of a size, and the radius as a fraction of the image side.
+# Size names, and the radius as a fraction of the image side.
 SIZES: dict[str, tuple[tuple[str, ...], float]] = {
     "small": (("small", "little"), 0.12),
     "medium": (("medium-sized",), 0.17),
     "large": (("large", "big"), 0.23),
 }
-# Names of a place, by row and column of the 3 x 3 grid of places.
+# Place names, by row and column in the 3 x 3 grid.
 PLACES: dict[tuple[int, int], tuple[str, ...]] = {
     (0, 0): ("at the top left", "in the top left corner"),
     (0, 1): ("at the top", "at the top centre"),
@@ -72,10 +72,10 @@ PLACES: dict[tuple[int, int], tuple[str, ...]] = {
     (2, 2): ("at the bottom right", "in the bottom right corner"),
 }
 _OBJECT_COUNTS = (1, 2, 2, 2, 3, 3)
-_CONTRAST = 125.0  # minimum RGB distance between an object and its ground
+_CONTRAST = 125.0  # minimum RGB distance between an object and the ground
 _GAP = 0.03  # minimum distance between two objects, as a fraction of the image side
-_HELD_OUT = 5  # one of this many descriptions belongs to the test split
-_GRID = (0.28, 0.5, 0.72)  # positions of the columns and rows of places
+_HELD_OUT = 5  # one in this many descriptions belongs to the test split
+_GRID = (0.28, 0.5, 0.72)  # column and row positions
 _SMALLEST_IMAGE = 32
 
 
@@ -88,8 +88,8 @@ class Scene:
         mask: uint8 [h w], indices into `SceneSource.class_names`.
         captions: five different true captions; the first mentions everything.
         objects: the shapes in drawing order; they do not overlap.
-        texture: a key of `TEXTURES`.
-        ground: a key of `GROUNDS`.
+        texture: a key in `TEXTURES`.
+        ground: a key in `GROUNDS`.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -105,16 +105,16 @@ class SceneSource:
     """Drawn scenes with captions and masks; nothing is stored, so it pickles to a few bytes.
 
     Scene `i` depends on (seed, split, i) only: captions, places and colours are equal on every
-    platform, and pixels are equal up to the rounding of the installed Pillow. A description (all
-    shapes, colours, sizes and places, the ground and its texture) belongs to `test` if its hash is
-    0 modulo 5, else to `train`, for every seed. So no test scene, and no complete caption of one,
-    is ever trained on; colours, shapes and words are shared.
+    platform, and pixels are equal up to rounding in the installed Pillow. A description (all
+    shapes, colours, sizes and places, the ground and the ground's texture) belongs to `test` if its
+    hash is 0 modulo 5, else to `train`, for every seed. So no test scene, and no complete caption
+    for a test scene, is ever trained on; colours, shapes and words are shared.
 
     Attributes:
-        num_scenes: the length of the source.
+        num_scenes: number of scenes.
         split: "train" or "test".
         image_size: side of the square images, in pixels.
-        seed: a different seed gives different scenes of the same split.
+        seed: a different seed gives different scenes in the same split.
         class_names, background: the shapes and the ground, as `data.masks.MaskSource` has them.
 
     Raises:
@@ -147,11 +147,11 @@ class SceneSource:
         return Example(image=scene.image, captions=scene.captions, key=self.key(index))
 
     def key(self, index: int) -> str:
-        """The name under which reports speak of an example."""
+        """Returns the name that reports use for a scene."""
         return f"scene-{self.split}-{self.seed}-{index:06d}"
 
     def load(self, index: int) -> tuple[Image.Image, Int[np.ndarray, "h w"]]:
-        """The picture of a scene and its mask."""
+        """Returns a scene's picture and mask."""
         scene = self.scene(index)
         return Image.fromarray(scene.image), scene.mask.astype(np.int32)
 
@@ -198,7 +198,7 @@ def _description(rng: random.Random, *, held_out: bool) -> tuple[tuple[SceneObje
 
 
 def _layout(rng: random.Random, count: int) -> list[_Spot]:
-    """Draws the fields of `SceneObject` from `size` on, without touching or coinciding objects."""
+    """Draws the `SceneObject` fields from `size` on, without touching or coinciding objects."""
     while True:
         spots = []
         for _ in range(count):
@@ -235,9 +235,9 @@ def _captions(
     by_relation = _listed([*clauses, f"the background is {texture} {ground}"])
 
     if others:
-        one, two = _pick(rng, [(a, b) for a in objects for b in objects if a is not b])
-        relation = _pick(rng, _relations(rng, one, two))
-        without_ground = f"{_noun(rng, one)} {relation} {_noun(rng, two)}"
+        subject, reference = _pick(rng, [(a, b) for a in objects for b in objects if a is not b])
+        relation = _pick(rng, _relations(rng, subject, reference))
+        without_ground = f"{_noun(rng, subject)} {relation} {_noun(rng, reference)}"
     else:
         without_ground = f"there is {_placed(rng, first)}"
 
@@ -245,9 +245,9 @@ def _captions(
     names = [_with_article(_name(rng, o)) for o in reversed(objects)]
     as_list = f"{_pick(rng, ('', counted))}{_listed(names)} {behind}"
 
-    one = _pick(rng, objects)
-    place = _pick(rng, PLACES[one.place])
-    focused = f"{_with_article(_name(rng, one))} {place}, with a {ground} background"
+    focus = _pick(rng, objects)
+    place = _pick(rng, PLACES[focus.place])
+    focused = f"{_with_article(_name(rng, focus))} {place}, with a {ground} background"
     return by_place, by_relation, without_ground, as_list, focused
 
 
@@ -267,9 +267,9 @@ def _with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _relations(rng: random.Random, one: SceneObject, two: SceneObject) -> list[str]:
-    """Describes the position of `one` relative to `two`, by row and column if they differ."""
-    rows, columns = (a - b for a, b in zip(one.place, two.place, strict=True))
+def _relations(rng: random.Random, subject: SceneObject, reference: SceneObject) -> list[str]:
+    """Describes where `subject` is relative to `reference`, by row and column if they differ."""
+    rows, columns = (a - b for a, b in zip(subject.place, reference.place, strict=True))
     words = []
     if rows:
         words.append("above" if rows < 0 else _pick(rng, ("below", "under")))

@@ -1,13 +1,13 @@
 """Attention, in all implementations that the project uses.
 
-    xla      plain products; all logits of a layer exist at once. Runs everywhere.
+    xla      plain products; all logits in a layer exist at once. Runs everywhere.
     grouped  plain products for a few examples at a time, so that logits stay in the cache: CPUs.
     cudnn    cuDNN's flash attention: NVIDIA GPUs, half precision.
-    splash   the Pallas kernel of that name: TPUs.
+    splash   the Pallas kernel with that name: TPUs.
 
 The kernels (cudnn, splash) never write the logits to memory and compute the softmax in float32.
 
-Shapes: b batch, n tokens, h heads, k width of a head.
+Shapes: b batch, n tokens, h heads, k head width.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime.compiler_options import uses_onednn
 from dinotxt_jax.sharding import partition_spec
 
-# The implementation of "auto" by platform (`jax.Device.platform`), if it supports the model; XLA on
-# other platforms. Only measured gains belong here (`benchmarks/attention.py`); GPUs and TPUs have
-# not been measured yet.
+# The implementation that "auto" selects per platform (`jax.Device.platform`), if it supports the
+# model; XLA on other platforms. Only measured gains belong here (`benchmarks/attention.py`); GPUs
+# and TPUs have not been measured yet.
 AUTO: Mapping[str, str] = {"cpu": "grouped"}
 PLATFORMS = {"grouped": "cpu", "cudnn": "gpu", "splash": "tpu"}
-# Maximum bytes of logits in a group of "grouped".
+# Maximum bytes that the logits of one group take in "grouped".
 GROUP_BYTES = 4 << 20
 # cuDNN needs head widths that are multiples of 8, at most 128 (256 from Hopper on, which no model
 # here needs). Splash processes blocks whose length is a multiple of 128 tokens.
@@ -58,8 +58,8 @@ def attention(
     Args:
         query, key, value: projected tokens.
         causal: tokens attend to themselves and earlier tokens only.
-        softmax_dtype: dtype of the softmax in "xla" and "grouped".
-        segment_ids: non-negative ids; tokens attend to tokens of the same segment only.
+        softmax_dtype: softmax dtype in "xla" and "grouped".
+        segment_ids: non-negative ids; tokens attend only to tokens in the same segment.
         implementation: a key of `IMPLEMENTATIONS` (`choose` resolves "auto" and checks support).
     """
     compute = IMPLEMENTATIONS[implementation]
@@ -73,8 +73,8 @@ def choose(
 
     Args:
         implementation: "auto" or a key of `IMPLEMENTATIONS`.
-        platform: platform of the devices compiled for, which need not be this machine's.
-        dtypes: dtypes of the products.
+        platform: platform to compile for, which need not be this machine's.
+        dtypes: product dtypes.
         head_dims: widths of the attention heads.
 
     Raises:
@@ -87,7 +87,7 @@ def choose(
         )
     if implementation == "auto":
         best = AUTO.get(platform, "xla")
-        # oneDNN has no fast product for a few examples of a batch: a step takes six times as long.
+        # oneDNN has no fast product for a few examples in a batch: a step takes six times as long.
         slow = best == "grouped" and uses_onednn()
         return "xla" if slow or _obstacle(best, platform, dtypes, head_dims) else best
     obstacle = _obstacle(implementation, platform, dtypes, head_dims)
@@ -112,8 +112,8 @@ def _obstacle(
         odd = [n for n in head_dims if n % CUDNN_HEAD_MULTIPLE or n > CUDNN_LARGEST_HEAD]
         if odd:
             return (
-                f"wants heads of a multiple of {CUDNN_HEAD_MULTIPLE} channels, "
-                f"{CUDNN_LARGEST_HEAD} at most, not {odd[0]}; change the number of heads"
+                f"needs head widths that are multiples of {CUDNN_HEAD_MULTIPLE}, at most "
+                f"{CUDNN_LARGEST_HEAD}, not {odd[0]}; change the number of heads"
             )
     return ""
 
@@ -143,8 +143,8 @@ def _grouped(
 ) -> jax.Array:
     """Plain attention in an order that suits CPUs.
 
-    Examples are processed in groups whose logits fit the cache. The output is divided by the sum of
-    the weights, because the weights are larger than the output.
+    Examples are processed in groups whose logits fit the cache. The output, not the weights, is
+    divided by the weight sum, because the weights are larger than the output.
     """
 
     def group(inputs: tuple[jax.Array, ...]) -> jax.Array:
@@ -157,9 +157,9 @@ def _grouped(
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, *ids: jax.Array) -> jax.Array:
         rows, tokens, heads, width = query.shape
-        most = GROUP_BYTES // (heads * tokens**2 * jnp.dtype(softmax_dtype).itemsize)
+        max_rows = GROUP_BYTES // (heads * tokens**2 * jnp.dtype(softmax_dtype).itemsize)
         divisors = [count for count in range(1, rows + 1) if rows % count == 0]
-        size = max((count for count in divisors if count <= max(most, 1)), default=rows)
+        size = max((count for count in divisors if count <= max(max_rows, 1)), default=rows)
         arranged = (
             jnp.transpose(query, (0, 2, 1, 3)) * width**-0.5,
             jnp.transpose(key, (0, 2, 3, 1)),
@@ -177,13 +177,13 @@ def _grouped(
 
 
 def _on_parts(local: Callable[..., jax.Array], query: jax.Array, *others: jax.Array) -> jax.Array:
-    """Runs a function of examples and heads on each device's shard.
+    """Runs a function over examples and heads on each device's shard.
 
     The compiler cannot partition a Pallas kernel or a loop over groups.
 
     Args:
-        local: function of query, key, value and optionally segment ids.
-        query, others: its arguments.
+        local: function that takes query, key, value and optionally segment ids.
+        query, others: the arguments for `local`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -195,7 +195,7 @@ def _on_parts(local: Callable[..., jax.Array], query: jax.Array, *others: jax.Ar
 
 
 def _masked(logits: jax.Array, causal: bool, segment_ids: jax.Array | None = None) -> jax.Array:
-    """Sets logits [b h q n] of masked pairs to the lowest number."""
+    """Sets logits [b h q n] for masked pairs to the lowest number."""
     if not causal and segment_ids is None:
         return logits
     visible = jnp.tri(logits.shape[-1], dtype=bool) if causal else True
@@ -205,7 +205,7 @@ def _masked(logits: jax.Array, causal: bool, segment_ids: jax.Array | None = Non
 
 
 def _same_segment(segment_ids: Int[Array, "b n"]) -> Bool[Array, "b 1 n n"]:
-    """Returns which pairs of tokens are in the same segment."""
+    """Returns which token pairs are in the same segment."""
     return segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
 
 

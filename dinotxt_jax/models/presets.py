@@ -1,8 +1,8 @@
-"""Named architectures: the released DINOv2 and DINOv3 sizes, and dino.txt on each of them.
+"""Named architectures: the released DINOv2 and DINOv3 sizes, and dino.txt on each size.
 
-Sources: `dinov2/hub/backbones.py` (positions of 518 px / 14 = 37 patches a side) and
-`dinov2/hub/dinotxt.py` (head and text transformer) of facebookresearch/dinov2;
-`dinov3/hub/backbones.py` of facebookresearch/dinov3.
+Sources: `dinov2/hub/backbones.py` (positions for 518 px / 14 = 37 patches per side) and
+`dinov2/hub/dinotxt.py` (head and text transformer) in facebookresearch/dinov2;
+`dinov3/hub/backbones.py` in facebookresearch/dinov3.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ PRESETS |= {
     )
 }
 
-# Fields that differ between files of the same architecture: storage and interpolation of positions,
-# and arrays that are stored but unused.
+# Fields that differ between files with the same architecture: how positions are stored and
+# interpolated, and arrays that are stored but unused.
 _STORAGE = {
     "position_grid",
     "position_interpolation",
@@ -116,7 +116,7 @@ def find_preset(vision: VisionConfig) -> str | None:
 
 
 def head_for(vision: VisionConfig, num_blocks: int = 2, num_heads: int | None = None) -> HeadConfig:
-    """Returns the released vision head, for a backbone of any width."""
+    """Returns the released vision head, for a backbone with any width."""
     return HeadConfig(
         num_blocks=num_blocks,
         num_heads=num_heads or vision.num_heads,
@@ -125,5 +125,5 @@ def head_for(vision: VisionConfig, num_blocks: int = 2, num_heads: int | None = 
 
 
 def dinotxt_for(vision: VisionConfig) -> DinoTxtConfig:
-    """Returns the dino.txt released for ViT-L/14, adapted to the width of any backbone."""
+    """Returns the dino.txt released for ViT-L/14, adapted to any backbone width."""
     return DinoTxtConfig(vision, head_for(vision), TextConfig(embed_dim=2 * vision.dim))

@@ -1,4 +1,4 @@
-"""8-bit products of a frozen backbone: kernels are quantised once, activations on the fly.
+"""8-bit products in a frozen backbone: kernels are quantised once, activations on the fly.
 
 A kernel is stored as 8-bit numbers with one float32 factor per output channel. Activations get one
 factor per token. Both factors are the largest magnitude over the summed dimensions, so the sums
@@ -19,7 +19,7 @@ from dinotxt_jax.storage.quantized_kernels import quantized
 def product(
     x: Float[Array, "..."], kernel: Num[Array, "..."], scale: Float[Array, "..."], contracted: int
 ) -> Float[Array, "..."]:
-    """Contracts the last dimensions of `x` with the first dimensions of a kernel, in float32.
+    """Contracts the last dimensions of `x` with a kernel's first dimensions, in float32.
 
     Args:
         x: activations.

@@ -1,4 +1,4 @@
-"""A training run without arrays: the real step, and shapes and shardings of the arguments."""
+"""A training run without arrays: the real step with argument shapes and shardings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dinotxt_jax.tokenizers import CLIP_VOCABULARY_SIZE
 from dinotxt_jax.training.step import Trainer, make_trainer
 from dinotxt_jax.training.texts import check_text_rows
 
-# Number of simulated captions, and the standard deviation of lengths as a fraction of the mean.
+# How many captions are simulated; the length standard deviation divided by the mean length.
 _CAPTIONS = 2048
 _SPREAD = 0.5
 
@@ -33,7 +33,7 @@ class AbstractRun:
 
     Attributes:
         trainer: the same object as in training.
-        arguments: the arguments state, frozen and batch of `trainer.train_step`, as trees of
+        arguments: the `trainer.train_step` arguments state, frozen and batch, as trees of
             `jax.ShapeDtypeStruct` with shardings.
     """
 
@@ -45,7 +45,7 @@ class AbstractRun:
         return self.trainer.mesh
 
     def bytes_by_part(self) -> dict[str, float]:
-        """Returns the bytes of each group of arguments on one device, without padding."""
+        """Returns the bytes per device for each group of arguments, without padding."""
         state = self.arguments["state"]
         parts = {
             "frozen": self.arguments["frozen"],
@@ -57,7 +57,7 @@ class AbstractRun:
 
 
 def device_bytes(tree: Any) -> float:
-    """Returns the bytes of a tree of sharded arrays on one device."""
+    """Returns the bytes per device that a tree of sharded arrays takes."""
     return float(
         sum(
             np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -69,12 +69,12 @@ def device_bytes(tree: Any) -> float:
 def abstract_run(
     config: Config, devices: Sequence[jax.Device], caption_tokens: float
 ) -> AbstractRun:
-    """Builds the run of a config on devices that need not exist.
+    """Builds a config's run on devices that need not exist.
 
     Args:
         config: the run; backbone, data and vocabulary need not exist.
-        devices: the devices of the run.
-        caption_tokens: mean length of captions; determines the number of packed rows.
+        devices: the devices that would run it.
+        caption_tokens: mean caption length; determines the number of packed rows.
 
     Raises:
         UserError: settings that cannot be run.
@@ -97,27 +97,26 @@ def backbone_description(backbone: str) -> ModelDescription:
     """Reads a model directory; if it does not exist, uses the preset that the path ends with.
 
     Raises:
-        UserError: neither a model directory nor the name of a preset.
+        UserError: neither a model directory nor a preset name.
     """
     path = Path(backbone)
     if (path / "model.json").exists():
         return read_description(backbone)
     if path.name not in PRESETS:
         raise UserError(
-            f"config.backbone={backbone!r} is neither a model directory nor does it end in the "
-            f"name of an architecture; convert the backbone first, or set it to one of "
-            f"{', '.join(PRESETS)}."
+            f"config.backbone={backbone!r} is not a model directory and does not end in a preset's "
+            f"name; convert the backbone first, or choose a preset among {', '.join(PRESETS)}."
         )
     return ModelDescription(PRESETS[path.name], Preprocessing(), fingerprint="")
 
 
 def _abstract_batch(trainer: Trainer, caption_tokens: float) -> dict[str, jax.ShapeDtypeStruct]:
     config, vision = trainer.config, trainer.model.vision
-    place = sharding.batch_sharding(trainer.mesh)
+    batch_sharding = sharding.batch_sharding(trainer.mesh)
     size, count = config.data.image_size, config.pairs_per_step
 
     def array(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
 
     if config.features:
         tokens = 1 + vision.num_registers + (size // vision.patch_size) ** 2
@@ -137,11 +136,11 @@ def _abstract_batch(trainer: Trainer, caption_tokens: float) -> dict[str, jax.Sh
 
 
 def packed_rows(captions: int, parts: int, length: int, mean: float) -> int:
-    """Returns the number of rows that training would plan for captions of a mean length.
+    """Returns how many rows training would plan for captions with a given mean length.
 
     Args:
         captions: captions per device.
-        parts: number of devices that share a batch.
+        parts: devices that share a batch.
         length: tokens per row.
         mean: mean tokens per caption, including start and end.
 
@@ -150,15 +149,15 @@ def packed_rows(captions: int, parts: int, length: int, mean: float) -> int:
     """
     if not 3 <= mean <= length:
         raise UserError(
-            f"--caption_tokens={mean:g} is no mean length of captions in rows of {length} tokens; "
-            f"give 3 to {length}."
+            f"--caption_tokens={mean:g} is not a possible mean caption length in rows of {length} "
+            f"tokens; give 3 to {length}."
         )
     lengths = assumed_lengths(length, mean)
     return planned_rows([lengths[i : i + 1] for i in range(len(lengths))], captions, parts, length)
 
 
 def assumed_lengths(longest: int, mean: float) -> Int[np.ndarray, " n"]:
-    """Draws lengths (always the same) from a gamma distribution; std is half of the mean."""
+    """Draws lengths (always the same) from a gamma distribution; std is half the mean."""
     shape = _SPREAD**-2
-    drawn = np.random.default_rng(0).gamma(shape, mean / shape, _CAPTIONS)
-    return np.clip(np.round(drawn), 3, longest).astype(np.int64)
+    lengths = np.random.default_rng(0).gamma(shape, mean / shape, _CAPTIONS)
+    return np.clip(np.round(lengths), 3, longest).astype(np.int64)

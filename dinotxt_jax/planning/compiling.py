@@ -21,8 +21,8 @@ class Target:
     """The devices that a program is compiled for.
 
     Attributes:
-        name: name of the topology.
-        chip: kind of chip.
+        name: topology name.
+        chip: chip kind.
         devices: all devices.
         slices: number of slices.
     """
@@ -38,7 +38,7 @@ class Target:
 
 
 def target(topology: Topology | str) -> Target:
-    """Returns the target of a topology; raises `UserError` if it or libtpu is not available."""
+    """Returns a topology's target; raises `UserError` if it or libtpu is not available."""
     parsed = parse_topology(topology) if isinstance(topology, str) else topology
     return Target(parsed.name, CHIPS[parsed.kind], parsed.devices(), parsed.slices)
 
@@ -50,7 +50,7 @@ class Memory:
     Attributes:
         arguments: arguments, including those updated in place.
         outputs: results that do not reuse an argument's memory.
-        temporaries: peak of the intermediate arrays.
+        temporaries: peak size of the intermediate arrays.
         code: the program.
         limit: available memory.
         refused: memory that the compiler would have needed, if it gave up; the other numbers are

@@ -1,4 +1,4 @@
-"""Costs of one call of an optimised program per device: products, HBM traffic, collectives."""
+"""Costs per call and device in an optimised program: products, HBM traffic, collectives."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Collective:
     """All runs of one kind of collective over the same mesh axes.
 
     Attributes:
-        kind: one of `COLLECTIVES`.
+        kind: an entry of `COLLECTIVES`.
         axes: mesh axes over which devices communicate, joined by "+"; or `BETWEEN_SLICES`.
         count: number of runs.
-        bytes: total bytes that one device sends, assuming ring algorithms.
-        dcn_bytes: bytes of these that go to another slice.
+        bytes: total bytes that a device sends, assuming ring algorithms.
+        dcn_bytes: the bytes among these that go to another slice.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Collective:
 
 
 def product_flops(program: Program) -> float:
-    """Counts the FLOPs of products and convolutions on one device, including recomputation."""
+    """Counts the product and convolution FLOPs on one device, including recomputation."""
     total = 0.0
     for name, instruction, times in program.runs():
         computation = program.computations[name]
@@ -69,10 +69,10 @@ def _dot_flops(computation: Mapping[str, Instruction], instruction: Instruction)
 
 
 def _convolution_flops(computation: Mapping[str, Instruction], instruction: Instruction) -> float:
-    """Counts the terms that are neither padding nor gaps of a dilation, like XLA.
+    """Counts the terms that are neither padding nor dilation gaps, like XLA.
 
-    The TPU compiler turns every product into a convolution, and the batch of a batched product into
-    a dilated dimension.
+    The TPU compiler turns every product into a convolution, and the batch dimension of a batched
+    product into a dilated dimension.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if labels is None:
@@ -102,8 +102,8 @@ def _convolution_flops(computation: Mapping[str, Instruction], instruction: Inst
         )
         before = int(setting("pad", "0_0")[position].split("_")[0])
         outputs = np.arange(result[name])[:, None] * stride
-        places = outputs + np.arange(kernel[name])[None] * gaps - before
-        inside = (places >= 0) & (places <= (left[name] - 1) * spread) & (places % spread == 0)
+        inputs = outputs + np.arange(kernel[name])[None] * gaps - before
+        inside = (inputs >= 0) & (inputs <= (left[name] - 1) * spread) & (inputs % spread == 0)
         terms *= int(inside.sum())
     return terms
 
@@ -117,9 +117,9 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
     """Lists the communication between devices by kind and mesh axes, most bytes first.
 
     Args:
-        program: program partitioned over the mesh; device n of the program is device n of the mesh
-            (with several slices, of the first slice).
-        mesh_shape: sizes of the mesh axes, in order.
+        program: program partitioned over the mesh; its device n is the mesh's device n (with
+            several slices, device n of the first slice).
+        mesh_shape: mesh axis sizes, in order.
     """
     devices = math.prod(mesh_shape.values())
     sums: dict[tuple[str, str], list[float]] = {}
@@ -139,7 +139,7 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
         elif kind in COLLECTIVES:
             groups = _exchanging(instruction, devices)
             size, result = groups.shape[1], _result_bytes(instruction)
-            # A fusion of this name keeps only the device's shard of the sum.
+            # A fusion with this name keeps only the device's shard of the sum.
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind, result = "reduce-scatter", result / size
             axes, sent = "+".join(_axes(groups, mesh_shape)) or "none", _sent(kind, result, size)
@@ -155,7 +155,7 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
 
 
 def _between_slices(instruction: Instruction) -> tuple[str, float]:
-    """Returns kind and bytes that a device sends to other slices, assuming a ring of slices."""
+    """Returns kind and bytes that a device sends to other slices, assuming they form a ring."""
     (kind,) = re.findall(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', instruction.attributes)
     count = len(slices[1].split(",")) if slices else 2
@@ -167,7 +167,7 @@ def _between_slices(instruction: Instruction) -> tuple[str, float]:
 
 
 def _result_bytes(instruction: Instruction) -> float:
-    """Returns the bytes of the result; results of "-start" instructions begin with the operands."""
+    """Returns the result's bytes; results of "-start" instructions begin with the operands."""
     shapes: Sequence[ArrayShape] = instruction.shapes
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         arrays = [
@@ -178,7 +178,7 @@ def _result_bytes(instruction: Instruction) -> float:
 
 
 def _sent(kind: str, result: float, devices: int) -> float:
-    """Returns the bytes that each of `devices` sends in a ring, for a result of given bytes."""
+    """Returns the bytes that each of `devices` sends in a ring for `result` bytes of output."""
     others = devices - 1
     if kind == "all-reduce":
         return 2 * result * others / devices
@@ -199,18 +199,18 @@ def _exchanging(instruction: Instruction, devices: int) -> np.ndarray:
 
 
 def _axes(groups: np.ndarray, mesh_shape: Mapping[str, int]) -> list[str]:
-    """Returns the mesh axes along which the devices of a group differ."""
-    places = np.stack(np.unravel_index(groups, tuple(mesh_shape.values())))
-    differ = (places != places[..., :1]).any(axis=(1, 2))
+    """Returns the mesh axes along which the devices in a group differ."""
+    coordinates = np.stack(np.unravel_index(groups, tuple(mesh_shape.values())))
+    differ = (coordinates != coordinates[..., :1]).any(axis=(1, 2))
     return [name for name, used in zip(mesh_shape, differ, strict=True) if used]
 
 
 def memory_traffic(program: Program) -> float:
     """Estimates the bytes that a device reads from and writes to HBM.
 
-    Every instruction reads its operands and writes its results once. If a fusion reads or updates a
-    slice of an array, only the slice counts. Arrays that the compiler keeps on the chip do not
-    count; repeated reads are unknown.
+    Every instruction reads each operand and writes each result once. If a fusion reads or updates
+    only a slice, only the slice counts. Arrays that the compiler keeps on the chip do not count;
+    repeated reads are unknown.
     """
     fused, total = program.fused(), 0.0
     for name, instruction, times in program.runs():
@@ -239,7 +239,7 @@ def _moved(
         moved += _in_hbm(shapes) if part is None else min(part, _in_hbm(shapes))
     for update in inner.values():
         if update.opcode == "dynamic-update-slice":
-            # In-place update: only the slice of the operand and the result moves.
+            # In-place update: only the slice moves, not the whole array.
             whole = _in_hbm(update.shapes)
             part = _in_hbm(_operand_shapes(inner, update, 1))
             moved += min(0.0, part - whole)
@@ -253,7 +253,7 @@ def _operand_shapes(
 
 
 def _taken(program: Program, inner: Mapping[str, Instruction], parameter: int) -> float | None:
-    """Returns the bytes that a fusion reads of a parameter if it reads only slices, else None."""
+    """Returns the bytes that a fusion reads from a parameter if it reads only slices, else None."""
     (name,) = [
         instruction.name
         for instruction in inner.values()

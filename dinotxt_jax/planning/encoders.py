@@ -1,4 +1,4 @@
-"""Compiles the encoders of `dinotxt_jax.evaluate` for a topology, to plan memory."""
+"""Compiles the encoders that `dinotxt_jax.evaluate` runs for a topology, to plan memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EncoderPlan:
 
 
 def image_sizes(config: EvaluationConfig) -> dict[int, str]:
-    """Returns the side of the square images that tasks encode, pixels -> encoder method."""
+    """Returns the side lengths of square images that tasks encode, pixels -> encoder method."""
     sizes: dict[int, str] = {}
     for task in config.tasks.values():
         kind = KINDS[task.kind]
@@ -48,7 +48,7 @@ def image_sizes(config: EvaluationConfig) -> dict[int, str]:
 
 
 def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target) -> AbstractRun:
-    """Builds the model of a config, replicated on all devices like in `dinotxt_jax.evaluate`.
+    """Builds a config's model, replicated on all devices like in `dinotxt_jax.evaluate`.
 
     Raises:
         UserError: tasks that cannot run on this number of devices.
@@ -67,13 +67,13 @@ def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target)
 def plan_encoders(
     config: Config, evaluation: EvaluationConfig, target: Target, dtype: str
 ) -> list[EncoderPlan]:
-    """Compiles the encoders that `dinotxt_jax.evaluate` runs for the model of a config.
+    """Compiles the encoders that `dinotxt_jax.evaluate` runs for a config's model.
 
     Args:
         config: training config, which determines the architecture.
         evaluation: tasks and batch size.
         target: devices; all of them evaluate, as replicas.
-        dtype: dtype of arrays and products.
+        dtype: dtype for arrays and products.
 
     Raises:
         UserError: settings that cannot be run.
@@ -86,16 +86,16 @@ def plan_encoders(
         return DinoTxt(run.trainer.model, dtypes=dtypes, rngs=nnx.Rngs(0))
 
     graphdef, arrays = nnx.graphdef(nnx.eval_shape(create)), abstract_arrays(create, run.mesh)
-    place, count = sharding.batch_sharding(run.mesh), evaluation.batch_size
+    rows_sharding, count = sharding.batch_sharding(run.mesh), evaluation.batch_size
     jobs: list[tuple[str, Any, jax.ShapeDtypeStruct]] = []
     for size, method in image_sizes(evaluation).items():
-        images = jax.ShapeDtypeStruct((count, size, size, 3), "uint8", sharding=place)
+        images = jax.ShapeDtypeStruct((count, size, size, 3), "uint8", sharding=rows_sharding)
         options: dict[str, Any] = {"pixels": run.trainer.preprocessing}
         options |= {"normalize": True} if method == "encode_image" else {}
         encode = functools.partial(_encode, graphdef, method, options)
         jobs.append((f"images of {size} px", encode, images))
     length = config.tokenizer.context_length
-    texts = jax.ShapeDtypeStruct((count, length), "int32", sharding=place)
+    texts = jax.ShapeDtypeStruct((count, length), "int32", sharding=rows_sharding)
     encode = functools.partial(_encode, graphdef, "encode_text", {"normalize": True})
     jobs.append(("texts", encode, texts))
     return [

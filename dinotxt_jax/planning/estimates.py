@@ -1,4 +1,4 @@
-"""Plans a step: facts from the compiler, and estimates of time and cost."""
+"""Plans a step: facts from the compiler, and estimated time and cost."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ REACHED = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The work of one device in one step, counted in the optimised program.
+    """The work that one device does in one step, counted in the optimised program.
 
     Attributes:
-        flops: FLOPs of matrix products, including recomputation.
+        flops: matrix product FLOPs, including recomputation.
         hbm_bytes: estimated memory traffic (`costs.memory_traffic`).
         collectives: communication.
         unknown_loops: number of loops with unknown length; their bodies count once.
@@ -53,12 +53,12 @@ class Plan:
 
     Attributes:
         target: the devices.
-        settings: settings of the config that affect memory.
-        mesh: sizes of the mesh axes.
+        settings: config settings that affect memory.
+        mesh: mesh axis sizes.
         pairs_per_step, steps: from the config.
         memory: memory assigned by the compiler.
-        parts: bytes of the arguments by group, from their shardings.
-        traced_flops: FLOPs of matrix products per step on all devices, counted through scans.
+        parts: argument bytes by group, from their shardings.
+        traced_flops: matrix product FLOPs per step on all devices, counted through scans.
         work: work counted in the compiled program; None if it did not fit.
         compile_seconds: compile time.
     """
@@ -85,14 +85,14 @@ class Plan:
         return max(self.seconds, key=lambda name: self.seconds[name])
 
     def step_seconds(self, reached: float = 1.0) -> float:
-        """Returns the time of a step if all resources work concurrently at a fraction of peak."""
+        """Returns the step time if all resources work concurrently at a fraction of peak."""
         return max(self.seconds.values()) / reached
 
     def pairs_per_second(self, reached: float = 1.0) -> float:
         return self.pairs_per_step / self.step_seconds(reached)
 
     def chip_hours(self, reached: float = 1.0) -> float:
-        """Returns the chip-hours of all steps of the config."""
+        """Returns the chip-hours that all steps in the config take."""
         return self.steps * self.step_seconds(reached) * self.target.chips / 3600
 
 
@@ -107,12 +107,12 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def plan_step(config: Config, target: Target, caption_tokens: float) -> Plan:
-    """Compiles the train step of a config for a target.
+    """Compiles a config's train step for a target.
 
     Args:
         config: the run.
         target: the devices.
-        caption_tokens: mean length of captions, used if captions are packed.
+        caption_tokens: mean caption length, used if captions are packed.
 
     Raises:
         UserError: settings that cannot run on this number of devices.

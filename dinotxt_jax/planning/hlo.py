@@ -42,14 +42,14 @@ class ArrayShape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """An instruction of a computation.
+    """An instruction in a computation.
 
     Attributes:
         name, opcode: as printed.
-        shapes: shapes of the result; several for a tuple.
-        operands: names of instructions of the same computation.
+        shapes: result shapes; several for a tuple.
+        operands: names of instructions in the same computation.
         attributes: the text after the operands.
-        constant: the text inside the parentheses of the operands.
+        constant: the text inside the operand parentheses.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Program:
     entry: str
 
     def runs(self) -> Iterator[tuple[str, Instruction, int]]:
-        """Yields (computation, instruction, number of runs in one call of the program).
+        """Yields (computation, instruction, runs per call to the program).
 
         The body of a loop with unknown length counts once (`unknown_loops`). All branches of
         a conditional count.
@@ -87,7 +87,7 @@ class Program:
                 yield name, instruction, times
 
     def fused(self) -> set[str]:
-        """Returns the names of computations that are bodies of fusions."""
+        """Returns the names of computations that are fusion bodies."""
         return {
             called
             for computation in self.computations.values()
@@ -105,7 +105,7 @@ class Program:
         )
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """Returns how often a loop's body runs: its annotation, or the limit of a counter."""
+        """Returns how often a loop's body runs: the annotated count, or a counter's limit."""
         annotated = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
         if annotated:
             return int(annotated[1])
@@ -139,7 +139,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Parses the text of `compiled.as_text()`."""
+    """Parses the text that `compiled.as_text()` returns."""
     computations: dict[str, dict[str, Instruction]] = {}
     current: dict[str, Instruction] = {}
     entry = ""
@@ -183,17 +183,17 @@ def _instruction(name: str, rest: str) -> Instruction:
 def _closing(text: str, opened: int) -> int:
     """Returns the position after the parenthesis that closes the one at `opened`."""
     depth = 0
-    for place in range(opened, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for position in range(opened, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[position], 0)
         if depth == 0:
-            return place + 1
+            return position + 1
     raise ValueError(f"a parenthesis is not closed: {text[opened : opened + 80]}")
 
 
 def replica_groups(attributes: str) -> np.ndarray | None:
-    """Parses the device groups of a collective, int[groups devices]; None if not printed.
+    """Parses a collective's device groups, int[groups devices]; None if not printed.
 
-    XLA prints lists, a reshaped and transposed range `[2,4]<=[4,2]T(1,0)`, or axes of a mesh
+    XLA prints lists, a reshaped and transposed range `[2,4]<=[4,2]T(1,0)`, or mesh axes
     `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`.
     """
     listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes)
@@ -212,19 +212,19 @@ def replica_groups(attributes: str) -> np.ndarray | None:
     ids = _range(f"<={meshed[2]}") if meshed[2] else np.arange(math.prod(sizes.values()))
     chosen = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", meshed[3])
     shape: list[int] = []
-    places: list[int] = []
+    group_axes: list[int] = []
     for name, size in sizes.items():
         parts = [(int(before), int(part)) for axis, before, part in chosen if axis == name and part]
-        if parts:  # a sub-axis: split the axis into the sizes before, of and after it
+        if parts:  # a sub-axis: split the axis into the sizes before, inside and after it
             before, part = parts[0]
-            places.append(len(shape) + 1)
+            group_axes.append(len(shape) + 1)
             shape += [before, part, size // before // part]
             continue
         if any(axis == name for axis, *_ in chosen):
-            places.append(len(shape))
+            group_axes.append(len(shape))
         shape.append(size)
-    together = np.moveaxis(ids.reshape(shape), places, range(-len(places), 0))
-    return together.reshape(-1, math.prod(shape[place] for place in places))
+    ids_by_group = np.moveaxis(ids.reshape(shape), group_axes, range(-len(group_axes), 0))
+    return ids_by_group.reshape(-1, math.prod(shape[axis] for axis in group_axes))
 
 
 def _range(text: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Draws memory and time of plans as bars."""
+"""Draws bars for the memory and time that plans need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dinotxt_jax.planning.estimates import Plan
 from dinotxt_jax.runtime.chips import GIB
 
 _PARTS = ("frozen", "trainable", "optimizer", "batch", "temporaries", "program", "outputs")
-# Fractions of the memory below this are invisible as a bar.
+# Bars for less than this fraction of the memory are invisible.
 _SEEN = 1e-3
 _RESOURCES = ("compute", "hbm", "ici", "dcn")
 
@@ -27,7 +27,7 @@ def check_drawing() -> None:
 
 
 def draw(plans: Sequence[Plan], path: Path) -> None:
-    """Draws two panels: memory of a device with the limit, and the time of each resource.
+    """Draws two panels: memory per device with the limit, and time per resource.
 
     Args:
         plans: one row of bars per plan.
@@ -55,8 +55,8 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
     for number, resource in enumerate(_RESOURCES):
         times = [1e3 * plan.seconds.get(resource, 0.0) for plan in plans]
         if any(times):
-            places = [row - 0.3 + number * height for row in rows]
-            right.barh(places, times, height=height, label=resource)
+            bar_rows = [row - 0.3 + number * height for row in rows]
+            right.barh(bar_rows, times, height=height, label=resource)
     right.set_xlabel("ms per step at peak rates, independently (estimated)")
     for axis in (left, right):
         axis.set_yticks(rows, [plan.target.name for plan in plans])

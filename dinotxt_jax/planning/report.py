@@ -20,7 +20,7 @@ _RESOURCES = {
 
 
 def described(plan: Plan) -> list[str]:
-    """Formats a plan as lines of text."""
+    """Formats a plan as text lines."""
     target, memory = plan.target, plan.memory
     axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "of 1"
     settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
@@ -78,7 +78,7 @@ def _work_lines(plan: Plan, work: Work) -> list[str]:
 
 
 def described_encoders(plans: Sequence[EncoderPlan], topology: str) -> list[str]:
-    """Formats the encoders of an evaluation as lines of text."""
+    """Formats an evaluation's encoders as text lines."""
     lines = [f"{topology}: evaluation, memory of a device, GiB (from the compiler):"]
     for plan in plans:
         memory = plan.compiled.memory

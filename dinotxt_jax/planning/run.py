@@ -1,4 +1,4 @@
-"""The implementation of `python -m dinotxt_jax.plan`."""
+"""The implementation behind `python -m dinotxt_jax.plan`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dinotxt_jax.storage.files import write_text
 
 
 def named_targets(names: Sequence[str]) -> list[Target]:
-    """Returns the targets of topology names; the first is planned, the others are compared.
+    """Returns the targets with these topology names; the first is planned, the others compared.
 
     Raises:
         UserError: no name, an unknown topology, or libtpu is missing.
@@ -57,12 +57,12 @@ def plan(
 
     Args:
         config: the run.
-        targets: the target of the run, then targets to compare with.
-        caption_tokens: mean length of captions, used if captions are packed.
+        targets: the target that would run it, then targets to compare with.
+        caption_tokens: mean caption length, used if captions are packed.
         evaluation: also compile the encoders for these tasks.
-        evaluation_dtype: dtype of these encoders.
+        evaluation_dtype: dtype for these encoders.
         output: folder for plan.json and plan.png.
-        proposals: number of changes to try if the step does not fit.
+        proposals: how many changes to try if the step does not fit.
 
     Returns:
         Whether everything fits on the first target.

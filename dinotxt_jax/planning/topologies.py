@@ -18,12 +18,12 @@ _SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One or several slices of the same kind and shape.
+    """One or several slices with the same chip kind and shape.
 
     Attributes:
         name: `KIND:AxB[xC]`, or several slices `N*KIND:AxB[xC]`.
         kind: a key of `CHIPS`.
-        shape: number of chips along each dimension of a slice's torus.
+        shape: number of chips along each torus dimension, per slice.
         slices: number of slices.
     """
 
@@ -82,7 +82,7 @@ def parse_topology(name: str) -> Topology:
     if matched is None:
         raise UserError(
             f"the topology {name!r} is not of the form KIND:AxB or KIND:AxBxC; give one such as "
-            "v6e:16x16, v5p:4x4x8 or, of two slices, 2*v5e:16x16."
+            "v6e:16x16, v5p:4x4x8 or, for two slices, 2*v5e:16x16."
         )
     slices, kind, shape = int(matched[1] or 1), matched[2], matched[3]
     if kind not in CHIPS:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writes files atomically: a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dinotxt_jax.errors import UserError
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it becomes `path` when the block ends without an error.
+    """Yields a path next to `path` to write to, and renames it to `path` if the block succeeds.
 
-    It keeps the ending, by which some libraries choose the format.
+    The temporary path keeps the suffix, from which some libraries infer the format.
 
     Raises:
         UserError: `path` is a folder.
@@ -30,15 +30,15 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def check_no_folder(path: Path) -> None:
-    """Raises `UserError` if a file that is to be written has the path of a folder.
+    """Raises `UserError` if `path`, where a file is to be written, is a folder.
 
-    A command calls this before the work whose result goes into the file.
+    Commands call this before they compute the file's content.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file to write; add a file name.")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a text file by another."""
+    """Replaces a text file atomically."""
     with new_file(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -27,7 +27,7 @@ def quantized(
 
     Args:
         x: values.
-        dtype: dtype of the numbers.
+        dtype: dtype for the numbers.
         axes: dimensions that share a factor; the factors have size 1 there.
     """
     integer = jnp.issubdtype(dtype, jnp.integer)
@@ -44,7 +44,7 @@ def without_scales(abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces quantised kernels by the float32 kernels that are stored.
 
     Args:
-        abstract: nested dict of `jax.ShapeDtypeStruct`.
+        abstract: nested dict with `jax.ShapeDtypeStruct` leaves.
     """
     plain = {
         name: without_scales(value) if isinstance(value, Mapping) else value
@@ -58,10 +58,10 @@ def without_scales(abstract: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_kernels(abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes quantised kernels and their factors from a tree.
+    """Removes quantised kernels and scale factors from a tree.
 
     Args:
-        abstract: nested dict of `jax.ShapeDtypeStruct`.
+        abstract: nested dict with `jax.ShapeDtypeStruct` leaves.
     """
     quantized_here = ("kernel", SCALE) if SCALE in abstract else ()
     return {
@@ -86,7 +86,7 @@ def with_kernels(
     Args:
         arrays: nested dict, read according to `without_kernels`.
         abstract: the requested arrays, with the same nesting.
-        stored: arrays of the model directory by path.
+        stored: the model directory's arrays by path.
         place: path of `arrays`.
     """
     result = {

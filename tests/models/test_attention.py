@@ -211,9 +211,9 @@ def test_an_implementation_is_refused_where_it_cannot_run() -> None:
             "gpu",
             half,
             (64, 12),
-            "of a multiple of 8 channels, 128 at most, not 12; change",
+            "that are multiples of 8, at most 128, not 12; change",
         ),
-        ("cudnn", "gpu", half, (384,), "128 at most, not 384; change the number of heads"),
+        ("cudnn", "gpu", half, (384,), "at most 128, not 384; change the number of heads"),
     ):
         with pytest.raises(UserError, match=re.escape(sentence)):
             choose(name, platform, dtypes, head_dims)

@@ -265,7 +265,7 @@ def test_evaluation_encoders_are_compiled_for_their_sizes(
 def test_architectures_come_from_the_name_where_there_is_no_directory() -> None:
     found = backbone_description("somewhere/dinov2_vitl14_reg")
     assert (found.vision.dim, found.vision.num_registers) == (1024, 4)
-    with pytest.raises(UserError, match="nor does it end in the name of an architecture"):
+    with pytest.raises(UserError, match="does not end in a preset's name"):
         backbone_description("somewhere/mine")
 
 

@@ -1,9 +1,9 @@
-"""Layouts of dino.txt's trained parts on DINOv2: `..._vision_head.pth`, `..._text_encoder.pth`.
+"""Layouts for dino.txt's trained parts on DINOv2: `..._vision_head.pth`, `..._text_encoder.pth`.
 
-Axes: d width (of the component), f hidden width, h heads, k width of a head, v vocabulary,
-t context length, e width shared by image and text descriptors. Names follow
-`dinov2/hub/dinotxt.py` and `dinov2/eval/text/` of facebookresearch/dinov2. The release has no
-logit_scale: it stays at ln(1/0.07).
+Axes: d component width, f hidden width, h heads, k head width, v vocabulary, t context length,
+e width shared by image and text descriptors. Names follow `dinov2/hub/dinotxt.py` and
+`dinov2/eval/text/` in facebookresearch/dinov2. The release has no logit_scale: it stays at
+ln(1/0.07).
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Layout of dino.txt's trained parts on DINOv3: `..._vision_head_and_text_encoder_*.pth`.
+"""Layout for dino.txt's trained parts on DINOv3: `..._vision_head_and_text_encoder_*.pth`.
 
 Axes and rows as in `layouts.dinotxt_v2`. Names follow `dinov3/hub/dinotxt.py` and
-`dinov3/eval/text/` of facebookresearch/dinov3. The official code loads the file non-strictly, so
+`dinov3/eval/text/` in facebookresearch/dinov3. The official code loads the file non-strictly, so
 backbone arrays in it are ignored: they come from the backbone's file.
 """
 

@@ -1,7 +1,7 @@
-"""Layouts of a whole dino.txt in one file: the state dict of the official `DinoTxt` module.
+"""Layouts for a whole dino.txt in one file: the official `DinoTxt` module's state dict.
 
-Training checkpoints of the official code have this layout, and PyTorch loads it with a single
-`load_state_dict`. Rows and axes are those of the parts.
+Training checkpoints from the official code have this layout, and PyTorch loads it with a single
+`load_state_dict`. Rows and axes are the same as for the separate parts.
 """
 
 import dataclasses
