@@ -163,9 +163,9 @@ def check_images_found(source: Any, config: DataConfig, section: str = SECTION) 
             return
     root = config.image_root or Path(config.path).parent
     raise UserError(
-        f"none of {count} images that {config.path} names is in the folder {root} ({reason}), "
-        f"expected image paths relative to that folder; set {section}.image_root to the folder "
-        "that they are relative to."
+        f"none of {count} image paths tried from {config.path} exists in the folder {root} "
+        f"({reason}), expected paths relative to that folder; set {section}.image_root to the "
+        "folder that they are relative to."
     )
 
 

@@ -167,17 +167,17 @@ def stored_description(folder: Path) -> dict[str, Any] | None:
     file = folder / "features.json"
     if not file.exists():
         return None
+    text = file.read_text()
     try:
-        stored = json.loads(file.read_text())
+        stored = json.loads(text)
     except ValueError as error:
-        raise UserError(
-            f"{file} is not JSON ({error}), expected the description of a feature cache; remove "
-            f"{folder} and run python -m dinotxt_jax.precompute again."
-        ) from error
+        stored, found = None, f"is not JSON ({error})" if text.strip() else "is empty"
+    else:
+        found = "does not describe a feature cache"
     if not isinstance(stored, dict) or not {"data", "dtype"} <= set(stored):
         raise UserError(
-            f"{file} does not describe a feature cache; remove {folder} and run python -m "
-            "dinotxt_jax.precompute again."
+            f"{file} {found}, expected the description of a feature cache; remove {folder} and run "
+            "python -m dinotxt_jax.precompute again."
         )
     return stored
 

@@ -111,7 +111,8 @@ def embedded_files(
             bar.update(len(batch))
     if not found:
         raise UserError(
-            f"none of {len(files)} images could be read; the messages above name them: repair them."
+            f"no image could be read, of {len(files)} given; the warnings above say why: repair or "
+            "convert the files."
         )
     if found < len(files):
         logging.warning("%d of %d images were left out", len(files) - found, len(files))

@@ -135,7 +135,8 @@ def test_images_that_are_all_missing_are_noticed_with_the_folder_that_was_search
         (folder / name).write_text("file,label\nphoto.png,0\n")
     opened = open_source(config, TASK)
     message = (
-        f"none of 1 images that {folder / name} names is in the folder {folder / 'elsewhere'} "
+        f"none of 1 image paths tried from {folder / name} exists in the folder "
+        rf"{folder / 'elsewhere'} "
         rf"\(photo.png cannot be read: No such file or directory\), .* set {TASK}.image_root"
     )
     with pytest.raises(UserError, match=message):
@@ -151,7 +152,7 @@ def test_one_image_among_those_looked_for_is_enough(tmp_path: Path) -> None:
     source = open_source(config)
     check_images_found(source, config)
     # Every image of a set of one is looked for: the first.
-    with pytest.raises(UserError, match=f"none of 1 images .* in the folder {tmp_path} "):
+    with pytest.raises(UserError, match=f"none of 1 image paths .* in the folder {tmp_path} "):
         check_images_found(limited(source, 1), config)
 
 

@@ -283,7 +283,10 @@ KEY = "config.evaluation.tasks.held_out"
     [
         ({"path": "nowhere.jsonl"}, f"no file nowhere.jsonl, .*; correct {KEY}.data.path"),
         ({"split": "val"}, f"of split 'val', its examples name train; correct {KEY}.data.split"),
-        ({"image_root": "."}, f"none of 3 images .* in the folder . .*; set {KEY}.data.image_root"),
+        (
+            {"image_root": "."},
+            f"none of 3 image paths .* {KEY}.data.image_root",
+        ),
         ({"image_size": 60}, f"{KEY} has data.image_size=60, but"),
         ({"source": "webdataset"}, f"{KEY}.data.source"),
     ],
@@ -312,8 +315,12 @@ def test_every_cache_is_compared_before_the_first_image_is_encoded(
     other = cache_description(dataclasses.replace(run, seed=1), data, source, 2, fingerprint)
     for text, message in (
         (json.dumps(other), r"held_out holds tokens of something else: views 2 \(this run: 1\)"),
-        ("", r"held_out/features.json is not JSON .*; remove .*held_out and run python -m"),
-        ("[]", "held_out/features.json does not describe a feature cache; remove .*held_out and"),
+        ("", "held_out/features.json is empty, .*; remove .*held_out and run python -m"),
+        ("{", r"held_out/features.json is not JSON .*; remove .*held_out and run python -m"),
+        (
+            "[]",
+            "held_out/features.json does not describe a feature cache, .*; remove .*held_out",
+        ),
     ):
         (folder / "features.json").write_text(text)
         with pytest.raises(UserError, match=message):
