@@ -43,7 +43,7 @@ def _body(paths: Sequence[str]) -> None:
         check_file,
         check_picture,
         draw_picture,
-        write,
+        write_picture,
     )
 
     if len(paths) != 1:
@@ -75,8 +75,8 @@ def _body(paths: Sequence[str]) -> None:
         ),
     )
     if found is not None and _LABELS.value:
-        write(found.mask(), _LABELS.value)
-    write(picture, _OUTPUT.value)
+        write_picture(found.mask(), _LABELS.value)
+    write_picture(picture, _OUTPUT.value)
     print(_OUTPUT.value)
 
 

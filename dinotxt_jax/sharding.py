@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Shaped
 
 from dinotxt_jax.errors import UserError
 
@@ -127,7 +128,7 @@ def _slice_of(device: jax.Device) -> int:
 
 def _arranged(
     devices: Sequence[jax.Device], shape: tuple[int, ...], slices: int
-) -> np.ndarray[Any, Any]:
+) -> Shaped[np.ndarray, "data fsdp tensor"]:
     """Arranges devices so that mesh neighbours are close; slices divide the first axis."""
     if devices[0].platform != "tpu":
         # Devices are ordered by process; links within a machine are faster than between machines.

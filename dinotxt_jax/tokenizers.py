@@ -129,7 +129,7 @@ class Tokenizer:
         """Returns the ids of cleaned captions, without start and end."""
         return [encoding.ids for encoding in self._engine.encode_batch_fast(texts)]
 
-    def lengths(self, tokens: Int[np.ndarray, "*n l"]) -> Int[np.ndarray, "*n"]:
+    def lengths(self, tokens: Int[np.ndarray, "n l"]) -> Int[np.ndarray, " n"]:
         """Returns the length of each row including the first end of text; later ids are unused."""
         return np.argmax(tokens, axis=-1).astype(np.int32) + 1
 

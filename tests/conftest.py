@@ -38,6 +38,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402, F401
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -45,6 +46,13 @@ from hypothesis import settings  # noqa: E402
 settings.register_profile("fast", max_examples=100, deadline=None)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("fast")
+
+# Shapes and dtypes are checked at run time, in tests only; the hook must come before the imports.
+# `visualize` is left out: it checks shapes itself, with sentences for users.
+ARRAY_ROOMS = "data evaluation inference losses models sharding tokenizers training"
+jaxtyping.install_import_hook(
+    [f"dinotxt_jax.{room}" for room in ARRAY_ROOMS.split(" ")], "shape_checks.checked"
+)
 
 # Collecting garbage among all objects of JAX takes a tenth of the time of the tests.
 gc.collect()

@@ -66,8 +66,7 @@ def test_public_names_mean_one_thing() -> None:
                 modules[name].append(str(file.relative_to(ROOT)))
     several = {name for name, files in modules.items() if len(files) > 1 and name[0] != "_"}
     type_variables = {"DataclassT", "ItemT"}
-    # Every command has a `main`; `Arrays` is a tree on devices for the step, rows for its texts.
-    assert several - type_variables == {"main", "Arrays"}
+    assert several - type_variables == {"main"}  # every command has one
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -104,15 +103,16 @@ class Greys:
 
 
 def test_a_new_source_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = SourceKind(reads=(), captions=lambda config: Greys(), needs_path=False)
+    row = SourceKind(reads=(), captions=lambda config, section: Greys(), needs_path=False)
     monkeypatch.setitem(SOURCES, "greys", row)
     config = DataConfig(source="greys", augmentation="center_crop")
     assert open_source(config)[2].captions == ("brightness 2",)
     task = TaskConfig(kind="retrieval", data=config, max_examples=2)
-    KINDS[task.kind].check("a", task, 14)
-    assert len(KINDS[task.kind].open_set(task)) == 2
-    with pytest.raises(UserError, match="data.source='greys' has no masks"):
-        KINDS["segmentation"].check("a", dataclasses.replace(task, kind="segmentation"), 14)
+    KINDS[task.kind].check("config.tasks.a", task, 14)
+    assert len(KINDS[task.kind].open_set("config.tasks.a", task)) == 2
+    segmentation = dataclasses.replace(task, kind="segmentation")
+    with pytest.raises(UserError, match="config.tasks.a.data.source='greys' has no masks"):
+        KINDS["segmentation"].check("config.tasks.a", segmentation, 14)
 
 
 class CountingKind(RetrievalKind):
@@ -127,7 +127,7 @@ class CountingKind(RetrievalKind):
 def test_a_new_kind_of_task_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "counting", CountingKind())
     task = TaskConfig(kind="counting", data=DataConfig(num_scenes=5), max_examples=4)
-    opened = open_task("a", task)
+    opened = open_task("a", task, "config")
     result = run_task(Job(None, "a", task, opened.source, 2))  # type: ignore[arg-type]
     assert result.metrics == {"images": 4}
     config = EvaluationConfig(tasks={"a": task}, best="a/images", every=1)

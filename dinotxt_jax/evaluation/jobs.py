@@ -135,6 +135,7 @@ class Job:
         batch_size: images, windows of images, or texts, encoded at once.
         cache: backbone tokens of the task's images, if there are any.
         partial: what was done of it before.
+        title: of pictures: model and data.
     """
 
     model: Model
@@ -144,6 +145,7 @@ class Job:
     batch_size: int
     cache: FeatureCache | None = None
     partial: PartialWork = dataclasses.field(default_factory=lambda: PartialWork(None, {}))
+    title: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
 from dinotxt_jax.runtime import processes
 
 _SHEET_IMAGES = 10
+_SHEET_CAPTIONS = 3
 RECALLS = (1, 5, 10)
 _WAYS = ("image_to_text", "text_to_image")
 
@@ -181,11 +182,29 @@ def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
     shown = [i * count // _SHEET_IMAGES for i in range(min(_SHEET_IMAGES, count))]
     entries = []
     for index in dict.fromkeys(shown):
-        similarity = embedded.texts @ embedded.images[index]
-        best = (-similarity).argsort(kind="stable")[:3]
-        captions = [
-            (embedded.captions[i], float(similarity[i]), bool(embedded.owners[i] == index))
-            for i in best
-        ]
-        entries.append((transform(decode_image(source[index].image)), captions))
-    visualize.retrieval_sheet(entries, path)
+        pixels = transform(decode_image(source[index].image))
+        captions, missed = found_captions(embedded, index, _SHEET_CAPTIONS)
+        entries.append(visualize.RetrievedCaptions(pixels, captions, missed))
+    visualize.retrieval_sheet(entries, path, captions=len(embedded.captions), title=job.title)
+
+
+def found_captions(
+    embedded: RetrievalSet, image: int, count: int
+) -> tuple[list[tuple[str, float, bool]], tuple[str, float, int] | None]:
+    """The captions most similar to an image, and the best own caption if none of them is own.
+
+    As in `recalls`, equal similarities count against the model in the rank of that caption.
+
+    Returns:
+        (text, similarity, whether it is the image's own) of each, best first; and (text,
+        similarity, rank), or None.
+    """
+    similarity: Float[np.ndarray, " m"] = embedded.texts @ embedded.images[image]
+    own: Bool[np.ndarray, " m"] = embedded.owners == image
+    order = (-similarity).argsort(kind="stable")
+    captions = [(embedded.captions[i], float(similarity[i]), bool(own[i])) for i in order[:count]]
+    if any(belongs for _, _, belongs in captions):
+        return captions, None
+    best = int(order[own[order]][0])
+    ahead = int(np.sum(~(similarity < similarity[best]) & ~own))
+    return captions, (embedded.captions[best], float(similarity[best]), ahead + 1)

@@ -235,4 +235,5 @@ def _draw_sheet(job: Job, texts: DenseTexts, path: Path) -> None:
         for (image, mask), dense in zip(pairs, found, strict=True)
     ]
     if processes.is_first():
-        visualize.segmentation_sheet(entries, job.source.class_names).save(path)
+        sheet = visualize.segmentation_sheet(entries, job.source.class_names, title=job.title)
+        sheet.save(path)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
@@ -44,7 +45,7 @@ class Backbone:
         """Memory of the arrays."""
         return sum(array.nbytes for array in jax.tree.leaves(self._arrays))
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
+    def __call__(self, images: Float[Array | np.ndarray, "b h w 3"]) -> VisionOutput:
         """Class [b d], register [b r d] and patch tokens [b n d] after the final LayerNorm.
 
         Args:
@@ -54,7 +55,7 @@ class Backbone:
 
     def intermediate_layers(
         self,
-        images: Float[Array, "b h w 3"],
+        images: Float[Array | np.ndarray, "b h w 3"],
         layers: int | Sequence[int] = 1,
         *,
         normalize: bool = True,

@@ -80,23 +80,23 @@ class Encoder:
         return float(self._arrays["logit_scale"])
 
     def encode_image(
-        self, images: Float[Array, "b h w 3"], normalize: bool = False
+        self, images: Float[Array | np.ndarray, "b h w 3"], normalize: bool = False
     ) -> Float[Array, "b D"]:
         """Descriptors [class token; pooled patch tokens] of normalised RGB images, float32."""
         return self._run("encode_image", checked_images(images), normalize=normalize)
 
-    def encode_patches(self, images: Float[Array, "b h w 3"]) -> ImageFeatures:
+    def encode_patches(self, images: Float[Array | np.ndarray, "b h w 3"]) -> ImageFeatures:
         """The head's class token [b d] and patch tokens [b gh gw d] of normalised RGB images."""
         return self._run("encode_patches", checked_images(images))
 
     def encode_text(
-        self, tokens: Int[Array, "b l"], normalize: bool = False
+        self, tokens: Int[Array | np.ndarray, "b l"], normalize: bool = False
     ) -> Float[Array, "b D"]:
         """Features of token rows (`tokenizer(texts)`), float32."""
         return self._run("encode_text", checked_tokens(tokens), normalize=normalize)
 
     def embed_batches(
-        self, batches: Iterable[UInt8[np.ndarray, "b h w 3"]], batch_size: int
+        self, batches: Iterable[UInt8[np.ndarray, "_ h w 3"]], batch_size: int
     ) -> Iterator[Float[np.ndarray, "b D"]]:
         """L2-normalised descriptors of prepared images, batch by batch.
 
@@ -108,7 +108,7 @@ class Encoder:
             )
 
     def embed_backbone_tokens(
-        self, batches: Iterable[Float[np.ndarray, "b t d"]], batch_size: int
+        self, batches: Iterable[Float[np.ndarray, "_ t d"]], batch_size: int
     ) -> Iterator[Float[np.ndarray, "b D"]]:
         """As `embed_batches`, from cached tokens of the backbone."""
         for tokens in batches:

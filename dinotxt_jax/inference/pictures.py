@@ -62,7 +62,7 @@ def check_file(path: str, endings: Sequence[str] = (".png", ".jpg", ".jpeg", ".w
     check_no_folder(Path(path))
 
 
-def write(picture: Image.Image, path: str) -> None:
+def write_picture(picture: Image.Image, path: str) -> None:
     """Writes a picture; the file appears when it is complete."""
     with new_file(Path(path)) as partial:
         picture.save(partial)

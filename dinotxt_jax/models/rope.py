@@ -25,7 +25,7 @@ class Rotation(NamedTuple):
     sine: Float[Array, "t k"]
 
 
-def make_periods(theta: float, head_dim: int) -> Float[np.ndarray, " k//4"]:
+def make_periods(theta: float, head_dim: int) -> Float[np.ndarray, " {head_dim}//4"]:
     """Returns the periods theta^(4 i / k) for i = 0, 1, ..., k/4 - 1.
 
     Released DINOv3 files store periods rounded to bfloat16; those are used unchanged.

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import tensorstore
 from etils import epath
+from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
 
 from dinotxt_jax.runtime import processes
@@ -79,11 +80,11 @@ class Piece(NamedTuple):
 
     place: tuple[str, ...]
     layer: int | None
-    values: np.ndarray
+    values: Shaped[np.ndarray, "..."]
 
 
 def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Iterable[Piece]) -> None:
-    """Writes what `save_arrays` would, holding about one piece in memory.
+    """Writes the same folder as `save_arrays` with about one piece in memory at a time.
 
     Args:
         path: a new folder.
@@ -91,8 +92,10 @@ def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Itera
             `jax.ShapeDtypeStruct`, which `pieces` fill.
         pieces: all pieces of one array before those of the next, in order of their layers.
     """
+    # Orbax lays out the folder from zeros, which the pieces then replace: it has no public way to
+    # create an array without storing it. A zero broadcast to any shape takes no memory, and
+    # compresses to almost nothing, so that every array is written to disk once.
     empty = jax.tree.map(
-        # A zero seen as an array of any size takes no memory, and hardly any on disk.
         lambda leaf: (
             np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
             if isinstance(leaf, jax.ShapeDtypeStruct)
@@ -126,7 +129,7 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def read(self, layer: int | None = None) -> np.ndarray:
+    def read(self, layer: int | None = None) -> Shaped[np.ndarray, "..."]:
         """Its elements, or those of one index of the first dimension."""
         array = _open(self.path, self.place)
         return np.asarray((array if layer is None else array[layer]).read().result())

@@ -51,6 +51,7 @@ class EncodedSet:
         source: the images.
         folder: the cache.
         views: views of each image.
+        section: the name of `data` on the command line, for messages.
         title: name of the images for the progress bar.
         evaluated: whether the images are those of an evaluation task, none of which may be bad.
     """
@@ -59,8 +60,18 @@ class EncodedSet:
     source: Source
     folder: Path
     views: int
+    section: str
     title: str
     evaluated: bool = False
+
+    def jobs(self) -> list[tuple[int, int]]:
+        """(view, shard) of every file of the cache."""
+        shards = range(-(-len(self.source) // feature_cache.SHARD))
+        return [(view, shard) for view in range(self.views) for shard in shards]
+
+    def is_complete(self) -> bool:
+        """Whether every file of the cache exists, so that no image will be read."""
+        return all(shard_file(self.folder, *job).exists() for job in self.jobs())
 
 
 def precompute(config: Config) -> None:
@@ -87,23 +98,23 @@ def _open_sets(config: Config) -> list[EncodedSet]:
     backbone = read_description(config.backbone)
     patch_size = backbone.vision.patch_size
     check_image_size(config.data, patch_size)
-    source = open_source(config.data)
-    check_images_found(source, config.data, SECTION)
-    folder = Path(config.features)
-    sets = [EncodedSet(config.data, source, folder, config.feature_views, "training images")]
+    source, views = open_source(config.data), config.feature_views
+    folder, title = Path(config.features), "training images"
+    sets = [EncodedSet(config.data, source, folder, views, SECTION, title)]
     for name, task in tasks_with_caches(config):
         section = f"config.evaluation.tasks.{name}"
         check_task(section, task, patch_size)
-        kind = KINDS[task.kind]
-        source = kind.open_set(section, task)
-        kind.check_images(section, task, source)
+        source = KINDS[task.kind].open_set(section, task)
         folder = task_folder(config.features, name)
-        sets.append(EncodedSet(task.data, source, folder, 1, name, evaluated=True))
+        images = EncodedSet(task.data, source, folder, 1, f"{section}.data", name, evaluated=True)
+        sets.append(images)
     for images in sets:
         stored = stored_description(images.folder)
         if stored is not None:
             expected = _description(config, images, backbone.fingerprint)
             check_same_cache(images.folder, stored, expected)
+        if not images.is_complete():
+            check_images_found(images.source, images.data, images.section)
     return sets
 
 
@@ -148,10 +159,7 @@ def encode_source(config: Config, images: EncodedSet) -> None:
     if processes.is_first():
         write_text(folder / "features.json", json.dumps(expected, indent=2) + "\n")
     processes.check_shared(folder / "features.json")
-    jobs = [
-        (v, s) for v in range(images.views) for s in range(-(-len(source) // feature_cache.SHARD))
-    ]
-    mine = jobs[jax.process_index() :: jax.process_count()]
+    mine = images.jobs()[jax.process_index() :: jax.process_count()]
     missing = [job for job in mine if not shard_file(folder, *job).exists()]
     rows = {
         job: min(feature_cache.SHARD, len(source) - job[1] * feature_cache.SHARD) for job in mine

@@ -127,7 +127,7 @@ def test_a_config_opens_both(tmp_path: Path) -> None:
         ([1], "", r"captions\.json: there is \[1\] \(list\), expected an object with images"),
         ({}, "", r"captions\.json: the field images is missing, expected a list"),
         ({"images": {}}, "", r"the field images is \{\} \(dict\), expected a list"),
-        ({"images": []}, "", "holds no examples"),
+        ({"images": []}, "", "captions.json is empty, expected at least one"),
         ({"images": [3]}, "", r"images\[0\]: there is 3 \(int\), expected an object with filename"),
         (COCO, "", r"images\[0\]: the field filename is missing, .*or config.data.source"),
         (changed(KARPATHY, "images", 1, "split"), "", r"images\[1\]: the field split is missing"),
@@ -159,9 +159,9 @@ def test_faults_of_karpathys_files_are_named(tmp_path, content, split, message) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is not JSON"),
+        ("", "captions.json is empty, expected at least one example; fill it, or correct conf"),
         ({"images": []}, "the field annotations is missing, expected a list"),
-        ({"images": [], "annotations": []}, "holds no examples"),
+        ({"images": [], "annotations": []}, "captions.json is empty, expected at least one"),
         (KARPATHY, r"images\[0\]: the field id is missing, expected a whole number"),
         (changed(COCO, "images", 1, "id", value="2"), r"images\[1\]: the field id is '2' \(str\)"),
         (changed(COCO, "images", 1, "id", value=9), r"images\[1\]: the id 9 occurs twice"),

@@ -149,10 +149,16 @@ def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConf
         ({"label_key": "objects/klass"}, "at klass it has area, label; correct .*label_key"),
         ({"label_key": "text"}, r"feature text, is of type Text, expected class labels; correct "),
         ({"label_key": "objects"}, "feature objects, is of type FeaturesDict, expected class"),
-        ({"label_key": "unnamed"}, "feature unnamed, has numbers for labels.*set data.classes"),
+        (
+            {"label_key": "unnamed"},
+            "unnamed, has numbers for labels.*set config.data.classes",
+        ),
         ({"label_key": "foreign"}, "feature foreign, has the class n00000001, which is none of"),
         ({"label_key": "unlabelled"}, r"small\[train\]\[0\]: the label -1 lies outside the 3"),
-        ({"classes": "imagenet1k"}, "has 3 classes, but data.classes names 1000; name one a"),
+        (
+            {"classes": "imagenet1k"},
+            "3 classes, but config.data.classes names 1000; name a class for",
+        ),
         ({"image_key": "photo"}, "no feature photo: .*correct config.data.image_key"),
         ({"split": "test"}, r"small, split test, cannot be read \(Unknown split"),
         ({"name": "absent"}, r"absent, split train, cannot be read .*run tfds build absent"),
@@ -175,7 +181,7 @@ def test_a_name_of_two_lines_which_tfds_tears_apart_is_a_user_error(tmp_path: Pa
     values = [{"image": io.BytesIO(png(0)), "label": 1}]
     folder = prepare_tfds(tmp_path, "torn", features, values)
     config = DataConfig(source="tfds", path=folder, name="torn", split="train")
-    with pytest.raises(UserError, match="has 2 classes, but the data set names 3; name one a"):
+    with pytest.raises(UserError, match="has 2 classes, but the data set names 3; name a cl"):
         open_labelled(config)
     (tmp_path / "names.txt").write_text("a\nb\n")
     assert opened(config, classes=str(tmp_path / "names.txt")).captions(0) == ("b",)

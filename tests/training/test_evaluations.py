@@ -50,6 +50,7 @@ def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" not in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 8, 12]
     assert all(0 < row["masks/pixel_accuracy"] < 100 for row in rows)
+    assert all(row["scenes/text_to_image_r1/chance"] == pytest.approx(100 / 24) for row in rows)
     best = json.loads((workdir / "best.json").read_text())
     values = {row["step"]: row["scenes/mean_recall"] for row in rows}
     assert best["value"] == max(values.values())

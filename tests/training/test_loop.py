@@ -283,7 +283,10 @@ def test_a_work_directory_of_another_backbone_is_refused(
             {"evaluation": EvaluationConfig(tasks={"a": TaskConfig(kind="sums")})},
             "config.evaluation.tasks.a.kind='sums' is unknown",
         ),
-        ({"data": DataConfig(source="jsonl", path="missing.jsonl")}, "missing.jsonl is not a file"),
+        (
+            {"data": DataConfig(source="jsonl", path="missing.jsonl")},
+            "there is no file missing.jsonl",
+        ),
         (
             {"text": TextTrainingConfig(pack=True, trim=8)},
             "config.text.trim=8 does nothing to packed captions; set it to 0",

@@ -283,8 +283,8 @@ KEY = "config.evaluation.tasks.held_out"
     [
         ({"path": "nowhere.jsonl"}, f"no file nowhere.jsonl, .*; correct {KEY}.data.path"),
         ({"split": "val"}, f"of split 'val', its examples name train; correct {KEY}.data.split"),
-        ({"image_root": "."}, f"none of 3 images .* in the folder ., .*; set .*{KEY}.data.image_r"),
-        ({"image_size": 60}, f"{KEY}.* 60"),
+        ({"image_root": "."}, f"none of 3 images .* in the folder . .*; set {KEY}.data.image_root"),
+        ({"image_size": 60}, f"{KEY} has data.image_size=60, but"),
         ({"source": "webdataset"}, f"{KEY}.data.source"),
     ],
 )
@@ -330,5 +330,18 @@ def test_a_bad_image_of_a_task_is_named_and_no_limit_can_be_raised(
     (tmp_path / "held/images/1.png").write_bytes(b"no image")
     evaluation = EvaluationConfig(tasks={"held_out": TaskConfig(data=held_out)})
     run = config(tiny_backbone, tmp_path / "features", data=data, evaluation=evaluation)
-    with pytest.raises(UserError, match=r"example 1 cannot be evaluated \(1.png .*remove it\.$"):
+    with pytest.raises(UserError, match=r"example 1 cannot be evaluated \(1.png .*remove it\."):
+        precompute(run)
+
+
+def test_a_complete_cache_needs_no_images(tiny_backbone: Path, tmp_path: Path) -> None:
+    data = with_captions(tmp_path, tmp_path / "images")
+    evaluation = EvaluationConfig(tasks={"held_out": TaskConfig(data=data)})
+    run = config(tiny_backbone, tmp_path / "features", data=data, evaluation=evaluation)
+    precompute(run)
+    for file in (tmp_path / "images").iterdir():
+        file.unlink()
+    precompute(run)
+    (tmp_path / "features/tasks/held_out/v000-s00000.npy").unlink()
+    with pytest.raises(UserError, match=f"set {KEY}.data.image_root"):
         precompute(run)
