@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 QUICKSTART ?= runs/quickstart
 # Of both cores of a small machine; pretend devices keep a worker's core busy.
-PYTEST := -m pytest -n auto --maxprocesses=4 --dist loadfile
+PYTEST := -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 # Byte code is compiled when a module is first imported: most modules never are.
 INSTALL := -m pip install --disable-pip-version-check --no-compile
 
