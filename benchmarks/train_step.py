@@ -25,6 +25,7 @@ from dinotxt_jax.config import (
     PrecisionConfig,
     TextTrainingConfig,
     TokenizerConfig,
+    check,
 )
 from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
@@ -39,6 +40,7 @@ def seconds_per_step(
     config: Config, steps: int, *, cached: bool, text: Mapping[str, np.ndarray]
 ) -> float:
     """The median time of a step on these arrays of captions, compilation left out."""
+    check(config)
     mesh = sharding.make_mesh()
     trainer = make_trainer(config, BACKBONE, VOCABULARY, mesh)
     rng = np.random.default_rng(0)

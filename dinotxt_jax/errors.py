@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Collection
 from typing import NoReturn
@@ -15,10 +16,33 @@ class UserError(Exception):
     """
 
 
+def closest(word: str, choices: Collection[str]) -> str | None:
+    """The choice that a mistyped or abbreviated word most probably means, or None.
+
+    Spelling decides first ("optimzer"), then initials ("lr" for learning_rate), then a word that
+    begins or ends with the other ("warmup" for warmup_steps).
+    """
+    folded = {choice.lower().replace("-", "_"): choice for choice in choices}
+    word = word.lower().replace("-", "_")
+    if near := difflib.get_close_matches(word, folded, n=1, cutoff=0.6):
+        return folded[near[0]]
+    for name, choice in folded.items():
+        initials = "".join(part[:1] for part in name.split("_"))
+        if len(word) > 1 and word == initials:
+            return choice
+    for name, choice in folded.items():
+        ends = (name.startswith(word), name.endswith(word), word.startswith(name))
+        if min(len(word), len(name)) > 2 and any(ends):
+            return choice
+    return None
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raises `UserError` unless the setting `name` is one of the choices."""
     if value not in choices:
-        raise UserError(f"{name}={value!r} is unknown; choose among {', '.join(choices)}.")
+        meant = closest(value, choices)
+        advice = f"did you mean {meant!r}?" if meant else "choose one of these."
+        raise UserError(f"{name} is {value!r}, expected {', '.join(choices)}; {advice}")
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -23,8 +23,6 @@ from dinotxt_jax.config import LossConfig
 from dinotxt_jax.models.dinotxt import normalized
 from dinotxt_jax.sharding import BatchShards, batch_shards
 
-LOSSES = ("softmax", "sigmoid")
-
 
 def softmax_contrastive_loss(
     image_features: Float[Array, "b D"],
@@ -90,7 +88,7 @@ def _wide(*arrays: Any) -> jnp.dtype:
 
 
 class _Setting(NamedTuple):
-    """What is fixed when a loss is traced: `LOSSES` entry, columns at a time, devices."""
+    """What is fixed when a loss is traced: kind of loss, columns at a time, devices."""
 
     kind: str
     chunk: int

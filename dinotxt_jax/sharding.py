@@ -29,6 +29,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dinotxt_jax.config import MeshConfig, check
 from dinotxt_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -73,15 +74,9 @@ def make_mesh(
     Raises:
         UserError: the numbers do not form a mesh of these devices.
     """
+    check(MeshConfig(data, fsdp, tensor, slices), "config.mesh")
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "slices": slices}
-    if min(fsdp, tensor) < 1 or any(size < 1 and size != -1 for size in (data, slices)):
-        given = ", ".join(f"config.mesh.{name}={size}" for name, size in sizes.items())
-        raise UserError(
-            f"{given} is not a mesh; give positive sizes, or data=-1 for all remaining devices "
-            "and slices=-1 for all slices."
-        )
     if data == -1:
         data = max(count // (fsdp * tensor), 1)
     shape = (data, fsdp, tensor)
@@ -186,7 +181,7 @@ def mesh_batch_parts() -> int:
 def check_batch(batch_size: int, mesh: Mesh, name: str = "config.batch_size") -> None:
     """Raises `UserError` if the mesh does not divide a global batch; `name` is the setting."""
     parts = batch_parts(mesh)
-    if batch_size < 1 or batch_size % parts:
+    if batch_size % parts:
         lower = batch_size // parts * parts
         advice = f"{lower} or {lower + parts}" if lower else str(parts)
         raise UserError(

@@ -14,28 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.config import TaskConfig, check_image_size
 from dinotxt_jax.data.examples import limited
 from dinotxt_jax.data.labelled import LabelledSource, open_labelled
 from dinotxt_jax.data.texts import read_templates
-from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.embedding import check_images, embed_source
+from dinotxt_jax.evaluation.embedding import embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
 from dinotxt_jax.inference.prompts import class_features
 
-SOURCES = ("folder", "csv", "tfds")
 METRICS = ("top1", "top5", "mean_per_class", "mean_average_precision")
 
 
-def check(name: str, task: TaskConfig, patch_size: int) -> None:
-    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
-    if task.data.source not in SOURCES:
-        raise UserError(
-            f"the task {name} has data.source={task.data.source}, which has no class labels; take "
-            f"{' or '.join(SOURCES)}."
-        )
-    check_images(name, task, patch_size)
-    read_templates(task.templates, f"the task {name}: templates")
+def check(key: str, task: TaskConfig, patch_size: int) -> None:
+    """Raises `UserError` for what does not fit the backbone, or for a list that cannot be read."""
+    check_image_size(task.data.image_size, patch_size, f"{key}.data.image_size")
+    read_templates(task.templates, f"{key}.templates")
 
 
 def open_set(task: TaskConfig) -> LabelledSource:

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax import visualize
-from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.config import TaskConfig, check_image_size
 from dinotxt_jax.data.examples import Source, limited
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
-from dinotxt_jax.evaluation.embedding import check_images, embed_source
+from dinotxt_jax.evaluation.embedding import embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
 from dinotxt_jax.runtime import processes
 
@@ -120,9 +120,9 @@ def _block_ranks(
     return jnp.sum(~(similarity < best) & ~own, axis=1)
 
 
-def check(name: str, task: TaskConfig, patch_size: int) -> None:
-    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
-    check_images(name, task, patch_size)
+def check(key: str, task: TaskConfig, patch_size: int) -> None:
+    """Raises `UserError` for images that do not fit the backbone."""
+    check_image_size(task.data.image_size, patch_size, f"{key}.data.image_size")
 
 
 def open_set(task: TaskConfig) -> Source:

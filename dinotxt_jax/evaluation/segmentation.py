@@ -18,7 +18,7 @@ from PIL import Image
 from dinotxt_jax import visualize
 from dinotxt_jax.config import SegmentationConfig, TaskConfig
 from dinotxt_jax.data.examples import limited
-from dinotxt_jax.data.masks import IGNORED, SOURCES, MaskSource, open_masks
+from dinotxt_jax.data.masks import IGNORED, MaskSource, open_masks
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.texts import read_list, read_templates
 from dinotxt_jax.errors import UserError
@@ -34,17 +34,12 @@ _AHEAD = 8  # images decoded ahead
 METRICS = ("mean_iou", "mean_accuracy", "pixel_accuracy")
 
 
-def check(name: str, task: TaskConfig, patch_size: int) -> None:
-    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
-    if task.data.source not in SOURCES:
-        raise UserError(
-            f"the task {name} has data.source={task.data.source}, which has no masks; take "
-            f"{' or '.join(SOURCES)}."
-        )
-    check_protocol(task.segmentation, patch_size, f"the task {name}")
-    read_templates(task.templates, f"the task {name}: templates")
+def check(key: str, task: TaskConfig, patch_size: int) -> None:
+    """Raises `UserError` for what does not fit the backbone, or for a list that cannot be read."""
+    check_protocol(task.segmentation, patch_size, f"{key}.segmentation")
+    read_templates(task.templates, f"{key}.templates")
     if task.segmentation.background_words:
-        read_list(task.segmentation.background_words, f"the task {name}: background_words")
+        read_list(task.segmentation.background_words, f"{key}.segmentation.background_words")
 
 
 def open_set(task: TaskConfig) -> MaskSource:

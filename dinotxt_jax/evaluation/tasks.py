@@ -13,11 +13,10 @@ from jax.sharding import Mesh
 from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, TaskConfig
 from dinotxt_jax.data.texts import read_list, read_templates
-from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation import classification, published, retrieval, segmentation
+from dinotxt_jax.evaluation import classification, retrieval, segmentation
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
 
-# Each module has METRICS, check(name, task, patch_size), open_set(task), contents(source) and
+# Each module has METRICS, check(key, task, patch_size), open_set(task), contents(source) and
 # run(job).
 KINDS: dict[str, ModuleType] = {
     "retrieval": retrieval,
@@ -27,25 +26,17 @@ KINDS: dict[str, ModuleType] = {
 
 
 def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: str) -> None:
-    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
+    """Raises `UserError` for tasks that the mesh, the backbone or named texts do not allow.
+
+    Args:
+        config: the tasks, as `config.check` accepts them.
+        patch_size: of the backbone.
+        mesh: of the run.
+        where: the key of the tasks' group in the user's command.
+    """
     sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
     for name, task in config.tasks.items():
-        if task.kind not in KINDS:
-            raise UserError(
-                f"the task {name} has kind={task.kind!r}, which is unknown; choose among "
-                f"{', '.join(KINDS)}."
-            )
-        if not name or name.startswith(".") or "/" in name:
-            raise UserError(
-                f"a task is called {name!r}, which cannot be the name of a file; call it otherwise."
-            )
-        if task.max_examples < 0:
-            raise UserError(
-                f"the task {name} has max_examples={task.max_examples}, expected 0 (all) or more; "
-                "correct it."
-            )
-        published.check(name, task.published)
-        KINDS[task.kind].check(name, task, patch_size)
+        KINDS[task.kind].check(f"{where}.tasks.{name}", task, patch_size)
 
 
 @dataclasses.dataclass(frozen=True)

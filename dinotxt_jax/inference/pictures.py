@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from dinotxt_jax import visualize
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.images import read_image
 from dinotxt_jax.inference.model import Model
 from dinotxt_jax.inference.results import Segmentation
@@ -37,8 +37,7 @@ def draw(
     Raises:
         UserError: a picture that does not exist, or without what it needs.
     """
-    if picture not in PICTURES:
-        raise UserError(f"--picture={picture} is unknown; choose among {', '.join(PICTURES)}.")
+    check_choice("--picture", picture, PICTURES)
     if picture != "pca" and not names:
         raise UserError('--classes is missing, expected names such as "dog; grass"; give them.')
     if picture == "similarity" and len(names) > 1:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from dinotxt_jax.config import DTYPE_NAMES
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.runtime.compiler_options import compiler_options
 
 
@@ -55,6 +55,6 @@ def checked_images(images: Any) -> jax.Array:
 
 
 def checked_dtype(dtype: str) -> str:
-    if dtype not in DTYPE_NAMES:
-        raise UserError(f"dtype={dtype!r} is unknown; choose {' or '.join(DTYPE_NAMES)}.")
+    """The name of a dtype of arrays and products, if it is one."""
+    check_choice("dtype", dtype, DTYPE_NAMES)
     return dtype

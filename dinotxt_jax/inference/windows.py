@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dinotxt_jax.config import SegmentationConfig
+from dinotxt_jax.config import SegmentationConfig, check_image_size
 from dinotxt_jax.errors import UserError
 
-PROTOCOLS = ("slide", "whole", "highres")
 _MOST_SCORES = 2**31  # float32: 8 GiB
 
 
@@ -29,33 +28,20 @@ class Level(NamedTuple):
     side: int
 
 
-def check_protocol(config: SegmentationConfig, patch: int, what: str) -> None:
-    """Raises `UserError`, beginning with `what`, for settings that make no sense."""
-    if config.protocol not in PROTOCOLS:
-        raise UserError(
-            f"{what} has protocol={config.protocol!r}, which is unknown; choose among "
-            f"{', '.join(PROTOCOLS)}."
-        )
+def check_protocol(config: SegmentationConfig, patch: int, key: str) -> None:
+    """Raises `UserError` for sizes that patches of `patch` pixels do not allow.
+
+    Args:
+        config: the protocol, as `config.check` accepts it.
+        patch: side of a patch, pixels.
+        key: the key of the protocol in errors.
+    """
     if config.protocol == "whole":
-        if config.image_size < patch or config.image_size % patch:
-            lower = max(config.image_size // patch, 1) * patch
-            raise UserError(
-                f"{what} has image_size={config.image_size}, but the backbone's patches have "
-                f"{patch} pixels; take a multiple ({lower} or {lower + patch})."
-            )
-        return
-    shorts = config.scales if config.protocol == "highres" else (config.short_side,)
-    name = "scales" if config.protocol == "highres" else "short_side"
-    if not shorts or not 0 < config.stride <= config.window <= min(shorts):
+        check_image_size(config.image_size, patch, f"{key}.image_size")
+    if config.protocol == "highres" and config.stride < patch:
         raise UserError(
-            f"{what} has stride={config.stride}, window={config.window} and {name}="
-            f"{', '.join(map(str, shorts)) or '()'}, expected 0 < stride <= window <= {name}; "
-            "correct them."
-        )
-    if config.protocol == "highres" and (config.stride < patch or config.clusters < 0):
-        raise UserError(
-            f"{what} has stride={config.stride} and clusters={config.clusters}, expected a stride "
-            f"of at least a patch ({patch} pixels) and clusters of 0 or more; correct them."
+            f"{key}.stride is {config.stride}, expected at least a patch of the backbone ({patch} "
+            f"pixels); set it to {patch} or more."
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dinotxt_jax.config import Config, EvaluationConfig
+from dinotxt_jax.config import Config, EvaluationConfig, check
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.running import checked_dtype
 from dinotxt_jax.planning.abstract import abstract_run
@@ -71,6 +71,9 @@ def plan(
     Raises:
         UserError: settings that cannot be run; before anything is compiled.
     """
+    check(config, needs=("backbone",))
+    if evaluation is not None:
+        check(evaluation, "eval", needs=("tasks",))
     if output is not None:
         check_drawing()
     for one in targets:  # all that can be wrong is found before the first of many minutes

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import Config, DataConfig, TaskConfig, check_image_size
+from dinotxt_jax.config import Config, DataConfig, TaskConfig, check, check_image_size
 from dinotxt_jax.data import feature_cache
 from dinotxt_jax.data.examples import Source, limited
 from dinotxt_jax.data.feature_cache import (
@@ -31,7 +31,6 @@ from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import normalize
-from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.compiler_options import compiler_options
@@ -47,11 +46,7 @@ def precompute(config: Config) -> None:
         UserError: settings or data that cannot be used; a cache of something else is in the way.
     """
     with processes.together():
-        if not config.features:
-            raise UserError(
-                "config.features is empty, expected the folder to write backbone tokens to; set "
-                "--config.features=DIR."
-            )
+        check(config, needs=("features", "backbone"))
         source = open_source(config.data)
     folder = Path(config.features)
     views = config.feature_views
@@ -81,7 +76,7 @@ def encode_source(
     backbone, description = load_vision_transformer(config.backbone, frozen_dtypes(config), mesh)
     expected = cache_description(config, data, source, views, description.fingerprint)
     with processes.together():
-        check_image_size(data, description.vision.patch_size)
+        check_image_size(data.image_size, description.vision.patch_size)
         stored = stored_description(folder)
         if stored is not None:
             check_same_cache(folder, stored, expected)

@@ -6,12 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
-from dinotxt_jax import UserError
 from dinotxt_jax.evaluation.pages import html_page, markdown_page
-from dinotxt_jax.evaluation.published import FIGURES, check, comparable
+from dinotxt_jax.evaluation.published import FIGURES, comparable
 
 IMAGENET = {"images": 50_000, "classes": 1000, "templates": 80}
 ADE20K = {
@@ -57,12 +55,6 @@ def test_what_a_source_does_not_say_is_said() -> None:
     assert not list(comparable("imagenet1k", IMAGENET | {"templates": 7}))
     assert not list(comparable("", {"protocol": "slide"}))
     assert all(f.metrics and f.source for figures in FIGURES.values() for f in figures)
-
-
-def test_a_set_without_published_figures_is_named() -> None:
-    check("a", "")
-    with pytest.raises(UserError, match="the task a has published='imagenet', which is unknown"):
-        check("a", "imagenet")
 
 
 def test_the_html_page_is_whole_in_itself_and_escapes_names(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_what_cannot_be_used_is_named(model: Model, photo: Image.Image, tmp_path
         (lambda: model.classify(photo, ["cat", " "], "a {}"), "a class is named ' ', expected a t"),
         (lambda: model.segment(photo, [], "whole", "a {}"), r"the class names are \[\]"),
         (lambda: model.segment(photo, [], "whole", "a {}", background=0.1), "class names are"),
-        (lambda: model.segment(photo, NAMES, "jump"), "protocol='jump', which is unknown"),
+        (lambda: model.segment(photo, NAMES, "jump"), "segmentation.protocol is 'jump', expected"),
         (lambda: model.segment(photo, NAMES, "whole", []), "templates is empty"),
         (lambda: model.segment(hair, NAMES, "slide", "a {}"), "would be resized to"),
         (lambda: model.similarity(photo, "cat", "slide"), "one phrase alone has no score"),
