@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 QUICKSTART ?= runs/quickstart
 
-.PHONY: quickstart test slow lint format clean
+.PHONY: quickstart test slow lint format docs clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,9 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+docs: $(VENV)/installed
+	$(RUN) -m dinotxt_jax.config > docs/configuration.md
 
 clean:
 	rm -rf $(VENV) runs

@@ -19,21 +19,23 @@ class UserError(Exception):
 def closest(word: str, choices: Collection[str]) -> str | None:
     """The choice that a mistyped or abbreviated word most probably means, or None.
 
-    Spelling decides first ("optimzer"), then initials ("lr" for learning_rate), then a word that
-    begins or ends with the other ("warmup" for warmup_steps).
+    Spelling decides first ("optimzer"), then initials ("lr" for learning_rate), then letters left
+    out ("bf16" for bfloat16, "warmup" for warmup_steps), then a common ending.
     """
     folded = {choice.lower().replace("-", "_"): choice for choice in choices}
     word = word.lower().replace("-", "_")
-    if near := difflib.get_close_matches(word, folded, n=1, cutoff=0.6):
+    if near := difflib.get_close_matches(word, folded, n=1, cutoff=0.7):
         return folded[near[0]]
     for name, choice in folded.items():
         initials = "".join(part[:1] for part in name.split("_"))
         if len(word) > 1 and word == initials:
             return choice
-    for name, choice in folded.items():
-        ends = (name.startswith(word), name.endswith(word), word.startswith(name))
-        if min(len(word), len(name)) > 2 and any(ends):
-            return choice
+    if len(word) > 2:
+        for name, choice in folded.items():
+            letters = iter(name)
+            shortened = name[:1] == word[:1] and all(letter in letters for letter in word)
+            if shortened or name.endswith(word):
+                return choice
     return None
 
 

@@ -31,10 +31,11 @@ def check(config: Any, where: str = "config", needs: Sequence[str] = ()) -> None
     for sentence in mistakes(config, where):
         raise UserError(sentence)
     cls: type = type(config)
-    for setting in settings_of(cls):
-        if setting.name in needs and not getattr(config, setting.name):
-            key = f"{where}.{setting.name}"
-            raise UserError(f"{key} is empty, expected the {setting.meaning}; set {key}.")
+    meanings = {setting.name: setting.meaning for setting in settings_of(cls)}
+    for name in needs:
+        if not getattr(config, name):
+            key = f"{where}.{name}"
+            raise UserError(f"{key} is empty, expected the {meanings[name]}; set {key}.")
 
 
 def mistakes(config: Any, key: str) -> Iterator[str]:

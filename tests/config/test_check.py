@@ -50,7 +50,7 @@ def refusal(*changes: str, config: Any = CONFIG, where: str = "config") -> str:
     with pytest.raises(UserError) as raised:
         change_and_check(changes, config, where)
     message = str(raised.value)
-    assert re.fullmatch(r"[^\n]*[.?]", message), message
+    assert re.fullmatch(r"[^\n]*[.?]", message)
     return message
 
 
