@@ -82,9 +82,9 @@ def make_mesh(
     shape = (data, fsdp, tensor)
     if math.prod(shape) != count:
         raise UserError(
-            f"a mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
-            f"devices but there are {count} here; choose data x fsdp x tensor among "
-            f"{_meshes(count, tensor)}."
+            f"config.mesh with data={data} x fsdp={fsdp} x tensor={tensor} needs "
+            f"{math.prod(shape)} devices but there are {count} here; choose data x fsdp x tensor "
+            f"among {_meshes(count, tensor)}."
         )
     actual_slices = len({_slice_of(device) for device in devices})
     if slices not in (-1, actual_slices):

@@ -235,6 +235,10 @@ def test_a_mistake_in_a_task_has_the_key_of_its_command(
             ("evaluation.best=flowers/mean_recall", "evaluation.every=0"),
             "config.evaluation.best is ... but none is made; set config.evaluation.every.",
         ),
+        (
+            ("evaluation.tasks.pixels.data.source=jsonl", "evaluation.tasks.pixels.data.path=p"),
+            "config.evaluation.tasks.pixels.data.source is 'jsonl', expected csv, masks or scenes",
+        ),
         (("evaluation.tasks.pixels.data.source=csv",), "config.evaluation.tasks.pixels.data.path"),
         (
             ("evaluation.tasks.pixels.data.path=p", "evaluation.tasks.pixels.data.source=csv"),

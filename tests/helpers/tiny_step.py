@@ -126,9 +126,15 @@ def _shapes_only(config: Config) -> Config:
         tokenizer=dataclasses.replace(
             BASE.tokenizer, context_length=config.tokenizer.context_length
         ),
+        head=dataclasses.replace(config.head, layer_scale=BASE.head.layer_scale),
         text=dataclasses.replace(config.text, trim=0, pack=False),
         optimizer=BASE.optimizer,
-        loss=dataclasses.replace(config.loss, max_logit_scale=100.0),
+        loss=dataclasses.replace(
+            config.loss if config.loss.gram_weight else BASE.loss,
+            kind=config.loss.kind,
+            chunk=config.loss.chunk,
+            max_logit_scale=BASE.loss.max_logit_scale,
+        ),
         checkpoint=CheckpointConfig(),
         evaluation=EvaluationConfig(),
     )
@@ -200,26 +206,28 @@ class _Shared:
 
 
 _BUILT: dict[str, _Shared] = {}
-# Compilation takes most of the time.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def _drawn(array: jax.ShapeDtypeStruct) -> jax.Array:
-    """Numbers near 1 in place of an array: drawn on the host, where nothing is compiled."""
-    numbers = np.random.default_rng(0).uniform(0.5, 1.0, array.shape)
-    return jax.device_put(numbers.astype(array.dtype), array.sharding)
+def _drawn(tree: Any) -> Any:
+    """Random numbers in place of arrays: drawn on the host, where nothing is compiled."""
+    rng = np.random.default_rng(0)
+
+    def numbers(array: jax.ShapeDtypeStruct) -> jax.Array:
+        drawn = np.asarray(rng.normal(scale=0.3, size=array.shape))
+        return jax.device_put(drawn.astype(array.dtype), array.sharding)
+
+    return jax.tree.map(numbers, tree)
 
 
 def _shared(config: Config, mesh: Mesh, vocabulary: int) -> _Shared:
     key = repr((config, mesh.shape, vocabulary))
     if key not in _BUILT:
         trainer = make_trainer(config, BACKBONE, vocabulary, mesh)
-        arrays = jax.tree.map(_drawn, trainer.abstract)
         _BUILT[key] = _Shared(
             trainer,
-            jax.jit(trainer.backbone_tokens, compiler_options=_QUICK),
-            jax.jit(trainer.loss_and_gradients, compiler_options=_QUICK),
-            jax.tree.map(_drawn, trainer.abstract_state()).trainable,
-            {"backbone": arrays["backbone"]},
+            jax.jit(trainer.backbone_tokens),
+            jax.jit(trainer.loss_and_gradients),
+            _drawn(trainer.abstract_state().trainable) | {"logit_scale": jax.numpy.float32(2.0)},
+            {"backbone": _drawn(trainer.abstract["backbone"])},
         )
     return _BUILT[key]
