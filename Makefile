@@ -9,7 +9,7 @@ PYTEST := -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reor
 # Byte code is compiled when a module is first imported: most modules never are.
 INSTALL := -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: quickstart test slow lowest lint format clean
+.PHONY: quickstart test slow lowest lint format docs clean
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +59,9 @@ lint: $(VENV)/installed-test
 format: $(VENV)/installed-test
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+docs: $(VENV)/installed-test
+	$(RUN) -m dinotxt_jax.config > docs/configuration.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest runs

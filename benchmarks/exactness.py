@@ -23,6 +23,7 @@ from dinotxt_jax.config import (
     OptimizerConfig,
     PrecisionConfig,
     TextTrainingConfig,
+    check,
 )
 from dinotxt_jax.inference.loading import load_dinotxt
 from dinotxt_jax.models.layers import DTypes
@@ -80,6 +81,7 @@ def twenty_steps(model: Path) -> None:
         precision=PrecisionConfig(compute="float32", frozen="float32"),
         optimizer=OptimizerConfig(warmup_steps=5),
     )
+    check(config)
     as_they_are = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     description = dataclasses.replace(read_description(model), preprocessing=as_they_are)
     mesh = sharding.make_mesh()

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 import dinotxt_jax as dt
-from dinotxt_jax.config import DataConfig, SegmentationConfig, TaskConfig
+from dinotxt_jax.config import DataConfig, SegmentationConfig, TaskConfig, check
 from dinotxt_jax.data.masks import MaskSource
 from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.data.transforms import normalize
@@ -97,6 +97,7 @@ def main() -> None:
     task = TaskConfig(
         kind="segmentation", data=data, templates=TEMPLATE, max_examples=arguments.images
     )
+    check(task, "task")
     source = open_masks(data)
     texts = placed_texts(model, source.class_names, (TEMPLATE,)).features
     kind = SegmentationKind()

@@ -87,6 +87,7 @@ class JaxRun:
             OptimizerConfig,
             PrecisionConfig,
             TextTrainingConfig,
+            check,
         )
         from dinotxt_jax.storage.model_directory import load_parts, read_description
         from dinotxt_jax.training.step import make_trainer, trained_part
@@ -99,6 +100,7 @@ class JaxRun:
             optimizer=OptimizerConfig(learning_rate=RATE, warmup_steps=0),
             precision=PrecisionConfig(compute="float32", frozen="float32"),
         )
+        check(config)
         description = read_description(directory)
         self.mesh = sharding.make_mesh()
         trainer = make_trainer(config, description, VOCABULARY, self.mesh)

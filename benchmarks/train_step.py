@@ -26,6 +26,7 @@ from dinotxt_jax.config import (
     PrecisionConfig,
     TextTrainingConfig,
     TokenizerConfig,
+    check,
 )
 from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
@@ -40,6 +41,7 @@ def seconds_per_step(
     config: Config, steps: int, *, cached: bool, text: Mapping[str, np.ndarray]
 ) -> float:
     """Returns the median step time with these caption arrays, without compilation."""
+    check(config)
     mesh = sharding.make_mesh()
     trainer = make_trainer(config, BACKBONE, VOCABULARY, mesh)
     rng = np.random.default_rng(0)

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from dinotxt_jax import cli
+from dinotxt_jax.config import DTYPE_NAMES
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
 _CLASSES = flags.DEFINE_string(
@@ -27,7 +28,7 @@ _TOP = flags.DEFINE_integer("top", 3, "How many classes to print.", lower_bound=
 _OUTPUT = flags.DEFINE_string("output", "", "A CSV with a row an image and a column a class.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Images encoded at once.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 8, "Decoding threads.", lower_bound=1)
-_DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16.")
 
 
 def _body(paths: Sequence[str]) -> None:

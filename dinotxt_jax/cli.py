@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+import ast
 import importlib
+import importlib.metadata
+import importlib.util
 import logging as std_logging
 import os
-import re
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import jax
-import ml_collections
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from dinotxt_jax.config import from_dict
-from dinotxt_jax.errors import UserError, exit_with
+from dinotxt_jax import cli_flags
+from dinotxt_jax.errors import UserError, closest, exit_with
 from dinotxt_jax.runtime import processes
 
 COMMANDS = {
@@ -137,40 +136,33 @@ def _set_format(text: str) -> None:
     logging.get_absl_handler().setFormatter(std_logging.Formatter(text))
 
 
-# What ml_collections says of a key that a config lacks.
-_MEANT = re.compile(r"(\w+)\W+n?Did you mean \W*(\w+)")
-# What Python and absl say of a value, and what they wanted.
-_VALUES = {
-    r"\('Non-boolean argument to boolean flag', '(.*)'\)": "True or False",
-    r"invalid literal for int\(\) with base 10: '(.*)'": "a whole number",
-    r"could not convert string to float: '(.*)'": "a number",
-}
-_MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None")
-
-
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    if any(argument in ("-h", "--help", "-help", "--helpshort") for argument in arguments):
+    asked = set(arguments)
+    if asked & {"-h", "--help", "-help", "--helpshort"}:
         print(_help(arguments[0]))
         raise SystemExit(0)
+    if "--version" in asked:
+        print(version())
+        raise SystemExit(0)
     try:
-        rest: list[str] = flags.FLAGS(list(arguments))
-        flags.FLAGS.validate_all_flags()
+        return cli_flags.parse_flags(arguments)
     except UserError as error:
         exit_with(error)
-    except flags.IllegalFlagValueError as error:
-        missing = _MISSING.search(str(error))
-        reason = f"--{missing[1]} is missing" if missing else _one_line(error)
-        exit_with(UserError(f"{reason}; see --help."))
-    except SyntaxError as error:
-        where = f"{error.filename}:{error.lineno}"
-        exit_with(UserError(f"{where} is not Python ({error.msg}); correct the config file."))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = _one_line(error)
-        if unknown := re.fullmatch(r"\W*(\w+)\W*", reason):
-            named = next((a for a in arguments if unknown[1] in re.split(r"[.=]", a)), reason)
-            reason = f"{named} sets a key that the config does not have"
-        exit_with(UserError(f"{reason}; see --help."))
-    return rest
+
+
+def version() -> str:
+    """The versions of this project and of the libraries that decide its results."""
+    names = ("dinotxt_jax", "jax", "flax")
+    python = ".".join(map(str, sys.version_info[:3]))
+    return ", ".join([*(f"{name} {_version_of(name)}" for name in names), f"Python {python}"])
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text())["project"]["version"])
 
 
 def _help(program: str) -> str:
@@ -178,61 +170,48 @@ def _help(program: str) -> str:
     # `dinotxt NAME` has imported the entry point, `python -m` runs it as __main__.
     main = sys.modules.get(COMMANDS.get(program, ""), sys.modules["__main__"])
     own = flags.FLAGS.get_key_flags_for_module(main) or []
-    own += flags.FLAGS.get_key_flags_for_module(__name__) or []
+    for module in (__name__, cli_flags.__name__):
+        own += flags.FLAGS.get_key_flags_for_module(module) or []
     lines = [(main.__doc__ or "").strip(), "", "flags:"]
     for flag in own:
         default = f" (default: {flag.default})" if flag.default not in (None, "") else ""
         lines.append(f"  --{flag.name}: {flag.help}{default}")
     if any(flag.name == "config" for flag in own):
-        lines.append("  --config.KEY=VALUE: a setting of it; dinotxt_jax/config/ explains all")
+        lines.append("  --config.KEY=VALUE: a setting of it; docs/configuration.md explains all")
     return "\n".join(lines)
 
 
-def _one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if error.args else str(error)
-    if "Traceback (most recent call last)" in text:  # raised in the config file: its last line
-        text = text.strip().splitlines()[-1]
-    text = re.sub(r"^ValueError: ", "", text)
-    for pattern, expected in _VALUES.items():
-        text = re.sub(pattern, rf"{expected} was expected, not '\1'", text)
-    if meant := _MEANT.search(text):
-        return f"the config has no key {meant[1]!r}, did you mean {meant[2]}?"
-    return " ".join(text.split()).rstrip(".")
+def description(module: str) -> str:
+    """The first sentence of a module's docstring, without importing it."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
+    return " ".join(text.split("\n\n")[0].split())
 
 
-DataclassT = TypeVar("DataclassT")
-
-
-def checked(
-    config: ml_collections.ConfigDict, cls: type[DataclassT], flag: str = "config"
-) -> DataclassT:
-    """The value of a config flag as a dataclass; raises `UserError` for what is wrong in it."""
-    if dataclasses.is_dataclass(config):
-        raise UserError(
-            f"get_config() returned {type(config).__name__}, expected what to_config_dict(...) of "
-            "dinotxt_jax.config makes; return that."
-        )
-    try:
-        values = config.to_dict()
-    except OSError as error:  # the flag was parsed, but its file could not be loaded
-        file = config_flags.get_config_filename(flags.FLAGS[flag])
-        reason = _one_line(error) if Path(file).exists() else "there is no such file"
-        raise UserError(
-            f"the config file {file} could not be loaded ({reason}); give a file with "
-            "get_config(), such as configs/quickstart.py."
-        ) from error
-    return from_dict(cls, values)
+def _overview() -> str:
+    """The commands, and a line about each."""
+    wide = max(map(len, COMMANDS))
+    lines = [f"  {name:{wide}}  {description(module)}" for name, module in COMMANDS.items()]
+    return "\n".join(
+        ["usage: dinotxt COMMAND [flags]", "", "commands:", *lines, "", "dinotxt COMMAND --help"]
+    )
 
 
 def dispatch() -> None:
     """`dinotxt NAME ...`: the same as `python -m` of that entry point."""
-    names = ", ".join(COMMANDS)
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(f"usage: dinotxt COMMAND [flags]\n\ncommands: {names}\n\ndinotxt COMMAND --help")
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+        print(_overview())
         raise SystemExit(0 if len(sys.argv) > 1 else 2)
+    if sys.argv[1] == "--version":
+        print(version())
+        raise SystemExit(0)
     name = sys.argv.pop(1)
     if name not in COMMANDS:
-        exit_with(UserError(f"{name!r} is not a command; choose among {names}."))
+        meant = closest(name, COMMANDS)
+        advice = f"did you mean {meant}?" if meant else f"choose among {', '.join(COMMANDS)}."
+        exit_with(UserError(f"{name!r} is not a command; {advice}"))
     sys.argv[0] = name
     module = importlib.import_module(COMMANDS[name])
     raise SystemExit(module.main())

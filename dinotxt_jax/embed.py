@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from dinotxt_jax import cli
+from dinotxt_jax.config import DTYPE_NAMES
 from dinotxt_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
@@ -23,7 +24,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "FILE.parquet or FILE.npz.", requi
 _TEXTS = flags.DEFINE_string("texts", "", "A text file with one text a line, instead of images.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images, or texts, encoded at once.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 8, "Decoding threads.", lower_bound=1)
-_DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16.")
 
 
 def _body(paths: Sequence[str]) -> None:

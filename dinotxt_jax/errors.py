@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Collection
 from typing import NoReturn
@@ -15,10 +16,35 @@ class UserError(Exception):
     """
 
 
+def closest(word: str, choices: Collection[str]) -> str | None:
+    """The choice that a mistyped or abbreviated word most probably means, or None.
+
+    Spelling decides first ("optimzer"), then initials ("lr" for learning_rate), then letters left
+    out ("bf16" for bfloat16, "warmup" for warmup_steps), then a common ending.
+    """
+    folded = {choice.lower().replace("-", "_"): choice for choice in choices}
+    word = word.lower().replace("-", "_")
+    if near := difflib.get_close_matches(word, folded, n=1, cutoff=0.7):
+        return folded[near[0]]
+    for name, choice in folded.items():
+        initials = "".join(part[:1] for part in name.split("_"))
+        if len(word) > 1 and word == initials:
+            return choice
+    if len(word) > 2:
+        for name, choice in folded.items():
+            letters = iter(name)
+            shortened = name[:1] == word[:1] and all(letter in letters for letter in word)
+            if shortened or name.endswith(word):
+                return choice
+    return None
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raises `UserError` unless the setting `name` is one of the choices."""
     if value not in choices:
-        raise UserError(f"{name}={value!r} is unknown; choose among {', '.join(choices)}.")
+        meant = closest(value, choices)
+        advice = f"did you mean {meant!r}?" if meant else "choose one of these."
+        raise UserError(f"{name} is {value!r}, expected {', '.join(choices)}; {advice}")
 
 
 def exit_with(error: UserError) -> NoReturn:

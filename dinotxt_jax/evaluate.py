@@ -11,24 +11,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from dinotxt_jax import cli
-from dinotxt_jax.config import EvaluationConfig
+from dinotxt_jax.cli_flags import define_config
+from dinotxt_jax.config import DTYPE_NAMES, EvaluationConfig
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+_CONFIG = define_config("config", EvaluationConfig, "File with get_config().", needs=("tasks",))
 _MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results and report.", required=True)
-_DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
-flags.mark_flag_as_required("config")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16.")
 cli.define_process_flags()
 
 
 def _body() -> None:
     from dinotxt_jax.evaluation.report import evaluate
 
-    config = cli.checked(_CONFIG.value, EvaluationConfig)
-    for path in evaluate(_MODEL.value, config, Path(_OUTPUT.value), _DTYPE.value):
+    for path in evaluate(_MODEL.value, _CONFIG.value, Path(_OUTPUT.value), _DTYPE.value):
         print(path)
 
 

@@ -23,8 +23,6 @@ from dinotxt_jax.config import LossConfig
 from dinotxt_jax.models.dinotxt import normalized
 from dinotxt_jax.sharding import BatchShards, batch_shards
 
-LOSSES = ("softmax", "sigmoid")
-
 
 def softmax_contrastive_loss(
     image_features: Float[Array, "b D"],

@@ -22,12 +22,14 @@ import os
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from dinotxt_jax import cli
-from dinotxt_jax.config import Config, EvaluationConfig
+from dinotxt_jax.cli_flags import define_config
+from dinotxt_jax.config import DTYPE_NAMES, Config, EvaluationConfig
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(), of training.")
+_CONFIG = define_config(
+    "config", Config, "File with get_config(), of training.", needs=("backbone",)
+)
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     "",
@@ -38,28 +40,33 @@ _COMPARE = flags.DEFINE_multi_string("compare", [], "Another topology, any numbe
 _CAPTION_TOKENS = flags.DEFINE_float(
     "caption_tokens", 20.0, "Mean tokens of a caption; decides how many rows packed captions fill."
 )
-_EVAL = config_flags.DEFINE_config_file(
-    "eval", None, "File with get_config(), of evaluation: compiles its encoders too."
+_EVAL = define_config(
+    "eval",
+    EvaluationConfig,
+    "File with get_config(), of evaluation: compiles its encoders too.",
+    needs=("tasks",),
+    required=False,
 )
-_DTYPE = flags.DEFINE_string("dtype", "float32", "With --eval: float32 or bfloat16.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "With --eval: float32 or bfloat16.")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for plan.json and plan.png.")
 _PROPOSALS = flags.DEFINE_integer(
-    "proposals", 4, "How many changes are compiled, at most, to find one that fits."
+    "proposals",
+    4,
+    "How many changes are compiled, at most, to find one that fits.",
+    lower_bound=0,
 )
-flags.mark_flag_as_required("config")
 
 
 def _body() -> None:
     _prepare()
     from dinotxt_jax.planning.run import named_targets, plan
 
-    config = cli.checked(_CONFIG.value, Config)
-    evaluation = None if _EVAL.value is None else cli.checked(_EVAL.value, EvaluationConfig, "eval")
+    config = _CONFIG.value
     fits = plan(
         config,
         named_targets([_TOPOLOGY.value or config.topology, *_COMPARE.value]),
         caption_tokens=_CAPTION_TOKENS.value,
-        evaluation=evaluation,
+        evaluation=_EVAL.value,
         evaluation_dtype=_DTYPE.value,
         output=Path(_OUTPUT.value) if _OUTPUT.value else None,
         proposals=_PROPOSALS.value,

@@ -9,22 +9,19 @@ encoded too. Interrupted, the same command goes on. docs/data.md says how large 
 
 from __future__ import annotations
 
-from absl import flags
-from ml_collections import config_flags
-
 from dinotxt_jax import cli
+from dinotxt_jax.cli_flags import define_config
 from dinotxt_jax.config import Config
 from dinotxt_jax.runtime import processes
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
-flags.mark_flag_as_required("config")
+_CONFIG = define_config("config", Config, "File with get_config().", needs=("features", "backbone"))
 cli.define_process_flags()
 
 
 def _body() -> None:
     from dinotxt_jax.training.precompute import precompute
 
-    config = cli.checked(_CONFIG.value, Config)
+    config = _CONFIG.value
     precompute(config)
     if processes.is_first():
         print(f"features: {config.features}")

@@ -16,6 +16,8 @@ from pathlib import Path
 from absl import flags
 
 from dinotxt_jax import cli
+from dinotxt_jax.config import DTYPE_NAMES
+from dinotxt_jax.config.evaluation import PROTOCOL_NAMES
 from dinotxt_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
@@ -24,14 +26,16 @@ _CLASSES = flags.DEFINE_string("classes", "", 'Names between ";", a text file, o
 _PICTURE = flags.DEFINE_string(
     "picture", "overlay", "overlay, heat (all scores), similarity (of one phrase) or pca (patches)."
 )
-_PROTOCOL = flags.DEFINE_string("protocol", "slide", "slide, whole or highres (for overlay, heat).")
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol", "slide", PROTOCOL_NAMES, "slide, whole or highres (for overlay, heat)."
+)
 _TEMPLATES = flags.DEFINE_string("templates", "openai_80", "A list, a text file, or one template.")
 _BACKGROUND = flags.DEFINE_string(
     "background", "", "A score below which a pixel is background, or words that stand for it."
 )
 _LABELS = flags.DEFINE_string("labels", "", "Also write the class indices, as an 8-bit PNG.")
 _BATCH = flags.DEFINE_integer("batch_size", 8, "Windows encoded at once.", lower_bound=1)
-_DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16.")
 
 
 def _body(paths: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Shaped
 
+from dinotxt_jax.config import MeshConfig, check
 from dinotxt_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -74,23 +75,17 @@ def make_mesh(
     Raises:
         UserError: the devices do not form a mesh of this shape.
     """
+    check(MeshConfig(data, fsdp, tensor, slices), "config.mesh")
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "slices": slices}
-    if min(fsdp, tensor) < 1 or any(size < 1 and size != -1 for size in (data, slices)):
-        given = ", ".join(f"config.mesh.{name}={size}" for name, size in sizes.items())
-        raise UserError(
-            f"{given} is not a mesh; give positive sizes, or data=-1 for all remaining devices "
-            "and slices=-1 for all slices."
-        )
     if data == -1:
         data = max(count // (fsdp * tensor), 1)
     shape = (data, fsdp, tensor)
     if math.prod(shape) != count:
         raise UserError(
-            f"a mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
-            f"devices but there are {count} here; choose data x fsdp x tensor among "
-            f"{_meshes(count, tensor)}."
+            f"config.mesh with data={data} x fsdp={fsdp} x tensor={tensor} needs "
+            f"{math.prod(shape)} devices but there are {count} here; choose data x fsdp x tensor "
+            f"among {_meshes(count, tensor)}."
         )
     actual_slices = len({_slice_of(device) for device in devices})
     if slices not in (-1, actual_slices):
@@ -187,7 +182,7 @@ def mesh_batch_parts() -> int:
 def check_batch(batch_size: int, mesh: Mesh, name: str = "config.batch_size") -> None:
     """Raises `UserError` if the mesh does not divide a global batch; `name` is the setting."""
     parts = batch_parts(mesh)
-    if batch_size < 1 or batch_size % parts:
+    if batch_size % parts:
         lower = batch_size // parts * parts
         advice = f"{lower} or {lower + parts}" if lower else str(parts)
         raise UserError(

@@ -11,18 +11,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from dinotxt_jax import cli
+from dinotxt_jax.cli_flags import define_config
 from dinotxt_jax.config import Config
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+_CONFIG = define_config("config", Config, "File with get_config().", needs=("backbone",))
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for everything the run writes.", required=True
 )
-flags.mark_flag_as_required("config")
 cli.define_process_flags()
 
 
@@ -34,7 +33,7 @@ def _body() -> None:
             f"--workdir={_WORKDIR.value} is an address, expected a folder; mount the bucket "
             "and give the folder it is mounted on."
         )
-    model = train(cli.checked(_CONFIG.value, Config), Path(_WORKDIR.value))
+    model = train(_CONFIG.value, Path(_WORKDIR.value))
     if processes.is_first():
         print(f"model: {model}")
 

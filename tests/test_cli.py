@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import commands
 import pytest
+
+from dinotxt_jax import cli
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ("dinotxt_jax.train", "--config=configs/quickstart.py")
@@ -31,30 +34,41 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
     [
         (
             (*TRAIN, "--workdir=W", "--config.batchsize=3"),
-            "error: the config has no key 'batchsize', did you mean batch_size?; see --help.",
+            "error: config.batchsize is not a setting; did you mean config.batch_size?",
         ),
         (
-            (*TRAIN, "--workdir=W", "--config.text.zzz=3"),
-            "error: --config.text.zzz=3 sets a key that the config does not have; see --help.",
+            (*TRAIN, "--workdir=W", "--config.backbone=B", "--config.seed=-1"),
+            "error: config.seed is -1, expected a number from 0 to 2^63 - 1; set it to a number in",
         ),
-        (
-            (*TRAIN, "--workdir=W", "--config.steps=many"),
-            "flag --config.steps=many: a whole number was expected, not 'many'; see --help.",
-        ),
-        ((*TRAIN, "--workdir=W", "--config.text.pack=maybe"), "True or False was expected"),
-        ((*TRAIN, "--workdir=W", "--colour=red"), "colour"),
-        ((*TRAIN,), "error: --workdir is missing; see --help."),
-        (("dinotxt_jax.train", "--config=README.md", "--workdir=W"), "README.md"),
         ((*TRAIN, "--workdir=README.md", "--config.backbone=B"), "B is not a model directory"),
         (("weights_convert", "--colour"), "unrecognized arguments: --colour; --help has examples"),
-        (
-            (TRAIN[0], "--config=configs/dinotxt_dinov2_reg.py:vitz", "--workdir=W"),
-            "error: backbone 'vitz' is unknown; choose among vits14, vitb14",
-        ),
-        ((*TRAIN, "--workdir=W"), "config.backbone is empty"),
         ((*TRAIN, "--workdir=W", "--config.backbone=nowhere"), "nowhere is not a model directory"),
-        (("dinotxt_jax.train", "--config=nowhere.py", "--workdir=W"), "nowhere.py"),
-        (("dinotxt_jax.train", "--workdir=W"), "config"),
+        (
+            (
+                "dinotxt_jax.precompute",
+                "--config=configs/quickstart.py",
+                "--config.features=W",
+                "--config.precision.frozen=bf16",
+            ),
+            "error: config.precision.frozen is 'bf16', expected float32 or bfloat16; did you mean",
+        ),
+        (
+            (
+                "dinotxt_jax.plan",
+                "--config=configs/dinotxt_dinov2_reg.py",
+                "--eval=configs/eval/quickstart.py",
+                "--eval.tasks.scenes.data.split=val",
+            ),
+            "error: eval.tasks.scenes.data.split is 'val', expected train or test; set it to one",
+        ),
+        (
+            (
+                "dinotxt_jax.plan",
+                "--config=configs/dinotxt_dinov2_reg.py",
+                "--dtype=bf16",
+            ),
+            "error: --dtype is 'bf16', expected float32 or bfloat16; did you mean 'bfloat16'?",
+        ),
         (("dinotxt_jax.precompute", "--config=configs/quickstart.py"), "config.features is empty"),
         (
             (
@@ -91,7 +105,29 @@ def test_dispatch_names_its_commands() -> None:
     assert result.returncode == 0
     assert "train" in result.stdout
     assert "evaluate" in result.stdout
-    assert "'paint' is not a command" in error_of(command("dinotxt_jax.cli", "paint"))
+    assert "Trains the head and the text transformer" in result.stdout
+    error = error_of(command("dinotxt_jax.cli", "trian"))
+    assert error == "error: 'trian' is not a command; did you mean train?"
+
+
+def test_every_command_has_a_description_of_a_line() -> None:
+    for name, module in cli.COMMANDS.items():
+        assert re.fullmatch(r"[A-Z][^\n]{10,100}\.", cli.description(module)), name
+
+
+@pytest.mark.parametrize("arguments", [(), ("train",)])
+def test_versions_are_printed(arguments: tuple[str, ...]) -> None:
+    result = command("dinotxt_jax.cli", *arguments, "--version")
+    assert result.returncode == 0
+    numbers = r"\d+\.\d+\S*"
+    expected = rf"dinotxt_jax {numbers}, jax {numbers}, flax {numbers}, Python 3\.\S+\n"
+    assert re.fullmatch(expected, result.stdout)
+
+
+def test_an_unknown_command_without_a_near_one_names_them_all() -> None:
+    assert "'paint' is not a command; choose among convert, train" in error_of(
+        command("dinotxt_jax.cli", "paint")
+    )
 
 
 def test_dispatch_runs_the_entry_point() -> None:

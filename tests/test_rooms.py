@@ -24,6 +24,7 @@ FLOORS = (
     ("training",),
     ("planning",),
     ("__init__",),
+    ("cli_flags",),
     ("cli",),
     ("train", "precompute", "plan", "evaluate", "classify", "segment", "embed"),
 )

@@ -97,7 +97,7 @@ def test_slices_that_are_not_there_are_refused() -> None:
 
 
 def test_a_mesh_of_no_devices_is_refused() -> None:
-    with pytest.raises(UserError, match="is not a mesh"):
+    with pytest.raises(UserError, match="config.mesh.data is 0, expected -1, or a number from 1"):
         sharding.make_mesh(0, 1)
 
 

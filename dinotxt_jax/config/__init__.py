@@ -1,10 +1,13 @@
-"""Every setting of the project: frozen dataclasses, and the one place where a key is checked.
+"""Every setting of the project: frozen dataclasses, and the one place where values are checked.
 
-A file in `configs/` returns `to_config_dict(Config(...))`; `--config.KEY=VALUE` changes it;
-`from_dict` turns it back into the dataclass that everything else takes. A key that no dataclass
-has, or a value of another type, is a `UserError`.
+A file in `configs/` returns `to_config_dict(Config(...))`; `from_dict` turns that back into the
+dataclass that everything else takes; `--config.KEY=VALUE` changes it (`overrides`). `check` refuses
+a value outside of the range or choices that stand next to the definition of its setting, and
+settings that cannot be combined. docs/configuration.md lists all settings
+(`python -m dinotxt_jax.config`).
 """
 
+from dinotxt_jax.config.check import check
 from dinotxt_jax.config.checking import flatten, from_dict, to_config_dict
 from dinotxt_jax.config.data import DataConfig, TokenizerConfig, check_image_size
 from dinotxt_jax.config.evaluation import EvaluationConfig, SegmentationConfig, TaskConfig
@@ -35,6 +38,7 @@ __all__ = [
     "TaskConfig",
     "TextTrainingConfig",
     "TokenizerConfig",
+    "check",
     "check_image_size",
     "flatten",
     "from_dict",

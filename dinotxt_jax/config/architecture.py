@@ -7,8 +7,28 @@ code. Shapes: d width of the residual stream.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Annotated
+
+from dinotxt_jax.config.ranges import Choice, Range
 
 POOLINGS = ("mean", "max", "gem", "none")
+MLPS = ("mlp", "swiglu")
+POSITION_KINDS = ("learned", "rope")
+POSITION_INTERPOLATIONS = ("antialias", "bicubic", "offset")
+
+_WIDTH = Range(1, 2**20)
+_DEPTH = Range(1, 1000)
+_HEADS = Range(1, 1024)
+# A variance of 0 must not be divided by, also where small numbers vanish in float32.
+_EPSILON = Range(1e-30, 1)
+
+
+def divides(key: str, heads: int, width: int, name: str) -> Iterator[str]:
+    """The sentence about a number of heads that does not divide a width; `name` describes it."""
+    if width % heads:
+        smaller = max(count for count in range(1, heads) if width % count == 0)
+        yield f"{key} is {heads}, expected a divisor of {name}; set it to one such as {smaller}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,46 +69,60 @@ class BlockConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Architecture of a vision transformer.
+    """Architecture of a vision transformer."""
 
-    Attributes:
-        patch_size: side of a square patch, pixels.
-        dim, depth, num_heads: width, number of blocks, attention heads.
-        mlp, mlp_hidden_dim: "mlp" or "swiglu", and the hidden width.
-        num_registers: register tokens between the class token and the patch tokens.
-        positions: "learned" (a table, added to tokens) or "rope" (`models.rope`).
-        position_grid: learned: side of the stored table, in patches.
-        position_interpolation: learned: how the table is brought to another grid
-            (`interpolate_positions`).
-        class_position: learned: whether the table has a row for the class token.
-        rope_theta: rope: the longest period; what a checkpoint stores takes precedence.
-        layer_scale: whether branches are scaled per channel.
-        qkv_bias: whether the query/key/value projection has a bias.
-        qkv_bias_mask: whether the checkpoint carries a mask on it (DINOv3).
-        layer_norm_epsilon: added to the variance.
-        mask_token: whether the checkpoint carries the mask token of pretraining (kept, never used).
-        local_class_norm: whether it carries DINOv3's norm of class tokens of local crops (kept,
-            never used).
-    """
+    patch_size: Annotated[int, Range(1, 1024), "side of a square patch, pixels"]
+    dim: Annotated[int, _WIDTH, "width"]
+    depth: Annotated[int, _DEPTH, "number of blocks"]
+    num_heads: Annotated[int, _HEADS, "attention heads of a block"]
+    mlp_hidden_dim: Annotated[int, _WIDTH, "hidden width of the MLP"]
+    mlp: Annotated[str, Choice(MLPS), "kind of MLP"] = "mlp"
+    num_registers: Annotated[
+        int, Range(0, 1024), "register tokens between the class token and the patch tokens"
+    ] = 0
+    positions: Annotated[
+        str, Choice(POSITION_KINDS), "learned (a table, added to tokens) or rope (`models.rope`)"
+    ] = "learned"
+    position_grid: Annotated[
+        int, Range(1, 4096), "learned: side of the stored table, in patches"
+    ] = 37
+    position_interpolation: Annotated[
+        str,
+        Choice(POSITION_INTERPOLATIONS),
+        "learned: how the table is resized to another grid (`interpolate_positions`)",
+    ] = "antialias"
+    class_position: Annotated[bool, "learned: whether the table has a row for the class token"] = (
+        True
+    )
+    rope_theta: Annotated[
+        float,
+        Range(0, 1e9, open_low=True),
+        "rope: the longest period; periods stored in a checkpoint take precedence",
+    ] = 100.0
+    layer_scale: Annotated[bool, "whether branches are scaled per channel"] = True
+    qkv_bias: Annotated[bool, "whether the query/key/value projection has a bias"] = True
+    qkv_bias_mask: Annotated[
+        bool, "whether the checkpoint carries a mask for that bias (DINOv3)"
+    ] = False
+    layer_norm_epsilon: Annotated[float, _EPSILON, "added to the variance"] = 1e-6
+    mask_token: Annotated[
+        bool, "whether the checkpoint carries the mask token of pretraining (kept, never used)"
+    ] = True
+    local_class_norm: Annotated[
+        bool,
+        "whether the checkpoint carries DINOv3's norm of class tokens of local crops (kept, never "
+        "used)",
+    ] = False
 
-    patch_size: int
-    dim: int
-    depth: int
-    num_heads: int
-    mlp_hidden_dim: int
-    mlp: str = "mlp"
-    num_registers: int = 0
-    positions: str = "learned"
-    position_grid: int = 37
-    position_interpolation: str = "antialias"
-    class_position: bool = True
-    rope_theta: float = 100.0
-    layer_scale: bool = True
-    qkv_bias: bool = True
-    qkv_bias_mask: bool = False
-    layer_norm_epsilon: float = 1e-6
-    mask_token: bool = True
-    local_class_norm: bool = False
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Sentences about values that cannot be combined; `key` is the key of this group."""
+        yield from divides(f"{key}.num_heads", self.num_heads, self.dim, f"{key}.dim={self.dim}")
+        if self.positions == "rope" and self.dim // self.num_heads % 4:
+            yield (
+                f"{key}.num_heads is {self.num_heads}, which gives heads of "
+                f"{self.dim // self.num_heads} channels, expected a multiple of 4 for rope; "
+                "correct it."
+            )
 
     def block(self, attention: str = "xla") -> BlockConfig:
         """The configuration of one block."""
@@ -107,23 +141,24 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Architecture of the text transformer; the defaults are the released one.
+    """Architecture of the text transformer; the defaults are the released one."""
 
-    Attributes:
-        vocabulary_size, context_length: token ids, and positions of the longest row.
-        width, depth, num_heads, mlp_hidden_dim: of the transformer.
-        embed_dim: D, the width shared with the image descriptor (2 d).
-        layer_norm_epsilon: added to the variance.
-    """
+    vocabulary_size: Annotated[int, Range(1, 10_000_000), "number of token ids"] = 49_408
+    context_length: Annotated[int, Range(1, 65_536), "positions of the longest row"] = 77
+    width: Annotated[int, _WIDTH, "width"] = 1280
+    depth: Annotated[int, _DEPTH, "number of blocks"] = 24
+    num_heads: Annotated[int, _HEADS, "attention heads of a block"] = 20
+    mlp_hidden_dim: Annotated[int, _WIDTH, "hidden width of the MLP"] = 5120
+    embed_dim: Annotated[
+        int, _WIDTH, "D, the width shared with the image descriptor (2 d, or d without pooling)"
+    ] = 2048
+    layer_norm_epsilon: Annotated[float, _EPSILON, "added to the variance"] = 1e-5
 
-    vocabulary_size: int = 49_408
-    context_length: int = 77
-    width: int = 1280
-    depth: int = 24
-    num_heads: int = 20
-    mlp_hidden_dim: int = 5120
-    embed_dim: int = 2048
-    layer_norm_epsilon: float = 1e-5
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Sentences about values that cannot be combined; `key` is the key of this group."""
+        yield from divides(
+            f"{key}.num_heads", self.num_heads, self.width, f"{key}.width={self.width}"
+        )
 
     def flops(self, rows: int, length: int) -> float:
         """Floating-point operations of the blocks on rows of tokens, forward.
@@ -152,24 +187,23 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """Architecture of the vision head: SwiGLU blocks on the backbone's final-normed tokens.
+    """Architecture of the vision head: SwiGLU blocks on the backbone's final-normed tokens."""
 
-    Attributes:
-        num_blocks: number of blocks; 0 leaves the backbone's tokens as they are.
-        num_heads: attention heads of a block.
-        mlp_hidden_dim: SwiGLU hidden width (`swiglu_hidden_dim` gives the released rule).
-        pooling: how patch tokens become one vector: "mean", "max" or "gem"; "none" leaves them out
-            of the descriptor.
-        layer_scale: initial LayerScale factor.
-        layer_norm_epsilon: added to the variance.
-    """
-
-    num_blocks: int
-    num_heads: int
-    mlp_hidden_dim: int
-    pooling: str = "mean"
-    layer_scale: float = 1e-5
-    layer_norm_epsilon: float = 1e-5
+    num_blocks: Annotated[
+        int, Range(0, 1000), "number of blocks; 0 leaves the tokens of the backbone as they are"
+    ]
+    num_heads: Annotated[int, _HEADS, "attention heads of a block"]
+    mlp_hidden_dim: Annotated[
+        int, _WIDTH, "SwiGLU hidden width (`swiglu_hidden_dim` gives the released rule)"
+    ]
+    pooling: Annotated[
+        str,
+        Choice(POOLINGS),
+        "how patch tokens become one vector: mean, max or gem; none leaves them out of the "
+        "descriptor",
+    ] = "mean"
+    layer_scale: Annotated[float, Range(0, 10), "initial LayerScale factor"] = 1e-5
+    layer_norm_epsilon: Annotated[float, _EPSILON, "added to the variance"] = 1e-5
 
 
 def swiglu_hidden_dim(dim: int) -> int:

@@ -3,89 +3,196 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Annotated
 
+from dinotxt_jax.config.ranges import Choice, Range, mistake
 from dinotxt_jax.errors import UserError
+
+# Sources of captions, of class labels and of masks; the rooms above have a table for each.
+CAPTION_SOURCES = ("scenes", "jsonl", "array_record", "tfds", "karpathy", "coco", "folder", "csv")
+LABEL_SOURCES = ("folder", "csv", "tfds")
+MASK_SOURCES = ("csv", "masks", "scenes")
+SOURCE_NAMES = tuple(dict.fromkeys((*CAPTION_SOURCES, *MASK_SOURCES)))
+# Settings that a source cannot do without.
+REQUIRED = {
+    "jsonl": ("path",),
+    "array_record": ("path",),
+    "tfds": ("name", "split"),
+    "karpathy": ("path",),
+    "coco": ("path",),
+    "folder": ("path",),
+    "csv": ("path",),
+    "masks": ("name", "path"),
+}
+MASK_SETS = (
+    "ade20k_150",
+    "cityscapes_19",
+    "voc_20",
+    "voc_21",
+    "context_59",
+    "context_60",
+    "coco_stuff_171",
+    "coco_stuff_27",
+    "coco_object",
+    "camvid_11",
+    "msrc_v2",
+)
+SCENE_SPLITS = ("train", "test")
+SMALLEST_SCENE = 32
+AUGMENTATIONS = ("random_resized_crop", "center_crop", "squash")
+TOKENIZERS = ("clip", "bpe")
+# 256 bytes, padding, start, end, and one merge.
+SMALLEST_VOCABULARY = 260
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where image-text pairs come from and how an image is prepared.
+    """Where image-text pairs come from and how an image is prepared."""
 
-    Attributes:
-        source: "scenes" (drawn), "jsonl", "array_record", "tfds", "karpathy" or "coco" (published
-            caption files); with class labels "folder" (a folder a class), "csv" or "tfds"; with
-            masks "csv", "masks" (a published data set in its own folders) or "scenes".
-        path: jsonl, csv, karpathy, coco: the file; array_record: file, folder or glob; folder: the
-            folder of the classes' folders; tfds: its data_dir; masks: the data set's root folder.
-        image_root: jsonl, csv, karpathy, coco: folder the image paths are relative to (default:
-            the file's own).
-        name: tfds: name of the data set; masks: one of `data.mask_layouts.LAYOUTS`.
-        split: jsonl, array_record, csv: keep examples whose "split" equals it ("" keeps all);
-            karpathy: the same, several joined by "+"; coco: ""; tfds: the split; scenes: "train" or
-            "test"; masks: the split ("": the one to evaluate on).
-        image_key, caption_key: tfds: feature names; nested as "captions/text".
-        label_key: csv: the column of labels: numbers or names, several separated by ";"; tfds: the
-            feature of class labels, nested as "objects/label".
-        classes: folder, csv, tfds, masks: class names in the order of the labels: a list that comes
-            with the project (`data/texts`) or a text file ("": what the data says).
-        only: folder, csv, tfds: keep the classes that this list names, and their examples;
-            "present": those that have an example ("": all).
-        num_scenes: scenes: how many.
-        image_size: side of the square that enters the backbone, pixels.
-        augmentation: "random_resized_crop" (with flips), "center_crop" or "squash" to a square.
-        resize: short side before a center crop, pixels.
-        crop_scale, crop_ratio: area fraction and aspect ratio of the random crop.
-        flip_probability: of a horizontal flip, with random_resized_crop.
-        max_bad_fraction: share of images that may fail to decode before training stops.
-        threads: decoding threads. prefetch: examples decoded ahead. workers: extra decoding
-            processes (0: threads only).
-    """
+    source: Annotated[
+        str,
+        Choice(SOURCE_NAMES),
+        "kind of data set. Captions: scenes (drawn), jsonl, array_record, tfds, karpathy or coco "
+        "(published caption files). Class labels: folder (one folder per class), csv or tfds. "
+        "Masks: csv, masks (a published data set in its own folders) or scenes",
+    ] = "scenes"
+    path: Annotated[
+        str,
+        "jsonl, csv, karpathy, coco: the file; array_record: file, folder or glob; folder: the "
+        "parent of the class folders; tfds: its data_dir; masks: the root folder of the data set",
+    ] = ""
+    image_root: Annotated[
+        str,
+        "jsonl, csv, karpathy, coco: folder that image paths are relative to (empty: the folder "
+        "of the file)",
+    ] = ""
+    name: Annotated[str, "tfds, masks: name of the data set"] = ""
+    split: Annotated[
+        str,
+        'jsonl, array_record, csv: keep examples whose "split" equals it (empty: all); karpathy: '
+        'the same, several joined by "+"; tfds: the split; scenes: train or test; masks: the split '
+        "(empty: the one that published results are evaluated on); coco: empty",
+    ] = ""
+    image_key: Annotated[str, "tfds: feature that holds the image"] = "image"
+    caption_key: Annotated[
+        str, 'tfds: feature that holds the captions; nested as "captions/text"'
+    ] = "captions"
+    label_key: Annotated[
+        str,
+        'csv: column of class labels (numbers or names, several separated by ";"); tfds: feature '
+        'that holds class labels, nested as "objects/label"',
+    ] = "label"
+    classes: Annotated[
+        str,
+        "folder, csv, tfds, masks: class names in the order of the labels: a list that comes with "
+        "the project (`data/texts`) or a text file (empty: the names that the data gives)",
+    ] = ""
+    only: Annotated[
+        str,
+        "folder, csv, tfds: keep the classes that this list names, and their examples; present: "
+        "those that have an example (empty: all)",
+    ] = ""
+    num_scenes: Annotated[int, Range(1, 2**32 - 1), "scenes: number of scenes"] = 4096
+    image_size: Annotated[
+        int, Range(1, 16_384), "side of the square image that enters the backbone, pixels"
+    ] = 224
+    augmentation: Annotated[
+        str,
+        Choice(AUGMENTATIONS),
+        "preparation of an image: random_resized_crop (with flips), center_crop, or squash to a "
+        "square",
+    ] = "random_resized_crop"
+    resize: Annotated[int, Range(1, 16_384), "center_crop: short side before the crop, pixels"] = (
+        256
+    )
+    crop_scale: Annotated[
+        tuple[float, float],
+        Range(0, 1, open_low=True),
+        "random_resized_crop: smallest and largest area of a crop, as a fraction of the image",
+    ] = (0.08, 1.0)
+    crop_ratio: Annotated[
+        tuple[float, float],
+        Range(0.01, 100),
+        "random_resized_crop: smallest and largest aspect ratio (width / height) of a crop",
+    ] = (3 / 4, 4 / 3)
+    flip_probability: Annotated[
+        float, Range(0, 1), "random_resized_crop: probability of a horizontal flip"
+    ] = 0.5
+    max_bad_fraction: Annotated[
+        float, Range(0, 1), "fraction of images that may fail to decode before training stops"
+    ] = 0.01
+    threads: Annotated[int, Range(0, 1024), "decoding threads (0: none)"] = 16
+    prefetch: Annotated[int, Range(0, 1_000_000), "examples decoded ahead"] = 64
+    workers: Annotated[int, Range(0, 1024), "additional decoding processes (0: threads only)"] = 0
 
-    source: str = "scenes"
-    path: str = ""
-    image_root: str = ""
-    name: str = ""
-    split: str = ""
-    image_key: str = "image"
-    caption_key: str = "captions"
-    label_key: str = "label"
-    classes: str = ""
-    only: str = ""
-    num_scenes: int = 4096
-    image_size: int = 224
-    augmentation: str = "random_resized_crop"
-    resize: int = 256
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip_probability: float = 0.5
-    max_bad_fraction: float = 0.01
-    threads: int = 16
-    prefetch: int = 64
-    workers: int = 0
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                yield (
+                    f"{key}.{name} is ({low:g}, {high:g}), expected the smaller number first; "
+                    f"set it to ({high:g}, {low:g})."
+                )
+        for name in REQUIRED.get(self.source, ()):
+            if not getattr(self, name):
+                yield (
+                    f"{key}.{name} is empty, expected the {name} that {key}.source={self.source} "
+                    f"reads; set {key}.{name}."
+                )
+        if self.source == "masks":
+            yield from wrong_choice(f"{key}.name", self.name, MASK_SETS)
+        if self.source == "scenes" and self.split:
+            yield from wrong_choice(f"{key}.split", self.split, SCENE_SPLITS)
+        if self.source == "scenes" and self.image_size < SMALLEST_SCENE:
+            yield (
+                f"{key}.image_size is {self.image_size}, expected at least {SMALLEST_SCENE} for "
+                "drawn scenes, whose shapes cannot be seen in smaller images; raise it."
+            )
+
+    def preparation_conflicts(self, key: str) -> Iterator[str]:
+        """The same about the preparation of whole images, which segmentation does not use."""
+        if self.augmentation == "center_crop" and self.resize < self.image_size:
+            yield (
+                f"{key}.resize is {self.resize}, expected at least {key}.image_size="
+                f"{self.image_size}, since the crop is cut out of the resized image; raise it, or "
+                f"set {key}.augmentation=squash."
+            )
+
+
+def wrong_choice(key: str, value: str, names: tuple[str, ...]) -> Iterator[str]:
+    """The sentence about a value that is none of the names; nothing for a value that is."""
+    choice = Choice(names)
+    if not choice.accepts(value):
+        yield mistake(key, value, choice)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """How captions become token ids.
+    """How captions become token ids."""
 
-    Attributes:
-        kind: "clip" (CLIP's BPE) or "bpe" (trained on the captions of `config.data`).
-        vocabulary: clip: the vocabulary file; "" downloads the official one on first use.
-        vocabulary_size: bpe: number of token ids.
-        context_length: tokens of a row.
-    """
+    kind: Annotated[
+        str,
+        Choice(TOKENIZERS),
+        "clip (CLIP's BPE) or bpe (trained on the captions of `config.data`)",
+    ] = "clip"
+    vocabulary: Annotated[
+        str, "clip: the vocabulary file (empty: the official one, downloaded on first use)"
+    ] = ""
+    vocabulary_size: Annotated[
+        int, Range(SMALLEST_VOCABULARY, 10_000_000), "bpe: number of token ids"
+    ] = 8192
+    context_length: Annotated[
+        int, Range(3, 65_536), "tokens of a row, start and end of the sequence included"
+    ] = 77
 
-    kind: str = "clip"
-    vocabulary: str = ""
-    vocabulary_size: int = 8192
-    context_length: int = 77
 
-
-def check_image_size(data: DataConfig, patch_size: int, where: str = "config") -> None:
+def check_image_size(size: int, patch_size: int, key: str = "config.data.image_size") -> None:
     """Raises `UserError` when prepared images would not consist of whole patches."""
-    if data.image_size < patch_size or data.image_size % patch_size:
-        lower = max(data.image_size // patch_size, 1) * patch_size
+    if size < patch_size or size % patch_size:
+        lower = max(size // patch_size, 1) * patch_size
         raise UserError(
-            f"{where} has data.image_size={data.image_size}, but the backbone's patches have "
-            f"{patch_size} pixels; take a multiple ({lower} or {lower + patch_size})."
+            f"{key} is {size}, expected a multiple of {patch_size}, the side of the backbone's "
+            f"patches in pixels; set it to {lower} or {lower + patch_size}."
         )

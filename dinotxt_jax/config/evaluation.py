@@ -3,79 +3,219 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Annotated, NamedTuple
 
-from dinotxt_jax.config.data import DataConfig
+from dinotxt_jax.config.data import (
+    CAPTION_SOURCES,
+    LABEL_SOURCES,
+    MASK_SOURCES,
+    DataConfig,
+    wrong_choice,
+)
+from dinotxt_jax.config.ranges import Choice, Range
+
+
+class TaskChoice(NamedTuple):
+    """What a kind of task reads, and the results it gives."""
+
+    sources: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+TASK_KINDS: Mapping[str, TaskChoice] = {
+    "retrieval": TaskChoice(
+        CAPTION_SOURCES,
+        (
+            "image_to_text_r1",
+            "image_to_text_r5",
+            "image_to_text_r10",
+            "text_to_image_r1",
+            "text_to_image_r5",
+            "text_to_image_r10",
+            "mean_recall",
+        ),
+    ),
+    "classification": TaskChoice(
+        LABEL_SOURCES, ("top1", "top5", "mean_per_class", "mean_average_precision")
+    ),
+    "segmentation": TaskChoice(MASK_SOURCES, ("mean_iou", "mean_accuracy", "pixel_accuracy")),
+}
+PROTOCOL_NAMES = ("slide", "whole", "highres")
+# Data sets with published figures (`evaluation.published`).
+PUBLISHED = ("imagenet1k", "coco", "ade20k_150", "cityscapes_19")
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationConfig:
-    """How an image becomes a map of classes.
+    """How an image becomes a map of classes."""
 
-    Attributes:
-        protocol: "slide" (dino.txt's own), "whole" or "highres" (`inference.segmentation`).
-        image_size: whole: side of the square that the image is squashed to, pixels.
-        short_side: slide: short side of the resized image, pixels.
-        window, stride: slide, highres: side of a window and distance between windows, pixels
-            (highres: rounded to whole patches).
-        scales: highres: short sides of the resized images, pixels.
-        clusters: highres: so many groups of patches with like features, each of which gets one
-            class (0: every patch its own).
-        background_score: where no class scores as high, a pixel is background (-1: off). Scores
-            are softmax values for slide, cosines for whole and highres.
-        background_words: scene words, each of which stands for the background: a list that comes
-            with the project (`data/texts`) or a text file ("": its name, "background").
-    """
+    protocol: Annotated[
+        str,
+        Choice(PROTOCOL_NAMES),
+        "slide (the protocol of dino.txt), whole or highres (`inference.segmentation`)",
+    ] = "slide"
+    image_size: Annotated[
+        int,
+        Range(1, 16_384),
+        "whole: side of the square that the image is squashed to, pixels",
+    ] = 224
+    short_side: Annotated[
+        int, Range(1, 16_384), "slide: short side of the resized image, pixels"
+    ] = 512
+    window: Annotated[int, Range(1, 16_384), "slide, highres: side of a window, pixels"] = 384
+    stride: Annotated[
+        int,
+        Range(1, 16_384),
+        "slide, highres: distance between windows, pixels (highres: rounded to whole patches)",
+    ] = 192
+    scales: Annotated[
+        tuple[int, ...], Range(1, 16_384), "highres: short sides of the resized images, pixels"
+    ] = (512, 768, 1024, 1536)
+    clusters: Annotated[
+        int,
+        Range(0, 1_000_000),
+        "highres: number of groups of similar patches, each of which gets one class (0: every "
+        "patch gets its own)",
+    ] = 0
+    background_score: Annotated[
+        float,
+        Range(-1, 1),
+        "a pixel is background where no class scores at least this (-1: off); scores are softmax "
+        "values for slide, cosines for whole and highres",
+    ] = -1.0
+    background_words: Annotated[
+        str,
+        "scene words, each of which stands for the background: a list that comes with the project "
+        '(`data/texts`) or a text file (empty: the word "background")',
+    ] = ""
 
-    protocol: str = "slide"
-    image_size: int = 224
-    short_side: int = 512
-    window: int = 384
-    stride: int = 192
-    scales: tuple[int, ...] = (512, 768, 1024, 1536)
-    clusters: int = 0
-    background_score: float = -1.0
-    background_words: str = ""
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        if self.protocol == "whole":
+            return
+        name = "scales" if self.protocol == "highres" else "short_side"
+        sides = self.scales if self.protocol == "highres" else (self.short_side,)
+        if not sides:
+            yield f"{key}.scales is empty, expected at least one size in pixels; set it."
+        elif self.window > min(sides):
+            yield (
+                f"{key}.window is {self.window}, expected at most {key}.{name}={min(sides)}, the "
+                "short side of the image; lower it."
+            )
+        if self.stride > self.window:
+            yield (
+                f"{key}.stride is {self.stride}, expected at most {key}.window={self.window}, so "
+                "that windows leave no gap; lower it."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """One evaluation.
+    """One evaluation."""
 
-    Attributes:
-        kind: "retrieval", "classification" or "segmentation".
-        data: the examples; augmentation must be "center_crop" or "squash" (segmentation has its
-            own preparation).
-        max_examples: evaluate on so many, spread over the set (0: all).
-        templates: classification, segmentation: prompt templates: a list that comes with the
-            project (`data/texts`), a text file, or one template such as "a photo of a {}.".
-        segmentation: of that kind.
-        published: name of the published figures of this data set (`evaluation.published`) that
-            the report puts beside the result, those of the same protocol ("": none).
-    """
+    kind: Annotated[str, Choice(tuple(TASK_KINDS)), "retrieval, classification or segmentation"] = (
+        "retrieval"
+    )
+    data: Annotated[
+        DataConfig,
+        "the examples; augmentation must be center_crop or squash (segmentation prepares images "
+        "itself)",
+    ] = DataConfig(augmentation="center_crop", split="test")
+    max_examples: Annotated[
+        int,
+        Range(0, 2**32 - 1),
+        "number of examples to evaluate on, spread over the data set (0: all)",
+    ] = 0
+    templates: Annotated[
+        str,
+        "classification, segmentation: prompt templates: a list that comes with the project "
+        '(`data/texts`), a text file, or one template such as "a photo of a {}."',
+    ] = "openai_80"
+    segmentation: Annotated[SegmentationConfig, "segmentation: the protocol"] = SegmentationConfig()
+    published: Annotated[
+        str,
+        Choice(PUBLISHED, optional=True),
+        "name of the published figures (`evaluation.published`) that the report shows next to the "
+        "result, if they have the same protocol",
+    ] = ""
 
-    kind: str = "retrieval"
-    data: DataConfig = DataConfig(augmentation="center_crop", split="test")
-    max_examples: int = 0
-    templates: str = "openai_80"
-    segmentation: SegmentationConfig = SegmentationConfig()
-    published: str = ""
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        sources = TASK_KINDS[self.kind].sources
+        if self.data.source not in sources:
+            yield (
+                f"{key}.data.source is {self.data.source!r}, expected {Choice(sources)} for "
+                f"{key}.kind={self.kind}; set it to one of these."
+            )
+        if self.kind == "segmentation":
+            if self.data.source == "csv" and not self.data.classes:
+                yield (
+                    f"{key}.data.classes is empty, expected the names of the classes that the "
+                    "masks hold; set it to a text file with one name per line."
+                )
+            return
+        if self.data.augmentation == "random_resized_crop":
+            yield (
+                f"{key}.data.augmentation is 'random_resized_crop', expected center_crop or "
+                "squash, since random crops give another result each time; set it to one of these."
+            )
+        yield from self.data.preparation_conflicts(f"{key}.data")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated: by `python -m dinotxt_jax.evaluate`, or in training every `every` steps.
+    """What is evaluated: by `python -m dinotxt_jax.evaluate`, or during training."""
 
-    Attributes:
-        tasks: by name; the name stands before each result.
-        batch_size: images, windows of images, or token rows, encoded at once.
-        every: training only: evaluate every so many steps, and after the last (0: never).
-        at: training only: evaluate after these steps too.
-        best: training only: the result that decides which model is kept as the best, such as
-            "flickr8k/mean_recall" ("": none); higher is better.
-    """
+    tasks: Annotated[
+        dict[str, TaskConfig], "evaluations by name, which stands before each result"
+    ] = dataclasses.field(default_factory=dict)
+    batch_size: Annotated[
+        int,
+        Range(1, 2**24),
+        "images, windows of images, or token rows, encoded at once on all devices",
+    ] = 256
+    every: Annotated[
+        int,
+        Range(0, 2**31 - 1),
+        "training only: evaluate each time this many steps are made, and after the last (0: never)",
+    ] = 0
+    at: Annotated[
+        tuple[int, ...], Range(1, 2**31 - 1), "training only: evaluate after these steps too"
+    ] = ()
+    best: Annotated[
+        str,
+        "training only: the result, such as flickr8k/mean_recall, whose highest value decides "
+        "which model is kept as the best (empty: none)",
+    ] = ""
 
-    tasks: dict[str, TaskConfig] = dataclasses.field(default_factory=dict)
-    batch_size: int = 256
-    every: int = 0
-    at: tuple[int, ...] = ()
-    best: str = ""
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        for name in self.tasks:
+            if not name or name.startswith(".") or any(c in name for c in "/\0"):
+                yield (
+                    f"{key}.tasks has a task called {name!r}, expected a name that a file can "
+                    "have (not empty, no slash, no leading dot); rename it."
+                )
+
+    def training_conflicts(self, key: str) -> Iterator[str]:
+        """The same about settings that are used in training only."""
+        if not self.best:
+            return
+        results = [f"{name}/{m}" for name, t in self.tasks.items() for m in _metrics(t)]
+        if not results:
+            yield (
+                f"{key}.best is {self.best!r}, expected a result of a task, but {key}.tasks is "
+                "empty; add a task."
+            )
+        else:
+            yield from wrong_choice(f"{key}.best", self.best, tuple(results))
+        if not self.every and not self.at:
+            yield (
+                f"{key}.best is {self.best!r}, expected evaluations to choose from, but none is "
+                f"made; set {key}.every."
+            )
+
+
+def _metrics(task: TaskConfig) -> tuple[str, ...]:
+    return TASK_KINDS[task.kind].metrics

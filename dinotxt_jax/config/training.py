@@ -3,200 +3,296 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Annotated
 
+from dinotxt_jax.config.architecture import POOLINGS, divides
 from dinotxt_jax.config.data import DataConfig, TokenizerConfig
 from dinotxt_jax.config.evaluation import EvaluationConfig
+from dinotxt_jax.config.ranges import Choice, Form, Range
+
+LOSSES = ("softmax", "sigmoid")
+REMAT_POLICIES = ("none", "full", "dots")
+ATTENTIONS = ("auto", "xla", "grouped", "cudnn", "splash")
+DTYPE_NAMES = ("float32", "bfloat16")
+# Number formats of a frozen backbone's products; "none": its dtype.
+PRODUCTS = ("none", "int8", "float8_e4m3fn")
+# Steps are counted in 32 bits on devices.
+MOST_STEPS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadTrainingConfig:
-    """The trainable vision head; the defaults are the released recipe.
+    """The trainable vision head; the defaults are the released recipe."""
 
-    Attributes:
-        num_blocks: number of blocks. num_heads: attention heads (0: the backbone's).
-        pooling: of patch tokens: "mean", "max" or "gem"; "none" compares the class token alone,
-            and with num_blocks=0 as well the model is LiT (arXiv 2111.07991).
-        drop_path: share of examples that skip a branch in training.
-        layer_scale: initial LayerScale factor.
-        patch_tokens: so many patch tokens, drawn anew for every step, enter the head in training
-            (0: all, as released). Half of them cost half and lose little (as in arXiv 2212.00794);
-            evaluation and inference always take all.
-    """
-
-    num_blocks: int = 2
-    num_heads: int = 0
-    pooling: str = "mean"
-    drop_path: float = 0.3
-    layer_scale: float = 1e-5
-    patch_tokens: int = 0
+    num_blocks: Annotated[
+        int, Range(0, 1000), "number of blocks (0: the tokens of the backbone as they are)"
+    ] = 2
+    num_heads: Annotated[
+        int, Range(0, 1024), "attention heads of a block (0: as many as the backbone has)"
+    ] = 0
+    pooling: Annotated[
+        str,
+        Choice(POOLINGS),
+        "pooling of patch tokens: mean, max or gem; none compares the class token alone, and with "
+        "num_blocks=0 as well the model is LiT (arXiv 2111.07991)",
+    ] = "mean"
+    drop_path: Annotated[
+        float, Range(0, 0.99), "fraction of examples that skip a branch in training"
+    ] = 0.3
+    layer_scale: Annotated[float, Range(0, 10), "initial LayerScale factor"] = 1e-5
+    patch_tokens: Annotated[
+        int,
+        Range(0, 1_000_000),
+        "number of patch tokens, drawn anew for every step, that enter the head in training (0: "
+        "all, as released); half of them cost half and lose little (as in arXiv 2212.00794); "
+        "evaluation and inference always take all",
+    ] = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTrainingConfig:
-    """The text transformer; the defaults are the released recipe.
+    """The text transformer; the defaults are the released recipe."""
 
-    Attributes:
-        width, depth, num_heads: of the transformer; its MLP is four times as wide.
-        pack: several captions share a row, as many as fit (exact, see docs/concepts.md); without,
-            each has a row of the context length.
-        trim: without `pack`: rows of a batch are cut to the longest caption, rounded up to a
-            multiple of this many tokens (exact, since attention is causal; each length is compiled
-            once); 0 never cuts.
-    """
+    width: Annotated[int, Range(1, 65_536), "width; the MLP is four times as wide"] = 1280
+    depth: Annotated[int, Range(1, 1000), "number of blocks"] = 24
+    num_heads: Annotated[int, Range(1, 1024), "attention heads of a block"] = 20
+    pack: Annotated[
+        bool,
+        "several captions share a row, as many as fit (exact, see docs/concepts.md); otherwise "
+        "each caption has a row of the context length",
+    ] = False
+    trim: Annotated[
+        int,
+        Range(0, 65_536),
+        "without `pack`: rows of a batch are cut to the longest caption, rounded up to a multiple "
+        "of this number of tokens (exact, since attention is causal; each length is compiled "
+        "once); 0 never cuts",
+    ] = 0
 
-    width: int = 1280
-    depth: int = 24
-    num_heads: int = 20
-    pack: bool = False
-    trim: int = 0
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        yield from divides(
+            f"{key}.num_heads", self.num_heads, self.width, f"{key}.width={self.width}"
+        )
+        if self.pack and self.trim:
+            yield (
+                f"{key}.trim is {self.trim}, expected 0 with {key}.pack=True, since packed rows "
+                f"are not cut; set it to 0, or {key}.pack=False."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule; the defaults are the released recipe.
+    """AdamW and its schedule; the defaults are the released recipe."""
 
-    Attributes:
-        learning_rate: peak, after `warmup_steps` of linear warm-up from 0; a cosine then ends at 0
-            with the last step.
-        beta1, beta2, epsilon: of Adam.
-        weight_decay: decoupled, on arrays of two or more dimensions.
-        warmup_steps: steps of linear warm-up.
-    """
-
-    learning_rate: float = 7e-4
-    beta1: float = 0.9
-    beta2: float = 0.99
-    epsilon: float = 1e-8
-    weight_decay: float = 1e-4
-    warmup_steps: int = 2000
+    learning_rate: Annotated[
+        float,
+        Range(0, 1),
+        "peak learning rate, reached after `warmup_steps` of linear warm-up from 0; a cosine then "
+        "ends at 0 with the last step",
+    ] = 7e-4
+    # 1 - beta must not vanish in float32, since Adam divides by it.
+    beta1: Annotated[float, Range(0, 0.99999), "decay rate of Adam's first moment"] = 0.9
+    beta2: Annotated[float, Range(0, 0.99999), "decay rate of Adam's second moment"] = 0.99
+    # Smaller numbers vanish in float32.
+    epsilon: Annotated[
+        float, Range(1e-30, 1), "added to the root of Adam's second moment before the division"
+    ] = 1e-8
+    weight_decay: Annotated[
+        float, Range(0, 100), "decoupled weight decay, on arrays of two or more dimensions"
+    ] = 1e-4
+    warmup_steps: Annotated[
+        int, Range(0, MOST_STEPS), "steps of linear warm-up, fewer than `config.steps`"
+    ] = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The training objective.
+    """The training objective."""
 
-    Attributes:
-        kind: "softmax" (CLIP's) or "sigmoid" (SigLIP's, with a learned bias).
-        chunk: columns of the contrastive logits that exist at a time, over all devices (rounded up
-            to a multiple of their number). Memory on a device is its part of the batch x chunk;
-            the result does not depend on it.
-        max_logit_scale: exp(logit_scale) is clamped to [1, this] after every step.
-        gram_weight: weight of the Gram loss, which holds the similarities among the head's patch
-            tokens to the backbone's; 0 leaves it out.
-        gram_patches: patch tokens of an image drawn for it (0: all).
-        gram_normalize: whether patch tokens are L2-normalised in it.
-    """
-
-    kind: str = "softmax"
-    chunk: int = 2048
-    max_logit_scale: float = 100.0
-    gram_weight: float = 0.0
-    gram_patches: int = 0
-    gram_normalize: bool = True
-
-
-DTYPE_NAMES = ("float32", "bfloat16")
-# What products of a frozen backbone may run in; "none": in its dtype.
-PRODUCTS = ("none", "int8", "float8_e4m3fn")
+    kind: Annotated[
+        str, Choice(LOSSES), "softmax (CLIP's) or sigmoid (SigLIP's, with a learned bias)"
+    ] = "softmax"
+    chunk: Annotated[
+        int,
+        Range(1, 2**31 - 1),
+        "columns of the contrastive logits that exist at a time, over all devices (rounded up to a "
+        "multiple of their number); memory on a device is its part of the batch x chunk, and the "
+        "result does not depend on it",
+    ] = 2048
+    max_logit_scale: Annotated[
+        float, Range(1, 10_000), "exp(logit_scale) is clamped to 1 to this after every step"
+    ] = 100.0
+    gram_weight: Annotated[
+        float,
+        Range(0, 1_000_000),
+        "weight of the Gram loss, which keeps the similarities among the patch tokens of the head "
+        "near those of the backbone (0: not computed)",
+    ] = 0.0
+    gram_patches: Annotated[
+        int,
+        Range(0, 1_000_000),
+        "number of patch tokens of an image that are drawn for the Gram loss (0: all)",
+    ] = 0
+    gram_normalize: Annotated[bool, "whether patch tokens are L2-normalised in the Gram loss"] = (
+        True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionConfig:
-    """Dtypes, by name (`DTYPE_NAMES`).
+    """Dtypes, by name."""
 
-    Attributes:
-        parameters: of trained arrays. compute: of matrix products in training.
-        normalization: softmax, LayerNorm statistics. frozen: the backbone's arrays and products.
-        frozen_products: "none", or "int8" or "float8_e4m3fn": kernels of the backbone's blocks are
-            stored and multiplied so, with a factor per channel and per token (half the memory of
-            bfloat16; docs/results.md says what it does to features).
-    """
-
-    parameters: str = "float32"
-    compute: str = "bfloat16"
-    normalization: str = "float32"
-    frozen: str = "bfloat16"
-    frozen_products: str = "none"
+    parameters: Annotated[str, Choice(DTYPE_NAMES), "dtype of trained arrays"] = "float32"
+    compute: Annotated[str, Choice(DTYPE_NAMES), "dtype of matrix products in training"] = (
+        "bfloat16"
+    )
+    normalization: Annotated[
+        str, Choice(DTYPE_NAMES), "dtype of softmax and LayerNorm statistics"
+    ] = "float32"
+    frozen: Annotated[str, Choice(DTYPE_NAMES), "dtype of the backbone's arrays and products"] = (
+        "bfloat16"
+    )
+    frozen_products: Annotated[
+        str,
+        Choice(PRODUCTS),
+        "number format in which the kernels of the backbone's blocks are stored and multiplied, "
+        "with a factor per channel and per token (int8 and float8_e4m3fn take half the memory of "
+        "bfloat16; docs/results.md gives the effect on features); none: the dtype `frozen`",
+    ] = "none"
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How devices are arranged (`sharding.make_mesh`): data x fsdp x tensor of them.
+    """How devices are arranged (`sharding.make_mesh`): a mesh of data x fsdp x tensor."""
 
-    Attributes:
-        data: replicas (-1: what is left). fsdp: parts of parameters and optimizer state.
-        tensor: parts of attention heads and MLP channels.
-        slices: TPU slices that the replicas are spread over (-1: those that there are).
-    """
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    slices: int = -1
+    data: Annotated[
+        int, Range(1, 2**20, special=-1), "number of replicas (-1: the devices that are left)"
+    ] = -1
+    fsdp: Annotated[
+        int,
+        Range(1, 2**20),
+        "number of parts that parameters and optimizer state are split into",
+    ] = 1
+    tensor: Annotated[
+        int,
+        Range(1, 2**20),
+        "number of parts that attention heads and MLP channels are split into",
+    ] = 1
+    slices: Annotated[
+        int,
+        Range(1, 2**20, special=-1),
+        "number of TPU slices that the replicas are spread over (-1: all slices there are)",
+    ] = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Training checkpoints: one every `every` steps and after the last; the `keep` newest stay."""
+    """Training checkpoints, in the work directory."""
 
-    every: int = 1000
-    keep: int = 3
+    every: Annotated[
+        int, Range(1, MOST_STEPS), "steps between two checkpoints; the last step is saved too"
+    ] = 1000
+    keep: Annotated[int, Range(1, 1_000_000), "number of newest checkpoints that are kept"] = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A training run.
+    """A training run."""
 
-    Attributes:
-        seed: everything random derives from (seed, step, example index).
-        steps: optimizer steps.
-        batch_size: image-text pairs, over all devices, that are computed at once.
-        accumulate_steps: so many batches make one update, the same as that of one batch of all
-            their pairs: batch_size=8192, accumulate_steps=8 trains on 65,536 pairs a step. Backbone
-            tokens of all of them are kept; head and text transformer run forward twice.
-        backbone: model directory of the frozen backbone (`python -m weights_convert`).
-        features: folder of cached backbone tokens (`python -m dinotxt_jax.precompute`); "" runs
-            the backbone in every step.
-        feature_views: precompute: prepared views of each image; epoch e trains on view e modulo
-            this, so that augmentation survives caching.
-        include_backbone: whether the final model directory holds the backbone's arrays, or names
-            it by path and fingerprint.
-        remat: what the backward pass recomputes: "none", "full" or "dots".
-        topology: the TPU slices that the run is meant for, such as "v6e:16x16" ("": none);
-            `python -m dinotxt_jax.plan` compiles for them.
-        attention: how training computes attention: "xla", "grouped" (CPUs), "cudnn" (NVIDIA GPUs),
-            "splash" (TPUs), or "auto": the one known to be best on the devices of the run
-            (`models.attention`). `precompute` and models that are loaded take "auto".
-        log_every: steps between two lines of `metrics.jsonl`.
-        profile: steps to trace for xprof, "FIRST:LAST", counted from the start or resumption
-            ("3:5": the first ones are compiled); the trace lies in the run's `tensorboard` folder.
-    """
-
-    seed: int = 0
-    steps: int = 50_000
-    batch_size: int = 65_536
-    accumulate_steps: int = 1
-    backbone: str = ""
-    features: str = ""
-    feature_views: int = 1
-    include_backbone: bool = True
-    remat: str = "none"
-    topology: str = ""
-    attention: str = "auto"
-    log_every: int = 10
-    profile: str = ""
-    data: DataConfig = DataConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    head: HeadTrainingConfig = HeadTrainingConfig()
-    text: TextTrainingConfig = TextTrainingConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    loss: LossConfig = LossConfig()
-    precision: PrecisionConfig = PrecisionConfig()
-    mesh: MeshConfig = MeshConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: Annotated[
+        int,
+        Range(0, 2**63 - 1),
+        "every random choice derives from (seed, step, example index)",
+    ] = 0
+    steps: Annotated[int, Range(1, MOST_STEPS), "number of optimizer steps"] = 50_000
+    batch_size: Annotated[
+        int, Range(1, 2**24), "image-text pairs, over all devices, that are computed at once"
+    ] = 65_536
+    accumulate_steps: Annotated[
+        int,
+        Range(1, 65_536),
+        "number of batches that make one update, the same as that of one batch of all their pairs: "
+        "batch_size=8192, accumulate_steps=8 trains on 65,536 pairs per step; backbone tokens of "
+        "all of them are kept, and head and text transformer run forward twice",
+    ] = 1
+    backbone: Annotated[
+        str, "model directory of the frozen backbone, made by `python -m weights_convert`"
+    ] = ""
+    features: Annotated[
+        str,
+        "folder of cached backbone tokens, written by `python -m dinotxt_jax.precompute` (empty: "
+        "the backbone runs in every step)",
+    ] = ""
+    feature_views: Annotated[
+        int,
+        Range(1, 1_000_000),
+        "precompute: number of prepared views of each image; epoch e trains on view e modulo this "
+        "number, so that augmentation survives caching",
+    ] = 1
+    include_backbone: Annotated[
+        bool,
+        "whether the final model directory holds the arrays of the backbone, or names the backbone "
+        "by path and fingerprint",
+    ] = True
+    remat: Annotated[
+        str, Choice(REMAT_POLICIES), "what the backward pass recomputes: none, full or dots"
+    ] = "none"
+    topology: Annotated[
+        str,
+        Form(r"(?:\d+\*)?\w+:\d+(?:x\d+)+", "KIND:AxB, KIND:AxBxC or N*KIND:...", "v6e:16x16"),
+        "TPU slices that the run is meant for; `python -m dinotxt_jax.plan` compiles for them",
+    ] = ""
+    attention: Annotated[
+        str,
+        Choice(ATTENTIONS),
+        "implementation of attention in training: xla, grouped (CPUs), cudnn (NVIDIA GPUs), splash "
+        "(TPUs), or auto: the fastest that is known for the devices of the run "
+        "(`models.attention`); `precompute` and models that are loaded take auto",
+    ] = "auto"
+    log_every: Annotated[
+        int, Range(1, MOST_STEPS), "steps between two lines of `metrics.jsonl`"
+    ] = 10
+    profile: Annotated[
+        str,
+        Form(r"[1-9]\d{0,9}:[1-9]\d{0,9}", "FIRST:LAST", "3:5"),
+        "steps to trace for xprof, counted from the start or resumption (the first ones are "
+        "compiled, so begin later); the trace lies in the folder `tensorboard` of the run",
+    ] = ""
+    data: Annotated[DataConfig, "training images and captions"] = DataConfig()
+    tokenizer: Annotated[TokenizerConfig, "token ids of captions"] = TokenizerConfig()
+    head: Annotated[HeadTrainingConfig, "the vision head"] = HeadTrainingConfig()
+    text: Annotated[TextTrainingConfig, "the text transformer"] = TextTrainingConfig()
+    optimizer: Annotated[OptimizerConfig, "AdamW and its schedule"] = OptimizerConfig()
+    loss: Annotated[LossConfig, "the objective"] = LossConfig()
+    precision: Annotated[PrecisionConfig, "dtypes"] = PrecisionConfig()
+    mesh: Annotated[MeshConfig, "arrangement of devices"] = MeshConfig()
+    checkpoint: Annotated[CheckpointConfig, "checkpoints"] = CheckpointConfig()
+    evaluation: Annotated[EvaluationConfig, "evaluation during training"] = EvaluationConfig()
 
     @property
     def pairs_per_step(self) -> int:
         """Image-text pairs of an update."""
         return self.batch_size * self.accumulate_steps
+
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        if self.optimizer.warmup_steps >= self.steps:
+            yield (
+                f"{key}.optimizer.warmup_steps is {self.optimizer.warmup_steps}, expected fewer "
+                f"than {key}.steps={self.steps}; lower it."
+            )
+        first, _, last = self.profile.partition(":")
+        if self.profile and int(first) > int(last):
+            yield (
+                f"{key}.profile is {self.profile!r}, expected FIRST:LAST with FIRST not after "
+                f"LAST; set it to {last}:{first}."
+            )
+        if self.data.source == "masks":
+            yield (
+                f"{key}.data.source is 'masks', expected a source of captions to train on; set it "
+                "to one such as jsonl or array_record."
+            )
+        yield from self.data.preparation_conflicts(f"{key}.data")
+        yield from self.evaluation.training_conflicts(f"{key}.evaluation")

@@ -17,14 +17,11 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.errors import UserError
 
 if TYPE_CHECKING:
     import jax
 
     from dinotxt_jax.config import DataConfig
-
-AUGMENTATIONS = ("random_resized_crop", "center_crop", "squash")
 
 _CROP_TRIES = 10
 _BICUBIC = Image.Resampling.BICUBIC
@@ -203,32 +200,11 @@ def is_random(config: DataConfig) -> bool:
     return config.augmentation == "random_resized_crop"
 
 
-def _check_augmentation(config: DataConfig) -> None:
-    if config.augmentation not in AUGMENTATIONS:
-        raise UserError(
-            f"config.data.augmentation is {config.augmentation!r}, expected one of "
-            f"{', '.join(AUGMENTATIONS)}; set it to one of these."
-        )
-
-
-def _check_center_crop(config: DataConfig) -> None:
-    if config.resize < config.image_size:
-        raise UserError(
-            f"config.data.resize is {config.resize}, expected at least config.data.image_size = "
-            f"{config.image_size}; raise it, or set config.data.augmentation=squash."
-        )
-
-
 @dataclass(frozen=True)
 class TrainTransform:
     """The training view of an image: random crop and flip, or a fixed view, as `config` says."""
 
     config: DataConfig
-
-    def __post_init__(self) -> None:
-        _check_augmentation(self.config)
-        if self.config.augmentation == "center_crop":
-            _check_center_crop(self.config)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "s s 3"]:
         config = self.config
@@ -249,11 +225,6 @@ class EvalTransform:
     """The same view of an image every time: squashed if `config` says so, else its center crop."""
 
     config: DataConfig
-
-    def __post_init__(self) -> None:
-        _check_augmentation(self.config)
-        if self.config.augmentation != "squash":
-            _check_center_crop(self.config)
 
     def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "s s 3"]:
         config = self.config

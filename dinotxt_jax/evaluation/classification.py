@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.config import TaskConfig, check_image_size
 from dinotxt_jax.data.examples import check_images_found, limited
 from dinotxt_jax.data.labelled import LabelledSource
-from dinotxt_jax.data.source_kind import LABELS
-from dinotxt_jax.data.sources import check_gives, open_labelled
+from dinotxt_jax.data.sources import open_labelled
 from dinotxt_jax.data.texts import check_several, read_templates
-from dinotxt_jax.evaluation.embedding import check_preparation, embed_source
+from dinotxt_jax.evaluation.embedding import embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
 from dinotxt_jax.inference.prompts import class_features
 
@@ -32,8 +31,7 @@ class ClassificationKind:
     encodes_whole_images = True
 
     def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
-        check_gives(task.data, LABELS, f"{section}.data")
-        check_preparation(section, task, patch_size)
+        check_image_size(task.data.image_size, patch_size, f"{section}.data.image_size")
         self.texts(section, task)
 
     def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:

@@ -7,23 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from dinotxt_jax.config import TaskConfig, check_image_size
 from dinotxt_jax.data.feature_cache import FeatureCache
 from dinotxt_jax.data.pipeline import evaluation_batches
-from dinotxt_jax.data.transforms import EvalTransform, is_random
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.data.transforms import EvalTransform
 from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.runtime.progress import progress_bar
-
-
-def check_preparation(section: str, task: TaskConfig, patch_size: int) -> None:
-    """Raises `UserError` for images that would not be prepared the same way every time."""
-    if is_random(task.data):
-        raise UserError(
-            f"{section} would be evaluated on random crops; set {section}.data.augmentation to "
-            "center_crop or squash."
-        )
-    check_image_size(task.data, patch_size, section)
 
 
 def embed_source(job: Job) -> Float[np.ndarray, "n D"]:

@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dinotxt_jax.errors import UserError
-
 _REPORT = "DINOv3 report, table 16"
 _SECONDARY = "secondary source"
 
@@ -126,15 +124,6 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         ),
     ),
 }
-
-
-def check_published(section: str, name: str) -> None:
-    """Raises `UserError` for a name of figures that are not known."""
-    if name and name not in FIGURES:
-        raise UserError(
-            f"{section}.published={name!r} is unknown; choose among {', '.join(FIGURES)}, or leave "
-            "it empty."
-        )
 
 
 def comparable(name: str, protocol: Mapping[str, Any]) -> Iterable[Figure]:

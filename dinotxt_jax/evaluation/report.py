@@ -12,7 +12,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import EvaluationConfig
+from dinotxt_jax.config import EvaluationConfig, check
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, PartialWork, TaskResult
 from dinotxt_jax.evaluation.pages import data_name, html_page, markdown_page
@@ -52,8 +52,7 @@ def evaluate(
     Raises:
         UserError: a model or data that cannot be used; finished tasks stay.
     """
-    if not config.tasks:
-        raise UserError("config.tasks is empty, expected at least one task; add one.")
+    check(config, needs=("tasks",))
     mesh = sharding.make_mesh() if mesh is None else mesh
     file = output / "results.json"
     with processes.together():

@@ -13,12 +13,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax import visualize
-from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.config import TaskConfig, check_image_size
 from dinotxt_jax.data.examples import Source, check_images_found, limited
-from dinotxt_jax.data.source_kind import CAPTIONS
-from dinotxt_jax.data.sources import check_gives, open_source
+from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
-from dinotxt_jax.evaluation.embedding import check_preparation, embed_source
+from dinotxt_jax.evaluation.embedding import embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
 from dinotxt_jax.runtime import processes
 
@@ -128,8 +127,7 @@ class RetrievalKind:
     encodes_whole_images = True
 
     def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
-        check_gives(task.data, CAPTIONS, f"{section}.data")
-        check_preparation(section, task, patch_size)
+        check_image_size(task.data.image_size, patch_size, f"{section}.data.image_size")
 
     def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
         return []

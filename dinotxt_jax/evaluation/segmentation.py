@@ -20,8 +20,7 @@ from dinotxt_jax.config import SegmentationConfig, TaskConfig
 from dinotxt_jax.data.examples import limited
 from dinotxt_jax.data.masks import IGNORED, MaskSource
 from dinotxt_jax.data.pipeline import in_threads
-from dinotxt_jax.data.source_kind import MASKS
-from dinotxt_jax.data.sources import check_gives, open_masks
+from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.data.texts import check_several, read_list, read_templates
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
@@ -46,7 +45,6 @@ class SegmentationKind:
     encodes_whole_images = False
 
     def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
-        check_gives(task.data, MASKS, f"{section}.data")
         check_protocol(task.segmentation, patch_size, f"{section}.segmentation")
         self.texts(section, task)
 

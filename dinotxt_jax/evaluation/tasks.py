@@ -14,10 +14,8 @@ from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, TaskConfig
-from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.classification import ClassificationKind
 from dinotxt_jax.evaluation.jobs import Job, TaskKind, TaskResult, digest
-from dinotxt_jax.evaluation.published import check_published
 from dinotxt_jax.evaluation.retrieval import RetrievalKind
 from dinotxt_jax.evaluation.segmentation import SegmentationKind
 
@@ -30,34 +28,17 @@ KINDS: dict[str, TaskKind[Any]] = {
 
 
 def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: str) -> None:
-    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
-    sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
-    for name, task in config.tasks.items():
-        if not name or name.startswith(".") or "/" in name:
-            raise UserError(
-                f"a task is called {name!r}, which cannot be the name of a file; rename it."
-            )
-        check_task(f"{where}.tasks.{name}", task, patch_size)
-
-
-def check_task(section: str, task: TaskConfig, patch_size: int) -> None:
-    """Raises `UserError` for settings of one task that are wrong whatever the data holds.
+    """Raises `UserError` for tasks that the mesh, the backbone or named texts do not allow.
 
     Args:
-        section: the name of the task's settings on the command line, for messages.
-        task: the settings.
-        patch_size: patch size of the backbone, pixels.
+        config: the tasks, as `config.check` accepts them.
+        patch_size: of the backbone.
+        mesh: of the run.
+        where: the key of the tasks' group in the user's command.
     """
-    if task.kind not in KINDS:
-        raise UserError(
-            f"{section}.kind={task.kind!r} is unknown; choose among {', '.join(KINDS)}."
-        )
-    if task.max_examples < 0:
-        raise UserError(
-            f"{section}.max_examples={task.max_examples}, expected 0 (all) or more; correct it."
-        )
-    check_published(section, task.published)
-    KINDS[task.kind].check(section, task, patch_size)
+    sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
+    for name, task in config.tasks.items():
+        KINDS[task.kind].check(f"{where}.tasks.{name}", task, patch_size)
 
 
 @dataclasses.dataclass(frozen=True)

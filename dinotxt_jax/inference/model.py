@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from dinotxt_jax.config import DTYPE_NAMES, SegmentationConfig
+from dinotxt_jax.config import DTYPE_NAMES, SegmentationConfig, check
 from dinotxt_jax.data.texts import read_templates
 from dinotxt_jax.data.transforms import center_crop
 from dinotxt_jax.errors import UserError, check_choice
@@ -112,7 +112,8 @@ class Model(Encoder):
         config = protocol
         if isinstance(config, str):
             config = SegmentationConfig(config, self.description.preprocessing.crop)
-        check_protocol(config, self.description.vision.patch_size, "the segmentation")
+        check(config, "segmentation")
+        check_protocol(config, self.description.vision.patch_size, "segmentation")
         names, texts = dense_texts(
             self, classes, read_templates(templates, "templates"), background
         )

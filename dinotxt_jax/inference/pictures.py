@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from dinotxt_jax import visualize
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.model import Model
 from dinotxt_jax.inference.results import Segmentation
 from dinotxt_jax.storage.files import check_no_folder, new_file
@@ -23,8 +23,7 @@ Segment = Callable[[Image.Image, Sequence[str]], Segmentation]
 
 def check_picture(picture: str, names: Sequence[str]) -> None:
     """Raises `UserError` for a picture that does not exist, or names that do not suit it."""
-    if picture not in PICTURES:
-        raise UserError(f"--picture={picture} is unknown; choose among {', '.join(PICTURES)}.")
+    check_choice("--picture", picture, PICTURES)
     if picture != "pca" and not names:
         raise UserError('--classes is missing, expected names such as "dog; grass"; give them.')
     if picture == "similarity" and len(names) > 1:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.errors import UserError
 
 _MOST_NUMBERS = 2**31  # float32: 8 GiB
@@ -48,22 +46,6 @@ def windowed(image: Image.Image, short: int, window: int, stride: int, cell: int
     tops, lefts = (window_starts(side, window, stride) for side in (height, width))
     starts = [(top, left) for top in tops for left in lefts]
     return Level(resized(image, height, width), starts, window)
-
-
-def check_windows(config: SegmentationConfig, name: str, shorts: Sequence[int], where: str) -> None:
-    """Raises `UserError`, beginning with `where`, unless windows cover every resized image.
-
-    Args:
-        config: holds window and stride.
-        name, shorts: the setting that holds the short sides, and its value, pixels.
-        where: the task, for the message.
-    """
-    if not shorts or not 0 < config.stride <= config.window <= min(shorts):
-        raise UserError(
-            f"{where} has stride={config.stride}, window={config.window} and {name}="
-            f"{', '.join(map(str, shorts)) or '()'}, expected 0 < stride <= window <= {name}; "
-            "correct them."
-        )
 
 
 def in_whole_patches(image: Image.Image, short: int, patch: int) -> UInt8[np.ndarray, "h w 3"]:

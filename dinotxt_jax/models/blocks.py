@@ -16,12 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from dinotxt_jax.config.architecture import BlockConfig
+from dinotxt_jax.config.training import REMAT_POLICIES
 from dinotxt_jax.models.attention import attention
 from dinotxt_jax.models.layers import Dense, DTypes, Initializer, LayerNorm, LayerScale, normal
 from dinotxt_jax.models.rope import Rotation, rotate
 from dinotxt_jax.sharding import constrain
-
-REMAT_POLICIES = ("none", "full", "dots")
 
 # Random keys, one for each group of examples (`drop_path_keys`).
 Keys = Shaped[jax.Array, " g"]

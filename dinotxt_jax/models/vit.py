@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dinotxt_jax.config.architecture import VisionConfig
+from dinotxt_jax.config.architecture import POSITION_INTERPOLATIONS, VisionConfig
 from dinotxt_jax.models.blocks import Block, apply_stack, stack
 from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, normal, parameter
 from dinotxt_jax.models.rope import Rotation, make_periods, make_rotation
@@ -233,7 +233,6 @@ def interpolate_positions(
 
 
 _SCALE_OFFSETS = {"bicubic": 0.0, "offset": 0.1}
-POSITION_INTERPOLATIONS = ("antialias", *_SCALE_OFFSETS)
 
 
 def cubic_weights(stored: int, new: int, offset: float = 0.0) -> Float[np.ndarray, "n g"]:

@@ -20,7 +20,6 @@ from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing, read_description
 from dinotxt_jax.tokenizers import CLIP_VOCABULARY_SIZE
 from dinotxt_jax.training.step import Trainer, make_trainer
-from dinotxt_jax.training.texts import check_text_rows
 
 # How many captions are simulated; the length standard deviation divided by the mean length.
 _CAPTIONS = 2048
@@ -79,10 +78,9 @@ def abstract_run(
     Raises:
         UserError: settings that cannot be run.
     """
-    check_text_rows(config)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     backbone = backbone_description(config.backbone)
-    check_image_size(config.data, backbone.vision.patch_size)
+    check_image_size(config.data.image_size, backbone.vision.patch_size)
     tokenizer = config.tokenizer
     vocabulary = CLIP_VOCABULARY_SIZE if tokenizer.kind == "clip" else tokenizer.vocabulary_size
     trainer = make_trainer(config, backbone, vocabulary, mesh)

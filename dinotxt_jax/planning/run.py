@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dinotxt_jax.config import DTYPE_NAMES, Config, EvaluationConfig
+from dinotxt_jax.config import DTYPE_NAMES, Config, EvaluationConfig, check
 from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.planning.abstract import abstract_run
 from dinotxt_jax.planning.compiling import Target, target
@@ -70,6 +70,9 @@ def plan(
     Raises:
         UserError: settings that cannot run; raised before anything is compiled.
     """
+    check(config, needs=("backbone",))
+    if evaluation is not None:
+        check(evaluation, "eval", needs=("tasks",))
     if output is not None:
         check_drawing()
     for candidate in targets:  # report mistakes before minutes of compilation

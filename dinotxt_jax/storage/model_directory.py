@@ -12,14 +12,22 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from dinotxt_jax.config import from_dict
-from dinotxt_jax.config.architecture import DinoTxtConfig, HeadConfig, TextConfig, VisionConfig
+from dinotxt_jax.config import check, from_dict
+from dinotxt_jax.config.architecture import (
+    DinoTxtConfig,
+    HeadConfig,
+    TextConfig,
+    VisionConfig,
+    descriptor_dim,
+    divides,
+)
+from dinotxt_jax.config.ranges import Range
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage import quantized_kernels
@@ -50,10 +58,10 @@ class Preprocessing:
         resize, crop: in evaluation, short side, then side of the center crop, pixels.
     """
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    resize: int = 256
-    crop: int = 224
+    mean: Annotated[tuple[float, float, float], Range(-1000, 1000)] = IMAGENET_MEAN
+    std: Annotated[tuple[float, float, float], Range(0, 1000, open_low=True)] = IMAGENET_STD
+    resize: Annotated[int, Range(1, 16_384)] = 256
+    crop: Annotated[int, Range(1, 16_384)] = 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +109,20 @@ class ModelDescription:
     sources: tuple[SourceCheckpoint, ...] = ()
     backbone_path: str | None = None
     format_version: int = FORMAT_VERSION
+
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Sentences about values that cannot be combined; `key` is the key of this group."""
+        if self.head is not None:
+            width = f"{key}.vision.dim={self.vision.dim}"
+            heads = self.head.num_heads
+            yield from divides(f"{key}.head.num_heads", heads, self.vision.dim, width)
+        if self.head is not None and self.text is not None:
+            expected = descriptor_dim(self.vision.dim, self.head.pooling)
+            if self.text.embed_dim != expected:
+                yield (
+                    f"{key}.text.embed_dim is {self.text.embed_dim}, expected {expected}, the "
+                    "width of image descriptors; restore the file, or convert the model again."
+                )
 
     @property
     def dinotxt(self) -> DinoTxtConfig:
@@ -198,7 +220,9 @@ def read_description(path: epath.PathLike) -> ModelDescription:
             "or convert the model again."
         )
     values["format_version"] = FORMAT_VERSION
-    return from_dict(ModelDescription, values, str(file))
+    description = from_dict(ModelDescription, values, str(file))
+    check(description, str(file))
+    return description
 
 
 class Fingerprint:

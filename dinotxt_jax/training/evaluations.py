@@ -10,39 +10,16 @@ from typing import Any
 
 from absl import logging
 
-from dinotxt_jax.config import Config, EvaluationConfig
+from dinotxt_jax.config import Config
 from dinotxt_jax.data.feature_cache import FeatureCache
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job
-from dinotxt_jax.evaluation.tasks import KINDS, OpenTask, run_task
+from dinotxt_jax.evaluation.tasks import OpenTask, run_task
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.files import write_text
 from dinotxt_jax.training.exports import Exporter
 from dinotxt_jax.training.step import TrainState
 from dinotxt_jax.visualize.curves import CHANCE
-
-
-def check_evaluations(config: EvaluationConfig) -> None:
-    """Raises `UserError` for steps or a best result that cannot be."""
-    if any(step < 1 for step in config.at) or config.every < 0:
-        raise UserError(
-            f"config.evaluation.every={config.every} and at={config.at} are not numbers of steps; "
-            "give positive ones."
-        )
-    if not config.best:
-        return
-    name, _, metric = config.best.rpartition("/")
-    if name not in config.tasks or metric not in KINDS[config.tasks[name].kind].metrics:
-        choices = [f"{n}/{m}" for n, task in config.tasks.items() for m in KINDS[task.kind].metrics]
-        raise UserError(
-            f"config.evaluation.best={config.best!r} is no result of a task; choose among "
-            f"{', '.join(choices) or 'those of tasks you add'}."
-        )
-    if not config.every and not config.at:
-        raise UserError(
-            f"config.evaluation.best={config.best!r}, but nothing is evaluated; set "
-            "config.evaluation.every."
-        )
 
 
 class Evaluations:

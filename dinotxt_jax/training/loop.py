@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import DTYPE_NAMES, Config, DataConfig, check_image_size
+from dinotxt_jax.config import Config, DataConfig, check, check_image_size
 from dinotxt_jax.data.examples import Source, check_images_found
 from dinotxt_jax.data.feature_cache import FeatureCache, cache_description, task_folder
 from dinotxt_jax.data.sources import open_source
@@ -34,19 +34,14 @@ from dinotxt_jax.training.checkpoints import (
     restore_state,
     save_state,
 )
-from dinotxt_jax.training.evaluations import Evaluations, check_evaluations
+from dinotxt_jax.training.evaluations import Evaluations
 from dinotxt_jax.training.exports import Exporter
 from dinotxt_jax.training.metrics import MetricsWriter, read_metrics
 from dinotxt_jax.training.precompute import tasks_with_caches
-from dinotxt_jax.training.profiling import StepProfiler, parse_profile
+from dinotxt_jax.training.profiling import StepProfiler
 from dinotxt_jax.training.rates import ModelFlops, Throughput
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
-from dinotxt_jax.training.texts import (
-    TextMetrics,
-    check_text_rows,
-    make_tokenizer,
-    save_tokenizer,
-)
+from dinotxt_jax.training.texts import TextMetrics, make_tokenizer, save_tokenizer
 from dinotxt_jax.visualize import training_curves
 
 
@@ -77,15 +72,14 @@ class _Run:
     """One call of `train`: everything is checked here before the first file is written."""
 
     def __init__(self, config: Config, workdir: Path):
-        _check(config)
+        check(config, needs=("backbone",))
         self.config, self.workdir = config, workdir
         self.mesh: Mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         self.backbone = read_description(config.backbone)
         patch_size = self.backbone.vision.patch_size
-        check_image_size(config.data, patch_size)
+        check_image_size(config.data.image_size, patch_size)
         check_tasks(config.evaluation, patch_size, self.mesh, "config.evaluation")
         check_workdir(workdir, config, self.backbone.fingerprint)
-        check_evaluations(config.evaluation)
         self.source = open_source(config.data)
         self.cache = self._open_cache(
             Path(config.features), config.data, config.feature_views, self.source
@@ -248,37 +242,3 @@ def _end_early(step: int) -> NoReturn:
             file=sys.stderr,
         )
     raise SystemExit(EXIT_CODE)
-
-
-def _check(config: Config) -> None:
-    """What can be known to be wrong from the numbers alone."""
-    positive = {
-        "config.steps": config.steps,
-        "config.batch_size": config.batch_size,
-        "config.accumulate_steps": config.accumulate_steps,
-        "config.log_every": config.log_every,
-        "config.loss.chunk": config.loss.chunk,
-        "config.checkpoint.every": config.checkpoint.every,
-        "config.checkpoint.keep": config.checkpoint.keep,
-        "config.feature_views": config.feature_views,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise UserError(f"{name}={value} is not positive; set it to 1 or more.")
-    if config.head.patch_tokens < 0:
-        raise UserError(
-            f"config.head.patch_tokens={config.head.patch_tokens} is negative; set it to 0 for all "
-            "or to their number."
-        )
-    parse_profile(config.profile)
-    check_text_rows(config)
-    for name, dtype in dataclasses.asdict(config.precision).items():
-        if name != "frozen_products" and dtype not in DTYPE_NAMES:
-            raise UserError(
-                f"config.precision.{name}={dtype!r} is unknown; choose {' or '.join(DTYPE_NAMES)}."
-            )
-    if not config.backbone:
-        raise UserError(
-            "config.backbone is empty, expected the model directory of the frozen backbone; make "
-            "one with python -m weights_convert and set --config.backbone=DIR."
-        )

@@ -9,18 +9,15 @@ from jax.sharding import Mesh
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
 from dinotxt_jax.config.architecture import (
-    POOLINGS,
     DinoTxtConfig,
     HeadConfig,
     TextConfig,
     descriptor_dim,
+    divides,
     swiglu_hidden_dim,
 )
-from dinotxt_jax.config.training import PRODUCTS
-from dinotxt_jax.errors import UserError, check_choice
-from dinotxt_jax.losses import LOSSES
+from dinotxt_jax.errors import UserError
 from dinotxt_jax.models import attention
-from dinotxt_jax.models.blocks import REMAT_POLICIES
 from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.runtime import processes
@@ -46,28 +43,13 @@ def model_config(config: Config, backbone: ModelDescription, vocabulary_size: in
     """The architecture that a run trains on a backbone.
 
     Raises:
-        UserError: heads that do not divide a width, or a choice that does not exist.
+        UserError: heads of the vision head that do not divide the backbone's width.
     """
     vision, text = backbone.vision, config.text
     heads = config.head.num_heads or vision.num_heads
-    for name, width, count in (
-        ("config.head.num_heads", vision.dim, heads),
-        ("config.text.num_heads", text.width, text.num_heads),
-    ):
-        if count < 1 or width % count:
-            raise UserError(
-                f"{name}={count} does not divide the width {width}; take a divisor of {width}."
-            )
-    if config.head.num_blocks < 0:
-        raise UserError(
-            f"config.head.num_blocks={config.head.num_blocks} is negative; set it to 0 or more."
-        )
-    for name, value, choices in (
-        ("config.head.pooling", config.head.pooling, POOLINGS),
-        ("config.loss.kind", config.loss.kind, LOSSES),
-        ("config.remat", config.remat, REMAT_POLICIES),
-    ):
-        check_choice(name, value, choices)
+    width = f"{vision.dim}, the width of the backbone"
+    for sentence in divides("config.head.num_heads", heads, vision.dim, width):
+        raise UserError(sentence)
     return DinoTxtConfig(
         vision,
         HeadConfig(
@@ -108,13 +90,8 @@ def warn_of_whole_heads(model: DinoTxtConfig, mesh: Mesh) -> None:
 
 
 def frozen_dtypes(config: Config) -> DTypes:
-    """Precisions of the backbone.
-
-    Raises:
-        UserError: an unknown way to quantise it.
-    """
+    """Precisions of the backbone."""
     precision = config.precision
-    check_choice("config.precision.frozen_products", precision.frozen_products, PRODUCTS)
     dtype = precision.frozen
     return DTypes(dtype, dtype, precision.normalization, precision.frozen_products)
 
@@ -123,7 +100,7 @@ def chosen_attention(config: Config, model: DinoTxtConfig, mesh: Mesh) -> str:
     """What `config.attention` means for the devices of a mesh, which need not be of this machine.
 
     Raises:
-        UserError: unknown, or impossible there.
+        UserError: impossible there.
     """
     return attention.choose(
         config.attention,

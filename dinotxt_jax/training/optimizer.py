@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from dinotxt_jax.config import OptimizerConfig
-from dinotxt_jax.errors import UserError
 
 
 def learning_rate_schedule(peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
@@ -54,15 +53,7 @@ def make_optimizer(
         config: rates and betas.
         steps: length of the run.
         logical_axes: tree of tuples of dimension names, like the trained arrays.
-
-    Raises:
-        UserError: the warm-up is not shorter than the run.
     """
-    if not 0 <= config.warmup_steps < steps:
-        raise UserError(
-            f"config.optimizer.warmup_steps={config.warmup_steps} leaves nothing of the "
-            f"{steps} steps; set it below config.steps."
-        )
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_steps, steps)
     optimizer = optax.adamw(
         schedule,

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import Config, DataConfig, TaskConfig, check_image_size
+from dinotxt_jax.config import Config, DataConfig, TaskConfig, check, check_image_size
 from dinotxt_jax.data import feature_cache
 from dinotxt_jax.data.examples import SECTION, Source, check_images_found
 from dinotxt_jax.data.feature_cache import (
@@ -31,8 +31,7 @@ from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import normalize
-from dinotxt_jax.errors import UserError, check_choice
-from dinotxt_jax.evaluation.tasks import KINDS, check_task
+from dinotxt_jax.evaluation.tasks import KINDS
 from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.compiler_options import compiler_options
@@ -90,20 +89,16 @@ def precompute(config: Config) -> None:
 
 
 def _open_sets(config: Config) -> list[EncodedSet]:
-    if not config.features:
-        raise UserError(
-            "config.features is empty, expected the folder to write backbone tokens to; set "
-            "--config.features=DIR."
-        )
+    check(config, needs=("features", "backbone"))
     backbone = read_description(config.backbone)
     patch_size = backbone.vision.patch_size
-    check_image_size(config.data, patch_size)
+    check_image_size(config.data.image_size, patch_size)
     source, views = open_source(config.data), config.feature_views
     folder, title = Path(config.features), "training images"
     sets = [EncodedSet(config.data, source, folder, views, SECTION, title)]
     for name, task in tasks_with_caches(config):
         section = f"config.evaluation.tasks.{name}"
-        check_task(section, task, patch_size)
+        KINDS[task.kind].check(section, task, patch_size)
         source = KINDS[task.kind].open_set(section, task)
         folder = task_folder(config.features, name)
         images = EncodedSet(task.data, source, folder, 1, f"{section}.data", name, evaluated=True)
@@ -123,14 +118,8 @@ def _description(config: Config, images: EncodedSet, fingerprint: str) -> dict[s
 
 
 def tasks_with_caches(config: Config) -> list[tuple[str, TaskConfig]]:
-    """The evaluation tasks that encode whole images; others encode windows of them.
-
-    Raises:
-        UserError: a task of an unknown kind.
-    """
+    """Returns the evaluation tasks that encode whole images; others encode windows."""
     tasks = config.evaluation.tasks.items()
-    for name, task in tasks:
-        check_choice(f"config.evaluation.tasks.{name}.kind", task.kind, KINDS)
     return [(name, task) for name, task in tasks if KINDS[task.kind].encodes_whole_images]
 
 

@@ -18,7 +18,6 @@ from dinotxt_jax.config.architecture import TextConfig
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.packing import Packed, pack, planned_rows, row_counts, stacked
 from dinotxt_jax.data.pipeline import in_threads
-from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.tokenizers import (
     ClipTokenizer,
@@ -40,13 +39,11 @@ def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
     """The tokenizer of a run; one of its own is trained once and then kept in `workdir`.
 
     Raises:
-        UserError: an unknown kind, or a vocabulary that cannot be had.
+        UserError: a vocabulary that cannot be had.
     """
     settings = config.tokenizer
     if settings.kind == "clip":
         return ClipTokenizer(settings.vocabulary or None, settings.context_length)
-    if settings.kind != "bpe":
-        raise UserError(f"config.tokenizer.kind={settings.kind!r} is unknown; choose clip or bpe.")
     folder = workdir / "tokenizer"
     if (folder / "spec.json").exists():
         return load_tokenizer(json.loads((folder / "spec.json").read_text()), folder)
@@ -191,15 +188,6 @@ class TextMetrics:
             values["packing_overflows"] = sum(step.overflow for step in self._steps)
         self._steps.clear()
         return values
-
-
-def check_text_rows(config: Config) -> None:
-    """Raises `UserError` for settings that exclude each other."""
-    if config.text.pack and config.text.trim:
-        raise UserError(
-            f"config.text.trim={config.text.trim} does nothing to packed captions; set it to 0, or "
-            "config.text.pack=False to trim instead."
-        )
 
 
 def sampled_lengths(

@@ -22,7 +22,6 @@ from dinotxt_jax.data.transforms import (
     sample_crop,
     squash,
 )
-from dinotxt_jax.errors import UserError
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -261,13 +260,3 @@ def test_train_transform_without_augmentation_is_the_evaluation_view(augmentatio
 def test_evaluation_of_a_random_crop_config_is_its_center_crop():
     config = DataConfig(image_size=16, resize=20)
     np.testing.assert_array_equal(EvalTransform(config)(photo()), center_crop(photo(), 20, 16))
-
-
-def test_unknown_augmentation_is_a_user_error():
-    with pytest.raises(UserError, match=r"config.data.augmentation is 'mixup', expected one of"):
-        TrainTransform(DataConfig(augmentation="mixup"))
-
-
-def test_center_crop_larger_than_the_resized_image_is_a_user_error():
-    with pytest.raises(UserError, match=r"config.data.resize is 100, expected at least"):
-        EvalTransform(DataConfig(resize=100))

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dinotxt_jax import UserError
 from dinotxt_jax.evaluation.pages import html_page, markdown_page
-from dinotxt_jax.evaluation.published import FIGURES, check_published, comparable
+from dinotxt_jax.evaluation.published import FIGURES, comparable
 from dinotxt_jax.evaluation.report import named_folder
 from dinotxt_jax.evaluation.tasks import KINDS
 
@@ -93,12 +92,6 @@ def test_what_a_source_does_not_say_is_said() -> None:
     assert not list(comparable("imagenet1k", IMAGENET | {"templates": 7}))
     assert not list(comparable("", {"protocol": "slide"}))
     assert all(f.metrics and f.source for figures in FIGURES.values() for f in figures)
-
-
-def test_a_set_without_published_figures_is_named() -> None:
-    check_published("config.tasks.a", "")
-    with pytest.raises(UserError, match="config.tasks.a.published='imagenet' is"):
-        check_published("config.tasks.a", "imagenet")
 
 
 def test_the_html_page_is_whole_in_itself_and_escapes_names(tmp_path: Path) -> None:

@@ -176,11 +176,6 @@ def test_a_background_needs_a_class_of_that_name(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"data": DataConfig(source="jsonl")},
-            "data.source='jsonl' has no masks; choose among",
-        ),
-        ({"segmentation": SegmentationConfig("jump")}, "choose among slide, whole, highres"),
         ({"templates": "{}{}"}, "expected one {}"),
         ({"segmentation": SegmentationConfig(background_words="x")}, "background_words is 'x'"),
     ],

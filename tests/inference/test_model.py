@@ -125,7 +125,7 @@ def test_inputs_of_another_kind_are_refused_with_what_is_expected(tiny_dinotxt: 
                 call(np.zeros((1, 3, 98, 98), np.float32))
         with pytest.raises(dt.UserError, match="encode texts with model.tokenizer"):
             model.encode_text(["a dog"])
-    with pytest.raises(dt.UserError, match="dtype='float16' is unknown; choose among float32, bf"):
+    with pytest.raises(dt.UserError, match="dtype is 'float16', expected float32, bfloat16"):
         dt.load(tiny_dinotxt, dtype="float16")
 
 

@@ -240,7 +240,7 @@ def test_what_cannot_be_used_is_named(model: Model, photo: Image.Image, tmp_path
         (lambda: model.classify(photo, ["cat", " "], "a {}"), "class name 2 of 2 is ' ', exp"),
         (lambda: model.segment(photo, [], "whole", "a {}"), "the list of class names is empty"),
         (lambda: model.segment(photo, [], "whole", "a {}", background=0.1), "class names is"),
-        (lambda: model.segment(photo, NAMES, "jump"), "protocol='jump', which is unknown"),
+        (lambda: model.segment(photo, NAMES, "jump"), "segmentation.protocol is 'jump', expected"),
         (lambda: model.segment(photo, NAMES, "whole", []), "templates is empty"),
         (lambda: model.classify(photo, NAMES, "a photo of"), "no place for the class name"),
         (lambda: model.classify(photo, NAMES, "openai_8"), "did you mean openai_80"),

@@ -202,13 +202,6 @@ def test_cudnn_can_be_lowered_for_gpus_from_here(
 def test_an_implementation_is_refused_where_it_cannot_run() -> None:
     half, whole = ("bfloat16",), ("bfloat16", "float32")
     for name, platform, dtypes, head_dims, sentence in (
-        (
-            "flash",
-            "gpu",
-            half,
-            (64,),
-            "'flash' is unknown; choose among auto, xla, grouped, cudnn, splash",
-        ),
         ("cudnn", "cpu", half, (64,), "'cudnn' runs on gpu devices and these are cpu; run on gpu"),
         ("splash", "gpu", half, (64,), "'splash' runs on tpu devices and these are gpu"),
         ("cudnn", "gpu", whole, (64,), "half precision, and a dtype is float32; set config.prec"),

@@ -158,7 +158,7 @@ def test_a_directory_of_format_1_is_still_read(tiny_backbone: Path, tmp_path: Pa
     [
         ({"format_version": 99}, "has format version 99, this dinotxt_jax reads 1 and 2; upgrade"),
         ({"colour": "red"}, "colour is not a setting"),
-        ({"vision": {"dim": "wide"}}, "vision.dim is 'wide', expected int"),
+        ({"vision": {"dim": "wide"}}, "vision.dim is 'wide', expected a whole number"),
     ],
 )
 def test_a_description_that_cannot_be_used_says_why(

@@ -115,10 +115,13 @@ def test_images_that_are_all_missing_are_noticed_before_the_first_step(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"best": "scenes/top1", "every": 2}, "'scenes/top1' is no result of a task; choose among"),
-        ({"best": "mean_recall", "every": 2}, "choose among scenes/image_to_text_r1, "),
-        ({"best": "scenes/mean_recall"}, "but nothing is evaluated; set config.evaluation.every"),
-        ({"at": (0,)}, r"at=\(0,\) are not numbers of steps"),
+        (
+            {"best": "scenes/top1", "every": 2},
+            "is 'scenes/top1', expected scenes/image_to",
+        ),
+        ({"best": "mean_recall", "every": 2}, "did you mean 'scenes/mean_recall'"),
+        ({"best": "scenes/mean_recall"}, "but none is made; set config.evaluation.every"),
+        ({"at": (0,)}, r"config.evaluation.at\[0\] is 0, expected a number from 1 to"),
     ],
 )
 def test_a_best_that_cannot_be_found_is_named(

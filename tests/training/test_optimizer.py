@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from dinotxt_jax import UserError, sharding
+from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, OptimizerConfig
 from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
@@ -71,8 +71,3 @@ def test_the_same_arrays_are_decayed_as_in_the_official_code(
     assert {name: sorted(keys) for name, keys in found.items()} == {
         name: sorted(keys) for name, keys in groups.items()
     }
-
-
-def test_a_warmup_as_long_as_the_run_is_refused() -> None:
-    with pytest.raises(UserError, match="warmup_steps=20 leaves nothing of the 20 steps"):
-        make_optimizer(OptimizerConfig(warmup_steps=20), 20, {})

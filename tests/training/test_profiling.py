@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dinotxt_jax import UserError
-from dinotxt_jax.training.profiling import StepProfiler, parse_profile
+from dinotxt_jax.training.profiling import StepProfiler
 
 
 def run(profiler: StepProfiler, steps: range) -> None:
@@ -59,9 +58,3 @@ def test_nothing_is_traced_that_is_not_asked_for_or_never_comes(
     profiler.close()
     assert list(tmp_path.iterdir()) == []
     assert ("7:8 traces nothing: only 3 steps are left" in caplog.text) == bool(setting)
-
-
-@pytest.mark.parametrize("setting", ["5", "0:3", "4:2", "a:b", "1:2:3", "-1:2"])
-def test_a_setting_that_names_no_steps_is_told(setting: str) -> None:
-    with pytest.raises(UserError, match=r"is not FIRST:LAST; give the steps to trace"):
-        parse_profile(setting)

@@ -303,17 +303,12 @@ def test_initialisation_is_the_released_one(tiny_dinotxt: Path) -> None:
     ("change", "message"),
     [
         ({"batch_size": 12}, "batch_size=12 does not divide"),
-        ({"remat": "some"}, "config.remat='some' is unknown; choose among none, full, dots"),
-        ({"attention": "flash"}, "config.attention='flash' is unknown; choose among auto, xla"),
         ({"attention": "splash"}, "config.attention='splash' runs on tpu devices and these are"),
         (
-            {"precision": PrecisionConfig(frozen_products="int4")},
-            "config.precision.frozen_products='int4' is unknown; choose among none, int8, float8",
+            {"head": HeadTrainingConfig(num_heads=5)},
+            "config.head.num_heads is 5, expected a divisor of 64, the width of the backbone; set "
+            "it to one such as 4",
         ),
-        ({"loss": LossConfig(kind="local")}, "config.loss.kind='local' is unknown"),
-        ({"head": HeadTrainingConfig(pooling="sum")}, "config.head.pooling='sum' is unknown"),
-        ({"head": HeadTrainingConfig(num_heads=5)}, "config.head.num_heads=5 does not divide"),
-        ({"text": TextTrainingConfig(width=64, num_heads=5)}, "config.text.num_heads=5 does not"),
     ],
 )
 def test_settings_that_cannot_be_run_are_named(

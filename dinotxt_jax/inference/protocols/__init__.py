@@ -9,7 +9,6 @@ A new protocol is a module with a `DenseProtocol`, and a row here.
 from __future__ import annotations
 
 from dinotxt_jax.config import SegmentationConfig
-from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.protocols.highres import HighRes
 from dinotxt_jax.inference.protocols.protocol import DenseProtocol
 from dinotxt_jax.inference.protocols.slide import Slide
@@ -24,10 +23,11 @@ PROTOCOLS: dict[str, DenseProtocol] = {
 
 
 def check_protocol(config: SegmentationConfig, patch: int, where: str) -> None:
-    """Raises `UserError`, beginning with `where`, for settings that make no sense."""
-    if config.protocol not in PROTOCOLS:
-        raise UserError(
-            f"{where} has protocol={config.protocol!r}, which is unknown; choose among "
-            f"{', '.join(PROTOCOLS)}."
-        )
+    """Raises `UserError` for sizes that the patch size does not allow.
+
+    Args:
+        config: the protocol, as `config.check` accepts it.
+        patch: side of a patch, pixels.
+        where: the key of the protocol, for messages.
+    """
     PROTOCOLS[config.protocol].check(config, patch, where)

@@ -23,7 +23,7 @@ from dinotxt_jax.inference.dense import DenseScores, DenseTexts, padded_side
 from dinotxt_jax.inference.encoder import unit_length
 from dinotxt_jax.inference.interpolation import linear_taps, resampled
 from dinotxt_jax.inference.protocols.protocol import DenseProtocol, cosines
-from dinotxt_jax.inference.windows import Level, check_fits, check_windows, to_whole, windowed
+from dinotxt_jax.inference.windows import Level, check_fits, to_whole, windowed
 
 
 class HighRes(DenseProtocol):
@@ -33,12 +33,10 @@ class HighRes(DenseProtocol):
     scores_alone = True
 
     def check(self, config: SegmentationConfig, patch: int, where: str) -> None:
-        check_windows(config, "scales", config.scales, where)
-        if config.stride < patch or config.clusters < 0:
+        if config.stride < patch:
             raise UserError(
-                f"{where} has stride={config.stride} and clusters={config.clusters}, expected a "
-                f"stride of at least a patch ({patch} pixels) and clusters of 0 or more; correct "
-                "them."
+                f"{where}.stride is {config.stride}, expected at least a patch of the backbone "
+                f"({patch} pixels); set it to {patch} or more."
             )
 
     def resolution(self, config: SegmentationConfig) -> int | str:

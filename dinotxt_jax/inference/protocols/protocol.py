@@ -39,7 +39,8 @@ class DenseProtocol(Protocol):
     scores_alone: bool
 
     def check(self, config: SegmentationConfig, patch: int, where: str) -> None:
-        """Raises `UserError`, beginning with `where`, for sizes that cannot be used."""
+        """Raises `UserError` for sizes that patches of `patch` pixels do not allow."""
+        return
 
     def resolution(self, config: SegmentationConfig) -> int | str:
         """The sizes that decide the result, for reports."""

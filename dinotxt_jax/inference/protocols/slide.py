@@ -16,7 +16,7 @@ from dinotxt_jax.inference.canvas import Canvas
 from dinotxt_jax.inference.dense import DenseTexts
 from dinotxt_jax.inference.interpolation import Taps, resampled
 from dinotxt_jax.inference.protocols.protocol import DenseProtocol
-from dinotxt_jax.inference.windows import Level, check_fits, check_windows, windowed
+from dinotxt_jax.inference.windows import Level, check_fits, windowed
 
 
 class Slide(DenseProtocol):
@@ -24,9 +24,6 @@ class Slide(DenseProtocol):
 
     unit = "softmax value"
     scores_alone = False
-
-    def check(self, config: SegmentationConfig, patch: int, where: str) -> None:
-        check_windows(config, "short_side", (config.short_side,), where)
 
     def resolution(self, config: SegmentationConfig) -> int | str:
         return f"short side {config.short_side}, window {config.window}, stride {config.stride}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from dinotxt_jax.config import SegmentationConfig
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.config import SegmentationConfig, check_image_size
 from dinotxt_jax.inference.dense import DenseTexts
 from dinotxt_jax.inference.protocols.protocol import DenseProtocol
 from dinotxt_jax.inference.windows import Level, resized
@@ -18,12 +17,7 @@ class Whole(DenseProtocol):
     scores_alone = True
 
     def check(self, config: SegmentationConfig, patch: int, where: str) -> None:
-        if config.image_size < patch or config.image_size % patch:
-            lower = max(config.image_size // patch, 1) * patch
-            raise UserError(
-                f"{where} has image_size={config.image_size}, but the backbone's patches have "
-                f"{patch} pixels; take a multiple ({lower} or {lower + patch})."
-            )
+        check_image_size(config.image_size, patch, f"{where}.image_size")
 
     def window_side(self, config: SegmentationConfig) -> int:
         return config.image_size

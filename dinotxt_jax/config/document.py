@@ -1,0 +1,130 @@
+"""docs/configuration.md: every setting with its default, its range and its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dinotxt_jax.config.checking import is_group, type_name
+from dinotxt_jax.config.evaluation import EvaluationConfig, TaskConfig
+from dinotxt_jax.config.ranges import Setting, declared_settings
+from dinotxt_jax.config.training import Config
+
+_INTRODUCTION = """\
+<!-- Written by `python -m dinotxt_jax.config`; change the declarations in dinotxt_jax/config/. -->
+# Settings
+
+A file in `configs/` returns the settings that differ from the defaults; `--config.KEY=VALUE`
+changes one of them on the command line. `--print_config` shows the result and ends. A value outside
+of its range ends the command before anything is read or written.
+
+A tuple is given as `--config.data.crop_scale='(0.5, 1)'`, and one item of it as
+`--config.data.crop_scale[0]=0.5`; `""` is the empty text.
+
+"""
+_TRAINING = """
+## Training
+
+{meaning} `python -m dinotxt_jax.train`, `.precompute` and `.plan` read these settings with
+`--config`.
+"""
+_EVALUATION = """
+## Evaluation
+
+{meaning} `python -m dinotxt_jax.evaluate` reads these settings with `--config` and
+`python -m dinotxt_jax.plan` with `--eval`; in training they belong to `config.evaluation`.
+"""
+_TASK = """
+## Tasks
+
+{meaning} Its settings are changed by the name of the task: `--config.tasks.NAME.KEY=VALUE`, in
+training `--config.evaluation.tasks.NAME.KEY=VALUE`.
+"""
+_PARTS = (
+    (Config(), "config", _TRAINING),
+    (EvaluationConfig(), "config", _EVALUATION),
+    (TaskConfig(), "config.tasks.NAME", _TASK),
+)
+
+
+def document() -> str:
+    """The text of docs/configuration.md."""
+    contents, lines = [], []
+    tables: dict[type, str] = {}  # the key of each group that has a table
+    for defaults, key, introduction in _PARTS:
+        title = introduction.split("\n")[1].removeprefix("## ")
+        contents.append(f"- [{title}](#{_anchor(title)})")
+        lines += [introduction.format(meaning=_meaning(defaults)), *_table(defaults, key)]
+        for inner, inner_key in _groups(defaults, key):
+            contents.append(f"  - [{inner_key}](#{_anchor(inner_key)})")
+            lines += [f"\n### {inner_key}\n", _meaning(inner), ""]
+            if type(inner) in tables:
+                lines += _difference(inner, tables[type(inner)])
+            else:
+                tables[type(inner)] = inner_key
+                lines += _table(inner, inner_key)
+    return _INTRODUCTION + "\n".join([*contents, *lines]) + "\n"
+
+
+def _anchor(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+
+
+def _meaning(group: Any) -> str:
+    return (type(group).__doc__ or "").split("\n\n")[0]
+
+
+def _groups(config: Any, key: str) -> Iterator[tuple[Any, str]]:
+    """(defaults, key) of the groups within a group; those of evaluation are another part."""
+    cls: type = type(config)
+    for setting in declared_settings(cls):
+        if is_group(setting.type) and setting.type is not EvaluationConfig:
+            inner = getattr(config, setting.name)
+            yield inner, f"{key}.{setting.name}"
+            yield from _groups(inner, f"{key}.{setting.name}")
+
+
+def _table(defaults: Any, key: str) -> Iterator[str]:
+    """The settings of a group that are no groups themselves."""
+    yield "| key | default | values | meaning |"
+    yield "|---|---|---|---|"
+    cls: type = type(defaults)
+    for setting in declared_settings(cls):
+        if not is_group(setting.type):
+            cells = (
+                f"`{key}.{setting.name}`",
+                _value(getattr(defaults, setting.name)),
+                _values(setting),
+                setting.meaning,
+            )
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _difference(group: Any, key: str) -> Iterator[str]:
+    """A group whose table stands elsewhere, with the defaults that differ."""
+    cls: type = type(group)
+    usual = cls()
+    names = [setting.name for setting in declared_settings(cls)]
+    changed = [
+        f"`{name}` is {_value(getattr(group, name))}"
+        for name in names
+        if getattr(group, name) != getattr(usual, name)
+    ]
+    yield f"The settings of [{key}](#{_anchor(key)}); by default {' and '.join(changed)} here."
+
+
+def _values(setting: Setting) -> str:
+    if setting.rule is None:
+        return type_name(setting.type)
+    if setting.type in (int, float, str):
+        return str(setting.rule)
+    return f"{type_name(setting.type)}, each {setting.rule}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "none"
+    if isinstance(value, tuple):
+        return f"`({', '.join(f'{item:.4g}' for item in value)})`"
+    return '`""`' if value == "" else f"`{value}`"

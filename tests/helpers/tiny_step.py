@@ -1,0 +1,233 @@
+"""One training step of a tiny model from any settings, with as much compiled once as can be.
+
+Settings that do not change the compiled gradients (data, optimizer, seed, ...) share them; the
+optimizer and the clamping of the logit scale run operation by operation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from dinotxt_jax import sharding
+from dinotxt_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    HeadTrainingConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    TaskConfig,
+    TextTrainingConfig,
+    TokenizerConfig,
+    check,
+    check_image_size,
+)
+from dinotxt_jax.config.architecture import VisionConfig
+from dinotxt_jax.data.pipeline import ImageTextExample, make_training_iterator
+from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.data.transforms import EvalTransform, decode_image
+from dinotxt_jax.evaluation.tasks import check_tasks
+from dinotxt_jax.inference.windows import levels
+from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
+from dinotxt_jax.training.models import model_config
+from dinotxt_jax.training.optimizer import make_optimizer
+from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
+from dinotxt_jax.training.texts import TextRows, make_tokenizer
+
+PATCH = 16
+VISION = VisionConfig(
+    patch_size=PATCH, dim=8, depth=1, num_heads=2, mlp_hidden_dim=16, position_grid=2
+)
+BACKBONE = ModelDescription(VISION, Preprocessing(), fingerprint="0")
+DATA = DataConfig(num_scenes=8, image_size=32, resize=36, threads=2, prefetch=2)
+TASK = TaskConfig(
+    data=dataclasses.replace(DATA, split="test", augmentation="center_crop"),
+    templates="a {}",
+)
+BASE = Config(
+    steps=50,
+    batch_size=8,
+    backbone="models/tiny",
+    data=DATA,
+    tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=300, context_length=8),
+    head=HeadTrainingConfig(num_blocks=1),
+    text=TextTrainingConfig(width=8, depth=1, num_heads=2),
+    optimizer=OptimizerConfig(warmup_steps=0),
+    precision=PrecisionConfig(compute="float32", frozen="float32"),
+    evaluation=EvaluationConfig(
+        tasks={
+            "scenes": TASK,
+            "pixels": dataclasses.replace(TASK, kind="segmentation"),
+        },
+        batch_size=8,
+    ),
+)
+
+
+def run_step(config: Config) -> None:
+    """Prepares a batch and the images of the tasks as a run would, and makes one step.
+
+    Raises:
+        UserError: settings that cannot be used.
+        AssertionError: the step gives a number that is not finite.
+    """
+    check(config, needs=("backbone",))
+    # A run on one device, unless the mesh is what is tried.
+    devices = jax.devices() if config.mesh != MeshConfig() else jax.devices()[:1]
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
+    sharding.check_batch(config.batch_size, mesh)
+    check_image_size(config.data.image_size, PATCH)
+    check_tasks(config.evaluation, PATCH, mesh, "config.evaluation")
+    for task in config.evaluation.tasks.values():
+        _prepare_task(task)
+    with jax.set_mesh(mesh):
+        batch, vocabulary = _batch(config, mesh)
+        shared = _shared(_shapes_only(config), mesh, vocabulary)
+        trainer = shared.trainer(config)
+        optimizer = trainer.optimizer.init(shared.trainable)
+        state = TrainState(jax.numpy.int32(0), shared.trainable, optimizer)
+        state, metrics = trainer.train_step(state, shared.frozen, batch)
+    numbers = jax.tree.leaves((metrics, state.trainable))
+    assert all(np.isfinite(np.asarray(array, np.float32)).all() for array in numbers), metrics
+
+
+def _prepare_task(task: TaskConfig) -> None:
+    source = open_source(task.data)
+    image = decode_image(source[0].image)
+    if task.kind == "segmentation":
+        assert levels(image, task.segmentation, PATCH, 3)
+    else:
+        assert EvalTransform(task.data)(image).shape == (task.data.image_size,) * 2 + (3,)
+
+
+def _shapes_only(config: Config) -> Config:
+    """The settings that gradients are compiled from; all others as in `BASE`."""
+    return dataclasses.replace(
+        config,
+        **{
+            name: getattr(BASE, name)
+            for name in ("seed", "steps", "backbone", "features", "feature_views", "topology")
+        },
+        include_backbone=True,
+        log_every=1,
+        profile="",
+        data=dataclasses.replace(DATA, image_size=config.data.image_size),
+        tokenizer=dataclasses.replace(
+            BASE.tokenizer, context_length=config.tokenizer.context_length
+        ),
+        head=dataclasses.replace(config.head, layer_scale=BASE.head.layer_scale),
+        text=dataclasses.replace(config.text, trim=0, pack=False),
+        optimizer=BASE.optimizer,
+        loss=dataclasses.replace(
+            config.loss if config.loss.gram_weight else BASE.loss,
+            kind=config.loss.kind,
+            chunk=config.loss.chunk,
+            max_logit_scale=BASE.loss.max_logit_scale,
+        ),
+        checkpoint=CheckpointConfig(),
+        evaluation=EvaluationConfig(),
+    )
+
+
+def _batch(config: Config, mesh: Mesh) -> tuple[dict[str, jax.Array], int]:
+    """The first batch, and the number of token ids."""
+    source, length = open_source(config.data), config.tokenizer.context_length
+    if config.tokenizer.kind == "bpe":
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = make_tokenizer(config, Path(folder), source)
+        vocabulary, tokenize = tokenizer.vocabulary_size, tokenizer.encode
+    else:  # its vocabulary would have to be downloaded
+        vocabulary, tokenize = 300, lambda _: np.ones(length, np.int32)
+    batches = make_training_iterator(
+        source,
+        ImageTextExample(source, config.data, tokenize),
+        batch_size=config.pairs_per_step,
+        seed=config.seed,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        workers=config.data.workers,
+    )
+    batch = next(batches)
+    batches.close()
+    texts = {"tokens": batch["tokens"]}
+    if config.tokenizer.kind == "bpe":
+        model = model_config(config, BACKBONE, vocabulary).text
+        needed, arrange = TextRows(config, model, tokenizer, source, mesh).prepare(batch["tokens"])
+        texts = arrange(needed)
+    return sharding.global_batch(texts | {"image": batch["image"]}, mesh), vocabulary
+
+
+@dataclasses.dataclass
+class _Shared:
+    """What is built once for all settings that lead to the same compiled gradients.
+
+    Attributes:
+        base: the trainer of `_shapes_only` settings.
+        tokens, gradients: its compiled methods.
+        trainable: its trained arrays.
+        frozen: the backbone's arrays.
+    """
+
+    base: Trainer
+    tokens: Callable[..., Any]
+    gradients: Callable[..., Any]
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+
+    def trainer(self, config: Config) -> Trainer:
+        """As `make_trainer` builds it from these settings, with the compiled methods."""
+        base, shared = self.base, self
+        nnx.Rngs(config.seed)  # as the first state is drawn from
+        optimizer, schedule = make_optimizer(config.optimizer, config.steps, base.logical_axes)
+
+        class Sharing(Trainer):
+            def backbone_tokens(self, frozen: Any, batch: Any) -> jax.Array:
+                return shared.tokens(frozen, {"image": batch["image"]})
+
+            def loss_and_gradients(self, trainable: Any, tokens: Any, batch: Any, key: Any) -> Any:
+                texts = {name: array for name, array in batch.items() if name != "image"}
+                return shared.gradients(trainable, tokens, texts, key)
+
+        fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+        config = dataclasses.replace(config, attention=base.config.attention)
+        changed = {"config": config, "optimizer": optimizer, "schedule": schedule}
+        return Sharing(**(fields | changed))
+
+
+_BUILT: dict[str, _Shared] = {}
+
+
+def _drawn(tree: Any) -> Any:
+    """Random numbers in place of arrays: drawn on the host, where nothing is compiled."""
+    rng = np.random.default_rng(0)
+
+    def numbers(array: jax.ShapeDtypeStruct) -> jax.Array:
+        drawn = np.asarray(rng.normal(scale=0.3, size=array.shape))
+        return jax.device_put(drawn.astype(array.dtype), array.sharding)
+
+    return jax.tree.map(numbers, tree)
+
+
+def _shared(config: Config, mesh: Mesh, vocabulary: int) -> _Shared:
+    key = repr((config, mesh.shape, vocabulary))
+    if key not in _BUILT:
+        trainer = make_trainer(config, BACKBONE, vocabulary, mesh)
+        _BUILT[key] = _Shared(
+            trainer,
+            jax.jit(trainer.backbone_tokens),
+            jax.jit(trainer.loss_and_gradients),
+            _drawn(trainer.abstract_state().trainable) | {"logit_scale": jax.numpy.float32(2.0)},
+            {"backbone": _drawn(trainer.abstract["backbone"])},
+        )
+    return _BUILT[key]
