@@ -38,9 +38,9 @@ from dinotxt_jax.data.pipeline import ImageTextExample, make_training_iterator
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
 from dinotxt_jax.evaluation.tasks import check_tasks
-from dinotxt_jax.inference.windows import levels
+from dinotxt_jax.inference.dense import DenseTexts
+from dinotxt_jax.inference.protocols import PROTOCOLS
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
-from dinotxt_jax.training.models import model_config
 from dinotxt_jax.training.optimizer import make_optimizer
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 from dinotxt_jax.training.texts import TextRows, make_tokenizer
@@ -106,7 +106,9 @@ def _prepare_task(task: TaskConfig) -> None:
     source = open_source(task.data)
     image = decode_image(source[0].image)
     if task.kind == "segmentation":
-        assert levels(image, task.segmentation, PATCH, 3)
+        texts = DenseTexts(np.ones((3, 8), np.float32), np.arange(3))
+        protocol = PROTOCOLS[task.segmentation.protocol]
+        assert protocol.levels(image, task.segmentation, PATCH, texts)
     else:
         assert EvalTransform(task.data)(image).shape == (task.data.image_size,) * 2 + (3,)
 
@@ -162,9 +164,9 @@ def _batch(config: Config, mesh: Mesh) -> tuple[dict[str, jax.Array], int]:
     batches.close()
     texts = {"tokens": batch["tokens"]}
     if config.tokenizer.kind == "bpe":
-        model = model_config(config, BACKBONE, vocabulary).text
-        needed, arrange = TextRows(config, model, tokenizer, source, mesh).prepare(batch["tokens"])
-        texts = arrange(needed)
+        rows = TextRows(config, tokenizer, source, mesh)
+        prepared = rows.prepare(batch["tokens"])
+        texts, _ = rows.arrange(prepared, prepared.size)
     return sharding.global_batch(texts | {"image": batch["image"]}, mesh), vocabulary
 
 
