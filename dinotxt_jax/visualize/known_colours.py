@@ -1,4 +1,4 @@
-"""The colours that people expect of some things: a blue sky, green grass."""
+"""The colours that people expect of some names: of sky, of grass, of a red car."""
 
 from __future__ import annotations
 
@@ -46,6 +46,22 @@ _COLOURS: dict[Colour, str] = {
     (110, 110, 116): "background",
 }
 _BY_WORD = {word: colour for colour, words in _COLOURS.items() for word in words.split()}
+# Names of colours, anywhere in a name that says nothing else: "red car", "light blue".
+_NAMED: dict[str, Colour] = {
+    "red": (215, 40, 40),
+    "orange": (250, 145, 25),
+    "yellow": (245, 220, 50),
+    "green": (50, 160, 70),
+    "blue": (40, 90, 210),
+    "purple": (135, 60, 175),
+    "violet": (135, 60, 175),
+    "pink": (245, 130, 180),
+    "brown": (125, 75, 40),
+    "black": (40, 40, 45),
+    "white": (245, 245, 245),
+    "grey": (130, 130, 130),
+    "gray": (130, 130, 130),
+}
 _EMPTY_WORDS = ("other", "merged", "stuff")  # "sky-other" of COCO-Stuff
 
 
@@ -60,4 +76,6 @@ def known_colour(name: str) -> Colour | None:
         return None
     last = words[-1]
     singulars = (last, last.removesuffix("s"), last.removesuffix("es"))
-    return next((_BY_WORD[word] for word in singulars if word in _BY_WORD), None)
+    known = [_BY_WORD[word] for word in singulars if word in _BY_WORD]
+    named = [_NAMED[word] for word in reversed(words) if word in _NAMED]
+    return next(iter([*known, *named]), None)

@@ -67,6 +67,8 @@ def test_heat_colours_get_lighter_in_even_steps() -> None:
         ("palm tree", True),
         ("tree house", True),  # a house
         ("sea, ocean", True),
+        ("a red car", True),
+        ("orange juice", True),
         ("seat", False),
         ("snowboard", False),
         ("sea lion", False),
@@ -94,6 +96,14 @@ def test_sky_grass_water_and_skin_look_as_people_expect() -> None:
     assert np.ptp(colours["road"]) < 20
     assert sum(colours["sky"]) > sum(colours["water"])
     assert sum(colours["grass"]) > sum(colours["tree"])
+
+
+def test_a_name_with_a_colour_has_it_unless_the_thing_says_more() -> None:
+    names = ["red car", "blue car", "green car", "blue grass", "yellow cab"]
+    red, blue, green, grass, yellow = class_colours(names).astype(int)
+    assert [colour.argmax() for colour in (red, blue, green, grass)] == [0, 2, 1, 1]
+    assert min(yellow[:2]) > 200
+    assert yellow[2] < 100
 
 
 def test_other_classes_look_like_none_of_the_known_ones() -> None:
