@@ -74,7 +74,7 @@ def _unidentified(image: object) -> str:
         return "not an image in a format that PIL knows"
     if image[4:8] == b"ftyp":  # the container of HEIC and of videos; bytes 8 to 12 name the format
         kind = image[8:12].decode("ascii", "replace").strip()
-        return f"a {kind} file, a format that is not read; convert it to JPEG or PNG"
+        return f"a file of the format {kind}, which is not read"
     if image[:256].isascii() and image[:256].decode("ascii").replace("\n", "").isprintable():
         return "text, not an image"
     return "not an image in a format that PIL knows"

@@ -133,7 +133,7 @@ def test_what_is_not_an_image_is_a_bad_image(image):
     [
         (b"", "the file is empty"),
         (b"a caption\nand another\n", "text, not an image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a heic file, a format that is not read; convert"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a file of the format heic, which is not read"),
         (b"\x93\0\xff" * 30, "not an image in a format that PIL knows"),
     ],
 )
