@@ -149,12 +149,11 @@ class DinoTxt(nnx.Module):
         return normalized(descriptor) if normalize else descriptor
 
     def descriptor(self, features: ImageFeatures) -> Float[Array, "b D"]:
-        """[class token; pooled patch tokens], float32, not normalised."""
-        class_token = features.class_token.astype("float32")
+        """[class token; pooled patch tokens], in float32 or wider, not normalised."""
+        class_token = wide(features.class_token)
         if self.config.head.pooling == "none":
             return class_token
-        patches = features.patch_tokens.astype("float32")
-        pooled = pool(patches, self.config.head.pooling)
+        pooled = pool(wide(features.patch_tokens), self.config.head.pooling)
         return jnp.concatenate([class_token, pooled], axis=-1)
 
     def encode_text(
@@ -163,8 +162,11 @@ class DinoTxt(nnx.Module):
         normalize: bool = False,
         packing: Packing | None = None,
     ) -> Float[Array, "b D"]:
-        """Features of token rows, one text each or packed (`TextTransformer`), float32."""
-        features = self.text(tokens, packing).astype("float32")
+        """Features of token rows, one text each or packed (`TextTransformer`).
+
+        They are in float32 or wider.
+        """
+        features = wide(self.text(tokens, packing))
         return normalized(features) if normalize else features
 
 
@@ -179,8 +181,13 @@ def pool(patches: Float[Array, "b n d"], pooling: str) -> Float[Array, "b d"]:
     raise ValueError(f"pooling {pooling!r} is none of {', '.join(POOLINGS)}")
 
 
+def wide(features: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Features in float32, or in their own dtype where that is wider (float64)."""
+    return features.astype(jnp.promote_types(features.dtype, "float32"))
+
+
 def normalized(features: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
     """Each row divided by its L2 norm (at least 1e-12), in float32 or wider."""
-    wide = features.astype(jnp.promote_types(features.dtype, "float32"))
-    norm = jnp.sqrt(jnp.sum(jnp.square(wide), axis=-1, keepdims=True))
-    return wide / jnp.maximum(norm, 1e-12)
+    rows = wide(features)
+    norm = jnp.sqrt(jnp.sum(jnp.square(rows), axis=-1, keepdims=True))
+    return rows / jnp.maximum(norm, 1e-12)

@@ -19,7 +19,7 @@ def learning_rate_schedule(peak: float, warmup_steps: int, steps: int) -> optax.
     """
 
     def schedule(step: Any) -> jax.Array:
-        step = jnp.asarray(step, "float32")
+        step = jnp.asarray(step, float)  # float32; float64 where 64-bit types are enabled
         warmup = peak * step / max(warmup_steps, 1)
         progress = (step - warmup_steps) / max(steps - 1 - warmup_steps, 1)
         cosine = peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))

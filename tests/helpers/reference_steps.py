@@ -1,0 +1,193 @@
+"""Training steps of the reference model (`goldens/train`) on any mesh, in float32 or float64."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from packed import packed
+
+from dinotxt_jax import sharding
+from dinotxt_jax.config import (
+    Config,
+    HeadTrainingConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    TextTrainingConfig,
+)
+from dinotxt_jax.storage.model_directory import Preprocessing, load_parts, read_description
+from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
+
+CONFIG = Config(
+    steps=20,
+    batch_size=16,
+    head=HeadTrainingConfig(drop_path=0.0, num_heads=4),
+    text=TextTrainingConfig(width=64, depth=3, num_heads=4),
+    precision=PrecisionConfig(compute="float32", frozen="float32"),
+    optimizer=OptimizerConfig(warmup_steps=5),
+)
+_FLOAT64 = PrecisionConfig(
+    parameters="float64", compute="float64", normalization="float64", frozen="float64"
+)
+# The images of the reference are normalised already.
+_IDENTITY = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def in_float64(config: Config) -> Config:
+    """A run whose arithmetic is float64 throughout."""
+    return dataclasses.replace(config, precision=_FLOAT64)
+
+
+@functools.cache
+def golden() -> dict[str, np.ndarray]:
+    """The batch and the 20 steps of the official loop."""
+    return dict(np.load(Path(__file__).parent.parent / "goldens/train/train.npz"))
+
+
+class Run(NamedTuple):
+    """The outcome of training steps.
+
+    Attributes:
+        trainable: arrays after the last step.
+        gradients: of the first step, recovered from Adam's first moment after it.
+        metrics: {name: values [steps]}.
+    """
+
+    trainable: dict[str, Any]
+    gradients: dict[str, Any]
+    metrics: dict[str, np.ndarray]
+
+
+class Setting:
+    """The reference model and recipe on a mesh; `setting` keeps those that exist."""
+
+    def __init__(self, model: Path, config: Config, data: int, fsdp: int, tensor: int):
+        self.model = model
+        self.mesh = sharding.make_mesh(
+            data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor]
+        )
+        self.is_float64 = config.precision == _FLOAT64
+        with self.context():
+            description = dataclasses.replace(read_description(model), preprocessing=_IDENTITY)
+            self.trainer: Trainer = make_trainer(config, description, 133, self.mesh)
+            self._step = self.trainer.compiled_step()
+            self._abstract = self.trainer.abstract_state()
+
+    @contextlib.contextmanager
+    def context(self) -> Any:
+        """Where this setting's arrays are made and computed with."""
+        with jax.enable_x64(self.is_float64), jax.set_mesh(self.mesh):
+            yield
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """The stored arrays of the model, placed."""
+        with self.context():
+            parts = load_parts(self.model, self.trainer.abstract)
+            if not self.is_float64:
+                return parts
+            # Orbax reads in threads of its own, where 64-bit types are off.
+            return jax.tree.map(
+                lambda array, wanted: jax.device_put(
+                    np.asarray(array, wanted.dtype), wanted.sharding
+                ),
+                parts,
+                self.trainer.abstract,
+            )
+
+    def backbone_tokens(self, images: np.ndarray | None = None) -> np.ndarray:
+        """Tokens of normalised images [b h w 3], by default those of the reference."""
+        if images is None:
+            images = np.moveaxis(golden()["images"], 1, -1)
+        with self.context():
+            backbone = {"backbone": self.parts["backbone"]}
+            encode = jax.jit(lambda arrays, x: self.trainer.merge(arrays).backbone.tokens(x))
+            return np.asarray(encode(backbone, images))
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, whose trained arrays are those of the reference."""
+        stored = _host_parts(self.model)
+        arrays = {name: stored.get(name) for name in self._abstract.trainable}
+        if "logit_bias" in arrays:  # the reference has none
+            arrays |= {"logit_bias": np.float32(-10.0)}
+        trainable = jax.tree.map(
+            lambda array, wanted: np.asarray(array, wanted.dtype), arrays, self._abstract.trainable
+        )
+        places = jax.tree.map(lambda leaf: leaf.sharding, self._abstract)
+
+        def state(trainable: Any) -> TrainState:
+            optimizer = self.trainer.optimizer.init(trainable)
+            return TrainState(jnp.zeros((), "int32"), trainable, optimizer)
+
+        return jax.jit(state, out_shardings=places)(trainable)
+
+    def run(
+        self,
+        steps: int,
+        *,
+        tokens: np.ndarray | None = None,
+        pack: bool = False,
+        repeats: int = 1,
+    ) -> Run:
+        """Trains on the reference batch from the reference weights, or on other `tokens`.
+
+        Args:
+            steps: number of updates.
+            tokens: int[16 77] instead of those of the reference.
+            pack: several captions share a row.
+            repeats: the batch consists of the 16 pairs this many times.
+        """
+        tokens = golden()["tokens"] if tokens is None else tokens
+        features = _reference_features(self.model, self.is_float64)
+        tokens, features = (np.concatenate([x] * repeats) for x in (tokens, features))
+        parts = sharding.batch_parts(self.mesh) * self.trainer.config.accumulate_steps
+        text = packed(tokens, parts)._asdict() if pack else {"tokens": tokens}
+        history, gradients = [], None
+        # Adam's first moment after one step is this share of the gradient.
+        share = 1 - self.trainer.config.optimizer.beta1
+        with self.context():
+            state = self.initial_state()
+            placed = sharding.global_batch({"features": features} | text, self.mesh)
+            for _ in range(steps):
+                state, metrics = self._step(state, {}, placed)
+                history.append(jax.device_get(metrics))
+                if gradients is None:
+                    moment = jax.device_get(state.optimizer[0].mu)
+                    gradients = jax.tree.map(lambda array: array / share, moment)
+            trainable = jax.device_get(state.trainable)
+        metrics = {name: np.asarray([row[name] for row in history]) for name in history[0]}
+        assert gradients is not None
+        return Run(trainable, gradients, metrics)
+
+
+_SETTINGS: dict[str, Setting] = {}
+
+
+def setting(model: Path, config: Config, data: int = 8, fsdp: int = 1, tensor: int = 1) -> Setting:
+    """The setting of a run on a mesh, made once."""
+    key = repr((model, config, data, fsdp, tensor))  # a config holds dicts, which have no hash
+    if key not in _SETTINGS:
+        _SETTINGS[key] = Setting(model, config, data, fsdp, tensor)
+    return _SETTINGS[key]
+
+
+@functools.cache
+def float64_run(model: Path) -> Run:
+    """Twenty steps in float64 on one device: the reference of all float32 runs."""
+    return setting(model, in_float64(CONFIG), 1).run(CONFIG.steps)
+
+
+@functools.cache
+def _host_parts(model: Path) -> dict[str, Any]:
+    return jax.device_get(setting(model, CONFIG, 1).parts)
+
+
+@functools.cache
+def _reference_features(model: Path, is_float64: bool) -> np.ndarray:
+    return setting(model, in_float64(CONFIG) if is_float64 else CONFIG, 1).backbone_tokens()
