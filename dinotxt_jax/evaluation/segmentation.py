@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from dinotxt_jax import visualize
@@ -182,7 +182,7 @@ class ConfusionMatrix:
 
 @functools.partial(jax.jit, static_argnames="classes", donate_argnums=0)
 def _counted(
-    counts: Int[Array, " k"], mask: Int[Array, "h w"], labels: Int[Array, "h w"], classes: int
+    counts: Int[Array, " k"], mask: UInt8[Array, "h w"], labels: Int[Array, "h w"], classes: int
 ) -> Int[Array, " k"]:
     pairs = jnp.where(mask == IGNORED, classes**2, mask.astype(jnp.int32) * classes + labels)
     return counts + jnp.bincount(pairs.ravel(), length=classes**2 + 1)

@@ -53,7 +53,7 @@ class Setting:
         self.golden: dict[str, np.ndarray] = dict(golden)
 
     def features(self) -> np.ndarray:
-        images = np.moveaxis(self.golden["images"], 1, -1)
+        images = jnp.moveaxis(self.golden["images"], 1, -1)
         with jax.set_mesh(self.mesh):
             return np.asarray(self.trainer.merge(self.parts).backbone.tokens(images))
 
@@ -209,7 +209,9 @@ def test_running_the_backbone_equals_its_tokens(tiny_dinotxt: Path, steps: int) 
     with jax.set_mesh(setting.mesh):
         placed = sharding.global_batch(batch, setting.mesh)
         tokens = jax.jit(setting.trainer.backbone_tokens)(frozen, placed)
-        direct = setting.trainer.merge(frozen).backbone.tokens(pixels.astype(np.float32) / 255)
+        direct = setting.trainer.merge(frozen).backbone.tokens(
+            jnp.asarray(pixels, jnp.float32) / 255
+        )
     np.testing.assert_allclose(tokens, direct, rtol=0, atol=5e-5)
 
 
