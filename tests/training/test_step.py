@@ -158,8 +158,8 @@ def test_first_gradients_equal_the_official_ones(tiny_dinotxt: Path, shared_gold
     golden = np.load(shared_goldens / "train/grads_step0.npz")
     trained = {name: setting.parts[name] for name in ("head", "text", "logit_scale")}
     features, key = setting.features(), jax.random.key(0)
-    batch = {"tokens": setting.golden["tokens"]}
-    _, gradients = setting.trainer.loss_and_gradients(trained, features, batch, key)
+    batch = {"tokens": jnp.asarray(setting.golden["tokens"])}
+    _, gradients = setting.trainer.loss_and_gradients(trained, jnp.asarray(features), batch, key)
     sizes = {"h": 4, "k": 16, "v": 133}
     compared = 0
     for prefix, layout in (("visual_model.head.", VISION_HEAD), ("text_model.", TEXT_ENCODER)):
@@ -261,13 +261,14 @@ def test_the_sigmoid_loss_trains_its_bias(tiny_dinotxt: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_logits_come_in_chunks_of_the_size_that_is_set(tiny_dinotxt: Path, kind: str) -> None:
-    config = dataclasses.replace(CONFIG, loss=LossConfig(kind=kind, chunk=5))
+    config = dataclasses.replace(CONFIG, loss=LossConfig(kind=kind, chunk=6))
     setting = Setting(tiny_dinotxt, config, 1)
     trained = setting.trainer.abstract_state().trainable
     run = functools.partial(setting.trainer.loss_and_gradients, key=jax.random.key(0))
     batch = {"tokens": setting.golden["tokens"]}
+    # Three blocks of 6 columns; the last one is padded.
     program = str(jax.make_jaxpr(run)(trained, setting.features(), batch))
-    assert "f32[16,5]" in program
+    assert "f32[16,6]" in program
     assert "f32[16,16]" not in program
 
 
