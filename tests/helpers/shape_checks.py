@@ -1,4 +1,4 @@
-"""Checks of shapes and dtypes at run time; conftest.py switches them on for both packages.
+"""Checks of shapes and dtypes at run time; conftest.py switches them on for the rooms of arrays.
 
 Only annotations of arrays are checked. mypy checks other types, and many tests pass values of a
 wrong type on purpose, to see how they are refused.
