@@ -121,7 +121,7 @@ def test_assumed_captions_have_the_mean_that_was_asked_for() -> None:
     assert (lengths.min() >= 3, lengths.max() <= 77) == (True, True)
     rows = packed_rows(256, 256, 77, 20)
     assert 256 * 20 / 77 < rows < 1.3 * 256 * 20 / 77
-    with pytest.raises(UserError, match="--caption_tokens=90 is no mean"):
+    with pytest.raises(UserError, match="--caption_tokens=90 is not a possible mean"):
         packed_rows(256, 256, 77, 90)
 
 

@@ -133,14 +133,14 @@ def test_what_is_no_reference_is_refused(whole, reference, tmp_path, change, mes
 
 def test_a_file_that_is_no_npz_is_refused(whole, tmp_path):
     (tmp_path / "x.npz").write_bytes(b"no zip")
-    with pytest.raises(UserError, match="is not an .npz of arrays"):
+    with pytest.raises(UserError, match="is not an .npz file with arrays"):
         compare(whole, tmp_path / "x.npz")
     np.save(tmp_path / "array.npy", np.zeros(3))
     (tmp_path / "empty.npz").write_bytes(b"")
     np.savez(tmp_path / "whole.npz", images=np.zeros(1000))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:700])
     for name in ("absent.npz", "array.npy", "empty.npz", "cut.npz"):
-        with pytest.raises(UserError, match="is not an .npz of arrays"):
+        with pytest.raises(UserError, match="is not an .npz file with arrays"):
             compare(whole, tmp_path / name)
 
 
