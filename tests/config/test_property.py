@@ -171,7 +171,7 @@ def refusal(changes: Mapping[str, Any]) -> str | None:
 @pytest.mark.parametrize("key", SETTINGS)
 def test_a_value_is_refused_by_name_or_runs(key: str) -> None:
     @settings(
-        max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     @given(values(key, SETTINGS[key], variants=2))
     def holds(value: Any) -> None:
