@@ -4,16 +4,22 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 QUICKSTART ?= runs/quickstart
+# Of both cores of a small machine; pretend devices keep a worker's core busy.
+PYTEST := -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+# Byte code is compiled when a module is first imported: most modules never are.
+INSTALL := -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: quickstart test slow lint format docs clean
+.PHONY: quickstart test slow lowest lint format docs clean
 
-$(VENV)/installed: pyproject.toml
+$(RUN):
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --editable '.[test]'
+
+# What commands need, and what tests and linters need beyond that.
+$(VENV)/installed-plots $(VENV)/installed-test: $(VENV)/installed-%: pyproject.toml | $(RUN)
+	$(RUN) $(INSTALL) --editable '.[$*]'
 	touch $@
 
-quickstart: $(VENV)/installed
+quickstart: $(VENV)/installed-plots
 	$(RUN) -m weights_convert tests/goldens/backbones/dinov2_tiny_reg.pth --set num_heads=4 \
 	  --output=$(QUICKSTART)/backbone --overwrite
 	$(RUN) -m dinotxt_jax.precompute --config=configs/quickstart.py \
@@ -29,24 +35,33 @@ quickstart: $(VENV)/installed
 	@echo "ten images and their captions: $(QUICKSTART)/evaluation/scenes.png"
 	@echo "the model (dt.load):           $(QUICKSTART)/run/model"
 
-# A worker takes up to 3 GB of memory and, having eight pretend devices, more than one core.
 test: lint
-	$(RUN) -m pytest -n auto --maxprocesses=4 --dist worksteal
+	$(RUN) $(PYTEST)
 
-slow: $(VENV)/installed
-	$(RUN) -m pytest -m slow
+# Minutes-long cases and all others, compiled as in real runs, with more drawn examples.
+slow: $(VENV)/installed-test
+	XLA_FLAGS='--xla_backend_optimization_level=3 --xla_llvm_disable_expensive_passes=false' \
+	  $(RUN) $(PYTEST) -m 'slow or not slow' --hypothesis-profile=thorough
 
-lint: $(VENV)/installed
+# The tests with the lower bounds of pyproject.toml, all at once.
+lowest: PYTHON_LOWEST := $(VENV)-lowest/bin/python
+lowest:
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	$(PYTHON_LOWEST) .ci/lowest_bounds.py test > $(VENV)-lowest/constraints.txt
+	$(PYTHON_LOWEST) $(INSTALL) --editable '.[test]' --constraint $(VENV)-lowest/constraints.txt
+	$(PYTHON_LOWEST) $(PYTEST)
+
+lint: $(VENV)/installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-format: $(VENV)/installed
+format: $(VENV)/installed-test
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-docs: $(VENV)/installed
+docs: $(VENV)/installed-plots
 	$(RUN) -m dinotxt_jax.config > docs/configuration.md
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-lowest runs

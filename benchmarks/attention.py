@@ -1,18 +1,18 @@
-"""Compares the implementations of attention: measured here, and compiled for TPUs.
+"""Compares attention implementations: measured on this machine, and compiled for TPUs.
 
     python benchmarks/attention.py [--images=256] [--rows=64] [--repeats=10]
-    python benchmarks/attention.py --topology=v5e:2x2 --topology=v6e:2x2    # wants libtpu, no TPU
+    python benchmarks/attention.py --topology=v5e:2x2 --topology=v6e:2x2    # needs libtpu, no TPU
 
-Two workloads of the full recipe, a device: the frozen ViT-L/14 with registers forward on images of
-224 pixels (261 tokens), and the text transformer forward and backward, matrix products kept, on
-packed rows of 77 tokens (64 rows hold the captions of about 300 pairs). Weights and inputs are
-random.
+Two workloads from the full recipe, per device: the frozen ViT-L/14 with registers, forward, on
+224-pixel images (261 tokens), and the text transformer, forward and backward with matrix products
+kept, on packed rows of 77 tokens (64 rows hold the captions for about 300 pairs). Weights and
+inputs are random.
 
-Without --topology every implementation that the devices of this machine can run is timed (medians,
-compilation left out; give a CPU fewer images and rows). With it nothing is run: the compiler says
-what memory the temporaries of a chip take and how many bytes are moved. Blocks are scanned, and it
-counts the body of a scan once, so that bytes are those of one block and what surrounds the blocks;
-it knows what a Pallas kernel reads and writes but not how long that takes.
+Without --topology, every implementation that runs on this machine's devices is timed (medians
+without compilation; use fewer images and rows on a CPU). With --topology nothing is run: the
+compiler reports temporary memory and the bytes moved per chip. Blocks are scanned and the compiler
+counts a scan's body once, so bytes are those for one block plus everything outside the blocks. The
+compiler knows how many bytes a Pallas kernel moves, but not how long it takes.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ TEXTS_A_ROW = 5
 
 
 class Workload(NamedTuple):
-    """What is compared.
+    """A computation to compare.
 
     Attributes:
-        title: for the table.
-        create: makes the module, given the name of an implementation and a dtype.
-        run: what is computed of the module's graph definition, its arrays and the inputs.
-        inputs: of `count` rows in so many parts.
+        title: title in the table.
+        create: makes the module, given an implementation's name and a dtype.
+        run: computes the result from the module's graph definition, arrays and inputs.
+        inputs: makes inputs with `count` rows in a number of parts.
     """
 
     title: str
@@ -87,17 +87,19 @@ def images(count: int, parts: int) -> np.ndarray:
 
 
 def packed_rows(count: int, parts: int) -> tuple[np.ndarray, Packing]:
-    """Rows of five texts of 15 tokens and two of padding."""
+    """Makes rows with five texts of 15 tokens each and two padding tokens."""
     length, rows = TEXT.context_length, count // parts
     each = length // TEXTS_A_ROW
     shape = (parts, rows, length)
-    place = np.arange(length)
-    inside = place < TEXTS_A_ROW * each
+    position = np.arange(length)
+    inside = position < TEXTS_A_ROW * each
     ends = np.arange(TEXTS_A_ROW) * each + each - 1
     tokens = np.random.default_rng(0).integers(1, TEXT.vocabulary_size, shape, dtype=np.int32)
     return tokens, Packing(
-        segment_ids=np.broadcast_to(np.where(inside, 1 + place // each, 0), shape).astype("int32"),
-        positions=np.broadcast_to(np.where(inside, place % each, 0), shape).astype("int32"),
+        segment_ids=np.broadcast_to(np.where(inside, 1 + position // each, 0), shape).astype(
+            "int32"
+        ),
+        positions=np.broadcast_to(np.where(inside, position % each, 0), shape).astype("int32"),
         row=np.broadcast_to(np.repeat(np.arange(rows), TEXTS_A_ROW), (parts, rows * TEXTS_A_ROW)),
         column=np.broadcast_to(np.tile(ends, rows), (parts, rows * TEXTS_A_ROW)),
     )
@@ -108,19 +110,19 @@ TEXTS = Workload("text forward + backward, {} packed rows", text, text_gradients
 
 
 def possible(platform: str, dtype: str) -> list[str]:
-    """The implementations that a platform can run."""
+    """Returns the implementations that a platform can run."""
     head_dims = (VISION.block().head_dim, TEXT.block().head_dim)
-    found = []
+    names = []
     for name in IMPLEMENTATIONS:
         try:
-            found.append(choose(name, platform, (dtype,), head_dims))
+            names.append(choose(name, platform, (dtype,), head_dims))
         except UserError:
             continue
-    return found
+    return names
 
 
 def abstract_inputs(workload: Workload, count: int, mesh: Mesh) -> Any:
-    """Shapes and places of the inputs of `count` rows a device."""
+    """Returns input shapes and shardings for `count` rows per device."""
     placed = sharding.batch_sharding(mesh)
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placed),
@@ -136,7 +138,7 @@ def compiled(
     mesh: Mesh,
     options: dict[str, str] | None = None,
 ) -> Any:
-    """The program for the devices of a mesh, which need not exist."""
+    """Compiles a workload for a mesh whose devices need not exist."""
     create = lambda: workload.create(attention, dtype)  # noqa: E731
     graphdef = nnx.graphdef(nnx.eval_shape(create))
     with jax.set_mesh(mesh):
@@ -148,10 +150,10 @@ def compiled(
 
 
 def compile_for(topology: str, counts: dict[Workload, int]) -> None:
-    """The table of one topology."""
+    """Prints the table for one topology."""
     devices = topologies.get_topology_desc(topology, platform="tpu").devices
     mesh = sharding.make_mesh(devices=devices)
-    print(f"\n{topology}, bfloat16, a chip; ratios to XLA's\n")
+    print(f"\n{topology}, bfloat16, per chip; ratios to XLA's\n")
     print("| workload | attention | temporaries, GB | ratio | bytes, GB | ratio |")
     print("|---|---|---|---|---|---|")
     for workload, count in counts.items():
@@ -171,7 +173,7 @@ def compile_for(topology: str, counts: dict[Workload, int]) -> None:
 def median_seconds(
     workload: Workload, attention: str, dtype: str, count: int, mesh: Mesh, repeats: int
 ) -> float:
-    """Of the repeats, compilation left out."""
+    """Returns the median time over the repeats, without compilation."""
     program = compiled(workload, attention, dtype, count, mesh, compiler_options([dtype]))
     create = lambda: workload.create(attention, dtype)  # noqa: E731
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_arrays(create, mesh))
@@ -188,7 +190,7 @@ def median_seconds(
 
 
 def measure(counts: dict[Workload, int], repeats: int) -> None:
-    """The table of this machine's devices."""
+    """Prints the table for this machine's devices."""
     mesh = sharding.make_mesh()
     device = jax.devices()[0]
     print(f"{mesh.size} x {device.device_kind}; ratios to XLA's in the same dtype\n")
@@ -207,11 +209,11 @@ def measure(counts: dict[Workload, int], repeats: int) -> None:
 
 
 def main() -> None:
-    """Prints a table of the implementations by workload."""
+    """Prints a table with one row per workload and implementation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", action="append", default=[], help="compile, run nothing")
-    parser.add_argument("--images", type=int, default=256, help="a device")
-    parser.add_argument("--rows", type=int, default=64, help="a device")
+    parser.add_argument("--images", type=int, default=256, help="images per device")
+    parser.add_argument("--rows", type=int, default=64, help="packed rows per device")
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     print(f"JAX {jax.__version__}")

@@ -1,11 +1,11 @@
-"""Time and memory of conversions at full size, from random weights made on the spot.
+"""Measures the time and memory that conversions take at full size, with random weights.
 
     python benchmarks/conversion.py [--presets dinov2_vitl14 dinov2_vitg14] [--format pth] \
         [--dtype bfloat16] [--folder DIR]
 
-Each step runs in a process of its own; its peak is what the kernel counted as resident, pages of
-mapped files included, beyond that of a Python interpreter that does nothing. The ratio is peak to
-size of the checkpoint: what a tool that loads everything first needs at least once.
+Each step runs in a separate process. The peak is resident memory as the kernel counts it, including
+mapped file pages, beyond a bare Python interpreter. The ratio is peak divided by checkpoint size; a
+tool that loads everything first needs at least 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch_files import Tensor, TorchFiles  # noqa: E402
 
 
 def shapes(preset: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the released file of an architecture."""
+    """Returns array names and shapes in the file released for an architecture."""
     vision: VisionConfig = PRESETS[preset]
     rope = vision.positions == "rope"
     layout = LAYOUTS["dinov3" if rope else "dinov2_reg" if vision.num_registers else "dinov2"]
@@ -53,42 +53,42 @@ def shapes(preset: str) -> dict[str, tuple[int, ...]]:
     }
 
 
-def drawn(named: dict[str, tuple[int, ...]]) -> Iterator[np.ndarray]:
-    """One array after the other."""
+def random_arrays(array_shapes: dict[str, tuple[int, ...]]) -> Iterator[np.ndarray]:
+    """Yields random arrays one after the other."""
     rng = np.random.default_rng(0)
-    for shape in named.values():
+    for shape in array_shapes.values():
         yield rng.standard_normal(shape, np.float32) * np.float32(0.02)
 
 
-def write_safetensors(path: Path, named: dict[str, tuple[int, ...]]) -> None:
-    """Arrays of drawn numbers as .safetensors, one at a time."""
+def write_safetensors(path: Path, array_shapes: dict[str, tuple[int, ...]]) -> None:
+    """Writes random arrays as .safetensors, one at a time."""
     header: dict = {}
     end = 0
-    for key, shape in named.items():
+    for key, shape in array_shapes.items():
         start, end = end, end + 4 * int(np.prod(shape))
         header[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for array in drawn(named):
+        for array in random_arrays(array_shapes):
             array.tofile(file)
 
 
-def write_pth(path: Path, named: dict[str, tuple[int, ...]]) -> None:
-    """Arrays of drawn numbers as .pth, one at a time."""
+def write_pth(path: Path, array_shapes: dict[str, tuple[int, ...]]) -> None:
+    """Writes random arrays as .pth, one at a time."""
     tensors = {}
-    for number, (key, shape) in enumerate(named.items()):
+    for number, (key, shape) in enumerate(array_shapes.items()):
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
         count = int(np.prod(shape))
         tensors[key] = Tensor("FloatStorage", str(number), count, 0, shape, strides)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", TorchFiles(path.parent).state_dict(tensors))
-        for number, array in enumerate(drawn(named)):
+        for number, array in enumerate(random_arrays(array_shapes)):
             with archive.open(f"archive/data/{number}", "w", force_zip64=True) as record:
                 record.write(array.tobytes())
 
 
-# A process starts with the peak of the one that started it, hence a small one in between.
+# A process inherits the peak from its parent, so a small process starts the measured one.
 _LAUNCHER = """
 import os, subprocess, sys, time
 start = time.perf_counter()
@@ -99,7 +99,7 @@ print(status, time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9)
 
 
 def measured(*command: str) -> tuple[float, float]:
-    """(seconds, peak resident GB) of a command of this interpreter."""
+    """Runs a command in this interpreter; returns (seconds, peak resident GB)."""
     launcher = [sys.executable, "-c", _LAUNCHER, sys.executable, *command]
     done = subprocess.run(launcher, cwd=ROOT, capture_output=True, text=True, check=True)
     status, seconds, peak = done.stdout.split()
@@ -124,8 +124,8 @@ def main() -> None:
     for preset in options.presets:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             source = Path(folder) / f"weights.{options.format}"
-            named = shapes(preset)
-            (write_pth if options.format == "pth" else write_safetensors)(source, named)
+            array_shapes = shapes(preset)
+            (write_pth if options.format == "pth" else write_safetensors)(source, array_shapes)
             size = source.stat().st_size / 1e9
             model, back = f"{folder}/model", f"{folder}/back.safetensors"
             convert = ("-m", "weights_convert", str(source), f"--output={model}")

@@ -2,8 +2,8 @@
 
     python benchmarks/exactness.py
 
-Compares with the reference arrays in tests/goldens (float32 outputs of the official classes); the
-last column is what the same official model differs by between float32 and float64.
+Compares with the reference arrays in tests/goldens (float32 outputs from the official classes). The
+last column is the difference between float32 and float64 in the official model.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from weights_convert.convert import convert
 GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
 
 
-def row(what: str, difference: float, yardstick: str) -> None:
-    print(f"| {what} | {difference:.1e} | {yardstick} |")
+def row(quantity: str, difference: float, yardstick: str) -> None:
+    print(f"| {quantity} | {difference:.1e} | {yardstick} |")
 
 
 def backbone(model: Path) -> None:
-    """Class, register and patch tokens at native, non-square and enlarged size."""
+    """Compares class, register and patch tokens at native, non-square and enlarged size."""
     network = dt.load_backbone(model)
     images = np.load(GOLDENS / "backbones/images.npz")
     expected = np.load(GOLDENS / "backbones/dinov2_tiny_reg_out.npz")
@@ -48,14 +48,14 @@ def backbone(model: Path) -> None:
     for size in ("98x98", "56x84", "126x126"):
         out = network(np.moveaxis(images[f"image_{size}"], 1, -1))
         worst = max(
-            np.abs(found - expected[f"{size}/{name}"]).max()
-            for name, found in zip(names, out, strict=True)
+            np.abs(output - expected[f"{size}/{name}"]).max()
+            for name, output in zip(names, out, strict=True)
         )
         row(f"backbone tokens, {size}", worst, "4e-6")
 
 
 def descriptors(model: Path) -> None:
-    """Image descriptors and text features, raw and normalised."""
+    """Compares image descriptors and text features, raw and normalised."""
     network, _ = load_dinotxt(model, DTypes())
     golden = np.load(GOLDENS / "dinotxt_v2/out.npz")
     images = np.moveaxis(golden["image_98x98"], 1, -1)
@@ -72,7 +72,7 @@ def descriptors(model: Path) -> None:
 
 
 def twenty_steps(model: Path) -> None:
-    """The official training loop from the same weights and batch."""
+    """Compares 20 training steps with the official loop, from the same weights and batch."""
     config = Config(
         steps=20,
         batch_size=16,

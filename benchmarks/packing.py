@@ -1,12 +1,12 @@
-"""What packing captions saves: text tokens computed, and the time of a train step.
+"""Measures how much packed captions save: text tokens computed, and train step time.
 
     python benchmarks/packing.py --captions=data/flickr8k/captions.jsonl \\
         --vocabulary=bpe_simple_vocab_16e6.txt.gz [--dtype=bfloat16] [--batch=256] [--steps=5]
 
-Tokens are counted over batches drawn from the captions, on one device and on several; rows of 77
-tokens, rows trimmed to the longest caption (`config.text.trim=8`) and packed rows
-(`config.text.pack`, with the rows that a run plans). The steps are those of
-benchmarks/train_step.py, with cached features, on one batch of these captions.
+Tokens are counted over random caption batches, on one device and on several, for rows of 77 tokens,
+rows trimmed to the longest caption (`config.text.trim=8`) and packed rows (`config.text.pack`, with
+the number of rows that a run plans). The timed steps are those in benchmarks/train_step.py, with
+cached features, on one batch of these captions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCHES = 100
 
 
 def computed(batches: list[np.ndarray], sample: list[np.ndarray], devices: int) -> dict:
-    """Mean tokens of a batch, and steps that needed more rows than planned."""
+    """Returns mean tokens per batch, and how many steps needed more rows than planned."""
     size = len(batches[0])
     planned = planned_rows(sample, size // devices, devices, CONTEXT)
     counts = row_counts(planned, size // devices)
@@ -47,7 +47,7 @@ def computed(batches: list[np.ndarray], sample: list[np.ndarray], devices: int) 
 
 
 def print_tokens(flat: np.ndarray, sample: list[np.ndarray]) -> None:
-    """The table of tokens."""
+    """Prints the token table."""
     print(f"{len(flat)} captions of {flat.mean():.2f} tokens on average, {flat.max()} at most;")
     print(f"{BATCHES} drawn batches each\n")
     print(
@@ -56,18 +56,19 @@ def print_tokens(flat: np.ndarray, sample: list[np.ndarray]) -> None:
     rng = np.random.default_rng(1)
     for size, devices in ((256, 1), (256, 8), (4096, 1), (4096, 8), (4096, 64)):
         batches = [rng.choice(flat, size) for _ in range(BATCHES)]
-        found = computed(batches, sample, devices)
-        whole = found["whole"]
+        counts = computed(batches, sample, devices)
+        whole = counts["whole"]
         cells = [
-            f"{found[kind]:,.0f} (1 / {whole / found[kind]:.2f})" for kind in ("trimmed", "packed")
+            f"{counts[kind]:,.0f} (1 / {whole / counts[kind]:.2f})"
+            for kind in ("trimmed", "packed")
         ]
-        print(f"| {size} | {devices} | {whole:,} | {' | '.join(cells)} | {found['overflows']} |")
+        print(f"| {size} | {devices} | {whole:,} | {' | '.join(cells)} | {counts['overflows']} |")
 
 
 def print_seconds(
     tokens: np.ndarray, lengths: np.ndarray, planned: int, dtype: str, steps: int
 ) -> None:
-    """The table of steps."""
+    """Prints the step table."""
     config = step_config(dtype, len(tokens))
     start = time.perf_counter()
     packed = stacked([pack(tokens, lengths)], planned)
@@ -103,9 +104,9 @@ def main() -> None:
     flat = np.concatenate(rows)
     lengths, sample = tokenizer.lengths(flat), sampled_lengths(source, tokenizer, DataConfig())
     print_tokens(lengths, sample)
-    drawn = np.random.default_rng(2).choice(len(flat), options.batch, replace=False)
+    chosen = np.random.default_rng(2).choice(len(flat), options.batch, replace=False)
     planned = planned_rows(sample, options.batch, 1, CONTEXT)
-    print_seconds(flat[drawn], lengths[drawn], planned, options.dtype, options.steps)
+    print_seconds(flat[chosen], lengths[chosen], planned, options.dtype, options.steps)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What 8-bit products do to the features, memory and time of a frozen backbone.
+"""Measures how 8-bit products affect a frozen backbone's features, memory and time.
 
     python benchmarks/quantization.py --model=models/vit_tiny --images=photos/ [--count=64]
     python benchmarks/quantization.py --preset=dinov2_vitl14_reg [--count=64]
 
-With --model and photos: the class token and the mean of the patch tokens against those of float32.
-With --preset: weights and pixels are random, so that only memory and time mean something. Times
-are medians of --repeats runs over the images in one batch, after one that is not counted; ratios
-are to bfloat16 in the same run.
+With --model and photos: the class token and the mean patch token are compared with float32.
+With --preset: weights and pixels are random, so only memory and time are meaningful. Times
+are medians of --repeats runs over the images in one batch, after a warm-up run; ratios
+are relative to bfloat16 in the same run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KINDS = (
 
 
 def backbones(options: argparse.Namespace) -> Iterator[tuple[tuple[str, str], Backbone]]:
-    """The backbone in every kind of arithmetic, one after the other."""
+    """Yields the backbone in every kind of arithmetic."""
     for dtype, products in KINDS:
         if options.model:
             yield (dtype, products), dt.load_backbone(options.model, dtype, products)
@@ -55,17 +55,19 @@ def backbones(options: argparse.Namespace) -> Iterator[tuple[tuple[str, str], Ba
 
 
 def pixels(options: argparse.Namespace) -> np.ndarray:
-    """Photos as the model wants to evaluate them, or noise."""
+    """Returns photos preprocessed for the model, or noise."""
     if not options.model:
         return np.random.default_rng(0).normal(size=(options.count, 224, 224, 3)).astype("float32")
-    wanted = dt.load_backbone(options.model).description.preprocessing
+    preprocessing = dt.load_backbone(options.model).description.preprocessing
     files = sorted(Path(options.images).iterdir())[: options.count]
-    crops = [center_crop(read_image(file), wanted.resize, wanted.crop) for file in files]
-    return normalize(np.stack(crops), wanted.mean, wanted.std)
+    crops = [
+        center_crop(read_image(file), preprocessing.resize, preprocessing.crop) for file in files
+    ]
+    return normalize(np.stack(crops), preprocessing.mean, preprocessing.std)
 
 
 def features(backbone: Backbone, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class tokens and means of patch tokens."""
+    """Returns class tokens and mean patch tokens."""
     out = backbone(images)
     return (
         np.asarray(out.class_token, np.float64),
@@ -73,11 +75,11 @@ def features(backbone: Backbone, images: np.ndarray) -> tuple[np.ndarray, np.nda
     )
 
 
-def compared(found: np.ndarray, exact: np.ndarray) -> str:
-    """Mean relative error, and mean and worst cosine similarity."""
+def compared(outputs: np.ndarray, exact: np.ndarray) -> str:
+    """Returns mean relative error, and mean and worst cosine similarity."""
     lengths = np.linalg.norm(exact, axis=-1)
-    error = np.linalg.norm(found - exact, axis=-1) / lengths
-    cosine = (found * exact).sum(-1) / lengths / np.linalg.norm(found, axis=-1)
+    error = np.linalg.norm(outputs - exact, axis=-1) / lengths
+    cosine = (outputs * exact).sum(-1) / lengths / np.linalg.norm(outputs, axis=-1)
     return f"{error.mean():.4f} | {cosine.mean():.5f} | {cosine.min():.5f}"
 
 
@@ -92,29 +94,29 @@ def median_seconds(backbone: Backbone, images: np.ndarray, repeats: int) -> floa
 
 
 def main() -> None:
-    """Prints a table of feature errors, sizes and times by dtype."""
+    """Prints a table with feature errors, sizes and times by dtype."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a model directory")
-    parser.add_argument("--images", help="a folder of photos for it")
+    parser.add_argument("--images", help="with --model: a folder with photos")
     parser.add_argument("--preset", choices=PRESETS, default="dinov2_vitl14_reg")
     parser.add_argument("--count", type=int, default=64, help="images")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     if options.model and not options.images:
-        parser.error("--model wants --images, a folder of photos")
+        parser.error("--model needs --images, a folder with photos")
     images = pixels(options)
     rows: list[tuple[tuple[str, str], str, int, float]] = []
     exact: tuple[np.ndarray, np.ndarray] | None = None
     for kind, backbone in backbones(options):
-        found = features(backbone, images)
-        exact = exact or found
-        errors = " | ".join(compared(a, b) for a, b in zip(found, exact, strict=True))
+        outputs = features(backbone, images)
+        exact = exact or outputs
+        errors = " | ".join(compared(a, b) for a, b in zip(outputs, exact, strict=True))
         seconds = median_seconds(backbone, images, options.repeats)
         rows.append((kind, errors, backbone.size_in_bytes, seconds))
     print(f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {len(images)} images\n")
     print(
         "| dtype | products | class: error | cosine, mean | worst | patches: error | cosine, mean "
-        "| worst | arrays, MB | ms an image | ratio |\n" + "|---" * 11 + "|"
+        "| worst | arrays, MB | ms per image | ratio |\n" + "|---" * 11 + "|"
     )
     base = next(seconds for kind, _, _, seconds in rows if kind == BASE)
     for (dtype, products), errors, size, seconds in rows:

@@ -1,11 +1,11 @@
-"""Times the forward pass of a backbone beside the same model in PyTorch, and compares the outputs.
+"""Times a backbone's forward pass against the same model in PyTorch, and compares outputs.
 
     pip install -e '.[verify]'
     python benchmarks/torch_forward.py [--model=small|base|large] [--batch=8]
 
-transformers' DINOv2 with registers gets drawn weights, `weights_convert` converts them, and both
-encode the same images in float32 on the CPU with `--threads` threads each. The two take turns, so
-that a busy moment of the machine meets both; the least time of each counts.
+transformers' DINOv2 with registers gets random weights, `weights_convert` converts them, and both
+encode the same images in float32 on the CPU with `--threads` threads each. The two alternate, so
+that load on the machine affects both; the minimum times are compared.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
 def with_threads(count: int) -> None:
-    """Keeps this process, both libraries in it, to so many cores; before either is imported."""
+    """Restricts this process to a number of cores, before either library is imported."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     os.environ |= {"OMP_NUM_THREADS": str(count), "JAX_PLATFORMS": "cpu"}
 
 
 def backbone(size: str, image_size: int) -> tuple[torch.nn.Module, Any]:
-    """transformers' DINOv2 with registers, drawn, and its config."""
+    """Creates transformers' DINOv2 with registers and random weights, and its config."""
     import transformers
 
     width, depth, heads = SIZES[size]
@@ -49,18 +49,18 @@ def backbone(size: str, image_size: int) -> tuple[torch.nn.Module, Any]:
 
 
 def in_turns(first: Callable[[], object], second: Callable[[], object], repeats: int) -> np.ndarray:
-    """Seconds [2 repeats] of two functions that are called in turns, each once before it counts."""
+    """Times two functions alternately after a warm-up; returns seconds [2 repeats]."""
     times = np.empty((2, repeats + 1))
     for repeat in range(repeats + 1):
-        for which, function in enumerate((first, second)):
+        for index, function in enumerate((first, second)):
             start = time.perf_counter()
             function()
-            times[which, repeat] = time.perf_counter() - start
+            times[index, repeat] = time.perf_counter() - start
     return times[:, 1:]
 
 
 def main() -> None:
-    """Prints the difference of outputs, both times and their ratio."""
+    """Prints the output difference, both times and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="small", choices=SIZES)
     parser.add_argument("--batch", type=int, default=8)
@@ -96,16 +96,16 @@ def main() -> None:
             return theirs(pixels).last_hidden_state.numpy()
 
     difference = np.abs(forward() - torch_forward()[:, 1 + config.num_register_tokens :]).max()
-    here, there = in_turns(forward, torch_forward, options.repeats)
+    our_times, their_times = in_turns(forward, torch_forward, options.repeats)
     print(f"JAX {jax.__version__}, torch {torch.__version__}, {options.threads} threads")
     attention = config._attn_implementation
     print(f"ViT-{options.model}/14 with registers ({attention} in PyTorch)")
     print(f"{options.batch} images of {options.size} px, float32")
     print(f"largest difference of a patch token: {difference:.1e}")
     print("| | least, ms | median, ms |\n|---|---|---|")
-    for name, times in (("dinotxt_jax", here), ("PyTorch", there)):
+    for name, times in (("dinotxt_jax", our_times), ("PyTorch", their_times)):
         print(f"| {name} | {1e3 * times.min():.0f} | {1e3 * np.median(times):.0f} |")
-    print(f"dinotxt_jax / PyTorch: {here.min() / there.min():.2f} of the time")
+    print(f"dinotxt_jax / PyTorch: {our_times.min() / their_times.min():.2f} of the time")
 
 
 if __name__ == "__main__":

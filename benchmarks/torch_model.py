@@ -1,4 +1,4 @@
-"""A dino.txt in PyTorch, to be trained beside ours: the published architecture, released names.
+"""A dino.txt in PyTorch to compare with: the published architecture with released names.
 
 Only benchmarks use it. Attention is torch's own `scaled_dot_product_attention`.
 """
@@ -24,7 +24,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b n d] to [b n d]."""
+        """Maps [b n d] to [b n d]."""
         split = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         q, k, v = split.permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
@@ -40,7 +40,7 @@ class SwiGlu(nn.Module):
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b n d] to [b n d]."""
+        """Maps [b n d] to [b n d]."""
         return self.w3(functional.silu(self.w1(x)) * self.w2(x))
 
 
@@ -52,7 +52,7 @@ class Mlp(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b n d] to [b n d]."""
+        """Maps [b n d] to [b n d]."""
         return self.fc2(functional.gelu(self.fc1(x)))
 
 
@@ -64,12 +64,12 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), value))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b n d] to [b n d]."""
+        """Maps [b n d] to [b n d]."""
         return x * self.gamma
 
 
 class HeadBlock(nn.Module):
-    """A block of the vision head."""
+    """A block in the vision head."""
 
     def __init__(self, width: int, heads: int, hidden: int):
         super().__init__()
@@ -78,13 +78,13 @@ class HeadBlock(nn.Module):
         self.ls1, self.ls2 = (LayerScale(width, 0.1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b n d] to [b n d]."""
+        """Maps [b n d] to [b n d]."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class VisionHead(nn.Module):
-    """Two blocks on the backbone's tokens; the descriptor is [class; mean of patches]."""
+    """Two blocks on the backbone's tokens; the descriptor is [class; mean patch]."""
 
     def __init__(self, width: int, heads: int, hidden: int, registers: int):
         super().__init__()
@@ -93,7 +93,7 @@ class VisionHead(nn.Module):
         self.ln_final = nn.LayerNorm(width, EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b n d] to [b 2d]."""
+        """Maps [b n d] to [b 2d]."""
         for block in self.block_list:
             x = block(x)
         x = self.ln_final(x)
@@ -101,7 +101,7 @@ class VisionHead(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """A block of the text transformer."""
+    """A block in the text transformer."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -109,7 +109,7 @@ class TextBlock(nn.Module):
         self.attention, self.feed_forward = Attention(width, heads, causal=True), Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b l w] to [b l w]."""
+        """Maps [b l w] to [b l w]."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -126,7 +126,7 @@ class TextBackbone(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[b l] to [b l w]."""
+        """Maps [b l] to [b l w]."""
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -134,7 +134,7 @@ class TextBackbone(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """The text transformer and its projection, at the first end-of-text."""
+    """The text transformer with a projection, read at the first end-of-text."""
 
     def __init__(self, backbone: TextBackbone, width: int, embed_dim: int):
         super().__init__()
@@ -142,14 +142,14 @@ class TextEncoder(nn.Module):
         self.head = nn.ModuleDict({"linear_projection": nn.Linear(width, embed_dim, bias=False)})
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[b l] to [b D]."""
+        """Maps [b l] to [b D]."""
         x = self.backbone(tokens)
         x = x[torch.arange(len(x)), tokens.argmax(-1)]
         return self.head["linear_projection"](x)
 
 
 class DinoTxt(nn.Module):
-    """What is trained: the loss of a batch from the backbone's tokens and the captions."""
+    """The trained parts: computes a batch's loss from backbone tokens and captions."""
 
     def __init__(self, head: VisionHead, text: TextEncoder):
         super().__init__()
@@ -157,7 +157,7 @@ class DinoTxt(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor) -> Tensor:
-        """The softmax contrastive loss."""
+        """Computes the softmax contrastive loss."""
         image = functional.normalize(self.head(image_tokens), dim=-1)
         text = functional.normalize(self.text(text_tokens), dim=-1)
         logits = self.logit_scale.exp() * image @ text.T
@@ -168,7 +168,7 @@ class DinoTxt(nn.Module):
 
 
 def optimizer(model: DinoTxt, rate: float) -> torch.optim.Optimizer:
-    """The recipe's AdamW; arrays of two or more dimensions are decayed."""
+    """Creates the recipe's AdamW, which decays arrays with two or more dimensions."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}]

@@ -1,13 +1,13 @@
-"""Times a whole train step beside the same step in PyTorch, and compares their losses.
+"""Times a whole train step against the same step in PyTorch, and compares losses.
 
     pip install -e '.[verify]'
     python benchmarks/torch_train_step.py [--batch=32] [--steps=5]
 
 The frozen ViT-S/14 with registers, the head and the text transformer (width 384, 6 blocks, 77
-tokens) start with the same drawn weights in both, get the same images and captions, and take as
-many steps of the recipe's AdamW, in float32 on `--threads` threads, without drop path. The captions
-have the lengths of web captions (14 tokens on average); a third line packs them into shared rows,
-as the shipped recipes do. Steps take turns; the least time of each counts.
+tokens) start with the same random weights in both, get the same images and captions, and take the
+same number of steps with the recipe's AdamW, in float32 on `--threads` threads, without drop path.
+The captions are as long as web captions (14 tokens on average); a third line packs them into shared
+rows, as the shipped recipes do. Steps alternate; the minimum times are compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEXT = {"width": 384, "depth": 6}
 
 
 def drawn_batch(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images uint8[b h w 3], captions int32[b l], and the captions' lengths."""
+    """Draws images uint8[b h w 3], captions int32[b l], and the caption lengths."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.normal(14, 4, size).round().astype(int), 5, 40)
     tokens = rng.integers(1, VOCABULARY - 1, (size, CONTEXT), dtype=np.int32)
@@ -36,7 +36,7 @@ def drawn_batch(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class TorchRun:
-    """Steps in PyTorch. `folder` receives the three files of a release."""
+    """Steps in PyTorch. `folder` receives the same three files as a release."""
 
     def __init__(self, folder: Path):
         import torch
@@ -61,7 +61,7 @@ class TorchRun:
         )
 
     def step(self, images: np.ndarray, tokens: np.ndarray) -> float:
-        """The loss before the update."""
+        """Runs a step, and returns the loss before the update."""
         import torch
 
         with torch.no_grad():
@@ -75,7 +75,7 @@ class TorchRun:
 
 
 class JaxRun:
-    """Steps of a `Trainer`, from the model directory of the same weights."""
+    """Steps with a `Trainer`, from a model directory with the same weights."""
 
     def __init__(self, directory: Path, batch: dict[str, np.ndarray]):
         import jax
@@ -113,7 +113,7 @@ class JaxRun:
             self.batch = sharding.global_batch(batch, self.mesh)
 
     def step(self) -> float:
-        """The loss before the update."""
+        """Runs a step, and returns the loss before the update."""
         import jax
 
         with jax.set_mesh(self.mesh):
@@ -122,14 +122,14 @@ class JaxRun:
 
 
 def timed(function: Any, *arguments: Any) -> tuple[float, float]:
-    """What a function returns, and its seconds."""
+    """Calls a function; returns the result and the seconds."""
     start = time.perf_counter()
     value = function(*arguments)
     return value, time.perf_counter() - start
 
 
 def main() -> None:
-    """Prints the losses of both, their times and the ratios."""
+    """Prints both losses, the times and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
@@ -155,13 +155,13 @@ def main() -> None:
         packed = stacked([rows], len(rows.tokens))._asdict()
         shared = JaxRun(folder / "model", {"image": images, **packed})
     names = ("PyTorch", "dinotxt_jax, rows of 77 tokens", "dinotxt_jax, packed")
-    found = np.array(
+    results = np.array(
         [
             [timed(theirs.step, images, tokens), timed(whole.step), timed(shared.step)]
             for _ in range(options.steps + 1)
         ]
     )
-    losses, seconds = found[..., 0], found[1:, :, 1].min(0)
+    losses, seconds = results[..., 0], results[1:, :, 1].min(0)
     print(f"JAX {jax.__version__}, torch {torch.__version__}, {options.threads} threads, float32")
     print(f"batch {options.batch}; {len(rows.tokens)} packed rows for {len(tokens)} captions")
     print("| step | first loss | last loss | least, s | of PyTorch |\n|---|---|---|---|---|")

@@ -1,9 +1,10 @@
-"""Times a train step and prints what each saving is worth, as ratios measured in one run.
+"""Times a train step with and without each speed-up, and prints ratios measured in one run.
 
     python benchmarks/train_step.py [--dtype=float32|bfloat16] [--batch=256] [--steps=5]
 
-The model is that of configs/flickr8k_vit_tiny.py (ViT-Ti/16 at 224 px, random weights, random
-pixels and captions of Flickr8k's lengths). Every line changes one thing against the line named.
+The model is the one in configs/flickr8k_vit_tiny.py (ViT-Ti/16 at 224 px) with random weights,
+random pixels and captions as long as Flickr8k's. Every line changes one thing relative to the named
+line.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ BACKBONE = ModelDescription(PRESETS["vit_tiny_patch16_224"], Preprocessing(), fi
 def seconds_per_step(
     config: Config, steps: int, *, cached: bool, text: Mapping[str, np.ndarray]
 ) -> float:
-    """The median time of a step on these arrays of captions, compilation left out."""
+    """Returns the median step time with these caption arrays, without compilation."""
     check(config)
     mesh = sharding.make_mesh()
     trainer = make_trainer(config, BACKBONE, VOCABULARY, mesh)
@@ -66,7 +67,7 @@ def seconds_per_step(
 
 
 def drawn_text(batch_size: int, row_length: int) -> dict[str, np.ndarray]:
-    """Captions of `LONGEST` random tokens."""
+    """Draws captions with `LONGEST` random tokens each."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, VOCABULARY - 1, (batch_size, row_length), dtype=np.int32)
     tokens[:, LONGEST - 1 :] = 0
@@ -75,7 +76,7 @@ def drawn_text(batch_size: int, row_length: int) -> dict[str, np.ndarray]:
 
 
 def step_config(dtype: str, batch_size: int) -> Config:
-    """The run whose steps are timed."""
+    """Returns the config for the timed run."""
     return Config(
         steps=100,
         batch_size=batch_size,
@@ -87,7 +88,7 @@ def step_config(dtype: str, batch_size: int) -> Config:
 
 
 def frozen_arrays(config: Config) -> dict:
-    """Random arrays of the backbone."""
+    """Draws random backbone arrays."""
     from flax import nnx
 
     model = create_model(model_config(config, BACKBONE, VOCABULARY), config)

@@ -4,12 +4,12 @@
         --output=models/dinov3_vit7b16
     python -m dinotxt_jax.train --config=configs/dinotxt_dinov3.py:vit7b16 --workdir=runs/vit7b16
 
-The argument behind the colon is the backbone: vitl16 (the default) or vit7b16. Intended for 256
-chips of TPU v6e (mesh 16 x 16), for which the step was compiled (docs/planning.md). **Not run at
-full size here**: no time or result is promised.
+The argument after the colon is the backbone: vitl16 (the default) or vit7b16. Intended for 256 TPU
+v6e chips (mesh 16 x 16), for which the step was compiled (docs/planning.md). **Not run at full size
+here**: no time or result is promised.
 
-The 7B backbone takes 12.5 GiB in bfloat16, split over the 16 parts of `mesh.fsdp`; a block is
-gathered when it is its turn. All else is as in configs/dinotxt_dinov2_reg.py.
+The 7B backbone takes 12.5 GiB in bfloat16, sharded 16 ways by `mesh.fsdp`; each block is gathered
+just before it runs. Everything else is as in configs/dinotxt_dinov2_reg.py.
 """
 
 from dinotxt_jax.config import (
@@ -24,7 +24,7 @@ BACKBONES = ("vitl16", "vit7b16")
 
 
 def get_config(backbone="vitl16"):
-    """The released recipe on one of `BACKBONES`."""
+    """Returns the released recipe for a backbone in `BACKBONES`."""
     if backbone not in BACKBONES:
         raise ValueError(f"backbone {backbone!r} is unknown; choose among {', '.join(BACKBONES)}")
     return to_config_dict(

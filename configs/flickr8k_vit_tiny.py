@@ -1,17 +1,18 @@
 """ViT-Ti/16 and Flickr8k on one workstation: head and text transformer from scratch in minutes.
 
-Hardware, time and result, and the longer runs they are compared with: docs/flickr8k.md.
+Hardware, time and result, and the longer runs to compare with: docs/flickr8k.md.
 
-Data: an index `captions.jsonl` with lines {"image", "split", "captions"} beside the photos.
+Data: an index `captions.jsonl` with lines {"image", "split", "captions"} next to the photos.
 Weights: timm's vit_tiny_patch16_224, as safetensors.
 
     python -m weights_convert vit_tiny_patch16_224.safetensors --output=models/vit_tiny
     python -m dinotxt_jax.precompute --config=configs/flickr8k_vit_tiny.py
     python -m dinotxt_jax.train --config=configs/flickr8k_vit_tiny.py --workdir=runs/flickr8k
 
-Against the released recipe: captions are cut at 24 tokens of a vocabulary of their own (2 % are
-longer), the text transformer is 256 wide and 4 deep, half of the patch tokens enter the head in
-training, and the photos are encoded once. Captions share token rows, which changes no result.
+Differences from the released recipe: captions are tokenized with a vocabulary trained on them and
+cut at 24 tokens (2 % are longer), the text transformer is 256 wide and 4 deep, half the patch
+tokens enter the head in training, and the photos are encoded once. Captions share token rows, which
+changes no result.
 """
 
 from dinotxt_jax.config import (
@@ -30,7 +31,7 @@ from dinotxt_jax.config import (
 
 
 def get_config():
-    """Training on Flickr8k from cached tokens."""
+    """Returns the config for training on Flickr8k from cached tokens."""
     photos = {
         "source": "jsonl",
         "path": "data/flickr8k/captions.jsonl",

@@ -1,8 +1,8 @@
-"""The whole line on drawn scenes: nothing to download, some four minutes on two CPU cores.
+"""The whole pipeline on drawn scenes: no download, about four minutes on two CPU cores.
 
-The backbone is the tiny DINOv2 with random weights that the tests carry (real weights cannot be
-shipped here), so it is the head and the text transformer that learn to see; the same commands with
-a real backbone are in the README.
+The backbone is the tiny DINOv2 with random weights that the tests contain (real weights cannot be
+shipped here), so only the head and the text transformer learn to see; the same commands with a real
+backbone are in the README.
 """
 
 from dinotxt_jax.config import (
@@ -21,7 +21,7 @@ from dinotxt_jax.config import (
 
 
 def get_config():
-    """Training on drawn scenes."""
+    """Returns the config for training on drawn scenes."""
     image = {"image_size": 98, "augmentation": "squash", "threads": 2}
     held_out = DataConfig(source="scenes", split="test", num_scenes=500, **image)
     return to_config_dict(

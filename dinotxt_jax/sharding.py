@@ -1,15 +1,15 @@
-"""The mesh, and the table that maps dimensions of arrays to mesh axes.
+"""The mesh, and the table that maps array dimensions to mesh axes.
 
 Every parameter and every constrained activation names its dimensions (`logical_axes`); the table
 `LOGICAL_AXES` maps these names to mesh axes. No other module mentions a mesh axis.
 
     data    replicas: each holds a shard of the batch and a copy of all parameters that the other
-            axes do not shard; slices of a multi-slice machine divide this axis, so that only sums
-            of gradients cross slices
+            axes do not shard; the slices in a multi-slice machine divide this axis, so that only
+            gradient sums cross slices
     fsdp    shards the batch, and every large parameter with its optimizer state
-    tensor  shards attention heads and MLP channels of the same rows, for very large layers
+    tensor  shards attention heads and MLP channels for the same rows, for very large layers
 
-A kernel of the MLP on a mesh of data=2, fsdp=2, tensor=2 (both replicas hold the same shards):
+An MLP kernel on a mesh with data=2, fsdp=2, tensor=2 (both replicas hold the same shards):
 
     fc1 ["embed" "mlp"]      mlp -> tensor 0   tensor 1
       embed -> fsdp 0      [   shard (0, 0) | shard (0, 1)   ]
@@ -28,15 +28,16 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Shaped
 
 from dinotxt_jax.config import MeshConfig, check
 from dinotxt_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> the mesh axes that shard it. FSDP shards the width of the residual stream
-# ("embed"), which every large array has exactly once. The tensor axis shards the inner width of a
-# block ("heads", "mlp"), so that each branch of a block ends in a single sum over it.
+# Logical axis -> the mesh axes that shard it. FSDP shards the residual stream's width ("embed"),
+# which every large array has exactly once. The tensor axis shards a block's inner width ("heads",
+# "mlp"), so that each branch in a block ends in a single sum over it.
 LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "tokens": (),
@@ -61,18 +62,18 @@ def make_mesh(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Creates the `data` x `fsdp` x `tensor` mesh over all devices (of all processes).
+    """Creates the `data` x `fsdp` x `tensor` mesh over all devices (in all processes).
 
     Args:
         data: number of replicas, over all slices; -1 uses all remaining devices.
-        fsdp: number of shards of parameters and optimizer state.
-        tensor: number of shards of heads and MLP channels.
+        fsdp: how many shards parameters and optimizer state have.
+        tensor: how many shards heads and MLP channels have.
         slices: number of slices, connected by a slower network, over which the replicas are
             distributed; -1 uses all slices.
         devices: defaults to `jax.devices()`.
 
     Raises:
-        UserError: the numbers do not form a mesh of these devices.
+        UserError: the devices do not form a mesh of this shape.
     """
     check(MeshConfig(data, fsdp, tensor, slices), "config.mesh")
     devices = jax.devices() if devices is None else devices
@@ -104,7 +105,7 @@ def make_mesh(
 
 
 def _meshes(count: int, tensor: int) -> str:
-    """Lists meshes of `count` devices: with the given tensor size if possible, else any."""
+    """Lists meshes for `count` devices: with the given tensor size if possible, else any."""
     divisors = [size for size in range(1, count + 1) if count % size == 0]
     tensor_sizes = [tensor] if count % tensor == 0 else divisors
     shapes = [
@@ -122,7 +123,7 @@ def _slice_of(device: jax.Device) -> int:
 
 def _arranged(
     devices: Sequence[jax.Device], shape: tuple[int, ...], slices: int
-) -> np.ndarray[Any, Any]:
+) -> Shaped[np.ndarray, "data fsdp tensor"]:
     """Arranges devices so that mesh neighbours are close; slices divide the first axis."""
     if devices[0].platform != "tpu":
         # Devices are ordered by process; links within a machine are faster than between machines.
@@ -137,20 +138,20 @@ def _arranged(
 
 
 def parts_of(logical_axis: str, mesh: Mesh | AbstractMesh) -> int:
-    """Returns the number of shards of a dimension with this name (if they divide it)."""
+    """Returns how many shards a dimension with this name has (if they divide it)."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[logical_axis])
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Returns the number of parts (of consecutive rows) that a global batch is split into."""
+    """Returns how many parts (consecutive rows) a global batch is split into."""
     return parts_of("batch", mesh)
 
 
 def batch_readers(mesh: Mesh) -> dict[tuple[int, ...], list[int]]:
-    """Groups processes by the parts of a global batch that their devices hold, in part order.
+    """Groups processes by the global batch parts that their devices hold, in part order.
 
     Processes in the same list hold the same rows, sharded over the tensor axis, and must read the
-    same data. On TPUs, where meshes follow the wiring, the parts of a process need not be adjacent.
+    same data. On TPUs, where meshes follow the wiring, a process's parts need not be adjacent.
 
     Raises:
         UserError: processes share some parts and not others.
@@ -173,7 +174,7 @@ def batch_readers(mesh: Mesh) -> dict[tuple[int, ...], list[int]]:
 
 
 def mesh_batch_parts() -> int:
-    """Returns `batch_parts` of the mesh set by `jax.set_mesh`; 1 without a mesh."""
+    """Returns `batch_parts` for the mesh set by `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_parts(mesh)
 
@@ -193,7 +194,7 @@ def check_batch(batch_size: int, mesh: Mesh, name: str = "config.batch_size") ->
 def partition_spec(
     logical_axes: Sequence[str | None], shape: Sequence[int] | None, mesh_shape: Mapping[str, int]
 ) -> PartitionSpec:
-    """Maps the names of an array's dimensions to mesh axes.
+    """Maps an array's dimension names to mesh axes.
 
     A dimension that the mesh axes do not divide is replicated (`shape` None: assume it divides).
     """
@@ -207,11 +208,11 @@ def partition_spec(
 
 
 def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
-    """Returns the shardings of a tree of arrays.
+    """Returns the shardings for a tree of arrays.
 
     Args:
         axes: tree of tuples of logical axis names, one tuple per array.
-        abstract: the matching tree of arrays or `jax.ShapeDtypeStruct`.
+        abstract: the matching tree with arrays or `jax.ShapeDtypeStruct` leaves.
         mesh: the mesh.
     """
     return jax.tree.map(
@@ -222,17 +223,17 @@ def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a replicated array."""
+    """Returns the sharding that replicates an array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array whose first dimension is the global batch."""
+    """Returns the sharding for an array whose first dimension is the global batch."""
     return NamedSharding(mesh, partition_spec(("batch",), None, mesh.shape))
 
 
 def constrain(array: jax.Array, *logical_axes: str | None) -> jax.Array:
-    """Constrains the sharding of an activation on the mesh set by `jax.set_mesh`, if there is one.
+    """Constrains an activation's sharding on the mesh set by `jax.set_mesh`, if there is one.
 
     Without constraints the compiler may shard the embedding instead of the batch and then gather
     whole batches: 1.19 TiB per chip instead of 5.8 GiB (docs/distributed.md).
@@ -245,10 +246,10 @@ def constrain(array: jax.Array, *logical_axes: str | None) -> jax.Array:
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Creates global arrays from this process's rows of a batch.
+    """Creates global arrays from this process's rows.
 
     Args:
-        batch: arrays [rows ...] with the rows of the process's parts (`batch_readers`), in order.
+        batch: arrays [rows ...] with the rows for this process's parts (`batch_readers`), in order.
         mesh: the mesh.
 
     Returns:
@@ -265,7 +266,7 @@ class BatchShards:
     """The parts of a global batch, one per device, for code with explicit communication.
 
     `map` runs a function once per part; the other methods are used inside that function.
-    Part p holds the rows p k to (p + 1) k of a batch of `count` k rows.
+    In a batch with `count` k rows, part p holds the rows p k to (p + 1) k.
 
     Attributes:
         axes: mesh axes that shard the batch; empty for a single part.
@@ -281,12 +282,12 @@ class BatchShards:
         inputs: Sequence[tuple[str | None, ...]],
         outputs: Sequence[tuple[str | None, ...]],
     ) -> Callable[..., Any]:
-        """Wraps a function of shards as a function of global arrays.
+        """Wraps a function on shards as a function on global arrays.
 
         Args:
             function: takes and returns one shard per array: dimensions named "batch" are sharded,
                 arrays without such a dimension are replicated.
-            inputs, outputs: logical axes of each argument and of each result. Arguments and
+            inputs, outputs: logical axes for each argument and each result. Arguments and
                 results are tuples.
         """
         if not self.axes:
@@ -297,15 +298,15 @@ class BatchShards:
             for arrays in (inputs, outputs)
         ]
         # check_vma=False: otherwise loops must declare how their initial values vary over devices.
-        # Only the check of `outputs` and transposition need that, and gradients are explicit here.
+        # Only the `outputs` check and transposition need that, and gradients are explicit here.
         return jax.shard_map(function, in_specs=specs[0], out_specs=specs[1], check_vma=False)
 
     def index(self) -> jax.Array | int:
-        """Returns the index of this part."""
+        """Returns this part's index."""
         return jax.lax.axis_index(self.axes) if self.axes else 0
 
     def gather(self, x: jax.Array) -> jax.Array:
-        """Gathers an array [...] of every part to [count ...]."""
+        """Gathers an array [...] from every part to [count ...]."""
         return jax.lax.all_gather(x, self.axes) if self.axes else x[None]
 
     def sum(self, x: jax.Array) -> jax.Array:
@@ -313,7 +314,7 @@ class BatchShards:
         return jax.lax.psum(x, self.axes) if self.axes else x
 
     def scatter_sum(self, x: jax.Array) -> jax.Array:
-        """Takes [count ...], row p for part p; returns the sum of all rows for this part, [...]."""
+        """Takes [count ...], row p for part p; returns the sum over rows for this part, [...]."""
         return jax.lax.psum_scatter(x, self.axes) if self.axes else x[0]
 
     def exchange(self, x: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 Both clean a caption the same way (mojibake and HTML entities repaired, white space collapsed, lower
 case) and write a row as `[start, ids..., end, 0, ...]`. The end-of-text id is the largest id, so
-`argmax` over a row finds the first end of text, where the text feature is read. The padding id 0
+case) and write a row as `[start, ids..., end, 0, ...]`. The end-of-text id is the largest id, so
 can also be a token (`!` in CLIP): padding is recognised by position, not by id.
 """
 
@@ -60,14 +60,14 @@ def clean_caption(text: str) -> str:
 
 
 class Tokenizer:
-    """Base class of both tokenizers; picklable for data workers.
+    """Base class for both tokenizers; picklable for data workers.
 
     Attributes:
-        kind: the name of the subclass in `model.json`.
-        file: the name of the tokenizer's file in a model directory.
+        kind: the subclass's name in `model.json`.
+        file: the tokenizer file's name in a model directory.
         context_length: ids per row.
-        vocabulary_size: rows of the embedding table; every id is smaller.
-        start_id: the first id of every row.
+        vocabulary_size: rows in the embedding table; every id is smaller.
+        start_id: the first id in every row.
         end_id: the end-of-text id, always `vocabulary_size - 1`.
     """
 
@@ -110,7 +110,7 @@ class Tokenizer:
     def __call__(self, texts: str | Sequence[str]) -> Int[np.ndarray, "n l"]:
         """Encodes captions as int32 rows `[n, context_length]`, padded with zeros.
 
-        A caption that is too long is truncated, and the last id of the row is `end_id`.
+        A caption that is too long is truncated, and the row's last id is `end_id`.
 
         Raises:
             UserError: a caption is not a `str`.
@@ -126,11 +126,11 @@ class Tokenizer:
         return rows
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
-        """Returns the ids of cleaned captions, without start and end."""
+        """Returns ids for cleaned captions, without start and end."""
         return [encoding.ids for encoding in self._engine.encode_batch_fast(texts)]
 
-    def lengths(self, tokens: Int[np.ndarray, "*n l"]) -> Int[np.ndarray, "*n"]:
-        """Returns the length of each row including the first end of text; later ids are unused."""
+    def lengths(self, tokens: Int[np.ndarray, "n l"]) -> Int[np.ndarray, " n"]:
+        """Returns each row's length including the first end of text; later ids are unused."""
         return np.argmax(tokens, axis=-1).astype(np.int32) + 1
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -140,15 +140,15 @@ class Tokenizer:
 
 
 class ClipTokenizer(Tokenizer):
-    """The tokenizer of CLIP and of the released dino.txt models (Radford et al. 2021, section 2.4).
+    """The tokenizer in CLIP and the released dino.txt models (Radford et al. 2021, section 2.4).
 
-    Byte-level BPE of 49,408 ids with end-of-word marks and without unknown tokens. A literal
+    Byte-level BPE with 49,408 ids, with end-of-word marks and without unknown tokens. A literal
     `<|startoftext|>` or `<|endoftext|>` in a caption becomes that id, as in the official code. Only
-    characters newer than the engine's Unicode tables (letters of rare scripts) may be split
+    characters newer than the engine's Unicode tables (letters in rare scripts) may be split
     differently.
 
     Args:
-        vocabulary: path of `bpe_simple_vocab_16e6.txt.gz`; by default the copy in the cache folder
+        vocabulary: path to `bpe_simple_vocab_16e6.txt.gz`; by default the copy in the cache folder
             (`$DINOTXT_CACHE`, or `~/.cache/dinotxt_jax`), downloaded on first use.
         context_length: ids per row; 77 in all released models.
 
@@ -174,7 +174,7 @@ class ClipTokenizer(Tokenizer):
 
     def _ids_with_specials(self, text: str) -> list[int]:
         # The official word pattern decides whether a literal counts: in "!<|endoftext|>" the
-        # punctuation consumes the beginning of it. An added token of the engine would split there.
+        # punctuation consumes the literal's beginning. An added engine token would split there.
         specials = {_START: [self.start_id], _END: [self.end_id]}
         words = _CLIP_WORDS_AND_SPECIALS.findall(text)
         return [i for word in words for i in specials.get(word) or self._engine.encode(word).ids]
@@ -189,7 +189,7 @@ class TrainedTokenizer(Tokenizer):
 
     Ids: 0 padding (never text), then the 256 bytes, then merges by frequency, `vocabulary_size - 2`
     start, `vocabulary_size - 1` end. If the captions support fewer merges than requested, the ids
-    between are unused: the size of the embedding table is known before any caption is read.
+    between are unused: the embedding table's size is known before any caption is read.
     A word includes its leading space, so `decode` reproduces the cleaned caption exactly.
 
     Args:

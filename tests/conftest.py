@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import http.server
 import os
@@ -10,22 +11,63 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The second flag: JAX 0.12 may start independent collectives of one program in another order on
-# each pretend device, which deadlocks where there are fewer cores than devices. NPROC: threads of
-# XLA's pool; as many as devices are not enough where a device waits in several collectives.
+# NPROC: threads of XLA's pool; as many as devices are not enough where a device waits in several
+# collectives.
 os.environ.setdefault("NPROC", "32")
+_XLA_FLAGS = {
+    "xla_force_host_platform_device_count": "8",
+    # JAX 0.12 may start independent collectives of one program in another order on each pretend
+    # device, which deadlocks where there are fewer cores than devices.
+    "xla_cpu_enable_concurrency_optimized_scheduler": "false",
+    # Most programs of the tests run once, and take longer to optimise than they could save. XLA's
+    # own passes are the same; `make slow` lets LLVM optimise, as in real runs.
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": "true",
+}
+_GIVEN = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-    )
+    [_GIVEN, *(f"--{name}={value}" for name, value in _XLA_FLAGS.items() if name not in _GIVEN)]
+)
+# Programs compiled once serve all tests, workers and commands, and the next run. Two processes may
+# write one file at a time: both write the same, and JAX compiles again what it cannot read.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax  # noqa: E402, F401
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# `make slow` draws ten times as many (--hypothesis-profile=thorough).
+settings.register_profile("fast", max_examples=100, deadline=None)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile("fast")
+
+# Shapes and dtypes are checked at run time, in tests only; the hook must come before the imports.
+# `visualize` is left out: it checks shapes itself, with sentences for users.
+ARRAY_ROOMS = "data evaluation inference losses models sharding tokenizers training"
+jaxtyping.install_import_hook(
+    [f"dinotxt_jax.{room}" for room in ARRAY_ROOMS.split(" ")], "shape_checks.checked"
 )
 
-import pytest
+# Collecting garbage among all objects of JAX takes a tenth of the time of the tests.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
-ROOT = Path(__file__).parent.parent
+# Folders whose files take longest: begun first, none of them is left when the other workers end.
+_FIRST = ("training", "runtime", "evaluation", "planning", "inference", "models")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests of the longest files to the front; `--dist loadfile` keeps this order."""
+    items.sort(key=lambda item: [folder != item.path.parent.name for folder in _FIRST])
+
+
 GOLDENS = ROOT / "tests" / "goldens"
 SHARED = ROOT.parent / "shared"
 

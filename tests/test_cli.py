@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from dinotxt_jax import cli
@@ -16,16 +16,8 @@ ROOT = Path(__file__).parent.parent
 TRAIN = ("dinotxt_jax.train", "--config=configs/quickstart.py")
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def command(*arguments: str, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    return commands.run(["-m", *arguments], timeout=120, fresh=fresh)
 
 
 def error_of(result: subprocess.CompletedProcess[str]) -> str:
@@ -140,7 +132,7 @@ def test_an_unknown_command_without_a_near_one_names_them_all() -> None:
 
 def test_dispatch_runs_the_entry_point() -> None:
     assert "config.features is empty" in error_of(
-        command("dinotxt_jax.cli", "precompute", "--config=configs/quickstart.py")
+        command("dinotxt_jax.cli", "precompute", "--config=configs/quickstart.py", fresh=True)
     )
 
 

@@ -95,7 +95,7 @@ def test_a_long_caption_keeps_its_beginning_and_ends_with_end_of_text(tokenizer)
     row = tokenizer.encode(words)
     assert row[-1] == tokenizer.end_id
     assert (row[:-1] != tokenizer.end_id).all()
-    assert tokenizer.lengths(row) == tokenizer.context_length
+    assert tokenizer.lengths(row[None]) == [tokenizer.context_length]
     np.testing.assert_array_equal(row[:8], tokenizer.encode("red circle " * 20)[:8])
 
 

@@ -13,7 +13,7 @@ from weights_convert.architecture import parse_settings
 from weights_convert.convert import DTYPES, Conversion, convert
 from weights_convert.layouts import LAYOUTS
 from weights_convert.messages import listed, quoted
-from weights_convert.writing import DTYPES as EXPORT_DTYPES
+from weights_convert.writing import EXPORT_DTYPES
 
 _EXAMPLES = """\
 examples:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        argv: arguments without the program's name; default: those of the process.
+        argv: arguments without the program's name; default: the process's arguments.
 
     Returns:
         The exit code: 0; 1 where --verify finds a difference; 2 with one sentence on standard
@@ -170,13 +170,13 @@ def _add_modes(mode: argparse._MutuallyExclusiveGroup) -> None:
     mode.add_argument(
         "--verify",
         action="store_true",
-        help="compare the outputs of a model with a reference file (docs/conversion.md); exit code "
+        help="compare a model's outputs with a reference file (docs/conversion.md); exit code "
         "1 if they differ",
     )
     mode.add_argument(
         "--describe",
         action="store_true",
-        help="print architecture, counts, fingerprint and preprocessing of each SOURCE, or model "
+        help="print architecture, counts, fingerprint and preprocessing for each SOURCE or model "
         "directory, without loading arrays",
     )
 
@@ -191,18 +191,17 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=float,
         default=verify.TOLERANCE,
-        help="--verify: largest difference relative to the size of a quantity (default: "
-        "%(default)s)",
+        help="--verify: largest difference relative to a quantity's size (default: %(default)s)",
     )
     parser.add_argument(
         "--part",
         choices=export.PARTS,
-        help="--export: only this part; trained is head and text transformer",
+        help="--export: only this part; trained means head and text transformer",
     )
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="stop unless the backbone has the architecture of this name",
+        help="stop unless the backbone has the architecture with this name",
     )
     parser.add_argument(
         "--set",
@@ -212,8 +211,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="settings that the arrays do not determine: num_heads (backbone and vision head; "
         "default width/64), text_num_heads (default width/64), layer_norm_epsilon, rope_theta, "
-        "position_interpolation, mean and std of the pixels (three numbers), resize and crop in "
-        "pixels; after the sources, repeatable",
+        "position_interpolation, mean and std (three numbers each, for pixels in [0, 1]), resize "
+        "and crop in pixels; after the sources, repeatable",
     )
     parser.add_argument(
         "--dtype",
@@ -227,7 +226,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--prefix", metavar="TEXT", help="prefix of all array names (default: recognised)"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a model directory or file of that name"
+        "--overwrite", action="store_true", help="replace an existing model directory or file"
     )
 
 

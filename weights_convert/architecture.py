@@ -1,4 +1,4 @@
-"""Infers the architecture from the shapes of a checkpoint's arrays and the user's settings."""
+"""Infers the architecture from array shapes in a checkpoint and the user's settings."""
 
 import dataclasses
 import math
@@ -19,16 +19,16 @@ _CLIP_VOCABULARY_SIZE = 49_408
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings that the arrays of a checkpoint do not determine; None selects the default.
+    """Settings that array shapes do not determine; None selects the default.
 
     Attributes:
-        num_heads: attention heads of backbone and vision head; default width / 64.
-        text_num_heads: attention heads of the text transformer; default width / 64.
-        layer_norm_epsilon: epsilon of the backbone's LayerNorms; default: the layout's usual value.
-        rope_theta: longest period of rotary positions that are not stored; default 100.
-        position_interpolation: rule that resizes learned positions; default: the rule of the
+        num_heads: attention heads in backbone and vision head; default width / 64.
+        text_num_heads: attention heads in the text transformer; default width / 64.
+        layer_norm_epsilon: LayerNorm epsilon in the backbone; default: the layout's usual value.
+        rope_theta: longest rotary period, for periods that are not stored; default 100.
+        position_interpolation: rule that resizes learned positions; default: the rule in the
             library that the layout belongs to.
-        mean, std: pixel statistics of the backbone's training, in [0, 1] per channel.
+        mean, std: pixel statistics in the backbone's training, in [0, 1] per channel.
         resize, crop: short side, then side of the center crop, pixels.
     """
 
@@ -115,21 +115,20 @@ def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
 
 
 def settings_beside(match: Match) -> dict[str, Any]:
-    """Returns settings from config files next to a checkpoint of transformers or timm."""
-    described = match.layout.name.startswith(("hf_", "timm_"))
-    return match.source.settings_beside() if described else {}
+    """Returns settings from config files that transformers or timm saved next to a checkpoint."""
+    return match.source.settings_beside() if match.layout.described_by_config else {}
 
 
 def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
-    """The architecture of a model whose sources fit their layouts.
+    """Infers the architecture from sources that fit their layouts.
 
     Args:
-        matches: of a backbone alone, or of all parts of a dino.txt.
+        matches: a backbone alone, or all parts of a dino.txt.
         settings: settings that the arrays do not determine.
 
     Raises:
         UserError: a number of heads that does not divide the width, a position table that is
-            not square, or components of different widths.
+            not square, or components with different widths.
     """
     by_component = {part: match for match in matches for part in match.layout.components}
     vision = _vision(by_component["backbone"], settings)
@@ -197,8 +196,7 @@ def _check_activation(match: Match, mlp: str) -> None:
     """Checks the activation that `config.json` names; the arrays do not determine it."""
     activation = settings_beside(match).get("activation")
     expected = {"mlp": "gelu", "swiglu": "silu"}[mlp]
-    # Dinov2 of transformers always gates with silu, whatever the configuration says.
-    ignored = mlp == "swiglu" and not match.layout.name.startswith("hf_dinov3")
+    ignored = mlp == "swiglu" and not match.layout.gate_follows_config
     if activation is not None and activation != expected and not ignored:
         raise UserError(
             f"{match.name} is used with hidden_act={activation}, but such a backbone is computed "
@@ -285,7 +283,7 @@ def axis_sizes(matches: Iterable[Match], architecture: Architecture) -> dict[str
 
 
 def check_preset(name: str, vision: VisionConfig) -> None:
-    """Raises `UserError` unless a backbone has the architecture of the named preset."""
+    """Raises `UserError` unless a backbone has the preset's architecture."""
     if name not in presets.PRESETS:
         raise UserError(f"--preset={name} is not known; known are: {', '.join(presets.PRESETS)}.")
     differences = presets.differences(vision, name)
@@ -307,7 +305,7 @@ def preprocessing(layout: Layout, settings: Settings) -> Preprocessing:
 
 
 def tokenizer(text: TextConfig | None) -> dict[str, Any] | None:
-    """Returns CLIP's tokenizer if the vocabulary has the size of CLIP's."""
+    """Returns CLIP's tokenizer if the vocabulary is as large as CLIP's."""
     if text is None or text.vocabulary_size != _CLIP_VOCABULARY_SIZE:
         return None
     return {

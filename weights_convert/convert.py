@@ -28,11 +28,11 @@ from dinotxt_jax.storage.model_directory import (
 )
 from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
-from weights_convert.fetching import fetch, shown
+from weights_convert.fetching import display_name, fetch
 from weights_convert.layouts.rules import Rule
-from weights_convert.matching import Entry, Match, recognise
+from weights_convert.matching import LayoutArray, Match, recognise
 from weights_convert.messages import listed, quoted
-from weights_convert.sources import Checkpoint, open_source
+from weights_convert.sources import Checkpoint, open_checkpoint
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _PARTS = ("backbone", "head", "text")
@@ -40,7 +40,7 @@ _PARTS = ("backbone", "head", "text")
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """The result of a conversion.
+    """A finished conversion.
 
     Attributes:
         description: the content of `model.json`.
@@ -53,19 +53,19 @@ class Conversion:
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-    """An array of the model directory.
+    """An array in the model directory.
 
     Attributes:
         place: path from the component, for example ("backbone", "blocks", "mlp", "fc1", "kernel").
         shape, dtype: as it will be written.
-        entries: (file, entry of the layout, index into the places of its row), one per layer.
+        entries: (file, entry in the layout, index into the row's places), one per layer.
         value: the array, if no file holds it.
     """
 
     place: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
-    entries: tuple[tuple[Match, Entry, int], ...] = ()
+    entries: tuple[tuple[Match, LayoutArray, int], ...] = ()
     value: np.ndarray | None = None
 
 
@@ -89,11 +89,11 @@ def convert(
         output: the model directory; it appears when it is complete.
         settings: settings that the arrays do not determine.
         preset: name of the architecture that the backbone must have.
-        dtype: dtype of the stored arrays; "bfloat16" rounds to nearest, ties to even.
-        layout: name of the layout of all sources; None recognises it.
+        dtype: stored dtype; "bfloat16" rounds to nearest, ties to even.
+        layout: layout name for all sources; None recognises it.
         prefix: prefix of all array names in the sources; None recognises it.
-        overwrite: replace a model directory of that name.
-        show_progress: progress bars on standard error.
+        overwrite: replace an existing model directory.
+        show_progress: show progress bars on standard error.
 
     Raises:
         UserError: a source cannot be read, has no known layout, has missing, unexpected or
@@ -102,7 +102,7 @@ def convert(
     """
     output = epath.Path(output)
     replace = _check_output(output, overwrite)
-    opened = [open_source(fetch(source), shown(source)) for source in sources]
+    opened = [open_checkpoint(fetch(source), display_name(source)) for source in sources]
     _check_sources_survive(opened, output)
     matches = [recognise(source, layout, prefix) for source in opened]
     _check_components(matches)
@@ -180,7 +180,7 @@ def _check_components(matches: Sequence[Match]) -> None:
 def _planned(
     matches: Sequence[Match], inferred: Architecture, dtype: np.dtype
 ) -> dict[tuple[str, ...], _Array]:
-    """Lists every array of the model directory, in fingerprint order."""
+    """Lists every array in the model directory, in fingerprint order."""
     sizes = architecture.axis_sizes(matches, inferred)
     planned: dict[tuple[str, ...], _Array] = {}
     for match in matches:
@@ -310,7 +310,7 @@ def _described_sources(
 
 def _described(match: Match, bar: tqdm) -> SourceCheckpoint:
     hashes = [sha256_of(file, bar.update) for file in sorted(match.source.files)]
-    # The hash of several files is the hash of their hashes in name order.
+    # Several files get one hash over all their hashes, in name order.
     combined = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode())
     dtypes = {key: match.arrays[key].dtype.name for entry in match.entries for key in entry.present}
     usual = collections.Counter(dtypes.values()).most_common(1)[0][0]

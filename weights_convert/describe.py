@@ -17,16 +17,16 @@ from dinotxt_jax.storage.model_directory import (
 )
 from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
-from weights_convert.fetching import fetch, shown
+from weights_convert.fetching import display_name, fetch
 from weights_convert.matching import recognise
 from weights_convert.messages import quoted
-from weights_convert.sources import open_source
+from weights_convert.sources import open_checkpoint
 
 
 def describe(
     path: str, settings: Settings, layout: str | None = None, prefix: str | None = None
 ) -> Iterator[str]:
-    """Yields lines about a model directory or a source of a conversion.
+    """Yields lines about a model directory or a conversion source.
 
     Args:
         path: a model directory, or a source as for `convert`.
@@ -75,7 +75,7 @@ def _tokenizer(description: ModelDescription) -> Iterator[str]:
 
 
 def _source(path: str, settings: Settings, layout: str | None, prefix: str | None) -> Iterator[str]:
-    match = recognise(open_source(fetch(path), shown(path)), layout, prefix)
+    match = recognise(open_checkpoint(fetch(path), display_name(path)), layout, prefix)
     yield f"{match.name}: {match.layout.title} ({match.layout.name})"
     if match.prefix:
         yield f"found under: {quoted(match.prefix)}"

@@ -1,7 +1,7 @@
 """Exports a model directory to files for PyTorch, one array at a time.
 
-The key tables are applied in reverse. A file gets the dtypes of the source file if the stored
-arrays can represent them exactly, so a round trip returns every array bit by bit.
+The key tables are applied in reverse. A file gets the source file's dtypes if the stored arrays can
+represent them exactly, so a round trip returns every array bit by bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dinotxt_jax.storage.model_directory import ModelDescription, read_descripti
 from weights_convert.layouts import LAYOUTS
 from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import listed
-from weights_convert.writing import Place, Plan, Readable, Row, write_safetensors
+from weights_convert.writing import FilePlan, FileRow, Place, Readable, write_safetensors
 
 PARTS = ("backbone", "head", "text", "trained")
 _LOGIT_SCALE = ("logit_scale",)
@@ -91,16 +91,16 @@ def export(
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> list[Written]:
-    """Writes a model directory as `.safetensors` with the array names of a released layout.
+    """Writes a model directory as `.safetensors` with a released layout's array names.
 
     Args:
         model: the model directory.
-        output: the file. If the parts have layouts of separate files, one file per part is written
+        output: the file. If the layouts keep parts in separate files, one file per part is written
             and the part is appended to the name: FILE_head.safetensors.
-        layout: name of the layout; default: the layout of the source, and for a trained head and
-            text transformer the layout of the official release for this kind of backbone.
+        layout: layout name; default: the source's layout, and for a trained head and text
+            transformer the official release's layout for this kind of backbone.
         part: "backbone", "head", "text", or "trained" (head and text); default: everything.
-        dtype: dtype of all arrays; default: the dtypes of the source.
+        dtype: dtype for all arrays; default: the source's dtypes.
         overwrite: replace existing files.
         show_progress: show a progress bar on standard error.
 
@@ -160,22 +160,18 @@ def _main_parts(layout: Layout) -> tuple[str, ...]:
 
 
 def _default_layout(name: str, description: ModelDescription, part: str | None) -> str:
-    """Returns the layout of a component's source, or else the one of the official release."""
+    """Returns the layout of a component's source, or else the official release's layout."""
     for source in description.sources:
         parts = _main_parts(LAYOUTS[source.layout]) if source.layout in LAYOUTS else ()
-        # A single part of a file that held the whole model is exported in the official layout.
+        # A single part from a file that held the whole model is exported in the official layout.
         if name in parts and (part is None or len(parts) < 3):
             return source.layout
-    vision = description.vision
-    rope = vision.positions == "rope"
-    if name != "backbone":
-        return "dinotxt_v3" if rope else f"dinotxt_v2_{name}"
-    # Directories of format version 1 do not record their sources.
-    if rope:
-        return "dinov3"
-    if not vision.layer_scale:
-        return "timm_vit"
-    return "dinov2_reg" if vision.num_registers else "dinov2"
+    # Trained parts have no source, and directories of format version 1 do not record sources.
+    return next(
+        layout.name
+        for layout in LAYOUTS.values()
+        if name in layout.components and layout.default_export(description.vision)
+    )
 
 
 def _planned(
@@ -185,7 +181,7 @@ def _planned(
     description: ModelDescription,
     model: str,
     layout_is_chosen: bool,
-) -> Plan:
+) -> FilePlan:
     """Plans one file.
 
     Raises:
@@ -222,9 +218,9 @@ def _planned(
             "omit it."
         )
     metadata = {"format": "pt"}
-    left = sorted({place[0] for place in stored} - set(layout.components) - {"logit_scale"})
-    if left and layout_is_chosen:
-        notes.append(f"the {' and '.join(left)} of the model are not part of this layout")
+    left_out = sorted({place[0] for place in stored} - set(layout.components) - {"logit_scale"})
+    if left_out and layout_is_chosen:
+        notes.append(f"the {' and '.join(left_out)} of the model are not part of this layout")
     if "head" in layout.components and "logit_scale" not in layout.components:
         scale = float(stored[_LOGIT_SCALE].read())
         metadata["logit_scale"] = repr(scale)
@@ -235,13 +231,13 @@ def _planned(
             )
     sizes = {part: _sizes(part, rules, arrays) for part in layout.components}
     rows = [
-        Row(rule, layer, sizes[rule.component])
+        FileRow(rule, layer, sizes[rule.component])
         for rule in rules
         for layer in (range(arrays[rule.paths[0]].shape[0]) if rule.stacked else (None,))
     ]
     source = next((s for s in description.sources if s.layout == layout.name), None)
     unique = tuple(dict.fromkeys(notes))
-    return Plan(path, layout, rows, arrays, source, metadata, unique)
+    return FilePlan(path, layout, rows, arrays, source, metadata, unique)
 
 
 def _without(
@@ -275,7 +271,7 @@ def _without(
 def _sizes(
     component: str, rules: Sequence[Rule], arrays: Mapping[Place, Readable]
 ) -> dict[str, int]:
-    """Returns axis name -> size of a component, from the stored arrays."""
+    """Returns axis name -> size for a component, from the stored arrays."""
     sizes: dict[str, int] = {}
     for rule in rules:
         if rule.component == component:

@@ -13,13 +13,13 @@ from dinotxt_jax.storage.downloads import cache_folder, download
 _HUB = "hf://"
 _WEB = ("http://", "https://")
 _SHA256 = re.compile("[0-9a-f]{64}")
-# Files of a repository that a conversion can use; the first kind of weights that exists is taken.
+# Repository files that a conversion can use; the first kind of weights that exists is taken.
 _WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.pth", "*.pt"))
 _SETTINGS = ("config.json", "preprocessor_config.json")
 
 
 def fetch(source: Path | str) -> Path:
-    """Returns the local path of a source, downloading it if necessary.
+    """Returns a source's local path, downloading it if necessary.
 
     Args:
         source: a path, which is returned; an http(s):// URL, downloaded once into the cache
@@ -37,8 +37,8 @@ def fetch(source: Path | str) -> Path:
     return Path(source)
 
 
-def shown(source: Path | str) -> str:
-    """Returns the name of a source for messages and `model.json`: URLs lose query and fragment."""
+def display_name(source: Path | str) -> str:
+    """Returns a source's name for messages and `model.json`: URLs lose query and fragment."""
     text = str(source)
     return re.split("[?#]", text)[0] if text.startswith(_WEB) else text
 
@@ -51,8 +51,8 @@ def _from_web(text: str) -> Path:
     before, _, sha256 = address.fragment.partition("sha256=")
     if before or (address.fragment and not _SHA256.fullmatch(sha256)):
         raise UserError(
-            f"{shown(text)} ends in #{address.fragment}, expected #sha256= and 64 hexadecimal "
-            "digits; correct or remove it."
+            f"{display_name(text)} ends in #{address.fragment}, expected #sha256= and 64 "
+            "hexadecimal digits; correct or remove it."
         )
     url = address._replace(fragment="").geturl()
     name = PurePosixPath(address.path).name or "checkpoint"

@@ -1,8 +1,8 @@
-"""Recognises the layout of a file, and checks that every array is present with the right shape.
+"""Recognises a file's layout, and checks that every array is present with the right shape.
 
-The user is not asked for anything that the arrays determine. Each axis of the key table gets the
+The user is not asked for anything that the arrays determine. Each axis in the key table gets the
 size on which most arrays agree, so one wrong array is reported instead of redefining all others.
-Training checkpoints wrap the weights, so the prefix of the array names is recognised too.
+Training checkpoints wrap the weights, so the array name prefix is recognised too.
 """
 
 import collections
@@ -22,15 +22,15 @@ from weights_convert.sources import Checkpoint, SourceArray
 _FEWEST_KNOWN = 0.5
 _PREFERRED = ("teacher", "model_ema", "ema_model", "ema")
 _MOST_PREFIXES = 8
-# Names that torch adds for wrapped modules, and the chunks of blocks in DINOv2's training code
-# (the second number counts blocks across all chunks).
+# Names that torch adds for wrapped modules, and block chunks in DINOv2's training code (the second
+# number counts blocks across all chunks).
 _WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 _CHUNKS = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """An array that the layout requires: a row of the table, the block, and the names in the file.
+class LayoutArray:
+    """An array that the layout requires: a row in the table, the block, and the names in the file.
 
     A name is "" if the row stands for zeros.
     """
@@ -52,13 +52,13 @@ class Match:
     Attributes:
         source: the file.
         arrays: the arrays under `prefix`, by name without the prefix.
-        prefix: prefix of these names in the file.
+        prefix: prefix that the file puts before these names.
         layout: the layout.
-        entries: the entries of the layout that the file contains.
+        entries: the layout's entries that the file contains.
         depths: component -> number of blocks.
         sizes: component -> axis name -> size.
-        missing, unexpected: names of arrays.
-        misfits: clauses about arrays of a wrong shape or dtype.
+        missing, unexpected: array names.
+        misfits: clauses about arrays with a wrong shape or dtype.
         ignored: names of arrays that the model does not need, with the reason.
     """
 
@@ -66,7 +66,7 @@ class Match:
     arrays: Mapping[str, SourceArray]
     prefix: str
     layout: Layout
-    entries: tuple[Entry, ...]
+    entries: tuple[LayoutArray, ...]
     depths: Mapping[str, int]
     sizes: Mapping[str, Mapping[str, int]]
     missing: tuple[str, ...]
@@ -92,7 +92,7 @@ class Match:
 
     @property
     def badness(self) -> tuple[int, int]:
-        """Sort key of the layouts tried on a file, best first: wrong arrays minus known ones."""
+        """Sort key for the layouts tried on a file, best first: wrong arrays minus known ones."""
         # A single absurd block number can make any number of arrays missing.
         missing = min(len(self.missing), self.known // 2)
         return len(self.unexpected) + missing - self.known, len(self.misfits)
@@ -108,19 +108,19 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
 
     Args:
         source: the file.
-        layout: name of the only layout to try.
+        layout: the only layout to try, by name.
         prefix: prefix of the array names; None recognises it.
 
     Raises:
-        UserError: no layout knows at least half of the arrays, or the file holds several models.
+        UserError: no layout knows at least half the arrays, or the file holds several models.
     """
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"--layout={layout} is not known; known are: {', '.join(LAYOUTS)}.")
-    tried = LAYOUTS.values() if layout is None else (LAYOUTS[layout],)
+    candidates = LAYOUTS.values() if layout is None else (LAYOUTS[layout],)
     arrays = _without_wrappers(source)
     matches = [
         match(source, arrays, candidate, text)
-        for candidate in tried
+        for candidate in candidates
         for text in (_prefixes(arrays, candidate) if prefix is None else [prefix])
     ]
     best = min(matches, key=lambda match: match.badness)
@@ -130,7 +130,7 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
     by_chance = best.prefix and best.known < len(best.missing)
     if by_chance or best.known < max(_FEWEST_KNOWN * considered, 1):
         names = ", ".join(quoted(key) for key in list(arrays)[:6]) or "none"
-        known = ", ".join(f"{candidate.name} ({candidate.title})" for candidate in tried)
+        known = ", ".join(f"{candidate.name} ({candidate.title})" for candidate in candidates)
         raise UserError(
             f"{source.name} has no known layout (its {len(arrays)} arrays begin with {names}); "
             f"known are: {known}."
@@ -139,10 +139,10 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
 
 
 def _without_wrappers(source: Checkpoint) -> dict[str, SourceArray]:
-    """Returns the arrays of a file, without the names that training frameworks insert."""
+    """Returns a file's arrays, without the names that training frameworks insert."""
     unwrapped: dict[str, SourceArray] = {}
     for key, array in source.arrays.items():
-        if 0 in array.shape:  # a model of transformers without registers has an empty array
+        if 0 in array.shape:  # a model without registers in transformers has an empty array
             continue
         name = _CHUNKS.sub("blocks.", _WRAPPERS.sub("", key))
         if name in unwrapped:
@@ -155,13 +155,13 @@ def _without_wrappers(source: Checkpoint) -> dict[str, SourceArray]:
 
 
 def _prefixes(arrays: Iterable[str], layout: Layout) -> list[str]:
-    """Returns the prefix of most names that a layout knows; several if they are equally common."""
+    """Returns the prefix that most known names have; several if they are equally common."""
     pattern = _anywhere(layout.rules)
     votes = collections.Counter(
         matched["prefix"] for key in arrays if (matched := pattern.fullmatch(key))
     )
-    most = max(votes.values(), default=0)
-    leading = [prefix for prefix, count in votes.items() if count == most]
+    highest = max(votes.values(), default=0)
+    leading = [prefix for prefix, count in votes.items() if count == highest]
     for word in _PREFERRED:
         preferred = [prefix for prefix in leading if word in prefix.split(".")]
         if preferred:
@@ -185,7 +185,7 @@ def _check_one_model(best: Match, matches: Iterable[Match]) -> None:
 
 @functools.cache
 def _anywhere(rules: tuple[Rule, ...]) -> re.Pattern[str]:
-    """Matches any name of a table after the shortest possible prefix."""
+    """Matches any name in a table after the shortest possible prefix."""
     names = dict.fromkeys(source for rule in rules for source in rule.sources if source)
     # A regular expression may define a group name only once.
     alternatives = (source_pattern(name).replace("?P<layer>", "?:") for name in names)
@@ -237,8 +237,8 @@ def _layer_of(rule: Rule, matched: re.Match[str]) -> int | None:
     return int(matched["layer"]) if rule.stacked else None
 
 
-def _required(layout: Layout, rows: Sequence[Rule], depths: Mapping[str, int]) -> list[Entry]:
-    """Returns all entries of the layout for the features and the number of blocks of the file."""
+def _required(layout: Layout, rows: Sequence[Rule], depths: Mapping[str, int]) -> list[LayoutArray]:
+    """Returns all entries that the layout has for the file's features and number of blocks."""
     votes = collections.Counter(rule.feature for rule in rows)
     features = {"", *votes}
     for choices in layout.alternatives:
@@ -249,14 +249,14 @@ def _required(layout: Layout, rows: Sequence[Rule], depths: Mapping[str, int]) -
         if rule.feature in features:
             # In a file without any block, the first block is reported as missing.
             layers = range(max(depths[rule.component], 1)) if rule.stacked else (None,)
-            entries += [Entry(rule, layer, rule.keys(layer)) for layer in layers]
+            entries += [LayoutArray(rule, layer, rule.keys(layer)) for layer in layers]
     return entries
 
 
 def _measure(
-    layout: Layout, entries: Iterable[Entry], arrays: Mapping[str, SourceArray]
+    layout: Layout, entries: Iterable[LayoutArray], arrays: Mapping[str, SourceArray]
 ) -> dict[str, dict[str, int]]:
-    """Returns the size of every axis on which most arrays agree."""
+    """Returns the size on which most arrays agree, for every axis."""
     votes: dict[tuple[str, str], collections.Counter[int]] = collections.defaultdict(
         collections.Counter
     )
@@ -275,7 +275,7 @@ def _measure(
 
 
 def _misfits(
-    entries: Iterable[Entry],
+    entries: Iterable[LayoutArray],
     arrays: Mapping[str, SourceArray],
     sizes: Mapping[str, Mapping[str, int]],
 ) -> Iterable[str]:
@@ -291,7 +291,8 @@ def _misfits(
                 want in (None, size) for want, size in zip(expected, array.shape, strict=True)
             )
             if not fits:
-                yield f"{quoted(key)} has {_shown(array.shape)}, expected {_shown(expected)}"
+                actual = _formatted(array.shape)
+                yield f"{quoted(key)} has {actual}, expected {_formatted(expected)}"
             elif not is_floating(array.dtype):
                 yield f"{quoted(key)} holds {array.dtype} numbers, expected floating point"
 
@@ -301,5 +302,5 @@ def is_floating(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
-def _shown(shape: Iterable[int | None]) -> str:
+def _formatted(shape: Iterable[int | None]) -> str:
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"

@@ -1,4 +1,4 @@
-"""Opens checkpoint files of any supported format as named arrays, read one at a time."""
+"""Opens checkpoint files in any supported format as named arrays, read one at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _IN_FOLDERS = (f"model{_INDEX}", "model.safetensors", "pytorch_model.bin")
 
 
 class SourceArray(Protocol):
-    """An array of a checkpoint file, read on request."""
+    """An array in a checkpoint file, read on request."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,7 +50,7 @@ class SourceArray(Protocol):
 
 @dataclass(frozen=True)
 class SafetensorsArray:
-    """One array of a `.safetensors` file."""
+    """An array in a `.safetensors` file."""
 
     path: Path
     name: str
@@ -59,20 +59,20 @@ class SafetensorsArray:
 
     def read(self) -> np.ndarray:
         """Copies the array from the file."""
-        # Reopened for each array: pages of a mapping that stays open count as resident memory.
+        # Reopened for each array: mapped pages that stay open count as resident memory.
         with safetensors.safe_open(self.path, "np") as file:
             return file.get_tensor(self.name)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source: one file, or the shards of one checkpoint.
+    """A source: one file, or all shards of one checkpoint.
 
     Attributes:
         name: the name that the user gave.
         files: all files with arrays.
         arrays: array by name, in file order.
-        metadata: metadata in the header of a `.safetensors` file.
+        metadata: metadata in a `.safetensors` header.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Checkpoint:
     def settings_beside(self) -> dict[str, Any]:
         """Reads settings from `config.json` and `preprocessor_config.json` next to the file.
 
-        Keys are those of `--set`, and "activation", the activation function of the MLP.
+        Keys are those that `--set` takes, and "activation", the MLP's activation function.
         """
         folder = self.files[0].parent
         config = _json_beside(folder / "config.json")
@@ -92,7 +92,7 @@ class Checkpoint:
         )
 
 
-def open_source(path: Path, name: str = "") -> Checkpoint:
+def open_checkpoint(path: Path, name: str = "") -> Checkpoint:
     """Opens a checkpoint without reading its arrays.
 
     Args:
@@ -146,7 +146,7 @@ def _open_sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, SourceArray]
     absent = [quoted(key) for key, name in shard_of.items() if key not in opened[name]]
     if absent:
         raise UserError(
-            f"{index} does not fit its files: {listed('arrays not there', absent)}; download them "
+            f"{index} does not fit its files: {listed('missing arrays', absent)}; download them "
             "again."
         )
     return shards, {key: opened[name][key] for key, name in shard_of.items()}
@@ -161,6 +161,8 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _open_safetensors(path: Path) -> dict[str, SourceArray]:
     arrays: dict[str, SourceArray] = {}
+    if path.is_file() and not path.stat().st_size:
+        raise UserError(f"{path} is empty, expected a checkpoint; download it again.")
     try:
         with safetensors.safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -181,7 +183,7 @@ def _open_safetensors(path: Path) -> dict[str, SourceArray]:
 
 
 def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads architecture settings from a `config.json` of transformers or timm."""
+    """Reads architecture settings from a `config.json` that transformers or timm saved."""
     rope = config.get("rope_parameters")
     values = {**config, **(rope if isinstance(rope, dict) else {})}
     settings: dict[str, Any] = {}
@@ -206,7 +208,7 @@ def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_processor(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads image preprocessing from a `preprocessor_config.json` of transformers."""
+    """Reads image preprocessing from a `preprocessor_config.json` that transformers saved."""
     settings = _three("mean", values.get("image_mean")) | _three("std", values.get("image_std"))
     size, crop = values.get("size"), values.get("crop_size")
     if isinstance(size, dict):

@@ -2,8 +2,8 @@
 
 The format is an uncompressed zip: `NAME/data.pkl` describes the tensors, and `NAME/data/0`,
 `NAME/data/1`, ... hold the elements. The pickle is read as data (`torch_pickle`). Every tensor is
-memory-mapped in place, so opening a file of many gigabytes costs nothing and reading it needs the
-memory of one tensor at a time.
+memory-mapped in place, so opening a file with many gigabytes costs nothing and reading it needs
+memory for one tensor at a time.
 """
 
 import bisect
@@ -21,12 +21,12 @@ from weights_convert.messages import quoted
 from weights_convert.torch_pickle import RefusedPickleError, TensorRef, load_refs
 
 MAX_PICKLE_BYTES = 8 * 2**20
-"""The pickle of a 7B state dict takes 0.2 MB; the elements are stored outside it."""
+"""A 7B state dict's pickle takes 0.2 MB; the elements are stored outside it."""
 
 MAX_NESTING = 8
 MAX_ENTRIES = 200_000
 MAX_NAME = 1000
-"""Limits of nested dictionaries; the optimizer state of a 7B model stays far below them."""
+"""Limits for nested dictionaries; the optimizer state for a 7B model stays far below them."""
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
@@ -203,7 +203,8 @@ class _Archive:
             and self._read(name) != b"little"
         ):
             self._fail(
-                "is not little-endian; load it with torch on a usual machine and save it again"
+                "is not little-endian; load it with torch on a little-endian machine and save it "
+                "again"
             )
 
     def _span(self, name: str) -> tuple[int, int]:
@@ -234,7 +235,7 @@ class _Archive:
             self._fail(f"is truncated (the record {quoted(name)} ends beyond it)")
         following = bisect.bisect_left(self.begins, entry.header_offset) + 1
         if following >= len(self.begins):
-            self._fail(f"is damaged (the record {quoted(name)} lies behind the zip's directory)")
+            self._fail(f"is damaged (the record {quoted(name)} lies after the zip's directory)")
         if self.begins[following] < start + entry.file_size:
             self._fail(
                 f"has other records inside the record {quoted(name)}, which torch never writes"
@@ -242,13 +243,13 @@ class _Archive:
         self.spans[name] = (start, entry.file_size)
         return self.spans[name]
 
-    def _fail(self, found: str) -> NoReturn:
-        raise UserError(f"{self.path} {found.rstrip('.')}.")
+    def _fail(self, problem: str) -> NoReturn:
+        raise UserError(f"{self.path} {problem.rstrip('.')}.")
 
 
 def _describe_magic(magic: bytes) -> str:
     if not magic:
-        return "is empty"
+        return "is empty, expected a checkpoint; download it again"
     if magic[:1] == b"\x80":
         return "has the format of torch before 1.6; load it with torch and save it again"
     return "is not a torch file (a zip with data.pkl); pass a .pth or .safetensors file"

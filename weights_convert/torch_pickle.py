@@ -30,7 +30,7 @@ STORAGE_DTYPES: dict[str, np.dtype] = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
-"""The accepted storage types and the numpy dtype of their elements."""
+"""The accepted storage types and their numpy element dtypes."""
 
 MAX_OPCODES = 1_000_000
 """A state dict needs about 40 opcodes per array; ten thousand arrays stay well below this."""
@@ -59,7 +59,7 @@ class StorageRef:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A view of a storage, in elements, verified to lie inside the storage."""
+    """A view into a storage, in elements, verified to lie inside the storage."""
 
     storage: StorageRef
     offset: int
@@ -88,7 +88,7 @@ def load_refs(pickled: bytes) -> Any:
         Plain values: None, bool, int, float, str, list, tuple, dict, OrderedDict and `TensorRef`.
 
     Raises:
-        RefusedPickleError: for any other global, opcode or malformed pickle. Nothing is executed.
+        RefusedPickleError: any other global or opcode, or a malformed pickle. Nothing is executed.
     """
     machine = _Machine()
     try:
@@ -169,7 +169,7 @@ class _Machine:
             )
 
     def build(self, _: Any) -> None:
-        """Ignores `_metadata` (versions of layers), the only attribute that torch writes."""
+        """Ignores `_metadata` (layer versions), the only attribute that torch writes."""
         state = self.pop(1)[0]
         target = self.stack[-1] if self.stack else None
         if (
@@ -207,7 +207,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _check_global(argument: str) -> _Global:
-    """Returns the name of an import, "MODULE NAME", if the closed table contains it."""
+    """Returns the import's name, "MODULE NAME", if the closed table contains it."""
     name = argument.replace(" ", ".", 1)
     if name not in _ALLOWED:
         _refuse(f"it asks to import {quoted(name)}, and only tensor rebuilds are allowed")
@@ -231,7 +231,7 @@ def _storage(reference: Any) -> StorageRef:
 
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
-    """Decodes the arguments of `_rebuild_tensor_v2`: storage, offset, size, stride, and flags."""
+    """Decodes the arguments for `_rebuild_tensor_v2`: storage, offset, size, stride, and flags."""
     if len(arguments) < 4 or not isinstance(arguments[0], StorageRef):
         _refuse("its pickle has a tensor without a storage")
     storage, offset, shape, strides = arguments[:4]
@@ -247,7 +247,7 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
         if math.prod(max(size, 1) for size in shape) > _MAX_EMPTY:
             _refuse("its pickle has an empty tensor of absurd sizes")
         return TensorRef(storage, 0, shape, (0,) * len(shape))
-    # Strides of axes of size 1 are arbitrary; zero cannot overflow.
+    # Strides for axes with size 1 are arbitrary; zero cannot overflow.
     strides = tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if last >= storage.count or math.prod(shape) > storage.count:

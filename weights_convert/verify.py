@@ -1,4 +1,4 @@
-"""Compares the outputs of a model directory with a reference, and finds the first difference.
+"""Compares a model directory's outputs with a reference, and finds the first difference.
 
 A reference is an `.npz` file that any framework can write (docs/conversion.md shows how with
 PyTorch). At least one output is required:
@@ -8,9 +8,9 @@ PyTorch). At least one output is required:
     class_token       [b d]     after the final norm
     register_tokens   [b r d]   after the final norm
     patch_tokens      [b n d]   after the final norm
-    image_features    [b D]     descriptors of a whole dino.txt, not normalised
+    image_features    [b D]     image descriptors from a whole dino.txt, not normalised
     tokens            [c l]     token rows
-    text_features     [c D]     features of these rows, not normalised
+    text_features     [c D]     text features for these rows, not normalised
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from weights_convert.messages import quoted
 
 TOLERANCE = 1e-3
 _LAYER = re.compile(r"layers/(0|[1-9]\d*)")
-_OF_BACKBONE = ("class_token", "register_tokens", "patch_tokens")
-_OF_DINOTXT = ("image_features", "text_features")
+_BACKBONE_OUTPUTS = ("class_token", "register_tokens", "patch_tokens")
+_DINOTXT_OUTPUTS = ("image_features", "text_features")
 _INPUTS = ("images", "tokens")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of one quantity.
+    """How far one quantity in the model is from the reference.
 
     Attributes:
         name: name in the reference file.
@@ -58,30 +58,30 @@ class Comparison:
 
 
 def compare(model: epath.PathLike, reference: Path) -> list[Comparison]:
-    """Compares all quantities of a reference, in the order in which a model computes them.
+    """Compares all quantities in a reference, in the order in which a model computes them.
 
     Args:
         model: a model directory; outputs are computed in float32.
         reference: an `.npz` file as described in the module docstring.
 
     Raises:
-        UserError: the file is not a reference, or belongs to a model of another shape.
+        UserError: the file is not a reference, or belongs to a model with another shape.
     """
     description = read_description(model)
     arrays = _read(reference)
-    known = {*_INPUTS, *_OF_BACKBONE, *_OF_DINOTXT}
+    known = {*_INPUTS, *_BACKBONE_OUTPUTS, *_DINOTXT_OUTPUTS}
     layers = sorted(int(match[1]) for name in arrays if (match := _LAYER.fullmatch(name)))
     strange = [n for n in arrays if n not in known and not _LAYER.fullmatch(n)]
     if strange or not set(arrays) - set(_INPUTS):
         held = ", ".join(map(quoted, strange)) or "no outputs"
         raise UserError(
             f"{reference} holds {held}; a reference holds images and outputs named layers/N, "
-            f"{', '.join((*_OF_BACKBONE, *_OF_DINOTXT))}."
+            f"{', '.join((*_BACKBONE_OUTPUTS, *_DINOTXT_OUTPUTS))}."
         )
     if layers and layers[-1] >= description.vision.depth:
         raise UserError(
             f"{reference} has layers/{layers[-1]}, but the backbone of {model} has "
-            f"{description.vision.depth} blocks (from 0); compare the right two."
+            f"{description.vision.depth} blocks (from 0); pass a reference for this model."
         )
     try:
         # By default, accelerators multiply float32 with fewer bits than the reference.
@@ -100,7 +100,7 @@ def _read(reference: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise UserError(
-            f"{reference} is not an .npz of arrays ({error}); write it anew."
+            f"{reference} is not an .npz file with arrays ({error}); write it again."
         ) from error
 
 
@@ -112,7 +112,7 @@ def _outputs(
     images = jnp.zeros((0, 0, 0, 3))
     if names - {"tokens", "text_features"}:
         images = _images(arrays, reference)
-    if layers or names & set(_OF_BACKBONE):
+    if layers or names & set(_BACKBONE_OUTPUTS):
         backbone = load_backbone(model)
         if layers:
             outputs = backbone.intermediate_layers(images, layers, normalize=False)
@@ -120,11 +120,11 @@ def _outputs(
                 tokens = (out.class_token[:, None], out.register_tokens, out.patch_tokens)
                 yield f"layers/{number}", np.concatenate(tokens, axis=1)
         final = backbone(images)
-        for name in _OF_BACKBONE:
+        for name in _BACKBONE_OUTPUTS:
             if name in names:
                 yield name, np.asarray(getattr(final, name))
         del backbone, final
-    if names & set(_OF_DINOTXT):
+    if names & set(_DINOTXT_OUTPUTS):
         whole = load(model)
         if "image_features" in names:
             yield "image_features", np.asarray(whole.encode_image(images))
@@ -150,7 +150,7 @@ def _compared(name: str, computed: np.ndarray, expected: np.ndarray, reference: 
     if computed.shape != expected.shape:
         raise UserError(
             f"{reference} has {name} of shape {list(expected.shape)}, but the model computes "
-            f"{list(computed.shape)}; compare the right two."
+            f"{list(computed.shape)}; pass a reference for this model."
         )
     expected = expected.astype(np.float64)
     largest = float(np.abs(computed - expected).max(initial=0.0))

@@ -20,7 +20,7 @@ from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import quoted
 from weights_convert.sources import SAFETENSORS_DTYPES
 
-DTYPES = {
+EXPORT_DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
@@ -44,8 +44,8 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a layout for one block."""
+class FileRow:
+    """A layout row for one block."""
 
     rule: Rule
     layer: int | None
@@ -61,19 +61,19 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FilePlan:
     """Everything needed to write a file."""
 
     path: epath.Path
     layout: Layout
-    rows: Sequence[Row]
+    rows: Sequence[FileRow]
     arrays: Mapping[Place, Readable]
     source: SourceCheckpoint | None
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
 
 
-def write_safetensors(plan: Plan, dtype: str | None, bar: tqdm) -> None:
+def write_safetensors(plan: FilePlan, dtype: str | None, bar: tqdm) -> None:
     """Writes the size of a JSON header, the header, and all arrays in sequence.
 
     The safetensors library needs all arrays in memory at once, so it is not used here.
@@ -108,7 +108,7 @@ def write_safetensors(plan: Plan, dtype: str | None, bar: tqdm) -> None:
             partial.unlink()
 
 
-def _arrays(row: Row, arrays: Mapping[Place, Readable]) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(row: FileRow, arrays: Mapping[Place, Readable]) -> Iterator[tuple[str, np.ndarray]]:
     ours = [arrays[place].read(row.layer) for place in row.rule.paths]
     for key, array in zip(row.keys, row.rule.to_source(ours, row.sizes), strict=True):
         if key:
@@ -135,9 +135,9 @@ def _dtype(
 ) -> np.dtype:
     """Returns the dtype to write: the given one, the source file's, or the stored one."""
     if given is not None:
-        return DTYPES[given]
+        return EXPORT_DTYPES[given]
     name = "" if source is None else source.other_dtypes.get(key, source.dtype)
     # Arrays that were rounded for storage keep the narrow dtype: widening would only look exact.
-    if kept == DTYPES["float32"] and name in DTYPES:
-        return DTYPES[name]
+    if kept == EXPORT_DTYPES["float32"] and name in EXPORT_DTYPES:
+        return EXPORT_DTYPES[name]
     return kept

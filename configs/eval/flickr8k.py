@@ -1,16 +1,16 @@
-"""Retrieval on the 1000 test photos of Flickr8k, five captions each.
+"""Retrieval on Flickr8k's 1000 test photos, with five captions each.
 
     python -m dinotxt_jax.evaluate --config=configs/eval/flickr8k.py --model=runs/flickr8k/model \\
         --output=runs/flickr8k/evaluation
 
-What to expect: docs/flickr8k.md.
+Results to expect: docs/flickr8k.md.
 """
 
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_config_dict
 
 
 def get_config():
-    """Retrieval on the test photos."""
+    """Returns the retrieval task on the test photos."""
     data = DataConfig(
         source="jsonl",
         path="data/flickr8k/captions.jsonl",

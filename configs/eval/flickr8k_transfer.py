@@ -1,14 +1,15 @@
-"""What a model trained on Flickr8k knows of other photos: the tables of docs/transfer.md.
+"""Tests on other photos what a model learned from Flickr8k: the tables in docs/transfer.md.
 
     python benchmarks/names_in_captions.py > data/names_in_flickr8k.txt
     python benchmarks/cifar_like.py
     python -m dinotxt_jax.evaluate --config=configs/eval/flickr8k_transfer.py \\
         --model=runs/flickr8k/model --output=runs/flickr8k/transfer
 
-Data: `data/imagenet_sample` (labels.csv and images/, one photo of each ImageNet class), restricted
-to names that occur in the captions; the same photos as `data/cifar_like`; `data/msrc_v2`
-(index.csv with image and mask, classes.txt). The argument behind the colon is the folder of all
-that (default: data). One template, since a model of 30,000 captions has not seen the 80.
+Data: `data/imagenet_sample` (labels.csv and images/, one photo per ImageNet class), restricted to
+names that occur in the captions; the same photos as `data/cifar_like`; `data/msrc_v2` (index.csv
+with image and mask, classes.txt). The argument after the colon is the folder that contains all
+three (default: data). Only one template is used, because a model trained on 30,000 captions has not
+seen the usual 80.
 """
 
 from dinotxt_jax.config import (
@@ -21,7 +22,7 @@ from dinotxt_jax.config import (
 
 
 def get_config(folder="data"):
-    """The tasks imagenet, cifar_like, whole and slide."""
+    """Returns the tasks imagenet, cifar_like, whole and slide."""
     crop = {"image_size": 224, "resize": 256, "augmentation": "center_crop", "threads": 2}
     imagenet = DataConfig(
         source="csv",

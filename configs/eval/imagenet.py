@@ -1,28 +1,29 @@
-"""Zero-shot classification of ImageNet's validation images, and of the test sets for its classes.
+"""Zero-shot classification on ImageNet's validation images, and on related test sets.
 
     python -m dinotxt_jax.evaluate --config=configs/eval/imagenet.py:a --model=models/dinotxt \\
         --output=runs/imagenet_a --config.tasks.imagenet_a.data.path=FOLDER
 
-The argument behind the colon is the test set; the folder is what its archive unpacks to:
+The argument after the colon is the test set; the folder is the unpacked archive:
 
 - `1k` (the default), task `imagenet`, in `data/imagenet/val`: the 50,000 validation images of
-  ILSVRC 2012 (image-net.org, with an account; sort them into a folder a class first);
+  ILSVRC 2012 (image-net.org, with an account; sort them into one folder per class first);
 - `v2`, task `imagenet_v2`, in `data/imagenetv2-matched-frequency-format-val`: 10,000 new images,
   folders `0` to `999` (github.com/modestyachts/ImageNetV2);
-- `a`, task `imagenet_a`, in `data/imagenet-a`: 7,500 natural adversarial examples of 200 classes
+- `a`, task `imagenet_a`, in `data/imagenet-a`: 7,500 natural adversarial examples in 200 classes
   (github.com/hendrycks/natural-adv-examples);
-- `r`, task `imagenet_r`, in `data/imagenet-r`: 30,000 renditions of 200 classes
+- `r`, task `imagenet_r`, in `data/imagenet-r`: 30,000 renditions in 200 classes
   (github.com/hendrycks/imagenet-r);
 - `sketch`, task `imagenet_sketch`, in `data/sketch`: 50,889 sketches
   (github.com/HaohanWang/ImageNet-Sketch).
 
-All but v2 have a folder a class named by its WordNet id (n01440764, ...). Only classes with a
-folder are told apart, so that the 200 of A and R are; the report says how many there were.
+All but v2 have one folder per class, named by WordNet id (n01440764, ...). The model chooses only
+among classes that have a folder, so among 200 for A and R; the report says how many there were.
 
-Prepared by TensorFlow Datasets in a random-access format: set `.data.source=tfds` and
-`.data.path=` to its data_dir (for its default place `.data.path=''`). Name and split are in here.
+If TensorFlow Datasets has prepared the test set in a random-access format, set `.data.source=tfds`
+and `.data.path=` to the data_dir (`.data.path=''` for the default folder). Name and split are set
+here.
 
-The protocol of the published numbers: short side 256, center crop 224, bicubic, 80 templates.
+The protocol behind the published numbers: short side 256, center crop 224, bicubic, 80 templates.
 """
 
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_config_dict
@@ -42,7 +43,7 @@ VARIANTS = {
 
 
 def get_config(variant="1k"):
-    """The evaluation on one of `VARIANTS`."""
+    """Returns the evaluation on a test set in `VARIANTS`."""
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is unknown; choose among {', '.join(VARIANTS)}")
     data = DataConfig(

@@ -1,10 +1,10 @@
-"""Retrieval on the 500 held-out drawn scenes of configs/quickstart.py."""
+"""Retrieval on the 500 held-out drawn scenes from configs/quickstart.py."""
 
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_config_dict
 
 
 def get_config():
-    """Retrieval on the held-out scenes."""
+    """Returns the retrieval task on the held-out scenes."""
     data = DataConfig(
         source="scenes",
         split="test",

@@ -1,25 +1,25 @@
-"""Retrieval on the usual test sets: Flickr30k, and COCO in two forms that are different sets.
+"""Retrieval on the usual test sets: Flickr30k, and two different COCO test sets.
 
     python -m dinotxt_jax.evaluate --config=configs/eval/retrieval.py --model=models/dinotxt \\
         --output=runs/retrieval
 
-The argument behind the colon is one task, or several joined by + (default: all), such as
+The argument after the colon is one task, or several joined by + (default: all), such as
 `configs/eval/retrieval.py:coco_karpathy+coco_2017`:
 
 - `flickr30k`, Karpathy's test split, 1,000 images and 5,000 captions:
   `data/flickr30k/dataset_flickr30k.json`, photos in `data/flickr30k/flickr30k-images`;
-- `coco_karpathy`, Karpathy's test split, 5,000 images of val2014 and 25,010 captions:
+- `coco_karpathy`, Karpathy's test split, 5,000 images from val2014 and 25,010 captions:
   `data/coco/dataset_coco.json`, images in `data/coco/val2014`;
 - `coco_2017`, all of val2017, 5,000 images and 25,014 captions:
   `data/coco/annotations/captions_val2017.json`, images in `data/coco/val2017`.
 
-Karpathy's files are in his caption_datasets.zip (cs.stanford.edu/people/karpathy/deepimagesent),
-COCO's images and captions at cocodataset.org; the photos of Flickr30k its authors give on request.
-For other places set `--config.tasks.TASK.data.path=FILE` and `.data.image_root=FOLDER` (of
-coco_karpathy the one that holds `val2014`).
+Karpathy's files are in caption_datasets.zip (cs.stanford.edu/people/karpathy/deepimagesent), COCO's
+images and captions at cocodataset.org; the Flickr30k authors give the photos on request. For other
+paths set `--config.tasks.TASK.data.path=FILE` and `.data.image_root=FOLDER` (for coco_karpathy the
+folder that contains `val2014`).
 
-All captions of an image count; some papers take its first five. Images as for CLIP: short side
-224, center crop 224, bicubic.
+All captions of an image count; some papers take the first five. Images are preprocessed as for
+CLIP: short side 224, center crop 224, bicubic.
 """
 
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_config_dict
@@ -46,7 +46,7 @@ TASKS = {
 
 
 def get_config(names="all"):
-    """The evaluation on some of `TASKS`, joined by +."""
+    """Returns the evaluation on the tasks in `TASKS` with these names, joined by +."""
     tasks = {}
     for name in TASKS if names == "all" else names.split("+"):
         if name not in TASKS:

@@ -159,8 +159,27 @@ def skipped_file(folder: Path, view: int, shard: int) -> Path:
 
 
 def stored_description(folder: Path) -> dict[str, Any] | None:
+    """`features.json` of a cache; None where there is no cache.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     file = folder / "features.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    if not file.exists():
+        return None
+    text = file.read_text()
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
+        stored, found = None, f"is not JSON ({error})" if text.strip() else "is empty"
+    else:
+        found = "does not describe a feature cache"
+    if not isinstance(stored, dict) or not {"data", "dtype"} <= set(stored):
+        raise UserError(
+            f"{file} {found}, expected the description of a feature cache; remove {folder} and run "
+            "python -m dinotxt_jax.precompute again."
+        )
+    return stored
 
 
 def check_same_cache(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:

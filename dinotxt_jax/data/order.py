@@ -1,4 +1,4 @@
-"""The order of training examples, and the randomness of each example.
+"""The order in which training uses examples, and each example's randomness.
 
 Augmentation depends on (seed, epoch, index) only, and the order on (seed, epoch) only.
 """
@@ -28,10 +28,10 @@ class Draw:
     """One use of an example in training.
 
     Attributes:
-        epoch: number of complete passes over the data before this one.
-        index: index of the example in the source.
+        epoch: complete passes over the data before this one.
+        index: the example's index in the source.
         position: position in training, `step * batch_size + row`.
-        seed: seed of the run.
+        seed: the run's seed.
     """
 
     epoch: int
@@ -58,10 +58,10 @@ class Draw:
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """The endless sequence of one process's draws, from `first_step` on.
+    """The endless sequence of draws for one process, from `first_step` on.
 
-    The global batch of step s consists of the rows s*B to (s+1)*B and is split into N equal parts.
-    A process reads its `parts` in order; part p is the rows [s*B + p*B/N, s*B + (p+1)*B/N). Epochs
+    In step s the global batch has the rows s*B to (s+1)*B and is split into N equal parts. A
+    process reads its `parts` in order; part p has the rows [s*B + p*B/N, s*B + (p+1)*B/N). Epochs
     follow each other without a gap, also within a batch.
     """
 

@@ -53,15 +53,16 @@ def first_fit_decreasing(
     """
     captions = len(lengths)
     row, first = np.zeros(captions, np.int32), np.zeros(captions, np.int32)
-    used = np.zeros(captions, np.int64)  # of every row there can be
-    # Captions of one length fill the rows one after the other, so a whole length is placed at once.
+    used = np.zeros(captions, np.int64)  # tokens used of each row; there are at most c rows
+    # First fit puts captions of equal length into the first row until it is full, then into the
+    # next, so a whole length is placed at once: a loop over lengths instead of captions.
     for length in np.unique(lengths)[::-1]:
-        (same,) = np.nonzero(lengths == length)
-        room = (row_length - used) // length
-        before = np.cumsum(room) - room
-        placed = np.clip(len(same) - before, 0, room)
+        (same,) = np.nonzero(lengths == length)  # the captions of this length
+        room = (row_length - used) // length  # [c], how many of them fit into each row
+        before = np.cumsum(room) - room  # [c], how many fit into all earlier rows
+        placed = np.clip(len(same) - before, 0, room)  # [c], how many each row receives
         row[same] = np.repeat(np.arange(captions), placed)
-        number = np.arange(len(same)) - before[row[same]]
+        number = np.arange(len(same)) - before[row[same]]  # 0, 1, ... within each row
         first[same] = used[row[same]] + number * length
         used += placed * length
     return row, first
@@ -81,7 +82,8 @@ def pack(tokens: Int[np.ndarray, "c l"], lengths: Int[np.ndarray, " c"]) -> Pack
     """
     row_length = tokens.shape[1]
     row, first = first_fit_decreasing(lengths, row_length)
-    packed = np.zeros((3, int(row.max()) + 1, row_length), np.int32)
+    packed = np.zeros((3, int(row.max()) + 1, row_length), np.int32)  # tokens, segments, positions
+    # Caption and position of every token of text, [tokens] each; all are copied at once.
     caption, position = np.nonzero(np.arange(row_length) < lengths[:, None])
     values = tokens[caption, position], first[caption] + 1, position
     packed[:, row[caption], first[caption] + position] = values
@@ -102,7 +104,7 @@ def stacked(parts: Sequence[Packed], rows: int) -> Packed:
 
 
 def planned_rows(
-    lengths: Sequence[Int[np.ndarray, " n"]], captions: int, parts: int, row_length: int
+    lengths: Sequence[Int[np.ndarray, " _"]], captions: int, parts: int, row_length: int
 ) -> int:
     """Rows of a part that all but one in a thousand steps can do with.
 

@@ -40,7 +40,9 @@ def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
     return np.concatenate(found)
 
 
-def _cached(cache: FeatureCache, first: int, count: int, size: int) -> Iterator[np.ndarray]:
+def _cached(
+    cache: FeatureCache, first: int, count: int, size: int
+) -> Iterator[Float[np.ndarray, "b t d"]]:
     for start in range(first, count, size):
         rows = range(start, min(start + size, count))
         yield np.stack([cache.tokens(0, index) for index in rows])

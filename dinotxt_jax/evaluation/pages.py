@@ -25,6 +25,34 @@ _NAMES = {
 _NAMES |= {f"image_to_text_r{k}": f"image->text R@{k}" for k in RECALLS}
 _NAMES |= {f"text_to_image_r{k}": f"text->image R@{k}" for k in RECALLS}
 
+# A sentence on each metric; `chance` and published figures are explained by `_ROWS`.
+_MEANINGS = {
+    "image_to_text": "image->text R@k: the share of images for which one of their own captions is "
+    "among the k most similar captions.",
+    "text_to_image": "text->image R@k: the share of captions whose image is among the k most "
+    "similar images.",
+    "mean_recall": "mean recall: the mean of these recalls.",
+    "top1": "top-1: the share of images whose most similar class is the right one.",
+    "top5": "top-5: the share of images whose class is among the five most similar ones.",
+    "mean_per_class": "mean per class: top-1 of each class, averaged over the classes that occur.",
+    "mean_average_precision": "mAP: the average precision of each class (how far up its images "
+    "stand when all are sorted by similarity to it), averaged over the classes that occur.",
+    "mean_iou": "mIoU: of the pixels that have a class in the mask or in the prediction, the share "
+    "that has it in both, averaged over the classes that occur.",
+    "mean_accuracy": "mean accuracy: the share of each class's pixels that get this class, "
+    "averaged over the classes that occur.",
+    "pixel_accuracy": "pixel accuracy: the share of pixels that get their class.",
+}
+_ROWS = (
+    'All figures are in percent, and higher is better. The rows "chance" give what a model that '
+    "guesses would score; published figures are shown only for the same protocol."
+)
+_PICTURES = {
+    "retrieval": "Images spread over the set, each next to the captions that the model finds most "
+    "similar.",
+    "segmentation": "Images spread over the set: the photo, its mask, and what the model finds.",
+}
+
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -53,20 +81,26 @@ class Table:
 def markdown_page(title: str, results: Results, pictures: Mapping[str, Path]) -> str:
     """The page in Markdown; it points to the pictures, which lie beside it."""
     parts = [f"# {title}", *(table.markdown() for table in _tables(results))]
+    parts += ["\n".join(f"- {meaning}" for meaning in _meanings(results)), _ROWS]
     for name, result in results.items():
-        parts.append(f"{name}: {_described(result)}.")
+        parts.append(f"## {name}")
+        parts += _texts(result)
         if name in pictures:
             parts.append(f"![{name}]({pictures[name].name})")
+            parts.append(_PICTURES.get(result["kind"], ""))
     return "\n\n".join(parts) + "\n"
 
 
 def html_page(title: str, results: Results, pictures: Mapping[str, Path]) -> str:
     """The page in HTML; pictures are inside, so that one file can be passed on."""
     parts = [f"<h1>{html.escape(title)}</h1>", *(table.html() for table in _tables(results))]
+    items = "".join(f"<li>{html.escape(meaning)}</li>" for meaning in _meanings(results))
+    parts += [f"<ul>{items}</ul>", f"<p>{html.escape(_ROWS)}</p>"]
     for name, result in results.items():
         parts.append(f"<h2>{html.escape(name)}</h2>")
-        parts.append(f"<p>{html.escape(_described(result))}.</p>")
+        parts += [f"<p>{html.escape(text)}</p>" for text in _texts(result)]
         if name in pictures:
+            parts.append(f"<p>{html.escape(_PICTURES.get(result['kind'], ''))}</p>")
             content = base64.b64encode(pictures[name].read_bytes()).decode()
             parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{content}">')
         if result.get("per_class"):
@@ -111,6 +145,34 @@ def _compared(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, flo
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
+
+
+def _meanings(results: Results) -> list[str]:
+    """The sentences on the metrics that occur, in their order."""
+    metrics = [name for result in results.values() for name in result["metrics"]]
+    meanings = (
+        meaning
+        for metric in metrics
+        for start, meaning in _MEANINGS.items()
+        if metric.startswith(start)
+    )
+    return list(dict.fromkeys(meanings))
+
+
+def _texts(result: Mapping[str, Any]) -> Iterator[str]:
+    """On which data a result was measured, and how."""
+    if "task" in result:
+        data = result["task"]["data"]
+        yield f"Data: {data_name(data)}."
+    yield f"Protocol: {_described(result)}."
+
+
+def data_name(data: Mapping[str, Any]) -> str:
+    """The data of a task, from its settings (`DataConfig`): source, name, place, split."""
+    parts = [data["source"], data["name"], data["path"]]
+    if data["split"]:
+        parts.append(f"split {data['split']}")
+    return ", ".join(part for part in parts if part)
 
 
 def _described(result: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, check
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, PartialWork, TaskResult
-from dinotxt_jax.evaluation.pages import html_page, markdown_page
+from dinotxt_jax.evaluation.pages import data_name, html_page, markdown_page
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task, run_task
 from dinotxt_jax.inference import load
 from dinotxt_jax.runtime import processes
@@ -57,10 +57,15 @@ def evaluate(
     file = output / "results.json"
     with processes.together():
         check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")
-        opened = [open_task(name, task) for name, task in config.tasks.items()]
+        opened = [open_task(name, task, "config") for name, task in config.tasks.items()]
         results = _read(file)
+        for one in opened:
+            # A task that has been run with the same data is not run again, and reads no image.
+            if not results.get(one.name, {}).items() >= one.origin.items():
+                one.check_images()
     processes.check_same({f"the data of {one.name}": one.origin["contents"] for one in opened})
     model = load(model_path, dtype, mesh)
+    model_name = named_folder(str(model_path))
     for one in opened:
         origin = {
             "backbone_fingerprint": model.description.fingerprint,
@@ -73,7 +78,11 @@ def evaluate(
         if processes.first_says(results.get(one.name, {}).items() >= origin.items()):
             continue
         partial = PartialWork(output / f".{one.name}.partial.npz", origin)
-        job = Job(model, one.name, one.task, one.source, config.batch_size, partial=partial)
+        data = data_name(one.origin["task"]["data"])
+        title = f"{model_name} on {one.name} ({data})"
+        job = Job(
+            model, one.name, one.task, one.source, config.batch_size, partial=partial, title=title
+        )
         result = run_task(job)
         results[one.name] = _stored(result) | origin
         if processes.is_first():
@@ -83,7 +92,7 @@ def evaluate(
         partial.clear()
     if not processes.is_first():
         return []
-    title = f"Evaluation of {Path(model_path).name or model_path}"
+    title = f"Evaluation of {model_name} on {', '.join(config.tasks)}"
     shown = {
         name: results[name] | {"published": task.published} for name, task in config.tasks.items()
     }
@@ -92,6 +101,17 @@ def evaluate(
     write_text(output / "report.md", markdown_page(title, shown, pictures))
     write_text(output / "report.html", html_page(title, shown, pictures))
     return [file, output / "report.md", output / "report.html", *pictures.values()]
+
+
+def named_folder(path: str) -> str:
+    """The last parts of a path, enough of them to tell one model from another."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    # Training calls every model "model" or "best", in a folder that is often called "run".
+    count = next((n for n, part in enumerate(reversed(parts), start=1) if part not in _SAME), 1)
+    return "/".join(parts[-count:]) or path
+
+
+_SAME = ("model", "best", "run")
 
 
 def _read(file: Path) -> dict[str, Any]:

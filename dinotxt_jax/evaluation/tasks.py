@@ -1,28 +1,30 @@
-"""The kinds of evaluation tasks, and what all of them share."""
+"""The kinds of evaluation tasks, and the steps that all kinds share: check, open, run.
+
+A new kind is a module with a `TaskKind`, and a row of `KINDS`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, TaskConfig
-from dinotxt_jax.data.texts import read_list, read_templates
-from dinotxt_jax.evaluation import classification, retrieval, segmentation
-from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
+from dinotxt_jax.evaluation.classification import ClassificationKind
+from dinotxt_jax.evaluation.jobs import Job, TaskKind, TaskResult, digest
+from dinotxt_jax.evaluation.retrieval import RetrievalKind
+from dinotxt_jax.evaluation.segmentation import SegmentationKind
 
-# Each module has METRICS, check(key, task, patch_size), open_set(task), contents(source) and
-# run(job).
-KINDS: dict[str, ModuleType] = {
-    "retrieval": retrieval,
-    "classification": classification,
-    "segmentation": segmentation,
+KINDS: dict[str, TaskKind[Any]] = {
+    "retrieval": RetrievalKind(),
+    "classification": ClassificationKind(),
+    "segmentation": SegmentationKind(),
 }
+"""Every kind of task, under the name that the config key `kind` has."""
 
 
 def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: str) -> None:
@@ -30,9 +32,9 @@ def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: st
 
     Args:
         config: the tasks, as `config.check` accepts them.
-        patch_size: of the backbone.
+        patch_size: patch size of the backbone, pixels.
         mesh: of the run.
-        where: the key of the tasks' group in the user's command.
+        where: the name of these settings on the command line, for messages.
     """
     sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
     for name, task in config.tasks.items():
@@ -48,38 +50,42 @@ class OpenTask:
         source: its examples.
         origin: everything that decides its result, but for the model: settings, the names and
             labels (or captions) of all examples, class names, templates.
+        section: the name of the task's settings on the command line, for messages.
     """
 
     name: str
     task: TaskConfig
     source: Any
     origin: Mapping[str, Any]
+    section: str
+
+    def check_images(self) -> None:
+        """Raises `UserError` if the images are not where they should be."""
+        KINDS[self.task.kind].check_images(self.section, self.task, self.source)
 
 
 # Settings that change no result.
 _FREE = ("threads", "prefetch", "workers", "max_bad_fraction")
 
 
-def open_task(name: str, task: TaskConfig) -> OpenTask:
+def open_task(name: str, task: TaskConfig, where: str) -> OpenTask:
     """Opens the data of a task.
+
+    Args:
+        name, task: of the config.
+        where: the name of the evaluation config on the command line, for messages.
 
     Raises:
         UserError: data that cannot be used.
     """
-    module = KINDS[task.kind]
-    source = module.open_set(task)
+    kind, section = KINDS[task.kind], f"{where}.tasks.{name}"
+    source = kind.open_set(section, task)
     settings = json.loads(json.dumps(dataclasses.asdict(task)))
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in _FREE}
     del settings["published"]
-    texts = [
-        read_list(named, name)
-        for named in (task.segmentation.background_words,)
-        if named and task.kind == "segmentation"
-    ]
-    if task.kind != "retrieval":
-        texts.append(read_templates(task.templates, name))
-    contents = digest([module.contents(source), texts])
-    return OpenTask(name, task, source, {"task": settings, "contents": contents})
+    contents = digest([kind.contents(source), kind.texts(section, task)])
+    origin = {"task": settings, "contents": contents}
+    return OpenTask(name, task, source, origin, section)
 
 
 def run_task(job: Job) -> TaskResult:
@@ -88,5 +94,4 @@ def run_task(job: Job) -> TaskResult:
     Raises:
         UserError: data that cannot be used.
     """
-    result: TaskResult = KINDS[job.task.kind].run(job)
-    return result
+    return KINDS[job.task.kind].run(job)

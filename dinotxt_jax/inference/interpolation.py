@@ -32,12 +32,17 @@ def linear_taps(source: int, target: int, length: int = 0) -> Taps:
     return Taps(lower, upper, (centres - lower).astype(np.float32))
 
 
-def resampled(values: Float[Array, "h w c"], rows: Taps, columns: Taps) -> Float[Array, "i j c"]:
+def resampled(
+    values: Float[Array | np.ndarray, "h w c"], rows: Taps, columns: Taps
+) -> Float[Array, "i j c"]:
     """Bilinearly, rows first."""
     return _along(_along(values, rows, 0), columns, 1)
 
 
-def _along(values: jax.Array, taps: Taps, axis: int) -> jax.Array:
+def _along(
+    values: Float[Array | np.ndarray, "h w c"], taps: Taps, axis: int
+) -> Float[Array, "i j c"]:
+    # The fractions lie along `axis`: [n 1 1] for rows, [1 n 1] for columns.
     shape = [1] * values.ndim
     shape[axis] = -1
     fraction = jnp.reshape(taps.fraction, shape)

@@ -201,7 +201,7 @@ def split_keys(keys: Keys, count: int) -> Shaped[jax.Array, "count g"]:
 
 # Taking rows and putting them back are products with a 0/1 matrix: exact, and each other's
 # transpose for autodiff, so that no backward pass scatters.
-def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[Array, "(g c) n d"]:
+def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[Array, "g*c n d"]:
     """The chosen examples of each of the g groups of s that `x` consists of.
 
     Args:
@@ -214,8 +214,8 @@ def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[
 
 
 def put_rows(
-    taken: Float[Array, "(g c) n d"], chosen: Float[Array, "g c s"]
-) -> Float[Array, "(g s) n d"]:
+    taken: Float[Array, "gc n d"], chosen: Float[Array, "g c s"]
+) -> Float[Array, "g*s n d"]:
     """The inverse of `take_rows`: each example back in its place, zero where none was taken."""
     grouped = taken.reshape(*chosen.shape[:2], -1)
     back = jnp.einsum("gcs,gcx->gsx", chosen, grouped, precision="highest")
@@ -268,16 +268,18 @@ def apply_stack(
     arrays = nnx.to_pure_dict(state)
     num_layers = jax.tree.leaves(arrays)[0].shape[0]
     of_layers = None if keys is None else split_keys(keys, num_layers)
-    # Where each block's output is kept; what nobody asked for goes to one place behind the others.
-    places = np.full(num_layers, len(keep))
-    places[list(keep)] = np.arange(len(keep))
+    # The scan carries one buffer of all requested outputs, [slots b n d], because its stacked
+    # results would hold every layer. slots[i] is where block i writes; unrequested layers write to
+    # a scratch slot at the end, so that all blocks run the same program.
+    slots = np.full(num_layers, len(keep))
+    slots[list(keep)] = np.arange(len(keep))
 
     def body(carry: Any, layer: Any) -> tuple[Any, None]:
-        x, kept = carry
-        block_arrays, block_keys, place = layer
+        x, kept = carry  # [b n d], [slots b n d]
+        block_arrays, block_keys, slot = layer
         x = nnx.merge(graphdef, block_arrays)(x, block_keys, rotation, segment_ids)
         if keep:
-            kept = jax.lax.dynamic_update_index_in_dim(kept, x, place, axis=0)
+            kept = jax.lax.dynamic_update_index_in_dim(kept, x, slot, axis=0)
         return (x, kept), None
 
     if remat == "full":
@@ -286,7 +288,8 @@ def apply_stack(
         body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_saveable)
     elif remat != "none":
         raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT_POLICIES)}")
+    # The output buffer with its scratch slot; empty if no layer is requested.
     kept = jnp.zeros((len(keep) + 1 if keep else 0, *x.shape), x.dtype)
     x = constrain(x, "batch", "tokens", None)
-    (x, kept), _ = jax.lax.scan(body, (x, kept), (arrays, of_layers, places))
+    (x, kept), _ = jax.lax.scan(body, (x, kept), (arrays, of_layers, slots))
     return x, kept[: len(keep)]

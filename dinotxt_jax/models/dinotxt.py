@@ -159,7 +159,7 @@ class DinoTxt(nnx.Module):
 
     def encode_text(
         self,
-        tokens: Int[Array, "*p b l"],
+        tokens: Int[Array, "*p r l"],
         normalize: bool = False,
         packing: Packing | None = None,
     ) -> Float[Array, "b D"]:

@@ -82,7 +82,7 @@ class TextTransformer(nnx.Module):
         )
 
     def __call__(
-        self, tokens: Int[Array, "*p b l"], packing: Packing | None = None
+        self, tokens: Int[Array, "*p r l"], packing: Packing | None = None
     ) -> Float[Array, "b D"]:
         """Features of the first end-of-text token, which has the largest id of the text.
 
@@ -97,15 +97,19 @@ class TextTransformer(nnx.Module):
             ValueError: rows longer than the context length.
         """
         if packing is None:
-            end = jnp.argmax(tokens, axis=-1)[:, None]
-            hidden = self.hidden(tokens)
+            # Every row is a part with one text: p = b, c = 1. The end-of-text has the largest id.
+            end = jnp.argmax(tokens, axis=-1)[:, None]  # [b 1]
+            hidden = self.hidden(tokens)  # [b l w]
         else:
-            end = packing.row * tokens.shape[-1] + packing.column
+            # Index of each end-of-text among the r l tokens of its part.
+            end = packing.row * tokens.shape[-1] + packing.column  # [p c]
+            # The blocks need no parts: [p r l] -> [(p r) l].
             layout = (tokens, packing.positions, packing.segment_ids)
             hidden = self.hidden(*(array.reshape(-1, tokens.shape[-1]) for array in layout))
-        parts = self.norm(hidden).reshape(end.shape[0], -1, self.config.width)
-        # The projection acts on every token alike; projecting the one that is read is the same.
+        # Each part gathers from its own tokens only, so that no token crosses devices.
+        parts = self.norm(hidden).reshape(end.shape[0], -1, self.config.width)  # [p (r l) w]
         read = jnp.take_along_axis(parts, end[..., None], axis=1).reshape(-1, self.config.width)
+        # The projection acts on every token alike: projecting only the end-of-text is the same.
         return self.projection(constrain(read, "batch", None))
 
     def embed(

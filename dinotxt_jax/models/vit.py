@@ -200,7 +200,7 @@ class VisionTransformer(nnx.Module):
 
 
 def interpolate_positions(
-    table: Float[Array, "g*g d"], grid: tuple[int, int], rule: str
+    table: Float[Array, "gg d"], grid: tuple[int, int], rule: str
 ) -> Float[Array, "n d"]:
     """Position embeddings for a grid of patches.
 

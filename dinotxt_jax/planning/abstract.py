@@ -1,4 +1,4 @@
-"""A training run without its arrays: the true step, and the shapes and places of its arguments."""
+"""A training run without arrays: the real step with argument shapes and shardings."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing,
 from dinotxt_jax.tokenizers import CLIP_VOCABULARY_SIZE
 from dinotxt_jax.training.step import Trainer, make_trainer
 
-# Captions drawn to stand for those of the data, and their spread as a part of their mean.
+# How many captions are simulated; the length standard deviation divided by the mean length.
 _CAPTIONS = 2048
 _SPREAD = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractRun:
-    """What a step is compiled from.
+    """Everything needed to compile a step.
 
     Attributes:
-        trainer: as in training.
-        arguments: of `trainer.train_step`, `jax.ShapeDtypeStruct` with shardings in place of
-            arrays, by name: state, frozen, batch.
+        trainer: the same object as in training.
+        arguments: the `trainer.train_step` arguments state, frozen and batch, as trees of
+            `jax.ShapeDtypeStruct` with shardings.
     """
 
     trainer: Trainer
@@ -44,7 +44,7 @@ class AbstractRun:
         return self.trainer.mesh
 
     def bytes_by_part(self) -> dict[str, float]:
-        """Bytes of a device that arguments take, without padding."""
+        """Returns the bytes per device for each group of arguments, without padding."""
         state = self.arguments["state"]
         parts = {
             "frozen": self.arguments["frozen"],
@@ -56,7 +56,7 @@ class AbstractRun:
 
 
 def device_bytes(tree: Any) -> float:
-    """Bytes that one device holds of a tree of arrays with shardings."""
+    """Returns the bytes per device that a tree of sharded arrays takes."""
     return float(
         sum(
             np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -68,12 +68,12 @@ def device_bytes(tree: Any) -> float:
 def abstract_run(
     config: Config, devices: Sequence[jax.Device], caption_tokens: float
 ) -> AbstractRun:
-    """The run of a config on devices that need not exist.
+    """Builds a config's run on devices that need not exist.
 
     Args:
-        config: the run; neither its backbone nor its data nor its vocabulary have to be there.
-        devices: to lie on.
-        caption_tokens: mean length of captions, which says how many rows packed ones fill.
+        config: the run; backbone, data and vocabulary need not exist.
+        devices: the devices that would run it.
+        caption_tokens: mean caption length; determines the number of packed rows.
 
     Raises:
         UserError: settings that cannot be run.
@@ -86,36 +86,35 @@ def abstract_run(
     trainer = make_trainer(config, backbone, vocabulary, mesh)
     frozen = {} if config.features else {"backbone": trainer.abstract["backbone"]}
     batch = _abstract_batch(trainer, caption_tokens)
-    # Outside of `jax.set_mesh`, which these devices do not survive: optax makes small arrays here.
+    # Outside of `jax.set_mesh`: optax creates small arrays here, which these devices cannot hold.
     state = trainer.abstract_state()
     return AbstractRun(trainer, {"state": state, "frozen": frozen, "batch": batch})
 
 
 def backbone_description(backbone: str) -> ModelDescription:
-    """Of the model directory; if it is not there, of the architecture that its name ends in.
+    """Reads a model directory; if it does not exist, uses the preset that the path ends with.
 
     Raises:
-        UserError: neither a model directory nor the name of an architecture.
+        UserError: neither a model directory nor a preset name.
     """
     path = Path(backbone)
     if (path / "model.json").exists():
         return read_description(backbone)
     if path.name not in PRESETS:
         raise UserError(
-            f"config.backbone={backbone!r} is neither a model directory nor does it end in the "
-            f"name of an architecture; convert the backbone first, or set it to one of "
-            f"{', '.join(PRESETS)}."
+            f"config.backbone={backbone!r} is not a model directory and does not end in a preset's "
+            f"name; convert the backbone first, or choose a preset among {', '.join(PRESETS)}."
         )
     return ModelDescription(PRESETS[path.name], Preprocessing(), fingerprint="")
 
 
 def _abstract_batch(trainer: Trainer, caption_tokens: float) -> dict[str, jax.ShapeDtypeStruct]:
     config, vision = trainer.config, trainer.model.vision
-    place = sharding.batch_sharding(trainer.mesh)
+    batch_sharding = sharding.batch_sharding(trainer.mesh)
     size, count = config.data.image_size, config.pairs_per_step
 
     def array(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
 
     if config.features:
         tokens = 1 + vision.num_registers + (size // vision.patch_size) ** 2
@@ -135,27 +134,28 @@ def _abstract_batch(trainer: Trainer, caption_tokens: float) -> dict[str, jax.Sh
 
 
 def packed_rows(captions: int, parts: int, length: int, mean: float) -> int:
-    """Rows that training would plan for captions of that mean length.
+    """Returns how many rows training would plan for captions with a given mean length.
 
     Args:
-        captions: of a device. parts: number of devices that share a batch.
-        length: tokens of a row.
-        mean: tokens of a caption, start and end included.
+        captions: captions per device.
+        parts: devices that share a batch.
+        length: tokens per row.
+        mean: mean tokens per caption, including start and end.
 
     Raises:
-        UserError: captions that fit no row.
+        UserError: the mean length does not fit a row.
     """
     if not 3 <= mean <= length:
         raise UserError(
-            f"--caption_tokens={mean:g} is no mean length of captions in rows of {length} tokens; "
-            f"give 3 to {length}."
+            f"--caption_tokens={mean:g} is not a possible mean caption length in rows of {length} "
+            f"tokens; give 3 to {length}."
         )
     lengths = assumed_lengths(length, mean)
     return planned_rows([lengths[i : i + 1] for i in range(len(lengths))], captions, parts, length)
 
 
 def assumed_lengths(longest: int, mean: float) -> Int[np.ndarray, " n"]:
-    """Lengths drawn, always the same, from a gamma distribution half as wide as its mean."""
+    """Draws lengths (always the same) from a gamma distribution; std is half the mean."""
     shape = _SPREAD**-2
-    drawn = np.random.default_rng(0).gamma(shape, mean / shape, _CAPTIONS)
-    return np.clip(np.round(drawn), 3, longest).astype(np.int64)
+    lengths = np.random.default_rng(0).gamma(shape, mean / shape, _CAPTIONS)
+    return np.clip(np.round(lengths), 3, longest).astype(np.int64)

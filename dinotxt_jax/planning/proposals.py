@@ -1,4 +1,4 @@
-"""What to change where a step does not fit: changes that are tried, in the order of their price."""
+"""Proposes changes that make a step fit, trying cheap changes first."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FACTORS = (2, 4, 8)
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """A change of the config that was compiled and fits.
+    """A config change that was compiled and fits.
 
     Attributes:
-        changes: flags of `dinotxt_jax.train` and `.plan`.
-        plan: of the changed config.
+        changes: flags for `dinotxt_jax.train` and `.plan`.
+        plan: plan for the changed config.
     """
 
     changes: tuple[str, ...]
@@ -30,7 +30,7 @@ class Proposal:
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
-    """A config with some settings, by dotted name, replaced."""
+    """Replaces settings in a config, given by dotted name."""
     for name, value in changes.items():
         first, _, rest = name.partition(".")
         new = changed(getattr(config, first), {rest: value}) if rest else value
@@ -39,19 +39,21 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def candidates(config: Config, devices: int, slices: int = 1) -> Iterator[dict[str, Any]]:
-    """Changes worth trying, cheapest first: settings by dotted name.
+    """Yields changes worth trying, cheapest first, as settings by dotted name.
 
-    Recomputing costs FLOPs, splitting parameters further costs traffic, accumulating a second pass
-    over the text transformer and the head; only then is the batch itself made smaller, which
+    Recomputation costs FLOPs, sharding parameters further costs traffic, accumulation costs a
+    second pass over the text transformer and the head. Only then is the batch reduced, which
     changes the recipe.
 
     Args:
-        config: of the run. devices: of all its slices. slices: how many those are.
+        config: the run.
+        devices: number of devices over all slices.
+        slices: number of slices.
     """
     weaker = {"none": ("dots", "full"), "dots": ("full",)}.get(config.remat, ())
-    most = {"remat": "full"} if config.remat != "full" else {}
+    full_remat = {"remat": "full"} if config.remat != "full" else {}
     replicas = {} if config.mesh.data == -1 else {"mesh.data": -1}
-    parts = devices // config.mesh.tensor  # of the batch
+    parts = devices // config.mesh.tensor  # parts of the batch
     widest = parts // slices
     wider = [
         {"mesh.fsdp": fsdp} | replicas
@@ -65,14 +67,14 @@ def candidates(config: Config, devices: int, slices: int = 1) -> Iterator[dict[s
         for count, batch in zip(whole, smaller, strict=True)
     ]
     seen: list[dict[str, Any]] = []
-    tried: Iterator[dict[str, Any]] = itertools.chain(
+    in_order: Iterator[dict[str, Any]] = itertools.chain(
         ({"remat": policy} for policy in weaker),
-        (most | one for one in wider),
-        (most | one for one in split),
-        (most | one for one in smaller),
-        (most | wider[-1] | one for one in (*split, *smaller) if wider),
+        (full_remat | change for change in wider),
+        (full_remat | change for change in split),
+        (full_remat | change for change in smaller),
+        (full_remat | wider[-1] | change for change in (*split, *smaller) if wider),
     )
-    for changes in tried:
+    for changes in in_order:
         if changes not in seen:
             seen.append(changes)
             yield changes
@@ -82,23 +84,26 @@ def propose(
     config: Config,
     target: Target,
     caption_tokens: float,
-    most: int,
+    max_changes: int,
     compile_step: Callable[[Config, Target, float], Plan] = plan_step,
 ) -> Proposal | None:
-    """The first change that makes a step fit, found by compiling it.
+    """Returns the first change that makes a step fit, which is verified by compiling it.
 
     Args:
         config: a run that does not fit.
-        target: where. caption_tokens: as for `plan_step`.
-        most: changes to try.
-        compile_step: what compiles.
+        target: the devices.
+        caption_tokens: as for `plan_step`.
+        max_changes: maximum number of changes to try.
+        compile_step: compiles a step, like `plan_step`.
     """
-    tried = list(itertools.islice(candidates(config, len(target.devices), target.slices), most))
-    with progress_bar(len(tried), 0, "change", f"{target.name}: what would fit") as bar:
-        for changes in tried:
+    changes_to_try = list(
+        itertools.islice(candidates(config, len(target.devices), target.slices), max_changes)
+    )
+    with progress_bar(len(changes_to_try), 0, "change", f"{target.name}: what would fit") as bar:
+        for changes in changes_to_try:
             try:
                 plan = compile_step(changed(config, changes), target, caption_tokens)
-            except UserError:  # a mesh that these devices, or this batch, do not divide into
+            except UserError:  # the devices or the batch do not divide into this mesh
                 continue
             finally:
                 bar.update()

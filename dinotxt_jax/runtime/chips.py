@@ -1,4 +1,4 @@
-"""Peak rates and memory of accelerators, from the vendors' specifications."""
+"""Accelerator peak rates and memory, from the vendors' specifications."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class Chip:
     """A kind of TPU chip; rates are the vendor's peaks.
 
     Attributes:
-        device_kinds: `device_kind` of the JAX devices, depending on the runtime.
+        device_kinds: `device_kind` in JAX, depending on the runtime.
         flops: bfloat16 operations per second.
-        hbm: nominal bytes of memory; a program can use slightly less (`Topology.limit`).
+        hbm: nominal memory in bytes; a program can use slightly less (`Topology.limit`).
         hbm_rate: bytes per second.
-        ici_rate: bytes per second sent over all links to other chips of the slice.
-        dcn_rate: share of the host's network to other slices, bytes per second.
-        dimensions: dimensions of the torus.
+        ici_rate: bytes per second sent over all links to other chips in the slice.
+        dcn_rate: the chip's share in the host's network to other slices, bytes per second.
+        dimensions: number of torus dimensions.
         largest: maximum number of chips in a slice.
         devices: JAX devices per chip. Two cores that act as one ("megacore") are one device.
-        usable: bytes of memory that the compiler gives a program on one device.
-        options: arguments of `get_topology_desc` for this kind.
+        usable: bytes that the compiler gives a program on one device.
+        options: arguments for `get_topology_desc`.
     """
 
     device_kinds: tuple[str, ...]
@@ -40,8 +40,8 @@ class Chip:
 
 
 GIB = 2.0**30
-# Sources: the pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" of docs.cloud.google.com/tpu; links
-# count one direction, half of the "bidirectional" figure. v4's links and the DCN share of v4 and
+# Sources: the pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" on docs.cloud.google.com/tpu; links
+# count one direction, half the "bidirectional" figure. v4's links and the DCN share for v4 and
 # TPU7x are from "How to Scale Your Model" (jax-ml.github.io/scaling-book). `usable` is the limit in
 # libtpu 0.0.42's out-of-memory message.
 CHIPS: Mapping[str, Chip] = {
@@ -84,7 +84,7 @@ _GPU_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns bfloat16 operations per second of a device kind, or None if unknown."""
+    """Returns a device kind's bfloat16 operations per second, or None if unknown."""
     for chip in CHIPS.values():
         if device_kind in chip.device_kinds:
             return chip.flops / chip.devices

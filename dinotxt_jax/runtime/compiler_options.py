@@ -18,7 +18,7 @@ _ONEDNN = re.compile(r"--xla_cpu_experimental_onednn_custom_call(=(true|1))?(\s|
 
 
 def compiler_options(dtypes: Iterable[str]) -> dict[str, str]:
-    """Returns `compiler_options` for `jax.jit` of a model function.
+    """Returns `compiler_options` for `jax.jit` around a model function.
 
     Args:
         dtypes: dtypes of the matrix products.

@@ -1,6 +1,6 @@
-"""Counts the matrix-product FLOPs of a function in the program that JAX traces.
+"""Counts a function's matrix-product FLOPs in the program that JAX traces.
 
-A compiler counts the body of a scan once; here it counts as often as it runs.
+A compiler counts a scan's body once; here it counts as often as it runs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _FUSED_ATTENTION = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd":
 
 
 def matmul_flops(function: Callable[..., Any], *abstract_args: Any) -> float:
-    """Counts the floating-point operations of all matrix products and convolutions in one call.
+    """Counts the floating-point operations in all matrix products and convolutions, for one call.
 
     A multiplication and an addition count one each. Everything that is computed counts, including
     masked scores and recomputation in a rematerialised backward pass (trace with remat "none" for
-    the model's FLOPs). Of a conditional, the most expensive branch counts. The body of `shard_map`
-    counts once per device and the body of a Pallas kernel once per grid point.
+    the model's FLOPs). For a conditional, only the most expensive branch counts. A `shard_map`
+    body counts once per device, and a Pallas kernel body once per grid point.
 
     Args:
         function: a function for `jax.jit`; it is traced, not run.
@@ -64,7 +64,7 @@ def _equation_flops(equation: Any) -> float:
 
 
 def _repetitions(name: str, parameters: dict[str, Any]) -> int:
-    """Returns how often the body of an equation runs, summed over all devices."""
+    """Returns how often an equation's body runs, summed over all devices."""
     if name == "scan":
         return parameters["length"]
     if name == "shard_map":

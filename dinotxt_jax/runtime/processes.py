@@ -2,7 +2,7 @@
 
 Every process runs the same program on its local devices. All processes must call computations on
 the mesh, and the functions here that say so, in the same order. The first process writes all
-files, except arrays, of which each process writes its shards.
+files, except arrays, where each process writes its shards.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from dinotxt_jax.errors import UserError
 
 # Seconds to wait until a network file system shows files that another machine wrote.
 PATIENCE = 60.0
-# The first process waits this long, because its end kills processes that found the same error.
+# The first process waits this long before it exits, because that kills processes that found the
+# same error.
 _GRACE = 3.0
 
 
@@ -46,9 +47,9 @@ def start(
     an indexed Kubernetes job, a TPU VM).
 
     Args:
-        coordinator: HOST:PORT of the first process.
+        coordinator: the first process's HOST:PORT.
         count: number of processes.
-        index: index of this process.
+        index: this process's index.
         heartbeat_timeout: seconds after which a silent process counts as lost.
 
     Raises:
@@ -64,7 +65,7 @@ def start(
         present = ", ".join(f"{name}={given[name]}" for name in given if name not in missing)
         raise UserError(
             f"{present} is given without {' and '.join(missing)}, and there is no launcher that "
-            "says it (Slurm, Open MPI, an indexed Kubernetes job, a TPU VM); give all three, or "
+            "sets it (Slurm, Open MPI, an indexed Kubernetes job, a TPU VM); give all three, or "
             "none for a single process."
         )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -79,9 +80,9 @@ def start(
     except (RuntimeError, ValueError) as error:
         where = f"as {launcher} says" if missing else f"at {coordinator}"
         raise UserError(
-            f"the processes could not be joined {where} ({_first_line(error)}); start all of them "
-            "within five minutes, with --coordinator=HOST:PORT, --num_processes and --process_id "
-            "if need be, or give --num_processes=1 for a single one."
+            f"the processes could not connect {where} ({_first_line(error)}); start all of them "
+            "within five minutes, if necessary with --coordinator=HOST:PORT, --num_processes and "
+            "--process_id, or give --num_processes=1 for a single process."
         ) from error
 
 
@@ -107,9 +108,9 @@ def _check(
 
 
 def _launcher(environment: Mapping[str, str]) -> str | None:
-    """Returns the name of the launcher of several processes, according to the environment."""
+    """Returns the name of the launcher that started several processes, from the environment."""
     if "SLURM_STEP_NODELIST" in environment:
-        # A shell inside an allocation of several tasks is a step with a single task.
+        # A shell inside a multi-task allocation is a step with a single task.
         tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
         if int(tasks) > 1:
             return "Slurm"
@@ -178,7 +179,7 @@ def agree(failure: UserError | None) -> None:
 
 
 def check_same(values: Mapping[str, Any]) -> None:
-    """Raises `UserError` on all processes if the values of one differ from the first process's.
+    """Raises `UserError` on all processes if any process has other values than the first.
 
     Args:
         values: JSON values by the names that the user knows.
@@ -229,7 +230,7 @@ def placed(rows: np.ndarray, sharding: Sharding) -> jax.Array:
 
 
 def on_host(array: Any) -> np.ndarray:
-    """Returns all elements of an array, gathering shards of other processes.
+    """Returns all elements of an array, gathering shards from other processes.
 
     All processes must call it if the array is sharded over them.
     """
@@ -247,7 +248,7 @@ def others_may_be_gone() -> bool:
     return several() and error is not None and not isinstance(error, CommonError)
 
 
-def exit_with(error: UserError) -> NoReturn:
+def exit_without_waiting(error: UserError) -> NoReturn:
     """Like `errors.exit_with`, without waiting for processes that may not know about the error."""
     if several() and not isinstance(error, CommonError):
         print(f"error: {error}", file=sys.stderr)
@@ -257,7 +258,7 @@ def exit_with(error: UserError) -> NoReturn:
     errors.exit_with(error)
 
 
-# Messages of XLA, NCCL and the coordination service about a lost process. The names alone would
+# Messages about a lost process from XLA, NCCL and the coordination service. The names alone would
 # match too much: NCCL can also run out of memory.
 _LOST = re.compile(
     r"\bpeer\b|heartbeat|coordination service"
@@ -268,7 +269,7 @@ _LOST = re.compile(
 
 def exit_after(error: Exception) -> NoReturn:
     """Ends one of several processes after an error that is not a `UserError`."""
-    # The type depends on whether a program was being started or its result awaited.
+    # The type depends on whether a program was being started or a result awaited.
     if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} lost another process "

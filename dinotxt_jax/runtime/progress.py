@@ -27,9 +27,9 @@ def progress_bar(
 
     Args:
         total: number of items; None if unknown.
-        initial: number of items that an earlier run has finished.
-        unit: name of an item.
-        description: name of the job.
+        initial: items that an earlier run has finished.
+        unit: item name.
+        description: job name.
         unit_scale: show counts in thousands, millions, ...
     """
     return tqdm(

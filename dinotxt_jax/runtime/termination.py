@@ -1,4 +1,4 @@
-"""SIGTERM handling: lets a run save its state before it ends."""
+"""SIGTERM handling: lets a run save progress before it ends."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ class Termination:
 
 
 def ignore(worker: int, count: int) -> None:
-    """Makes a worker process ignore SIGTERM: its parent decides when the worker ends."""
+    """Makes a worker process ignore SIGTERM: the parent process decides when the worker ends."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import tensorstore
 from etils import epath
+from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
 
 from dinotxt_jax.runtime import processes
@@ -51,8 +52,20 @@ def save_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> None:
 
 def _layered() -> ocp.Context:
     """Stores large stacks of layers so that one of them can be read without the others."""
-    context = ocp.Context()
+    context = _saving()
     context.array.saving.scoped_storage_options_creator = _one_chunk_a_layer
+    return context
+
+
+# Orbax lets the replicas of an array write a slice each. Slicing compiles a program for each array
+# and slice, which takes far longer than to write a small array whole.
+_LEAST_SLICE = 2**16
+
+
+def _saving() -> ocp.Context:
+    """Splits an array among its replicas only where each of them writes 64 KiB or more."""
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = _LEAST_SLICE
     return context
 
 
@@ -67,11 +80,11 @@ class Piece(NamedTuple):
 
     place: tuple[str, ...]
     layer: int | None
-    values: np.ndarray
+    values: Shaped[np.ndarray, "..."]
 
 
 def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Iterable[Piece]) -> None:
-    """Writes what `save_arrays` would, holding about one piece in memory.
+    """Writes the same folder as `save_arrays` with about one piece in memory at a time.
 
     Args:
         path: a new folder.
@@ -79,8 +92,10 @@ def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Itera
             `jax.ShapeDtypeStruct`, which `pieces` fill.
         pieces: all pieces of one array before those of the next, in order of their layers.
     """
+    # Orbax lays out the folder from zeros, which the pieces then replace: it has no public way to
+    # create an array without storing it. A zero broadcast to any shape takes no memory, and
+    # compresses to almost nothing, so that every array is written to disk once.
     empty = jax.tree.map(
-        # A zero seen as an array of any size takes no memory, and hardly any on disk.
         lambda leaf: (
             np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
             if isinstance(leaf, jax.ShapeDtypeStruct)
@@ -114,7 +129,7 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def read(self, layer: int | None = None) -> np.ndarray:
+    def read(self, layer: int | None = None) -> Shaped[np.ndarray, "..."]:
         """Its elements, or those of one index of the first dimension."""
         array = _open(self.path, self.place)
         return np.asarray((array if layer is None else array[layer]).read().result())
@@ -202,7 +217,9 @@ class Checkpoints:
 
     def __init__(self, path: epath.PathLike, keep: int):
         self._checkpointer = ocp.training.Checkpointer(
-            _absolute(path), preservation_policy=ocp.training.preservation_policies.LatestN(keep)
+            _absolute(path),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            context=_saving(),
         )
 
     def latest(self) -> int | None:

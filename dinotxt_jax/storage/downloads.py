@@ -1,4 +1,4 @@
-"""Files from the network: fetched once into the cache folder, whole and checked.
+"""Downloads files once into the cache folder, completely and with verified checksums.
 
 The cache folder is `$DINOTXT_CACHE`, or `~/.cache/dinotxt_jax`.
 """
@@ -25,12 +25,12 @@ _PIECE = 2**20
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """Returns the folder that keeps downloads."""
     return Path(os.environ.get("DINOTXT_CACHE", "~/.cache/dinotxt_jax")).expanduser()
 
 
 def sha256_of(path: epath.PathLike, progress: Callable[[int], object] = lambda _: None) -> str:
-    """The sha256 of a file, in hexadecimal; `progress` is told the bytes of each piece read."""
+    """Returns a file's sha256 in hexadecimal; calls `progress` with the bytes of each piece."""
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
         while piece := file.read(4 * _PIECE):
@@ -40,29 +40,29 @@ def sha256_of(path: epath.PathLike, progress: Callable[[int], object] = lambda _
 
 
 def check_sha256(path: epath.PathLike, expected: str, cure: str) -> None:
-    """Raises `UserError` unless a file has this sha256; `cure` says what to do."""
+    """Raises `UserError` unless a file has this sha256; `cure` tells the user how to fix it."""
     sizes: list[int] = []
-    found = sha256_of(path, sizes.append)
-    if found != expected:
+    actual = sha256_of(path, sizes.append)
+    if actual != expected:
         raise UserError(
-            f"{path} holds {sum(sizes)} bytes with sha256 {found}, but {expected} is expected; "
+            f"{path} holds {sum(sizes)} bytes with sha256 {actual}, but {expected} is expected; "
             f"{cure}."
         )
 
 
 def download(url: str, path: Path, sha256: str = "") -> Path:
-    """A file from the network, from `path` if it is there already.
+    """Downloads a file, unless `path` exists already, and returns `path`.
 
-    It appears under its name when it is complete. An interrupted download goes on where it stopped,
-    if the server can.
+    The file appears under `path` when it is complete. An interrupted download resumes if the server
+    supports it.
 
     Args:
         url: http(s).
-        path: where it is kept.
-        sha256: what it must have; "" checks its length only.
+        path: where to keep the file.
+        sha256: expected checksum; "" checks only the length.
 
     Raises:
-        UserError: it cannot be had, or is not what it should be.
+        UserError: the download failed, or the file has another checksum or length.
     """
     cure = f"fetch {url} yourself and put it at {path}"
     if path.is_file():
@@ -73,7 +73,7 @@ def download(url: str, path: Path, sha256: str = "") -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.is_file():  # another process may have been faster
+            if not path.is_file():  # another process may have finished first
                 _fetch(url, partial)
                 if sha256:
                     check_sha256(partial, sha256, f"{url} sent another file; {cure}")
@@ -83,14 +83,14 @@ def download(url: str, path: Path, sha256: str = "") -> Path:
             f"{url} could not be downloaded ({error}); try again, or {cure}."
         ) from error
     except UserError:
-        partial.unlink(missing_ok=True)  # complete, and wrong: there is nothing to go on with
+        partial.unlink(missing_ok=True)  # complete but wrong: resuming would not help
         raise
     return path
 
 
 def _fetch(url: str, partial: Path) -> None:
-    """Writes what the server sends, behind what an earlier try has left."""
-    # What the server called the version that was begun: another one is not put behind it.
+    """Appends the response to `partial`, resuming an earlier attempt if possible."""
+    # The ETag identifies the version that `partial` began with; another version starts over.
     version = partial.with_name(f"{partial.name}.etag")
     done = partial.stat().st_size if partial.exists() and version.exists() else 0
     headers = {"Range": f"bytes={done}-", "If-Range": version.read_text()} if done else {}
@@ -117,7 +117,7 @@ def _fetch(url: str, partial: Path) -> None:
             while piece := response.read(_PIECE):
                 file.write(piece)
                 bar.update(len(piece))
-    found = partial.stat().st_size
-    if total is not None and found != total:
-        raise OSError(f"the connection ended after {found} of {total} bytes")
+    size = partial.stat().st_size
+    if total is not None and size != total:
+        raise OSError(f"the connection ended after {size} of {total} bytes")
     version.unlink(missing_ok=True)

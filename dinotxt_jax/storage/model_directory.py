@@ -1,8 +1,8 @@
-"""Model directories: Orbax arrays beside a readable `model.json`.
+"""Model directories: Orbax arrays next to a readable `model.json`.
 
-model.json      architecture, preprocessing, tokenizer, sources and their sha256, version
-arrays/         parts "backbone", "head", "text", "logit_scale", each readable alone
-tokenizer files whatever `model.json` names under "tokenizer"
+model.json      architecture, preprocessing, tokenizer, sources with sha256, version
+arrays/         parts "backbone", "head", "text", "logit_scale", which can be read separately
+tokenizer files the files that `model.json` names under "tokenizer"
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from dinotxt_jax.storage.arrays import (
 )
 
 FORMAT_VERSION = 2
-# What an older format lacks has a default that means the same; what would not is changed here.
-# Version 1 knew only learned positions and noted no layouts.
+# Fields that an older format lacks have defaults with the same meaning. Version 1 supported only
+# learned positions and did not record layouts.
 READABLE_VERSIONS = (1, 2)
 ARRAYS = "arrays"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -51,11 +51,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How the backbone wants its images.
+    """Image preprocessing that the backbone expects.
 
     Attributes:
-        mean, std: per RGB channel, of pixels in [0, 1].
-        resize, crop: evaluation: short side, then side of the center crop, pixels.
+        mean, std: per RGB channel, for pixels in [0, 1].
+        resize, crop: in evaluation, short side, then side of the center crop, pixels.
     """
 
     mean: Annotated[tuple[float, float, float], Range(-1000, 1000)] = IMAGENET_MEAN
@@ -66,14 +66,15 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class SourceCheckpoint:
-    """What a model directory was made from: one checkpoint, of one file or several.
+    """A checkpoint, in one file or several, that a model directory was converted from.
 
     Attributes:
-        file: its name.
-        sha256: of the file; of several, of their hashes in order of names.
-        layout: the key table it was read with (`weights_convert.layouts`).
-        dtype: of most of its arrays, and other_dtypes of the others, by name: an export writes
-            the same.
+        file: file name.
+        sha256: the file's checksum; for several files, the checksum over their checksums in name
+            order.
+        layout: the key table that read it (`weights_convert.layouts`).
+        dtype: dtype of most arrays; an export writes the same dtypes.
+        other_dtypes: array name -> dtype, for the other arrays.
     """
 
     file: str
@@ -85,17 +86,17 @@ class SourceCheckpoint:
 
 @dataclasses.dataclass(frozen=True)
 class ModelDescription:
-    """What `model.json` says.
+    """The content of `model.json`.
 
     Attributes:
         vision, head, text: architecture; head and text are None for a backbone alone.
-        preprocessing: of images.
+        preprocessing: image preprocessing.
         fingerprint: sha256 over the backbone's arrays (`fingerprint`).
-        tokenizer: what `tokenizers.load_tokenizer` takes; None for a backbone alone.
+        tokenizer: the argument for `tokenizers.load_tokenizer`; None for a backbone alone.
         preset: name of the architecture, if it has one.
         sources: the files converted.
         backbone_path: model directory that holds the backbone's arrays, if not this one.
-        format_version: of the layout of the directory.
+        format_version: version of the directory format.
     """
 
     vision: VisionConfig
@@ -125,7 +126,7 @@ class ModelDescription:
 
     @property
     def dinotxt(self) -> DinoTxtConfig:
-        """The whole architecture; raises `UserError` for a backbone alone."""
+        """Returns the whole architecture; raises `UserError` for a backbone alone."""
         if self.head is None or self.text is None:
             raise UserError(
                 "the model directory holds a backbone without head and text transformer; train "
@@ -144,14 +145,15 @@ def write_model_directory(
 ) -> None:
     """Writes a model directory; it appears under its name only when it is complete.
 
-    Of several processes all must call it; each writes its parts of the arrays.
+    If there are several processes, all must call it; each writes its shards.
 
     Args:
         path: the directory.
         description: becomes `model.json`.
-        arrays: `{"backbone": tree, "head": tree, "text": tree, "logit_scale": array}` or some.
-        overwrite: replace a directory of that name.
-        write_tokenizer: puts the tokenizer's files into the folder it is given.
+        arrays: `{"backbone": tree, "head": tree, "text": tree, "logit_scale": array}`; parts may be
+            absent.
+        overwrite: replace an existing directory.
+        write_tokenizer: writes the tokenizer's files into a given folder.
 
     Raises:
         UserError: the directory exists and `overwrite` is off.
@@ -167,7 +169,7 @@ def write_model_directory(
 
 @contextlib.contextmanager
 def new_model_directory(path: epath.PathLike, overwrite: bool = False) -> Iterator[epath.Path]:
-    """A folder to write `ARRAYS` and a description into; it gets its name when the block ends.
+    """Yields a folder for `ARRAYS` and a description, and renames it to `path` after the block.
 
     Raises:
         UserError: the directory exists and `overwrite` is off.
@@ -186,10 +188,10 @@ def write_description(folder: epath.Path, description: ModelDescription) -> None
 
 
 def read_description(path: epath.PathLike) -> ModelDescription:
-    """`model.json` of a model directory.
+    """Reads `model.json` from a model directory.
 
     Raises:
-        UserError: no model directory, not readable, or of a newer format.
+        UserError: not a model directory, not readable, or in a newer format.
     """
     if str(path).startswith(("hf://", "http://", "https://")):
         raise UserError(
@@ -198,15 +200,14 @@ def read_description(path: epath.PathLike) -> ModelDescription:
         )
     file = epath.Path(path) / "model.json"
     if not file.exists():
-        inside = epath.Path(path) / "model"  # of a work directory
+        inside = epath.Path(path) / "model"  # in a work directory
         cure = (
             f"take {inside}"
             if (inside / "model.json").exists()
-            else "make one with python -m weights_convert SOURCE --output=DIR"
+            else "correct the path, or make one with python -m weights_convert SOURCE --output=DIR"
         )
-        raise UserError(
-            f"{path or repr('')} is not a model directory (no model.json in it); {cure}."
-        )
+        missing = "it does not exist" if not epath.Path(path).exists() else "no model.json in it"
+        raise UserError(f"{path or repr('')} is not a model directory ({missing}); {cure}.")
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
@@ -225,30 +226,30 @@ def read_description(path: epath.PathLike) -> ModelDescription:
 
 
 class Fingerprint:
-    """sha256 over names, dtypes, shapes and values of a tree of arrays, in order of names.
+    """sha256 over names, dtypes, shapes and values in a tree of arrays, in name order.
 
-    Values may come in pieces, first dimension first.
+    Values may be added in pieces, in order along the first dimension.
     """
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def begin(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        """The next array; `name` has dots between its parts."""
+        """Starts the next array; dots separate the parts of `name`."""
         self._digest.update(f"{name} {dtype} {shape}\n".encode())
 
     def add(self, values: np.ndarray) -> None:
-        """The next elements of the array begun."""
+        """Adds the next elements of the current array."""
         if values.size:
             self._digest.update(np.ascontiguousarray(values).view(np.uint8).data)
 
     def hexdigest(self) -> str:
-        """The fingerprint of all arrays so far."""
+        """Returns the fingerprint of all arrays so far."""
         return self._digest.hexdigest()
 
 
 def fingerprint(arrays: Any) -> str:
-    """The `Fingerprint` of a tree of arrays in memory (of all processes, which must call it)."""
+    """Returns the `Fingerprint` of a tree in memory; all processes must call it."""
     result = Fingerprint()
     for path, leaf in sorted(
         (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
@@ -261,57 +262,59 @@ def fingerprint(arrays: Any) -> str:
 
 
 def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays of a model directory, each read straight into its dtype and sharding.
+    """Reads arrays from a model directory, each directly into the requested dtype and sharding.
 
-    Kernels that are wanted quantised are read and quantised a layer at a time.
+    Quantised kernels are read and quantised one layer at a time.
 
     Args:
-        path: the model directory; a backbone that it only names is read from where it lies.
+        path: the model directory; if its backbone is in another directory, that one is read too.
         abstract: `{part: tree of jax.ShapeDtypeStruct}`.
 
     Raises:
-        UserError: the backbone is not where it should be, or is another one.
+        UserError: the backbone's directory does not exist or holds another backbone.
     """
     path = epath.Path(path)
     description = read_description(path)
-    wanted = dict(abstract)
+    requested = dict(abstract)
     loaded: dict[str, Any] = {}
-    if description.backbone_path is not None and "backbone" in wanted:
-        elsewhere = read_description(description.backbone_path)
-        if elsewhere.fingerprint != description.fingerprint:
+    if description.backbone_path is not None and "backbone" in requested:
+        backbone_model = read_description(description.backbone_path)
+        if backbone_model.fingerprint != description.fingerprint:
             raise UserError(
                 f"{path} was trained on the backbone {description.fingerprint[:12]}, but "
-                f"{description.backbone_path} now holds {elsewhere.fingerprint[:12]}; put the "
-                "first one back or train again."
+                f"{description.backbone_path} now holds {backbone_model.fingerprint[:12]}; restore "
+                "the first backbone or train again."
             )
-        backbone = {"backbone": wanted.pop("backbone")}
+        backbone = {"backbone": requested.pop("backbone")}
         loaded |= load_parts(description.backbone_path, backbone)
-    if wanted:
-        others = quantized_kernels.without_kernels(wanted)
+    if requested:
+        others = quantized_kernels.without_kernels(requested)
         read = load_arrays(path / ARRAYS, others, some=True)
-        loaded |= quantized_kernels.with_kernels(read, wanted, open_arrays(path / ARRAYS))
+        loaded |= quantized_kernels.with_kernels(read, requested, open_arrays(path / ARRAYS))
     return loaded
 
 
 def stored_arrays(
     path: epath.PathLike, description: ModelDescription
 ) -> dict[tuple[str, ...], StoredArray]:
-    """All arrays of a model by their names, those of a backbone elsewhere too; none is read."""
-    found = open_arrays(epath.Path(path) / ARRAYS)
+    """Returns all stored arrays by path, including a backbone elsewhere; reads no values."""
+    arrays = open_arrays(epath.Path(path) / ARRAYS)
     if description.backbone_path is not None:
-        elsewhere = open_arrays(epath.Path(description.backbone_path) / ARRAYS)
-        found |= {place: array for place, array in elsewhere.items() if place[0] == "backbone"}
-    return found
+        backbone_arrays = open_arrays(epath.Path(description.backbone_path) / ARRAYS)
+        arrays |= {
+            place: array for place, array in backbone_arrays.items() if place[0] == "backbone"
+        }
+    return arrays
 
 
 def load_stored(path: epath.PathLike, part: str, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """One part in the dtypes it is stored in, placed as `abstract[part]` says."""
+    """Reads one part in the stored dtypes, sharded like `abstract[part]`."""
     description = read_description(path)
     holder = description.backbone_path if part == "backbone" else None
     shapes = stored_shapes(epath.Path(holder or path) / ARRAYS)[part]
     placed = jax.tree.map(
-        lambda stored, wanted: jax.ShapeDtypeStruct(
-            wanted.shape, stored.dtype, sharding=wanted.sharding
+        lambda stored, target: jax.ShapeDtypeStruct(
+            target.shape, stored.dtype, sharding=target.sharding
         ),
         shapes,
         quantized_kernels.without_scales(abstract[part]),

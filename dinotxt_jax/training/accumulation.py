@@ -16,37 +16,40 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Shaped
 
 from dinotxt_jax.sharding import constrain, mesh_batch_parts
 
+Rows = PyTree[Shaped[Array, "..."]]
 
-def split(batch: Any, count: int) -> Any:
+
+def split(batch: Rows, count: int) -> Rows:
     """Arrays [p k m ...] as `count` parts [k (p m) ...]; see `join`."""
     devices = mesh_batch_parts()
 
-    def parts(array: jax.Array) -> jax.Array:
+    def parts(array: Shaped[Array, "rows ..."]) -> Shaped[Array, "k part_rows ..."]:
         # Too few for all devices are only the keys of drop path in a very small batch.
         spread = devices if array.shape[0] % (devices * count) == 0 else 1
-        within = array.reshape(spread, count, -1, *array.shape[1:])
+        within = array.reshape(spread, count, -1, *array.shape[1:])  # [p k m ...]
         moved = jnp.moveaxis(within, 1, 0).reshape(count, -1, *array.shape[1:])
         return constrain(moved, None, "batch", *[None] * (array.ndim - 1))
 
     return jax.tree.map(parts, batch)
 
 
-def join(parts: Any) -> Any:
+def join(parts: Rows) -> Rows:
     """The inverse of `split`."""
     devices = mesh_batch_parts()
 
-    def whole(array: jax.Array) -> jax.Array:
+    def whole(array: Shaped[Array, "k part_rows ..."]) -> Shaped[Array, "rows ..."]:
         count, rest = array.shape[0], array.shape[2:]
-        moved = jnp.moveaxis(array.reshape(count, devices, -1, *rest), 0, 1)
+        moved = jnp.moveaxis(array.reshape(count, devices, -1, *rest), 0, 1)  # [p k m ...]
         return constrain(moved.reshape(-1, *rest), "batch", *[None] * len(rest))
 
     return jax.tree.map(whole, parts)
 
 
-def map_parts(function: Callable[[Any], Any], batch: Any, count: int) -> Any:
+def map_parts(function: Callable[[Rows], Rows], batch: Rows, count: int) -> Rows:
     """`function(batch)`, computed in `count` parts one after the other."""
     if count == 1:
         return function(batch)
@@ -54,8 +57,8 @@ def map_parts(function: Callable[[Any], Any], batch: Any, count: int) -> Any:
 
 
 def vjp_of_parts(
-    function: Callable[[Any, Any], Any], parameters: Any, batch: Any, count: int
-) -> tuple[Any, Callable[[Any], Any]]:
+    function: Callable[[Any, Rows], Rows], parameters: Any, batch: Rows, count: int
+) -> tuple[Rows, Callable[[Rows], Any]]:
     """`function(parameters, batch)` in `count` parts, and its pull-back to the parameters.
 
     Args:
@@ -68,12 +71,12 @@ def vjp_of_parts(
         result, pull_back = jax.vjp(lambda p: function(p, batch), parameters)
         return result, lambda cotangents: pull_back(cotangents)[0]
 
-    def add(total: Any, part: tuple[Any, Any]) -> tuple[Any, None]:
+    def add(total: Any, part: tuple[Rows, Rows]) -> tuple[Any, None]:
         rows, cotangents = part
         _, pull_back = jax.vjp(lambda p: function(p, rows), parameters)
         return jax.tree.map(jnp.add, total, pull_back(cotangents)[0]), None
 
-    def pull_back_all(cotangents: Any) -> Any:
+    def pull_back_all(cotangents: Rows) -> Any:
         nothing = jax.tree.map(jnp.zeros_like, parameters)
         parts = split((batch, cotangents), count)
         return jax.lax.scan(add, nothing, parts)[0]

@@ -19,6 +19,7 @@ from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.files import write_text
 from dinotxt_jax.training.exports import Exporter
 from dinotxt_jax.training.step import TrainState
+from dinotxt_jax.visualize.curves import CHANCE
 
 
 class Evaluations:
@@ -59,18 +60,24 @@ class Evaluations:
     def run(self, step: int, state: TrainState, frozen: dict[str, Any]) -> dict[str, float]:
         """Every task's results, the task's name before each; the best model is kept.
 
+        Chance levels follow as "TASK/METRIC/chance".
+
         All processes must call it: they share every batch, each reading all of the data.
         """
         model = self._exporter.model(state, frozen)
         results: dict[str, float] = {}
+        chances: dict[str, float] = {}
         for one in self.tasks:
             cache = self.caches.get(one.name)
             job = Job(model, one.name, one.task, one.source, self._config.batch_size, cache)
             outcome = run_task(job)
             results |= {f"{one.name}/{key}": value for key, value in outcome.metrics.items()}
+            chances |= {
+                f"{one.name}/{key}/{CHANCE}": value for key, value in outcome.chance.items()
+            }
         if self._config.best:
             self._keep_best(step, state, results)
-        return results
+        return results | chances
 
     def _keep_best(self, step: int, state: TrainState, results: Mapping[str, float]) -> None:
         """Writes best/ if this is better than what best.json says."""

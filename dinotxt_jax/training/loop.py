@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,19 +16,8 @@ from tqdm import tqdm
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig, check, check_image_size
-from dinotxt_jax.data.examples import Source
-from dinotxt_jax.data.feature_cache import (
-    CachedExample,
-    FeatureCache,
-    cache_description,
-    task_folder,
-)
-from dinotxt_jax.data.pipeline import (
-    BadImageMonitor,
-    ImageTextExample,
-    TrainingIterator,
-    make_training_iterator,
-)
+from dinotxt_jax.data.examples import Source, check_images_found
+from dinotxt_jax.data.feature_cache import FeatureCache, cache_description, task_folder
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task
@@ -37,6 +27,7 @@ from dinotxt_jax.runtime.termination import EXIT_CODE, Termination
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.model_directory import load_parts, read_description
 from dinotxt_jax.training.agreement import check_same_run
+from dinotxt_jax.training.batches import Batches
 from dinotxt_jax.training.checkpoints import (
     check_workdir,
     claim_workdir,
@@ -50,7 +41,11 @@ from dinotxt_jax.training.precompute import tasks_with_caches
 from dinotxt_jax.training.profiling import StepProfiler
 from dinotxt_jax.training.rates import ModelFlops, Throughput
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
-from dinotxt_jax.training.texts import TextRows, make_tokenizer, save_tokenizer
+from dinotxt_jax.training.texts import (
+    TextMetrics,
+    make_tokenizer,
+    save_tokenizer,
+)
 from dinotxt_jax.visualize import training_curves
 
 
@@ -84,7 +79,6 @@ class _Run:
         check(config, needs=("backbone",))
         self.config, self.workdir = config, workdir
         self.mesh: Mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-        self.readers = sharding.batch_readers(self.mesh)
         self.backbone = read_description(config.backbone)
         patch_size = self.backbone.vision.patch_size
         check_image_size(config.data.image_size, patch_size)
@@ -94,7 +88,10 @@ class _Run:
         self.cache = self._open_cache(
             Path(config.features), config.data, config.feature_views, self.source
         )
-        opened = [open_task(name, task) for name, task in config.evaluation.tasks.items()]
+        opened = [
+            open_task(name, task, "config.evaluation")
+            for name, task in config.evaluation.tasks.items()
+        ]
         cached = {name for name, _ in tasks_with_caches(config)}
         caches = {
             one.name: self._open_cache(
@@ -103,25 +100,21 @@ class _Run:
             for one in opened
             if one.name in cached
         }
+        if self.cache is None:
+            check_images_found(self.source, config.data)
+        for one in opened:
+            if caches.get(one.name) is None:
+                one.check_images()
         self.tokenizer = make_tokenizer(config, workdir, self.source)
         self.trainer: Trainer = make_trainer(
             config, self.backbone, self.tokenizer.vocabulary_size, self.mesh
         )
-        self.texts = TextRows(
-            config, self.trainer.model.text, self.tokenizer, self.source, self.mesh
-        )
         self.exporter = Exporter(config, self.backbone, self.trainer, self.tokenizer)
         self.evaluations = Evaluations(config, self.exporter, workdir, opened, caches)
-        self.batches = self._open_batches()
-        self.bad_images = BadImageMonitor(config.data.max_bad_fraction, len(self.source))
-        self.ends = False  # told to, with the step that is being made
-        if config.pairs_per_step > len(self.source) and processes.is_first():
-            logging.warning(
-                "the %d pairs of a step exceed the %d examples, so that a batch holds images "
-                "several times and sets them against each other; lower config.batch_size",
-                config.pairs_per_step,
-                len(self.source),
-            )
+        self.termination = Termination()
+        self.batches = Batches(
+            config, self.source, self.cache, self.tokenizer, self.mesh, self.termination
+        )
 
     def _open_cache(
         self, folder: Path, data: DataConfig, views: int, source: Source
@@ -130,27 +123,6 @@ class _Run:
             return None
         expected = cache_description(self.config, data, source, views, self.backbone.fingerprint)
         return FeatureCache(folder, expected)
-
-    def _open_batches(self) -> TrainingIterator:
-        config, tokenize = self.config, self.tokenizer.encode
-        make_example = (
-            ImageTextExample(self.source, config.data, tokenize)
-            if self.cache is None
-            else CachedExample(self.cache, self.source, tokenize)
-        )
-        return make_training_iterator(
-            self.source,
-            make_example,
-            batch_size=config.pairs_per_step,
-            seed=config.seed,
-            parts=next(
-                parts for parts, group in self.readers.items() if jax.process_index() in group
-            ),
-            part_count=sharding.batch_parts(self.mesh),
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-            workers=config.data.workers if self.cache is None else 0,
-        )
 
     def train(self) -> Path:
         """Starts or resumes, runs to the last step, and returns the model directory."""
@@ -166,9 +138,9 @@ class _Run:
         whole = (
             self._load_backbone() if self.cache is None or self.evaluations.need_backbone else {}
         )
-        with Termination() as self.termination:
-            state = self._make_steps(state, whole, checkpoints)
-        if self.ends:
+        with self.termination:
+            state, terminated = self._make_steps(state, whole, checkpoints)
+        if terminated:
             _end_early(int(state.step))
         if processes.is_first():
             self._draw_curves()
@@ -176,14 +148,20 @@ class _Run:
 
     def _make_steps(
         self, state: TrainState, whole: dict[str, Any], checkpoints: Checkpoints
-    ) -> TrainState:
-        """All steps that are left, or those until this is told to end; the last one is saved."""
+    ) -> tuple[TrainState, bool]:
+        """Runs to the last step or until SIGTERM; saves the last step.
+
+        Returns:
+            The state after that step, and whether SIGTERM ended the run.
+        """
         config, first = self.config, int(state.step)
         frozen = whole if self.cache is None else {}
         step_function = self.trainer.compiled_step()
         writer = MetricsWriter(self.workdir, first)
         throughput, flops = Throughput(), ModelFlops(self.trainer)
+        texts = TextMetrics(config, self.trainer.model.text, self.tokenizer.context_length)
         profiler = StepProfiler(config.profile, self.workdir / "tensorboard", config.steps - first)
+        terminated = False
         try:
             if first and self.evaluations.due(first) and not writer.has_evaluation(first):
                 # Interrupted while at it.
@@ -191,16 +169,23 @@ class _Run:
             with progress_bar(config.steps, first, "step", "training") as bar:
                 for step in range(first + 1, config.steps + 1):
                     with profiler.step(step):
-                        batch = self._next_batch()
-                        state, metrics = step_function(state, frozen, batch)
+                        batch = next(self.batches)
+                        state, metrics = step_function(state, frozen, batch.arrays)
                     profiler.end_step(metrics)
-                    throughput.add(config.pairs_per_step, flops(frozen, batch), self.waited)
-                    if step % config.log_every == 0 or step == config.steps:
-                        self._report(step, metrics, writer, throughput, bar)
+                    throughput.add(config.pairs_per_step, flops(frozen, batch.arrays), batch.waited)
+                    texts.add(batch.token_rows)
+                    if self._is_due(step, config.log_every):
+                        # Reading the metrics waits for the step, which its rates must include.
+                        losses = {name: float(value) for name, value in metrics.items()}
+                        rates = throughput.report()
+                        counts = {"bad_images": batch.bad_images}
+                        writer.write(step, losses | texts.report() | rates | counts)
+                        _show(bar, losses, rates)
                     bar.update()
-                    if self.ends or self._is_due(step, config.checkpoint.every):
+                    terminated = batch.terminate
+                    if terminated or self._is_due(step, config.checkpoint.every):
                         self._save(checkpoints, state)
-                    if self.ends:
+                    if terminated:
                         break
                     if self.evaluations.due(step):
                         writer.write(step, self.evaluations.run(step, state, whole))
@@ -211,7 +196,7 @@ class _Run:
             writer.close()
             if not processes.others_may_be_gone():
                 checkpoints.close()
-        return state
+        return state, terminated
 
     def _start(self, checkpoints: Checkpoints) -> TrainState:
         """The newest checkpoint's state, with data position and counters set; or a fresh one."""
@@ -220,17 +205,11 @@ class _Run:
             return self.trainer.create_state()
         logging.info("resuming from step %d in %s", newest, self.workdir)
         state, positions = restore_state(checkpoints, newest, self.trainer.abstract_state())
-        self.batches.set_state(positions["data"])
-        self.bad_images.set_state(positions["bad_images"])
+        self.batches.set_state(positions)
         return state
 
     def _save(self, checkpoints: Checkpoints, state: TrainState) -> None:
-        positions = {
-            "data": self.batches.get_state(),
-            "bad_images": self.bad_images.get_state(),
-            "seed": self.config.seed,
-        }
-        save_state(checkpoints, state, positions)
+        save_state(checkpoints, state, self.batches.get_state() | {"seed": self.config.seed})
 
     def _load_backbone(self) -> dict[str, Any]:
         wanted = {"backbone": self.trainer.abstract["backbone"]}
@@ -239,61 +218,24 @@ class _Run:
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.steps
 
-    def _next_batch(self) -> dict[str, jax.Array]:
-        """The next global batch on the mesh, its token rows packed or trimmed."""
-        started = time.perf_counter()
-        needed = skipped = 0
-        failure: UserError | None = None
-        try:
-            batch = next(self.batches)
-            needed, arrange = self.texts.prepare(batch["tokens"])
-            skipped = int(batch["skipped"].sum())
-        except UserError as error:
-            failure = error
-        self.waited = time.perf_counter() - started  # for data, not for other processes
-        # What all processes must agree on: the shape of rows, when bad images end the run, and
-        # whether one of them was told to end.
-        everywhere = processes.gathered(
-            [needed, skipped, failure is not None, self.termination.requested]
-        )
-        if everywhere[:, 2].any():
-            processes.agree(failure)
-        needed = int(everywhere[:, 0].max())
-        self.ends = bool(everywhere[:, 3].any())
-        self.skipped = self._counted(
-            sum(int(everywhere[group[0], 1]) for group in self.readers.values())
-        )
-        image = "image" if self.cache is None else "features"
-        return sharding.global_batch(arrange(needed) | {image: batch[image]}, self.mesh)
-
-    def _counted(self, skipped: int) -> int:
-        """The bad images so far, with so many in this batch."""
-        try:
-            return self.bad_images.update(self.config.pairs_per_step, skipped)
-        except UserError as error:
-            raise processes.CommonError(str(error)) from error
-
-    def _report(
-        self,
-        step: int,
-        metrics: dict[str, jax.Array],
-        writer: MetricsWriter,
-        throughput: Throughput,
-        bar: tqdm,
-    ) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        rates = throughput.report()
-        writer.write(step, values | self.texts.report() | rates | {"bad_images": self.skipped})
-        bar.set_postfix(loss=f"{values['loss']:.4f}", pairs_s=f"{rates['pairs_per_second']:.0f}")
-
     def _draw_curves(self) -> None:
         """Writes curves.png; a run does not end in an error for want of matplotlib."""
+        loss = self.config.loss
+        plain = loss.kind == "softmax" and not loss.gram_weight
         try:
             training_curves(
-                read_metrics(self.workdir / "metrics.jsonl"), self.workdir / "curves.png"
+                read_metrics(self.workdir / "metrics.jsonl"),
+                self.workdir / "curves.png",
+                title="/".join(self.workdir.resolve().parts[-2:]),
+                chance_loss=math.log(self.config.pairs_per_step) if plain else None,
             )
         except UserError as error:
             logging.warning("no curves.png: %s", error)
+
+
+def _show(bar: tqdm, losses: Mapping[str, float], rates: Mapping[str, float]) -> None:
+    """Puts loss and speed next to the progress bar."""
+    bar.set_postfix(loss=f"{losses['loss']:.4f}", pairs_s=f"{rates['pairs_per_second']:.0f}")
 
 
 def _end_early(step: int) -> NoReturn:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
@@ -39,6 +40,8 @@ from dinotxt_jax.training.models import (
 from dinotxt_jax.training.optimizer import make_optimizer
 
 Arrays = dict[str, Any]
+BatchArrays = Mapping[str, Shaped[Array, "..."]]
+Metrics = dict[str, Float[Array, ""]]
 # SigLIP's starting point: nearly all pairs are negatives (arXiv 2303.15343, section 3.2).
 INITIAL_LOGIT_BIAS = -10.0
 # What is trained and belongs to no example.
@@ -54,7 +57,7 @@ class TrainState(NamedTuple):
         optimizer: optax's state.
     """
 
-    step: jax.Array
+    step: Int[Array, ""]
     trainable: Arrays
     optimizer: Any
 
@@ -123,8 +126,8 @@ class Trainer:
         return nnx.merge(self.graphdef, self.abstract | known)
 
     def train_step(
-        self, state: TrainState, frozen: Arrays, batch: Mapping[str, jax.Array]
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        self, state: TrainState, frozen: Arrays, batch: BatchArrays
+    ) -> tuple[TrainState, Metrics]:
         """One update.
 
         Args:
@@ -154,19 +157,19 @@ class Trainer:
         }
         return TrainState(state.step + 1, trainable | {"logit_scale": clamped}, optimizer), metrics
 
-    def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    def compiled_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
         """`train_step`, compiled when it is first called; the state that it is given is used up."""
         precision = self.config.precision
         options = compiler_options((precision.compute, precision.frozen))
         return jax.jit(self.train_step, donate_argnums=0, compiler_options=options)
 
-    def backbone_tokens(self, frozen: Arrays, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def backbone_tokens(self, frozen: Arrays, batch: BatchArrays) -> Float[Array, "b t d"]:
         """[class, registers, patches] of the frozen backbone, [b t d]: cached, or computed."""
         if "features" in batch:
             return batch["features"]
 
-        def encode(images: jax.Array) -> jax.Array:
-            images = normalize(images, self.preprocessing.mean, self.preprocessing.std)
+        def encode(pixels: UInt8[Array, "m h w 3"]) -> Float[Array, "m t d"]:
+            images = normalize(pixels, self.preprocessing.mean, self.preprocessing.std)
             images = sharding.constrain(images, "batch", None, None, None)
             return self.merge(frozen).backbone.tokens(images)
 
@@ -176,15 +179,15 @@ class Trainer:
     def loss_and_gradients(
         self,
         trainable: Arrays,
-        tokens: jax.Array,
-        batch: Mapping[str, jax.Array],
-        key: jax.Array,
-    ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Arrays]:
+        tokens: Float[Array, "b t d"],
+        batch: BatchArrays,
+        key: Key[Array, ""],
+    ) -> tuple[tuple[Float[Array, ""], Metrics], Arrays]:
         """The objective of all pairs of a step, its parts by name, and its gradients.
 
         Args:
             trainable: what is differentiated in.
-            tokens: of the backbone, [b t d].
+            tokens: of the backbone.
             batch: "tokens", and where captions are packed the fields of `Packing`.
             key: of the step.
         """
@@ -197,6 +200,8 @@ class Trainer:
             "packing": packing_of(batch),
         }
         encode = functools.partial(self._encode, image_keys)
+        # The chain rule in two pieces: features of each example from the parameters, computed in
+        # parts, and the loss of all pairs from all features, which is cheap and computed at once.
         features, pull_back = vjp_of_parts(encode, trainable, rows, self.config.accumulate_steps)
         scalars = {name: trainable[name] for name in _SCALARS if name in trainable}
         (loss, parts), (of_features, of_scalars) = jax.value_and_grad(
@@ -206,9 +211,14 @@ class Trainer:
         return (loss, parts), gradients | of_scalars
 
     def _encode(
-        self, keys: Sequence[jax.Array], trainable: Arrays, rows: Arrays
-    ) -> dict[str, jax.Array]:
-        """Features of images and texts [b D]; with a weight, the Gram loss of each image [b]."""
+        self, keys: Sequence[Key[Array, ""]], trainable: Arrays, rows: Arrays
+    ) -> dict[str, Float[Array, "m ..."]]:
+        """Encodes m pairs, a part of a batch.
+
+        Returns:
+            "image" and "text": normalised features [m D]; with a weight "gram": the Gram loss of
+            each image [m].
+        """
         patch_key, gram_key = keys
         model = self.merge(trainable)
         tokens = self._drawn_patches(rows["image_tokens"], self.config.head.patch_tokens, patch_key)
@@ -220,8 +230,8 @@ class Trainer:
         return encoded
 
     def _objective(
-        self, features: dict[str, jax.Array], scalars: Arrays
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, features: dict[str, Float[Array, "b ..."]], scalars: dict[str, Float[Array, ""]]
+    ) -> tuple[Float[Array, ""], Metrics]:
         """The loss of all pairs of a step from their features, and its parts by name."""
         config = self.config.loss
         image, text, scale = features["image"], features["text"], jnp.exp(scalars["logit_scale"])
@@ -235,7 +245,9 @@ class Trainer:
         gram = jnp.mean(features["gram"])
         return loss + config.gram_weight * gram, {"contrastive_loss": loss, "gram_loss": gram}
 
-    def _drawn_patches(self, tokens: jax.Array, count: int, key: jax.Array) -> jax.Array:
+    def _drawn_patches(
+        self, tokens: Float[Array, "m t d"], count: int, key: Key[Array, ""]
+    ) -> Float[Array, "m s d"]:
         """[class, registers, patches] with `count` of the patches, the same for all images."""
         first = 1 + self.model.vision.num_registers
         if count == 0 or count >= tokens.shape[1] - first:
@@ -243,17 +255,19 @@ class Trainer:
         drawn = jax.random.permutation(key, tokens.shape[1] - first)[:count]
         return tokens[:, jnp.concatenate([jnp.arange(first), first + drawn])]
 
-    def _gram_losses(self, features: ImageFeatures, tokens: jax.Array, key: jax.Array) -> jax.Array:
+    def _gram_losses(
+        self, features: ImageFeatures, tokens: Float[Array, "m t d"], key: Key[Array, ""]
+    ) -> Float[Array, " m"]:
         config = self.config.loss
-        head = features.patch_tokens
-        backbone = tokens[:, 1 + self.model.vision.num_registers :]
+        head = features.patch_tokens  # [m n d]
+        backbone = tokens[:, 1 + self.model.vision.num_registers :]  # [m n d]
         if config.gram_patches:
             drawn = jax.random.permutation(key, head.shape[1])[: config.gram_patches]
             head, backbone = head[:, drawn], backbone[:, drawn]
         return gram_losses(head, backbone, normalize=config.gram_normalize)
 
 
-def packing_of(batch: Mapping[str, jax.Array]) -> Packing | None:
+def packing_of(batch: BatchArrays) -> Packing | None:
     """Where the captions of a batch with packed rows are; None if each has a row of its own."""
     if "segment_ids" not in batch:
         return None

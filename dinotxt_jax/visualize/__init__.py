@@ -12,9 +12,10 @@ from dinotxt_jax.visualize.segmentation import (
     segmentation_overlay,
     segmentation_sheet,
 )
-from dinotxt_jax.visualize.sheets import retrieval_sheet
+from dinotxt_jax.visualize.sheets import RetrievedCaptions, retrieval_sheet
 
 __all__ = [
+    "RetrievedCaptions",
     "heat_maps",
     "patch_pca",
     "retrieval_sheet",

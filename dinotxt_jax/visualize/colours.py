@@ -1,20 +1,24 @@
 """Colours: one a class, told apart also by the colour-blind, and a scale for heat maps.
 
-Both are computed in OKLab, a space in which equal distances look about equally large.
+A class whose name has a colour that people expect (`known_colours`) gets it, or the nearest shade
+that no other class has; the other classes get colours that differ from all of these. Distances are
+computed in OKLab, a space in which equal distances look about equally large.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-Colour = tuple[int, int, int]
+from dinotxt_jax.visualize.known_colours import Colour, known_colour
 
 INK: Colour = (32, 32, 36)
 FAINT: Colour = (112, 112, 120)
 RIGHT: Colour = (20, 120, 60)
+MISSED: Colour = (176, 42, 32)
 RULE: Colour = (205, 205, 210)
 HATCH: Colour = (120, 120, 126)
 
@@ -30,6 +34,12 @@ _FIRST = (
     (213, 94, 0),
     (86, 180, 233),
 )
+_APART = 0.05  # the least distance between classes with known colours, in any eyes
+# Other classes look nothing like these: the first colours are at least as far from them in OKLab,
+# and their distance from further ones counts less.
+_CLEAR = 0.12
+_KNOWN_WEIGHT = 0.5
+_FARTHEST_SHADE = 0.2  # in OKLab: beyond it a shade no longer looks like the known colour
 _RECENT = 8  # so many classes before one are kept farther away than all others
 _RECENT_WEIGHT = 0.3
 
@@ -74,44 +84,105 @@ _SIGHTS = np.array(
 _SIGHT_WEIGHTS = np.array([1.0, 1.6, 1.6, 2.5])
 
 
-def class_colours(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """The colours of classes 0 to count - 1; that of a class does not depend on `count`."""
-    return _palette()[np.arange(count) % CLASS_COLOURS]
+def class_colours(class_names: Sequence[str]) -> UInt8[np.ndarray, "c 3"]:
+    """One colour a class, the same for the same list of names.
+
+    Among names without known colours, the colour of a class depends on its index alone.
+    """
+    known = _known_shades(tuple(known_colour(name) for name in class_names))
+    others = [index for index in range(len(class_names)) if index not in known]
+    palette = _palette(tuple(known.values()), min(len(others), CLASS_COLOURS))
+    colours = np.zeros((len(class_names), 3), np.uint8)
+    for index, shade in known.items():
+        colours[index] = shade
+    colours[others] = palette[np.arange(len(others)) % max(len(palette), 1)]
+    return colours
 
 
-@functools.cache
-def _palette() -> UInt8[np.ndarray, "n 3"]:
+@functools.lru_cache(maxsize=64)
+def _known_shades(expected: tuple[Colour | None, ...]) -> dict[int, Colour]:
+    """By class index, the known colour or the nearest shade that differs from all before it."""
+    shades: dict[int, Colour] = {}
+    for index, colour in enumerate(expected):
+        if colour is None:
+            continue
+        choices = np.concatenate([np.asarray([colour], np.uint8), _shades()])
+        target, lab = _oklab(_linear(choices[:1])), _oklab(_linear(choices))
+        # Rounded, so that no machine's last bit chooses.
+        away = np.round(np.linalg.norm(lab - target, axis=1), 6)
+        if shades:
+            taken = np.asarray(list(shades.values()), np.uint8)
+            away[(_distances(choices, taken) < _APART).any(axis=1)] = np.inf
+        nearest = int(np.argmin(away))
+        if away[nearest] <= _FARTHEST_SHADE:
+            red, green, blue = (int(part) for part in choices[nearest])
+            shades[index] = red, green, blue
+    return shades
+
+
+def _distances(
+    colours: UInt8[np.ndarray, "n 3"], others: UInt8[np.ndarray, "m 3"]
+) -> Float[np.ndarray, "n m"]:
+    """How far colours are from others, in the eyes that tell them apart the least."""
+    apart = np.linalg.norm(_seen(colours)[:, :, None] - _seen(others)[:, None], axis=-1)
+    return (apart * _SIGHT_WEIGHTS[:, None, None]).min(axis=0)
+
+
+def _seen(colours: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, "4 n 3"]:
+    """Colours in OKLab as each of the four sights has them."""
+    linear = _linear(colours)
+    return np.stack([_oklab(np.clip(linear @ sight.T, 0, 1)) for sight in _SIGHTS])
+
+
+@functools.lru_cache(maxsize=64)
+def _palette(taken: tuple[Colour, ...], count: int) -> UInt8[np.ndarray, "n 3"]:
     """Greedily, always the candidate whose nearest chosen colour is farthest, in any eyes.
 
     Classes with near indices are often drawn together, so they are kept apart more strictly.
+
+    Args:
+        taken: colours that are chosen already, and not returned.
+        count: how many to choose; more of them begin with the same ones.
     """
     candidates = np.concatenate([np.asarray(_FIRST, np.uint8), _candidates()])
-    linear = _linear(candidates)
-    seen = np.stack([_oklab(np.clip(linear @ sight.T, 0, 1)) for sight in _SIGHTS])
-
-    def apart(index: int) -> np.ndarray:
+    seen = _seen(candidates)
+    first = list(range(len(_FIRST)))
+    nearest = np.full(len(candidates), np.inf)
+    if taken:
+        known = np.asarray(taken, np.uint8)
+        nearest = _distances(candidates, known).min(axis=1)
+        plain = np.linalg.norm(seen[0][:, None] - _seen(known)[0], axis=-1).min(axis=1)
+        first = [i for i in first if nearest[i] >= _APART and plain[i] >= _CLEAR]
+        nearest = np.minimum(nearest, _KNOWN_WEIGHT * plain)
+    chosen: list[int] = []
+    distances: list[np.ndarray] = []
+    while len(chosen) < count:
+        if len(chosen) < len(first):
+            index = first[len(chosen)]
+        else:
+            recent = [_RECENT_WEIGHT * distance for distance in distances[-_RECENT:]]
+            # Rounded, so that no machine's last bit chooses.
+            worst = np.round(np.stack([nearest, *recent]).min(axis=0), 6)
+            index = int(np.argmax(worst))
         distance = np.linalg.norm(seen - seen[:, index, None], axis=-1)
-        return (distance * _SIGHT_WEIGHTS[:, None]).min(axis=0)
-
-    chosen = list(range(len(_FIRST)))
-    distances = [apart(index) for index in chosen]
-    nearest = np.stack(distances).min(axis=0)
-    while len(chosen) < CLASS_COLOURS:
-        recent = _RECENT_WEIGHT * np.stack(distances[-_RECENT:]).min(axis=0)
-        # Rounded, so that no machine's last bit chooses.
-        chosen.append(int(np.argmax(np.round(np.minimum(nearest, recent), 6))))
-        distances.append(apart(chosen[-1]))
+        distances.append((distance * _SIGHT_WEIGHTS[:, None]).min(axis=0))
         nearest = np.minimum(nearest, distances[-1])
+        chosen.append(index)
     return candidates[chosen]
 
 
 def _candidates() -> UInt8[np.ndarray, "n 3"]:
     """Colours neither so dark, bright nor grey that they are lost on a photo."""
-    steps = np.arange(24, 256, 15)
-    colours = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    colours = _shades()
     lab = _oklab(_linear(colours))
     vivid = np.hypot(lab[:, 1], lab[:, 2]) > 0.07
-    return colours[vivid & (lab[:, 0] > 0.42) & (lab[:, 0] < 0.9)].astype(np.uint8)
+    return colours[vivid & (lab[:, 0] > 0.42) & (lab[:, 0] < 0.9)]
+
+
+def _shades() -> UInt8[np.ndarray, "n 3"]:
+    steps = np.arange(24, 256, 15)
+    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1)
+    return grid.reshape(-1, 3).astype(np.uint8)
 
 
 def heat_colours(unit: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:

@@ -88,7 +88,8 @@ def similarity_map(image: Photo, similarity: Float[np.ndarray, "h w"], phrase: s
     smaller = sized(photo, panel_side(2))
     low, high = float(values.min()), float(values.max())
     panels = grid([Tile(smaller), Tile(_heated(smaller, values, low, high))], 2)
-    title = line(f"“{one_line(phrase, '...')}”", panels.width, TEXT * 3 // 2)
+    looked_for = one_line(phrase, "phrase")
+    title = line(f"“{looked_for}”", panels.width, TEXT * 3 // 2)
     return page_of([title, panels, scale_bar(low, high, "cosine similarity", panels.width)])
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from dinotxt_jax.visualize.colours import FAINT, HATCH, INK, RULE, Colour, heat_colours
-from dinotxt_jax.visualize.page import TEXT
-from dinotxt_jax.visualize.text import fitted, font_of, numbers_between
+from dinotxt_jax.visualize.colours import FAINT, HATCH, RULE, Colour, heat_colours
+from dinotxt_jax.visualize.page import TEXT, write
+from dinotxt_jax.visualize.text import fitted, numbers_between, width_of
 
 LONGEST = 20
 _CHIP, _SPACE, _LINE = TEXT, TEXT // 2, TEXT * 8 // 5
@@ -35,13 +35,12 @@ def draw_legend(entries: Sequence[Entry], width: int) -> Image.Image:
 
     Of more than `LONGEST` entries the last ones are only counted.
     """
-    font = font_of(TEXT)
     more = f"... and {len(entries) - LONGEST} more" if len(entries) > LONGEST else ""
     entries = entries[:LONGEST]
-    beside = 2 * _SPACE + _CHIP + max(font.getlength(entry.share) for entry in entries)
+    beside = 2 * _SPACE + _CHIP + max(width_of(entry.share, TEXT) for entry in entries)
     room = min(_NAME, max(width - beside, TEXT))
-    names = [fitted(entry.name, font, room) for entry in entries]
-    cell = math.ceil(beside + max(map(font.getlength, [*names, more])))
+    names = [fitted(entry.name, TEXT, room) for entry in entries]
+    cell = math.ceil(beside + max(width_of(text, TEXT) for text in [*names, more]))
     count = len(entries) + bool(more)
     columns = max((width + _COLUMN_SPACE) // (cell + _COLUMN_SPACE), 1)
     rows = -(-count // columns)
@@ -58,13 +57,13 @@ def draw_legend(entries: Sequence[Entry], width: int) -> Image.Image:
         picture.paste(_chip(entry.colour), (left, top + (_LINE - _CHIP) // 2))
         baseline = top + (_LINE + TEXT * 2 // 3) // 2
         left += _CHIP + _SPACE
-        draw.text((left, baseline), name, INK, font, anchor="ls")
-        left += round(font.getlength(name)) + _SPACE
-        draw.text((left, baseline), entry.share, FAINT, font, anchor="ls")
+        write(draw, (left, baseline), name)
+        left += round(width_of(name, TEXT)) + _SPACE
+        write(draw, (left, baseline), entry.share, FAINT)
     if more:
         left, top = place(len(entries))
         left += _CHIP + _SPACE
-        draw.text((left, top + (_LINE + TEXT * 2 // 3) // 2), more, FAINT, font, anchor="ls")
+        write(draw, (left, top + (_LINE + TEXT * 2 // 3) // 2), more, FAINT)
     return picture
 
 
@@ -82,12 +81,11 @@ def hatched(height: int, width: int, period: int) -> UInt8[np.ndarray, "height w
 
 def scale_bar(low: float, high: float, what: str, width: int) -> Image.Image:
     """The colours of a heat map from `low` to `high`, with numbers, and what they are."""
-    font = font_of(TEXT)
     thick = TEXT * 2 // 3
     heading = TEXT * 3 // 2
     bar = Image.new("RGB", (width, heading + thick + TEXT * 3 // 2), "white")
     draw = ImageDraw.Draw(bar)
-    draw.text((0, TEXT), fitted(what, font, width), INK, font, anchor="ls")
+    write(draw, (0, TEXT), fitted(what, TEXT, width))
     written = numbers_between(low, high)
     if low == high:
         numbers = [written(low)]
@@ -98,7 +96,10 @@ def scale_bar(low: float, high: float, what: str, width: int) -> Image.Image:
     bar.paste(Image.fromarray(heat_colours(colours)), (0, heading))
     bottom = heading + thick
     # Fewer numbers where they would touch.
-    if max(map(font.getlength, numbers)) * 1.3 * len(numbers) > width and len(numbers) > 1:
+    if (
+        max(width_of(text, TEXT) for text in numbers) * 1.3 * len(numbers) > width
+        and len(numbers) > 1
+    ):
         numbers = [numbers[0], *[""] * (len(numbers) - 2), numbers[-1]]
     for number, text in enumerate(numbers):
         share = number / max(len(numbers) - 1, 1)
@@ -106,5 +107,5 @@ def scale_bar(low: float, high: float, what: str, width: int) -> Image.Image:
         if text:
             draw.line((x, bottom, x, bottom + 5), RULE, 1)
         anchor = "ls" if number == 0 else "rs" if number == len(numbers) - 1 else "ms"
-        draw.text((x, bottom + TEXT + 4), text, FAINT, font, anchor=anchor)
+        write(draw, (x, bottom + TEXT + 4), text, FAINT, anchor=anchor)
     return bar

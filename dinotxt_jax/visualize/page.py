@@ -10,8 +10,9 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.visualize.colours import FAINT, INK
-from dinotxt_jax.visualize.text import fitted, font_of
+from dinotxt_jax.visualize.colours import FAINT, INK, Colour
+from dinotxt_jax.visualize.fonts import font_of
+from dinotxt_jax.visualize.text import fitted, width_of
 
 PAGE = 1600  # about the width of a page, pixels: what a slide shows
 MARGIN = 28
@@ -62,7 +63,6 @@ def checked_columns(columns: int, tiles: int) -> int:
 
 def grid(tiles: Sequence[Tile], columns: int) -> Image.Image:
     """Tiles in rows, without a margin; titles too long for their tile are cut."""
-    font = font_of(TEXT)
     cell = max(_NARROWEST, *(tile.picture.width for tile in tiles))
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heads = [TEXT * 3 // 2 if any(tile.title or tile.note for tile in row) else 0 for row in rows]
@@ -82,22 +82,32 @@ def grid(tiles: Sequence[Tile], columns: int) -> Image.Image:
             left = number * (cell + GAP)
             room = max(tile.picture.width, _NARROWEST)
             if tile.note:
-                draw.text((left + room, top + TEXT), tile.note, FAINT, font, anchor="rs")
-                room -= round(font.getlength(tile.note)) + TEXT // 2
-            draw.text((left, top + TEXT), fitted(tile.title, font, room), INK, font, anchor="ls")
+                write(draw, (left + room, top + TEXT), tile.note, FAINT, anchor="rs")
+                room -= round(width_of(tile.note, TEXT)) + TEXT // 2
+            write(draw, (left, top + TEXT), fitted(tile.title, TEXT, room))
             page.paste(tile.picture, (left, top + head))
         top += height + GAP
     return page
 
 
-def line(
-    text: str, width: int, size: int = TEXT, colour: tuple[int, int, int] = INK
-) -> Image.Image:
+def write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    colour: Colour = INK,
+    size: int = TEXT,
+    *,
+    anchor: str = "ls",
+) -> None:
+    """Writes a line in a font that has its characters; `place` is on its baseline."""
+    draw.text(place, text, colour, font_of(size, text), anchor=anchor)
+
+
+def line(text: str, width: int, size: int = TEXT, colour: Colour = INK) -> Image.Image:
     """One line of text, cut at so many pixels."""
-    font = font_of(size)
-    shown = fitted(text, font, width)
-    strip = Image.new("RGB", (max(round(font.getlength(shown)), 1), size * 5 // 4), "white")
-    ImageDraw.Draw(strip).text((0, size), shown, colour, font, anchor="ls")
+    shown = fitted(text, size, width)
+    strip = Image.new("RGB", (max(round(width_of(shown, size)), 1), size * 5 // 4), "white")
+    write(ImageDraw.Draw(strip), (0, size), shown, colour, size)
     return strip
 
 

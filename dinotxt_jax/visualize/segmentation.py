@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageFilter
 
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.visualize.colours import FAINT, class_colours
+from dinotxt_jax.visualize.colours import FAINT, HATCH, class_colours
 from dinotxt_jax.visualize.inputs import NONE, Photo, checked_alpha, checked_labels, checked_photo
 from dinotxt_jax.visualize.legend import Entry, draw_legend, hatched
 from dinotxt_jax.visualize.page import (
@@ -29,6 +29,7 @@ _FINER = 2  # regions are drawn so many times finer, for smooth edges
 _BESIDE = 0.85  # where a photo's height has this share of its width, the legend is beside it
 _LEGEND = 420  # its width there, pixels
 _CONTOUR = 217  # opacity of lines, of 255
+_SHARES = "share of pixels: ground truth / prediction"
 
 Labels = Int[np.ndarray, "h w"]
 
@@ -65,7 +66,8 @@ def segmentation_overlay(
     photo = checked_photo(image)
     found = checked_labels(labels, photo, len(class_names), ignored, "labels")
     larger = sized(photo, min(max(*photo.size, _SMALLEST), PAGE))
-    painted = _painted(larger, found, checked_alpha(alpha))
+    palette = class_colours(class_names)
+    painted = _painted(larger, found, palette, checked_alpha(alpha))
     if not legend:
         return painted
     beside = photo.height > _BESIDE * photo.width
@@ -96,6 +98,7 @@ def segmentation_sheet(
     *,
     alpha: float = 0.55,
     ignored: int = 255,
+    title: str = "",
 ) -> Image.Image:
     """Rows of photo, ground truth and prediction, with one legend.
 
@@ -107,6 +110,7 @@ def segmentation_sheet(
         class_names: by index.
         alpha: how much of the photo the colours cover, 0 to 1.
         ignored: the index of pixels without a class; they are hatched.
+        title: model and data.
 
     Raises:
         UserError: no entries, labels of another size or without a name, or an unusable photo.
@@ -116,6 +120,7 @@ def segmentation_sheet(
     checked_alpha(alpha)
     tiles, truths, predictions = [], [], []
     side = panel_side(3)
+    palette = class_colours(class_names)
     for number, (image, truth, labels) in enumerate(entries):
         photo = checked_photo(image)
         classes = len(class_names)
@@ -127,19 +132,20 @@ def segmentation_sheet(
         titles = ("", "", "") if number else ("photo", "ground truth", "prediction")
         tiles += [
             Tile(smaller, titles[0]),
-            Tile(_painted(smaller, true, alpha), titles[1]),
-            Tile(_painted(smaller, found, alpha), titles[2], right),
+            Tile(_painted(smaller, true, palette, alpha), titles[1]),
+            Tile(_painted(smaller, found, palette, alpha), titles[2], right),
         ]
         truths.append(true)
         predictions.append(found)
     panels = grid(tiles, 3)
     shares = [_shares(maps, len(class_names)) for maps in (truths, predictions)]
     chips = _class_legend(np.stack(shares, axis=-1), class_names, panels.width)
-    note = "share of pixels: ground truth / prediction"
-    return page_of([panels, chips, line(note, panels.width, TEXT * 5 // 6, FAINT)])
+    note = line(_SHARES, panels.width, TEXT * 5 // 6, FAINT)
+    heading = [line(one_line(title, "segmentation"), panels.width, TEXT * 4 // 3)] if title else []
+    return page_of([*heading, panels, chips, note])
 
 
-def _shares(maps: Sequence[Labels], classes: int) -> Float[np.ndarray, "c+1"]:
+def _shares(maps: Sequence[Labels], classes: int) -> Float[np.ndarray, " {classes}+1"]:
     """The share of pixels of every class, and last of those without one."""
     counts = np.zeros(classes + 1, np.int64)
     for labels in maps:
@@ -149,12 +155,12 @@ def _shares(maps: Sequence[Labels], classes: int) -> Float[np.ndarray, "c+1"]:
 
 
 def _class_legend(
-    shares: Float[np.ndarray, "c+1 k"], class_names: Sequence[str], width: int
+    shares: Float[np.ndarray, "c k"], class_names: Sequence[str], width: int
 ) -> Image.Image:
     """Names and shares of what occurs, the most first; pixels without a class come last."""
     total = shares.sum(axis=1)
     order = [index for index in np.argsort(-total[:-1], kind="stable") if total[index] > 0]
-    palette = class_colours(len(class_names))
+    palette = class_colours(class_names)
     entries = []
     for index in [*order, *([len(class_names)] if total[-1] else [])]:
         text = " / ".join(percent(float(share)) for share in shares[index])
@@ -167,10 +173,12 @@ def _class_legend(
     return draw_legend(entries, width)
 
 
-def _painted(photo: Image.Image, labels: Labels, alpha: float) -> Image.Image:
+def _painted(
+    photo: Image.Image, labels: Labels, palette: UInt8[np.ndarray, "c 3"], alpha: float
+) -> Image.Image:
     """Class colours and contours over a photo, which fades to grey as much as they cover it."""
     fine = _resized(labels, (_FINER * photo.width, _FINER * photo.height))
-    colours = class_colours(max(int(fine.max()), 0) + 1)[fine]
+    colours = np.concatenate([palette, np.asarray([HATCH], np.uint8)])[fine]  # NONE is the last
     period = _FINER * max(max(photo.size) // 40, 8)
     without = hatched(fine.shape[0], fine.shape[1], period)
     colours = np.where((fine == NONE)[..., None], without, colours)

@@ -1,8 +1,8 @@
-"""Retrieval sheets: images beside the captions found for them."""
+"""Retrieval sheets: images next to the captions that a model finds most similar."""
 
 from __future__ import annotations
 
-import textwrap
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,45 +10,105 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from dinotxt_jax.visualize.colours import FAINT, INK, RIGHT
-from dinotxt_jax.visualize.text import font_of
+from dinotxt_jax.visualize.colours import FAINT, INK, MISSED, RIGHT, Colour
+from dinotxt_jax.visualize.page import MARGIN, PAGE, write
+from dinotxt_jax.visualize.text import fitted, one_line, wrapped
 
-Caption = tuple[str, float, bool]
+_TEXT = 20  # height of the font, pixels
+_LINE = 26  # from one line to the next
+_BETWEEN = 8  # captions
+_LABEL = 72  # width of the column of similarities and ranks
+_LINES = 3  # of one caption, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievedCaptions:
+    """An image and the captions that a model finds for it.
+
+    Attributes:
+        pixels: the image.
+        captions: the most similar ones, best first: text, cosine similarity, and whether the
+            caption belongs to the image.
+        missed: where none of them belongs to the image, the most similar one that does: text,
+            cosine similarity, and its rank among all captions (1 for the first).
+    """
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    captions: Sequence[tuple[str, float, bool]]
+    missed: tuple[str, float, int] | None = None
 
 
 def retrieval_sheet(
-    entries: Sequence[tuple[UInt8[np.ndarray, "h w 3"], Sequence[Caption]]],
+    entries: Sequence[RetrievedCaptions],
     path: Path,
-    tile: int = 160,
+    *,
+    captions: int,
+    title: str = "",
+    tile: int = 240,
 ) -> None:
-    """Draws images, each beside the captions found for it, best first.
+    """Draws images, each next to its most similar captions.
 
     Args:
-        entries: (image, [(caption, cosine similarity, whether it belongs to the image), ...]).
+        entries: the images and their captions.
         path: the PNG to write.
+        captions: how many captions were compared with each image.
+        title: model and data.
         tile: side of an image on the sheet, pixels.
     """
     columns = 2 if len(entries) > 4 else 1
-    rows = -(-len(entries) // columns)
-    cell = (tile + 460, tile + 20)
-    sheet = Image.new("RGB", (columns * cell[0] + 20, rows * cell[1] + 44), "white")
+    width = (PAGE - (columns - 1) * MARGIN) // columns
+    cells = [_cell(entry, width, tile, captions) for entry in entries]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    top = MARGIN + (2 * _LINE if title else 0)
+    bottom = top + sum(height + MARGIN for height in heights)
+    sheet = Image.new("RGB", (PAGE + 2 * MARGIN, bottom + 2 * _LINE + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    font = font_of(15)
-    for number, (pixels, captions) in enumerate(entries):
-        left = 20 + number % columns * cell[0]
-        top = 20 + number // columns * cell[1]
-        sheet.paste(
-            Image.fromarray(pixels).resize((tile, tile), Image.Resampling.LANCZOS), (left, top)
-        )
-        y = top
-        for text, similarity, own in captions:
-            colour = RIGHT if own else INK
-            draw.text((left + tile + 12, y), f"{similarity:.2f}", FAINT, font)
-            for line in textwrap.wrap(text, 46, max_lines=3, placeholder=" ..."):
-                draw.text((left + tile + 70, y), line, colour, font)
-                y += 18
-            y += 6
-    legend = "cosine similarity and caption, best first; green: the image's own caption"
-    draw.text((20, sheet.height - 30), legend, FAINT, font)
+    if title:
+        shown = fitted(one_line(title, "retrieval"), _TEXT * 4 // 3, PAGE)
+        write(draw, (MARGIN, MARGIN + _LINE), shown, INK, _TEXT * 4 // 3)
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (MARGIN + column * (width + MARGIN), top))
+        top += height + MARGIN
+    notes = (
+        f"Next to each image: the most similar of all {captions} captions, best first, with their "
+        "cosine similarities.",
+        "Green captions belong to the image. Where none of these does, the best one that does "
+        "follows in red.",
+    )
+    for number, note in enumerate(notes):
+        place = (MARGIN, bottom + (number + 1) * _LINE)
+        write(draw, place, fitted(note, _TEXT, PAGE), FAINT, _TEXT)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def _cell(entry: RetrievedCaptions, width: int, tile: int, captions: int) -> Image.Image:
+    """One image and its captions."""
+    left = tile + _TEXT
+    lines: list[tuple[int, int, str, Colour]] = []  # left, baseline, text, colour
+    y = _TEXT
+
+    def add(text: str, similarity: float, colour: Colour) -> None:
+        nonlocal y
+        lines.append((left, y, f"{similarity:.2f}", FAINT))
+        for part in wrapped(one_line(text, "caption"), _TEXT, width - left - _LABEL, _LINES):
+            lines.append((left + _LABEL, y, part, colour))
+            y += _LINE
+        y += _BETWEEN
+
+    for text, similarity, belongs in entry.captions:
+        add(text, similarity, RIGHT if belongs else INK)
+    if entry.missed is not None:
+        text, similarity, rank = entry.missed
+        lines.append((left, y, f"the image's own caption has rank {rank} of {captions}:", MISSED))
+        y += _LINE
+        add(text, similarity, MISSED)
+    cell = Image.new("RGB", (width, max(tile, y - _BETWEEN - _TEXT + _LINE // 4)), "white")
+    square = Image.fromarray(entry.pixels).resize((tile, tile), Image.Resampling.LANCZOS)
+    cell.paste(square, (0, 0))
+    draw = ImageDraw.Draw(cell)
+    for x, baseline, text, colour in lines:
+        write(draw, (x, baseline), text, colour, _TEXT)
+    return cell

@@ -13,8 +13,9 @@ from small_sets import png
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.data.caption_files import open_coco, open_karpathy
+from dinotxt_jax.data.coco import open_coco
 from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.karpathy import open_karpathy
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
 
@@ -126,7 +127,7 @@ def test_a_config_opens_both(tmp_path: Path) -> None:
         ([1], "", r"captions\.json: there is \[1\] \(list\), expected an object with images"),
         ({}, "", r"captions\.json: the field images is missing, expected a list"),
         ({"images": {}}, "", r"the field images is \{\} \(dict\), expected a list"),
-        ({"images": []}, "", "holds no examples"),
+        ({"images": []}, "", "captions.json is empty, expected at least one"),
         ({"images": [3]}, "", r"images\[0\]: there is 3 \(int\), expected an object with filename"),
         (COCO, "", r"images\[0\]: the field filename is missing, .*or config.data.source"),
         (changed(KARPATHY, "images", 1, "split"), "", r"images\[1\]: the field split is missing"),
@@ -158,9 +159,9 @@ def test_faults_of_karpathys_files_are_named(tmp_path, content, split, message) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is not JSON"),
+        ("", "captions.json is empty, expected at least one example; fill it, or correct conf"),
         ({"images": []}, "the field annotations is missing, expected a list"),
-        ({"images": [], "annotations": []}, "holds no examples"),
+        ({"images": [], "annotations": []}, "captions.json is empty, expected at least one"),
         (KARPATHY, r"images\[0\]: the field id is missing, expected a whole number"),
         (changed(COCO, "images", 1, "id", value="2"), r"images\[1\]: the field id is '2' \(str\)"),
         (changed(COCO, "images", 1, "id", value=9), r"images\[1\]: the id 9 occurs twice"),
@@ -183,9 +184,9 @@ def test_faults_of_cocos_files_are_named(tmp_path, content, message) -> None:
 
 def test_settings_that_do_not_fit_a_caption_file_are_named(tmp_path: Path) -> None:
     path = written(tmp_path, COCO)
-    with pytest.raises(UserError, match="data.split is 'val', but .*captions.json is of one split"):
+    with pytest.raises(UserError, match="config.data.split is 'val', but a COCO caption file"):
         open_coco(path, split="val")
-    with pytest.raises(UserError, match=r"absent\.json is not a file, expected one of captions"):
+    with pytest.raises(UserError, match=r"there is no file .*absent\.json, expected a file of c"):
         open_coco(tmp_path / "absent.json")
     with pytest.raises(UserError, match="nowhere is not a folder"):
         open_coco(path, image_root=tmp_path / "nowhere")

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from small_sets import png, prepare_tfds
 
-from dinotxt_jax.config import DataConfig
-from dinotxt_jax.data.labelled import LabelledSource, open_labelled
-from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.config import DataConfig, TaskConfig
+from dinotxt_jax.data.labelled import LabelledSource
+from dinotxt_jax.data.sources import open_labelled
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.tasks import KINDS
 
 # Of image i, which TFDS may put anywhere in its order.
 SINGLE = (2, 0, 2, 1)
@@ -136,7 +137,8 @@ def test_labels_are_read_without_decoding_an_image(
 
 
 def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConfig) -> None:
-    source = open_source(config, labelled=True)
+    task = TaskConfig(kind="classification", data=config)
+    source = KINDS[task.kind].open_set("config.tasks.t", task)
     assert source.captions(0) == opened(config).captions(0)
 
 
@@ -147,15 +149,21 @@ def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConf
         ({"label_key": "objects/klass"}, "at klass it has area, label; correct .*label_key"),
         ({"label_key": "text"}, r"feature text, is of type Text, expected class labels; correct "),
         ({"label_key": "objects"}, "feature objects, is of type FeaturesDict, expected class"),
-        ({"label_key": "unnamed"}, "feature unnamed, has numbers for labels.*set data.classes"),
+        (
+            {"label_key": "unnamed"},
+            "unnamed, has numbers for labels.*set config.data.classes",
+        ),
         ({"label_key": "foreign"}, "feature foreign, has the class n00000001, which is none of"),
         ({"label_key": "unlabelled"}, r"small\[train\]\[0\]: the label -1 lies outside the 3"),
-        ({"classes": "imagenet1k"}, "has 3 classes, but data.classes names 1000; name one a"),
+        (
+            {"classes": "imagenet1k"},
+            "3 classes, but config.data.classes names 1000; name a class for",
+        ),
         ({"image_key": "photo"}, "no feature photo: .*correct config.data.image_key"),
         ({"split": "test"}, r"small, split test, cannot be read \(Unknown split"),
         ({"name": "absent"}, r"absent, split train, cannot be read .*run tfds build absent"),
         ({"name": ""}, "config.data.name is empty"),
-        ({"only": "imagenet1k"}, "data.only names 'tench'"),
+        ({"only": "imagenet1k"}, "config.data.only names 'tench'"),
     ],
 )
 def test_what_cannot_be_used_is_named(config: DataConfig, changes: dict, message: str) -> None:
@@ -173,7 +181,7 @@ def test_a_name_of_two_lines_which_tfds_tears_apart_is_a_user_error(tmp_path: Pa
     values = [{"image": io.BytesIO(png(0)), "label": 1}]
     folder = prepare_tfds(tmp_path, "torn", features, values)
     config = DataConfig(source="tfds", path=folder, name="torn", split="train")
-    with pytest.raises(UserError, match="has 2 classes, but the data set names 3; name one a"):
+    with pytest.raises(UserError, match="has 2 classes, but the data set names 3; name a cl"):
         open_labelled(config)
     (tmp_path / "names.txt").write_text("a\nb\n")
     assert opened(config, classes=str(tmp_path / "names.txt")).captions(0) == ("b",)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from packed import captions
 
@@ -40,14 +40,12 @@ def one_by_one(lengths: np.ndarray, row_length: int) -> list[tuple[int, int]]:
 
 
 @given(drawn_lengths)
-@settings(deadline=None)
 def test_captions_are_placed_by_first_fit_decreasing(lengths: np.ndarray) -> None:
     row, first = first_fit_decreasing(lengths, 20)
     assert list(zip(row.tolist(), first.tolist(), strict=True)) == one_by_one(lengths, 20)
 
 
 @given(drawn_lengths)
-@settings(deadline=None)
 def test_every_caption_is_there_once_and_nothing_else(lengths: np.ndarray) -> None:
     tokens = captions(lengths, row_length=20)
     found = pack(tokens, lengths)

@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from dinotxt_jax.evaluation.pages import html_page, markdown_page
 from dinotxt_jax.evaluation.published import FIGURES, comparable
+from dinotxt_jax.evaluation.report import named_folder
+from dinotxt_jax.evaluation.tasks import KINDS
 
 IMAGENET = {"images": 50_000, "classes": 1000, "templates": 80}
 ADE20K = {
@@ -47,6 +50,40 @@ def test_published_figures_stand_beside_results_of_the_same_protocol_only() -> N
     assert "20.6" not in markdown_page("t", {"a": result(protocol="whole", resolution=98)}, {})
     for other in ({"images": 5}, {"classes": 3}, {"templates": 1}, {"resolution": "window 64"}):
         assert "19.2" not in markdown_page("t", {"a": result(protocol="slide", **other)}, {})
+
+
+def test_every_metric_that_occurs_is_explained_and_no_other() -> None:
+    explained = {
+        name: markdown_page("t", {"a": result(protocol="whole") | {"metrics": {name: 1.0}}}, {})
+        for kind in KINDS.values()
+        for name in kind.metrics
+    }
+    for name, page in explained.items():
+        assert len([line for line in page.splitlines() if line.startswith("- ")]) == 1, name
+        assert "what a model that guesses would score" in page
+    both = {"image_to_text_r1": 1.0, "image_to_text_r5": 2.0, "mean_recall": 1.5}
+    page = html_page("t", {"a": result() | {"metrics": both}}, {})
+    assert re.findall(r"<li>([^:]*):", page) == ["image-&gt;text R@k", "mean recall"]
+
+
+def test_a_result_names_its_data(tmp_path: Path) -> None:
+    data = {"source": "jsonl", "name": "", "path": "my/captions.jsonl", "split": "test"}
+    page = markdown_page("t", {"a": result() | {"task": {"data": data}}}, {})
+    assert "Data: jsonl, my/captions.jsonl, split test." in page
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/quickstart/run/model", "quickstart/run/model"),
+        ("models/dinotxt/", "dinotxt"),
+        ("./mine/best", "mine/best"),
+        ("model", "model"),
+        ("gs://bucket/run/model", "bucket/run/model"),
+    ],
+)
+def test_a_model_is_named_by_the_folders_that_tell_it_from_others(path: str, name: str) -> None:
+    assert named_folder(path) == name
 
 
 def test_what_a_source_does_not_say_is_said() -> None:

@@ -16,7 +16,12 @@ from dinotxt_jax import UserError
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig
 from dinotxt_jax.evaluation.jobs import PartialWork
 from dinotxt_jax.evaluation.report import evaluate
-from dinotxt_jax.evaluation.retrieval import chance_recalls, recalls
+from dinotxt_jax.evaluation.retrieval import (
+    RetrievalSet,
+    chance_recalls,
+    found_captions,
+    recalls,
+)
 from dinotxt_jax.evaluation.tasks import run_task
 from dinotxt_jax.inference import Model
 
@@ -108,7 +113,24 @@ def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path)
     assert f"| scenes | chance | {result['chance']['image_to_text_r1']:.1f} |" in report
     assert "resolution 56, preparation squash, images 13, captions 65" in report
     assert "![scenes](scenes.png)" in report
-    assert Image.open(tmp_path / "report/scenes.png").size == (1260, 944)
+    assert Image.open(tmp_path / "report/scenes.png").width == 1656
+    assert report.startswith(f"# Evaluation of {model.parts[-3]}/run/model on scenes\n")
+    assert "Data: scenes, split test." in report
+
+
+def test_a_sheet_has_the_own_caption_and_its_rank_where_none_is_found() -> None:
+    # Similarities to the first image: 0.9, 0.8, 0.8, 0.6, and 0.6 and 0.5 of its own captions.
+    cosines = np.array([0.9, 0.8, 0.8, 0.6, 0.6, 0.5])
+    texts = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
+    owners = np.array([1, 1, 2, 2, 0, 0])
+    names = [f"text {number}" for number in range(6)]
+    embedded = RetrievalSet(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), texts, owners, names)
+    captions, missed = found_captions(embedded, 0, 3)
+    assert captions == [("text 0", 0.9, False), ("text 1", 0.8, False), ("text 2", 0.8, False)]
+    assert missed == ("text 4", 0.6, 5)  # the tie counts against the model
+    captions, missed = found_captions(embedded, 0, 6)
+    assert [belongs for _, _, belongs in captions] == [False] * 4 + [True] * 2
+    assert missed is None
 
 
 def test_features_that_are_no_numbers_score_nothing() -> None:
@@ -165,21 +187,24 @@ def test_a_limit_takes_examples_spread_over_the_set(model: Path, tmp_path: Path)
     ("config", "message"),
     [
         (EvaluationConfig(), "config.tasks is empty"),
-        (EvaluationConfig(tasks={"a": TaskConfig(kind="sums")}), "config.tasks.a.kind is 'sums'"),
+        (
+            EvaluationConfig(tasks={"a": TaskConfig(kind="sums")}),
+            "config.tasks.a.kind is 'sums', expected",
+        ),
         (EvaluationConfig(tasks={"a": TaskConfig()}, batch_size=3), "batch_size=3 does not divide"),
         (
             EvaluationConfig(tasks={"a/b": TaskConfig()}, batch_size=8),
-            "a task called 'a/b', ex",
+            "a task called 'a/b', ",
         ),
-        (
-            EvaluationConfig(tasks={"a": TaskConfig(max_examples=-2)}, batch_size=8),
-            "max_examples is",
-        ),
+        (EvaluationConfig(tasks={"a": TaskConfig(max_examples=-2)}, batch_size=8), "max_examples "),
         (
             scenes(augmentation="random_resized_crop"),
-            "config.tasks.scenes.data.augmentation is 'ra",
+            "config.tasks.scenes.data.augmentation is ",
         ),
-        (scenes(source="jsonl", path="no.jsonl"), "no.jsonl is not a file"),
+        (
+            scenes(source="jsonl", path="no.jsonl"),
+            "no.jsonl, .*; correct config.tasks.scenes.data.path",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_writes_nothing(
@@ -188,6 +213,31 @@ def test_what_cannot_be_evaluated_writes_nothing(
     with pytest.raises(UserError, match=message):
         evaluate(str(model), config, tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+def test_images_that_are_all_missing_are_noticed_before_the_model_is_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinotxt_jax.evaluation.report.load", None)
+    index = tmp_path / "captions.jsonl"
+    index.write_text('{"image": "a.png", "caption": "x"}\n')
+    config = scenes(source="jsonl", path=str(index), split="")
+    message = f"in the folder {tmp_path} .*; set config.tasks.scenes.data.image_root"
+    with pytest.raises(UserError, match=message):
+        evaluate(str(model), config, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_finished_task_needs_no_images(model: Path, tmp_path: Path) -> None:
+    index, image = tmp_path / "captions.jsonl", tmp_path / "a.png"
+    index.write_text('{"image": "a.png", "caption": "x"}\n')
+    Image.new("RGB", (60, 60)).save(image)
+    config = scenes(source="jsonl", path=str(index), split="")
+    evaluate(str(model), config, tmp_path / "report")
+    image.unlink()
+    evaluate(str(model), config, tmp_path / "report")
+    with pytest.raises(UserError, match="config.tasks.scenes.data.image_root"):
+        evaluate(str(model), config, tmp_path / "other")
 
 
 def test_interrupted_work_goes_on_and_comes_to_the_same(

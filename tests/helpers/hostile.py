@@ -224,7 +224,7 @@ def corpus(folder: Path) -> dict[str, tuple[Path, str]]:
     )
     add(
         "a record behind the directory",
-        "behind the zip's directory|no record lies",
+        "after the zip's directory|no record lies",
         lambda f: _in_the_comment(files, f),
     )
     add("encrypted records", "compressed or encrypted", lambda f: _encrypted(files, f))

@@ -36,7 +36,7 @@ SHAPES = {
     "2x2x2": (2, 2, 2),
 }
 VOCABULARY = 96
-LARGE_SHAPE = (8192, 8192)  # 256 MiB of float32
+LARGE_SHAPE = (2048, 4096)  # 32 MiB of float32
 _VISION = VisionConfig(patch_size=14, dim=32, depth=1, num_heads=2, mlp_hidden_dim=64)
 _CONFIG = Config(
     steps=8,

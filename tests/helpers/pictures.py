@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dinotxt_jax.visualize.page import GAP, MARGIN
@@ -42,3 +43,9 @@ def count(image: Image.Image, colour: np.ndarray) -> int:
 def panel(picture: Image.Image, number: int, top: int, side: int, height: int) -> np.ndarray:
     left = MARGIN + number * (side + GAP)
     return np.asarray(picture)[MARGIN + top : MARGIN + top + height, left : left + side]
+
+
+def without_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has no fonts but Pillow's own."""
+    monkeypatch.delenv("DINOTXT_FONT", raising=False)
+    monkeypatch.setattr("dinotxt_jax.visualize.fonts._folders", lambda: iter(()))

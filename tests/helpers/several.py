@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import commands
+
 from dinotxt_jax.config import Config, EvaluationConfig
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = commands.ROOT
 # Of one process; a machine with few cores may be busy with other things.
 LIMIT = 400.0
 
@@ -27,7 +26,7 @@ class Group:
         logs: what each of them prints, both streams.
     """
 
-    processes: list[subprocess.Popen[bytes]]
+    processes: list[commands.Process]
     logs: list[Path]
 
     def finish(self, limit: float = LIMIT) -> list[int]:
@@ -42,7 +41,7 @@ class Group:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
-                process.wait()
+                process.wait(LIMIT)
 
     def output(self, index: int) -> str:
         """What a process has printed."""
@@ -73,14 +72,6 @@ def start(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = (
-        f"--xla_force_host_platform_device_count={devices}",
-        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-        # These runs are compiled for longer than they compute.
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    )
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), "NPROC": "32"}
     group = Group([], [])
     for index in range(count):
         joined = [
@@ -90,18 +81,16 @@ def start(
             "--heartbeat_timeout=20",
         ]
         own = of_process[index] if of_process else ()
-        command = [sys.executable, *arguments, *own, *(joined if count > 1 else ())]
         log = folder / f"process{index}.log"
-        with log.open("wb") as stream:
-            group.processes.append(
-                subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env=os.environ | settings | {"PYTHONPATH": str(ROOT)},
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                )
+        group.processes.append(
+            commands.Process(
+                [*arguments, *own, *(joined if count > 1 else ())],
+                cwd=ROOT,
+                env=commands.environment(devices),
+                stdout=log,
+                stderr=log,
             )
+        )
         group.logs.append(log)
     return group
 

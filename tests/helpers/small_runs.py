@@ -17,7 +17,7 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
     TokenizerConfig,
 )
-from dinotxt_jax.training import loop
+from dinotxt_jax.training.batches import Batch, Batches
 from dinotxt_jax.training.metrics import read_metrics
 
 HELD_OUT = DataConfig(split="test", num_scenes=24, image_size=56, augmentation="squash", threads=2)
@@ -62,13 +62,13 @@ def interrupted_at(
     batch: int, monkeypatch: pytest.MonkeyPatch, by: Callable[[], None] = _interrupt
 ) -> list[int]:
     """Training is interrupted once, before a batch; the list grows with every batch."""
-    original, calls = loop._Run._next_batch, []
+    original, calls = Batches.__next__, []
 
-    def interrupting(run: Any) -> Any:
+    def interrupting(batches: Batches) -> Batch:
         calls.append(1)
         if len(calls) == batch:
             by()
-        return original(run)
+        return original(batches)
 
-    monkeypatch.setattr(loop._Run, "_next_batch", interrupting)
+    monkeypatch.setattr(Batches, "__next__", interrupting)
     return calls

@@ -283,7 +283,10 @@ def test_a_work_directory_of_another_backbone_is_refused(
             {"evaluation": EvaluationConfig(tasks={"a": TaskConfig(kind="sums")})},
             "config.evaluation.tasks.a.kind is 'sums', expected retrieval, classification or seg",
         ),
-        ({"data": DataConfig(source="jsonl", path="missing.jsonl")}, "missing.jsonl is not a file"),
+        (
+            {"data": DataConfig(source="jsonl", path="missing.jsonl")},
+            "there is no file missing.jsonl",
+        ),
         (
             {"text": TextTrainingConfig(pack=True, trim=8)},
             "config.text.trim is 8, expected 0 with config.text.pack=True",

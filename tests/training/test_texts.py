@@ -6,16 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from absl import logging
 from small_runs import config
 
 from dinotxt_jax import sharding
+from dinotxt_jax.config import Config
 from dinotxt_jax.config.architecture import TextConfig
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.tokenizers import Tokenizer
-from dinotxt_jax.training.texts import TextRows, make_tokenizer
+from dinotxt_jax.training.texts import TextMetrics, TextRows, TokenRows, make_tokenizer
 
 DEVICES = 2
 MODEL = TextConfig(width=32, depth=2, num_heads=2, mlp_hidden_dim=128)
@@ -27,16 +29,30 @@ def tokenizer() -> Tokenizer:
     return make_tokenizer(run, Path("nowhere"), open_source(run.data))
 
 
-def arranged(tokenizer: Tokenizer, texts: list[str], **text: Any) -> tuple[TextRows, dict]:
-    """Half of `texts` on each of two devices."""
-    import jax
-
-    run = config(Path(), batch_size=len(texts))
-    run = dataclasses.replace(run, text=dataclasses.replace(run.text, **text))
+def text_rows(tokenizer: Tokenizer, run: Config) -> TextRows:
+    """Token rows of batches that two devices share."""
     mesh = sharding.make_mesh(devices=jax.devices()[:DEVICES])
-    rows = TextRows(run, MODEL, tokenizer, open_source(run.data), mesh)
-    needed, arrange = rows.prepare(tokenizer(texts))
-    return rows, arrange(needed)
+    return TextRows(run, tokenizer, open_source(run.data), mesh)
+
+
+def settings(captions: int, **text: Any) -> Config:
+    """A run with batches of `captions` pairs."""
+    run = config(Path(), batch_size=captions)
+    return dataclasses.replace(run, text=dataclasses.replace(run.text, **text))
+
+
+def arranged(rows: TextRows, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], TokenRows]:
+    """The arrays of a batch for a process without others."""
+    prepared = rows.prepare(tokens)
+    return rows.arrange(prepared, prepared.size)
+
+
+def report(run: Config, *steps: TokenRows) -> dict[str, float]:
+    """Text metrics of some steps."""
+    metrics = TextMetrics(run, MODEL, context_length=64)
+    for rows in steps:
+        metrics.add(rows)
+    return metrics.report()
 
 
 def scenes(count: int) -> list[str]:
@@ -45,8 +61,8 @@ def scenes(count: int) -> list[str]:
 
 
 def test_each_device_has_rows_for_its_own_part(tokenizer: Tokenizer) -> None:
-    texts = scenes(64)
-    rows, arrays = arranged(tokenizer, texts, pack=True)
+    texts, run = scenes(64), settings(64, pack=True)
+    arrays, token_rows = arranged(text_rows(tokenizer, run), tokenizer(texts))
     planned = arrays["tokens"].shape[1]
     assert arrays["tokens"].shape == (DEVICES, planned, 64)
     assert arrays["row"].shape == (DEVICES, 32)
@@ -56,7 +72,8 @@ def test_each_device_has_rows_for_its_own_part(tokenizer: Tokenizer) -> None:
         length = int(whole.argmax()) + 1
         found = arrays["tokens"][part, row, end + 1 - length : end + 1]
         np.testing.assert_array_equal(found, whole[:length])
-    assert rows.report() == {
+    assert token_rows == (DEVICES * planned, 64, False)
+    assert report(run, token_rows) == {
         "text_tokens_computed_fraction": planned / 32,
         "text_flops_saved": 3 * MODEL.flops(64 - 2 * planned, 64),
         "packing_overflows": 0,
@@ -64,13 +81,15 @@ def test_each_device_has_rows_for_its_own_part(tokenizer: Tokenizer) -> None:
 
 
 def test_the_rows_that_all_processes_need_are_taken(tokenizer: Tokenizer) -> None:
-    rows, arrays = arranged(tokenizer, scenes(64), pack=True)
-    needed, arrange = rows.prepare(tokenizer(scenes(64)))
+    rows, tokens = text_rows(tokenizer, settings(64, pack=True)), tokenizer(scenes(64))
+    arrays, _ = arranged(rows, tokens)
+    prepared = rows.prepare(tokens)
     more = arrays["tokens"].shape[1] + 1
-    assert needed < more
-    found = arrange(more)
-    assert found["tokens"].shape[1] >= more
-    assert not found["segment_ids"][:, needed:].any()
+    assert prepared.size < more
+    arrays, token_rows = rows.arrange(prepared, more)
+    assert arrays["tokens"].shape[1] >= more
+    assert token_rows.rows == DEVICES * arrays["tokens"].shape[1]
+    assert not arrays["segment_ids"][:, prepared.size :].any()
 
 
 def test_a_batch_of_long_captions_is_not_cut_but_counted_and_logged(
@@ -79,25 +98,30 @@ def test_a_batch_of_long_captions_is_not_cut_but_counted_and_logged(
     lines: list[str] = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
     long = ["a b c d e f g h i j k l m n o p q r s t u v w x y z " * 3] * 64
-    rows, arrays = arranged(tokenizer, long, pack=True)
+    run = settings(64, pack=True)
+    rows, tokens = text_rows(tokenizer, run), tokenizer(long)
+    (arrays, first), (_, second), (_, third) = (arranged(rows, tokens) for _ in range(3))
     assert arrays["tokens"].shape == (DEVICES, 32, 64)
-    np.testing.assert_array_equal(arrays["tokens"].reshape(64, 64), tokenizer(long))
-    for _ in range(2):
-        needed, arrange = rows.prepare(tokenizer(long))
-        arrange(needed)
+    np.testing.assert_array_equal(arrays["tokens"].reshape(64, 64), tokens)
     (line,) = lines  # of three such batches
     assert line.startswith("a batch needs 32 rows of packed captions on a device and ")
-    report = rows.report()
-    assert report["packing_overflows"] == 3
-    assert report["text_tokens_computed_fraction"] == 1.0
-    assert report["text_flops_saved"] == 0.0
+    assert report(run, first, second, third) == {
+        "text_tokens_computed_fraction": 1.0,
+        "text_flops_saved": 0.0,
+        "packing_overflows": 3,
+    }
 
 
 def test_trimmed_rows_count_what_they_save(tokenizer: Tokenizer) -> None:
-    rows, arrays = arranged(tokenizer, ["a red circle"] * 64, trim=16)
+    run = settings(64, trim=16)
+    tokens = tokenizer(["a red circle"] * 64)
+    arrays, token_rows = arranged(text_rows(tokenizer, run), tokens)
     assert arrays["tokens"].shape == (64, 16)
     saved = MODEL.flops(64, 64) - MODEL.flops(64, 16)
-    assert rows.report() == {"text_tokens_computed_fraction": 0.25, "text_flops_saved": 3 * saved}
+    assert report(run, token_rows) == {
+        "text_tokens_computed_fraction": 0.25,
+        "text_flops_saved": 3 * saved,
+    }
 
 
 def test_the_flops_of_the_released_text_transformer() -> None:

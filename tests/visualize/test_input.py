@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pictures import HALVES, WHITE, Drawn, assert_inside, words
+from pictures import HALVES, WHITE, Drawn, assert_inside, without_fonts, words
 from PIL import Image
 
 from dinotxt_jax import visualize
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.visualize.text import one_line
 
 WEIRD = (
     "",
@@ -17,6 +16,10 @@ WEIRD = (
     'a "quoted" name',
     "two\nlines\r\nand\vmore",
     "日本語",
+    "собака и кошка",
+    "كلب",
+    "कुत्ता",
+    "ประเทศไทย",
     "café Straße",
     "\ud800 alone",
     "a\x00b\u202ec\u0301",
@@ -29,25 +32,13 @@ NAN = np.full((2, 2), np.nan)
 INFINITE = np.full((2, 2, 2), np.inf)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("two\nlines \t here", "two lines here"),
-        ("café Straße naïve Ångström", "cafe Strasse naive Angstrom"),
-        ("cat 猫", "cat ?"),
-        ("猫", "class 3"),
-        ("", "class 3"),
-        ("\ud800", "class 3"),
-        ("a\u0301\u200bb\x00", "ab"),
-        (7, "7"),
-    ],
-)
-def test_a_name_becomes_one_line_that_the_font_can_draw(text: object, expected: str) -> None:
-    assert one_line(text, "class 3") == expected
-
-
+@pytest.mark.parametrize("fonts", ["of the system", "none"])
 @pytest.mark.parametrize("size", [(120, 80), (80, 120), (400, 1), (1, 400)])
-def test_weird_names_stay_on_the_picture(size: tuple[int, int], drawn: list[Drawn]) -> None:
+def test_weird_names_stay_on_the_picture(
+    size: tuple[int, int], fonts: str, drawn: list[Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fonts == "none":
+        without_fonts(monkeypatch)
     photo = Image.new("RGB", size)
     labels = np.arange(size[0] * size[1]).reshape(size[::-1]) % len(WEIRD)
     scores = np.random.default_rng(0).normal(size=(2, 2, len(WEIRD)))

@@ -18,7 +18,7 @@ def test_regions_have_the_colours_of_their_chips_as_far_as_alpha_says() -> None:
     picture = visualize.segmentation_overlay(WHITE, HALVES, ["sky", "sea", "sand"], alpha=0.5)
     assert picture.mode == "RGB"
     pixels = np.asarray(picture).astype(int)
-    colours = class_colours(3).astype(int)
+    colours = class_colours(["sky", "sea", "sand"]).astype(int)
     left, right = pixels[MARGIN + 300, MARGIN + 100], pixels[MARGIN + 300, MARGIN + 900]
     for found, colour in ((left, colours[0]), (right, colours[1])):
         np.testing.assert_allclose(found, (255 + colour) / 2, atol=1)
@@ -33,7 +33,7 @@ def test_alpha_0_shows_the_photo_and_alpha_1_hides_it() -> None:
     shown = visualize.segmentation_overlay(photo, labels, alpha=0, **options)
     np.testing.assert_array_equal(np.asarray(shown), photo)
     hidden = visualize.segmentation_overlay(photo, labels, alpha=1, **options)
-    assert count(hidden, class_colours(1)[0]) == 750 * 1000
+    assert count(hidden, class_colours(["all"])[0]) == 750 * 1000
 
 
 def test_contours_run_along_boundaries_only() -> None:
@@ -151,7 +151,7 @@ def test_a_comparison_says_how_much_is_right_and_both_shares(drawn: list[Drawn])
     side = panel_side(3)
     y = MARGIN + TEXT * 3 // 2 + round(side * 0.6 * 0.75)
     row = np.asarray(picture)[y]
-    colours = class_colours(2)
+    colours = class_colours(["a", "b"])
     quarter, three = side // 4, side * 3 // 4
     first, second, third = (MARGIN + number * (side + GAP) for number in range(3))
     np.testing.assert_array_equal(row[[first + quarter, first + three]], 255)
@@ -167,5 +167,8 @@ def test_a_sheet_has_a_row_for_every_entry_and_shares_of_all(drawn: list[Drawn])
     assert words(drawn).index("b") < words(drawn).index("a")
     assert {"75.0% / 75.0%", "25.0% / 25.0%"} < set(words(drawn))
     single = visualize.segmentation_sheet(entries[:1], ["a", "b"])
+    titled = visualize.segmentation_sheet(entries[:1], ["a", "b"], title="a model on\ndata")
+    assert titled.height > single.height
+    assert "a model on data" in words(drawn)
     assert sheet.width == single.width
     assert sheet.height > single.height + 0.6 * panel_side(3)

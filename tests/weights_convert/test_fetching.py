@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 import pytest
 from drawn import checkpoint
@@ -19,10 +17,9 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.model_directory import read_description
 from weights_convert.convert import convert
 from weights_convert.fetching import fetch
-from weights_convert.sources import open_source
+from weights_convert.sources import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # what tests/conftest.py serves
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -78,13 +75,11 @@ def test_a_hub_repository_is_converted_with_what_its_config_says(web: Any, tmp_p
     config = {"num_attention_heads": 2, "hidden_act": "gelu"}
     hub = hub_repository(web, checkpoint("hf_dinov2"), config)
     # The hub's address is read from the environment when the library is imported.
-    done = subprocess.run(
-        [sys.executable, "-m", "weights_convert", "hf://someone/model", "--output=model"],
-        env={**os.environ, **hub, "HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)},
+    done = commands.run(
+        ["-m", "weights_convert", "hf://someone/model", "--output=model"],
+        env=commands.environment(**hub, HF_HOME=str(tmp_path / "hub")),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+        fresh=True,
     )
     assert done.returncode == 0, done.stderr
     assert "hf://someone/model: Dinov2 of transformers" in done.stdout
@@ -163,15 +158,15 @@ def test_shards_that_do_not_fit_their_index_are_refused(sharded: Path) -> None:
     ):
         index.write_text(json.dumps({"weight_map": where}))
         with pytest.raises(UserError, match=message):
-            open_source(sharded)
+            open_checkpoint(sharded)
     index.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
-        open_source(sharded)
+        open_checkpoint(sharded)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a directory without any of model.safetensors.index"):
-        open_source(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_an_activation_that_is_not_computed_here_is_refused(sharded: Path, tmp_path: Path) -> None:

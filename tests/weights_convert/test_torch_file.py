@@ -135,7 +135,7 @@ def _no_import(name, *arguments, **options):
     return _real_import(name, *arguments, **options)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3 * settings.default.max_examples, suppress_health_check=list(HealthCheck))
 @given(data=strategies.data())
 def test_any_damage_to_any_file_is_a_user_error_or_still_arrays(hostile, torch_files, data):
     """The short form of benchmarks/fuzz_torch_file.py."""

@@ -1,4 +1,4 @@
-"""The known layouts of checkpoint files; `matching.recognise` selects the best match."""
+"""The known layouts for checkpoint files; `matching.recognise` selects the best match."""
 
 from weights_convert.layouts.dinotxt_v2 import TEXT_ENCODER, VISION_HEAD
 from weights_convert.layouts.dinotxt_v3 import DINOTXT_V3

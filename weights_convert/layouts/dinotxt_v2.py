@@ -1,9 +1,9 @@
-"""Layouts of dino.txt's trained parts on DINOv2: `..._vision_head.pth`, `..._text_encoder.pth`.
+"""Layouts for dino.txt's trained parts on DINOv2: `..._vision_head.pth`, `..._text_encoder.pth`.
 
-Axes: d width (of the component), f hidden width, h heads, k width of a head, v vocabulary,
-t context length, e width shared by image and text descriptors. Names follow
-`dinov2/hub/dinotxt.py` and `dinov2/eval/text/` of facebookresearch/dinov2. The release has no
-logit_scale: it stays at ln(1/0.07).
+Axes: d component width, f hidden width, h heads, k head width, v vocabulary, t context length,
+e width shared by image and text descriptors. Names follow `dinov2/hub/dinotxt.py` and
+`dinov2/eval/text/` in facebookresearch/dinov2. The release has no logit_scale: it stays at
+ln(1/0.07).
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ HEAD_NORM = (
     Rule("ln_final.bias", "norm/bias", "d -> d"),
 )
 
-TEXT = (
+TEXT_RULES = (
     Rule("backbone.token_embedding.weight", "token_embedding", "v d -> v d"),
     Rule("backbone.positional_embedding", "position_embedding", "t d -> t d"),
     *under("backbone.blocks.{layer}.", "blocks/", TEXT_BLOCK),
@@ -48,10 +48,12 @@ VISION_HEAD = Layout(
     name="dinotxt_v2_head",
     title="dino.txt vision head",
     rules=under("", "head/", (*under("block_list.{layer}.", "blocks/", HEAD_BLOCK), *HEAD_NORM)),
+    default_export=lambda vision: vision.positions == "learned",
 )
 
 TEXT_ENCODER = Layout(
     name="dinotxt_v2_text",
     title="dino.txt text encoder",
-    rules=under("", "text/", TEXT),
+    rules=under("", "text/", TEXT_RULES),
+    default_export=lambda vision: vision.positions == "learned",
 )

@@ -1,8 +1,8 @@
-"""Layout of the official DINOv2 backbones (`dinov2_vit*14[_reg4]_pretrain.pth`).
+"""Layout for the official DINOv2 backbones (`dinov2_vit*14[_reg4]_pretrain.pth`).
 
-Axes: d width, r registers, n stored positions (including the class token's), p and q rows and
-columns of a patch, h heads, k width of a head, f hidden width of the MLP. Names follow
-`dinov2/models/vision_transformer.py` and `dinov2/layers/` of facebookresearch/dinov2.
+Axes: d width, r registers, n stored positions (including the class token's), p and q patch rows
+and columns, h heads, k head width, f hidden MLP width. Names follow
+`dinov2/models/vision_transformer.py` and `dinov2/layers/` in facebookresearch/dinov2.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ ATTENTION_BLOCK = (
     Rule("norm2.weight", "norm2/scale", "d -> d"),
     Rule("norm2.bias", "norm2/bias", "d -> d"),
 )
-"""Arrays of every block of the family, including the dino.txt vision head."""
+"""Arrays in every block of the family, including the dino.txt vision head."""
 
 QKV_BIAS = (Rule("attn.qkv.bias", "attention/qkv/bias", "(three h k) -> three h k", "qkv_bias"),)
 
@@ -64,7 +64,7 @@ IMAGENET = {
     "resize": 256,
     "crop": 224,
 }
-"""Evaluation preprocessing of the DINO families."""
+"""Evaluation preprocessing for the DINO families."""
 
 DINOV2 = Layout(
     name="dinov2",
@@ -92,6 +92,9 @@ DINOV2 = Layout(
     alternatives=(("mlp", "swiglu"),),
     vision={"position_interpolation": "offset"},
     preprocessing=IMAGENET,
+    default_export=lambda vision: (
+        vision.positions == "learned" and vision.layer_scale and not vision.num_registers
+    ),
 )
 
 REGISTERS = Rule("register_tokens", "backbone/register_tokens", "1 r d -> r d")
@@ -102,4 +105,7 @@ DINOV2_REG = dataclasses.replace(
     title="official DINOv2 backbone with registers",
     rules=(*DINOV2.rules, REGISTERS),
     vision={"position_interpolation": "antialias"},
+    default_export=lambda vision: (
+        vision.positions == "learned" and vision.layer_scale and vision.num_registers > 0
+    ),
 )

@@ -1,8 +1,8 @@
-"""Layout of the official DINOv3 backbones (`dinov3_vit*16_pretrain_*.pth`).
+"""Layout for the official DINOv3 backbones (`dinov3_vit*16_pretrain_*.pth`).
 
 Axes as in `layouts.dinov2`, plus o: the stored periods, a quarter of a head's width. Names follow
-`dinov3/models/vision_transformer.py` and `dinov3/layers/` of facebookresearch/dinov3. The mask of
-the query/key/value bias is kept as an array; it removes the bias of the keys.
+`dinov3/models/vision_transformer.py` and `dinov3/layers/` in facebookresearch/dinov3. The mask on
+the query/key/value bias is kept as an array; it removes the key bias.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ LOCAL_NORM = (
 
 
 def _mask_of_keys(vision: VisionConfig) -> np.ndarray:
-    """Returns the mask that removes the bias of the keys, [layers 3 heads head_dim]."""
+    """Returns the mask that removes the key bias, [layers 3 heads head_dim]."""
     mask = np.ones((vision.depth, 3, vision.num_heads, vision.dim // vision.num_heads), np.float32)
     mask[:, 1] = 0
     return mask
@@ -70,4 +70,5 @@ DINOV3 = Layout(
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
     synthesised={"backbone/blocks/attention/qkv/bias_mask": _mask_of_keys},
     preprocessing=IMAGENET,
+    default_export=lambda vision: vision.positions == "rope",
 )

@@ -1,4 +1,4 @@
-"""Layouts of backbones in `transformers`: Dinov2, Dinov2WithRegisters and DINOv3ViT.
+"""Layouts for backbones in `transformers`: Dinov2, Dinov2WithRegisters and DINOv3ViT.
 
 Axes as in `layouts.dinov2`. Query, key and value are separate arrays. DINOv3's keys have no bias,
 and the periods are not stored but computed from `rope_theta`. Dinov2 interpolates positions
@@ -62,6 +62,8 @@ HF_DINOV2 = Layout(
     ignored=_CLASSIFIER,
     vision={"position_interpolation": "bicubic"},
     preprocessing=IMAGENET,
+    # Dinov2 in transformers always gates with silu, whatever `hidden_act` says.
+    described_by_config=True,
 )
 
 _REGISTERS = Rule("embeddings.register_tokens", "backbone/register_tokens", "1 r d -> r d")
@@ -124,9 +126,11 @@ HF_DINOV3 = Layout(
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
     computed={"backbone/rope_periods": _periods},
     preprocessing=IMAGENET,
+    described_by_config=True,
+    gate_follows_config=True,
 )
 
-# A separate table, because the two kinds of MLP share array names.
+# A separate table, because the two MLP kinds share array names.
 HF_DINOV3_GATED = dataclasses.replace(
     HF_DINOV3,
     name="hf_dinov3_gated",

@@ -1,18 +1,18 @@
 """Key tables: one row per array, applied in both directions.
 
-A row holds the name of an array in the released file, the place in this project's tree, and the
-mapping of axes from one to the other:
+A row holds an array's name in the released file, the place in this project's tree, and how axes map
+from one to the other:
 
     Rule("blocks.{layer}.attn.qkv.weight", "backbone/blocks/attention/qkv/kernel",
          "(three h k) d -> d three h k")
 
-`{layer}` is the index of a block; in our tree the arrays of all blocks are stacked on a new leading
-axis. `{gate,up}` in a place splits the leading axis of the result into these places.
-`{query,key,value}` in a name first stacks the arrays of these names on a new leading axis; an empty
-name, as in `{q_proj,,v_proj}`, stands for zeros that the file leaves out. A pattern uses einops
-notation and only permutes and regroups axes: swapping the two sides inverts it, bit by bit, and the
-left side gives the shape in the file. An axis name has a single size within a component (backbone,
-head, text).
+`{layer}` is a block index; in our tree the arrays from all blocks are stacked on a new leading
+axis. `{gate,up}` in a place splits the result's leading axis into these places.
+`{query,key,value}` in a name first stacks the arrays with these names on a new leading axis; an
+empty name, as in `{q_proj,,v_proj}`, stands for zeros that the file leaves out. A pattern uses
+einops notation and only permutes and regroups axes: swapping the two sides inverts it, bit by bit,
+and the left side gives the shape in the file. An axis name has a single size within a component
+(backbone, head, text).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ import numpy as np
 from dinotxt_jax.config.architecture import VisionConfig
 
 FIXED_AXES = {"three": 3, "rgb": 3}
-"""Axes of known size: query/key/value, and colour."""
+"""Axes with known size: query/key/value, and colour."""
 
 _LAYER = "(?P<layer>0|[1-9][0-9]{0,3})"
 _AXES = re.compile(r"\([^)]*\)|\S+")
@@ -36,14 +36,14 @@ _BRACES = re.compile(r"\{(\w*(?:,\w*)+)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A row of a layout: an array of our tree and the array(s) of a file that it is made from.
+    """A row in a layout: an array in our tree and the file's array(s) that it is made from.
 
     Attributes:
-        source: the name in the file; `{layer}` stands for the index of a block.
+        source: the name in the file; `{layer}` stands for a block index.
         place: the place in our tree, '/'-separated, starting with the component.
         axes: einops pattern, file -> ours, for one layer.
-        feature: optional feature of a model that the array belongs to. If the file has any array of
-            a feature, all rules of this feature apply. Rules without a feature always apply.
+        feature: optional model feature that the array belongs to. If the file has any array for
+            a feature, all rules for this feature apply. Rules without a feature always apply.
         keeps_float32: always stored in float32.
     """
 
@@ -79,7 +79,7 @@ class Rule:
         return "{layer}" in self.source
 
     def match(self, key: str) -> re.Match[str] | None:
-        """Matches the name of an array in the file; the group `layer` is the index of the block."""
+        """Matches an array's name in the file; the group `layer` is the block index."""
         return next(filter(None, (p.fullmatch(key) for p in _patterns(self.sources))), None)
 
     def keys(self, layer: int | None = None) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ class Rule:
         return tuple(s if layer is None else s.format(layer=layer) for s in self.sources)
 
     def source_axes(self) -> list[list[str]]:
-        """The names that each axis of an array in the file combines; "1" for an axis of size 1."""
+        """The names that each array axis in the file combines; "1" for an axis with size 1."""
         axes = [axis.strip("()").split() for axis in _AXES.findall(self._sides()[0])]
         return axes[1:] if len(self.sources) > 1 else axes
 
@@ -100,22 +100,22 @@ class Rule:
         )
 
     def axis_names(self) -> tuple[str, ...]:
-        """The names of the axes of each place, for one layer."""
+        """The axis names in each place, for one layer."""
         axes = tuple(self._sides()[1].split())
         return axes[1:] if len(self.places) > 1 else axes
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape of each place, for one layer."""
+        """The shape in each place, for one layer."""
         known = self._known(sizes)
         return tuple(known[name] for name in self.axis_names())
 
     def to_ours(
         self, arrays: Sequence[np.ndarray | None], sizes: Mapping[str, int]
     ) -> tuple[np.ndarray, ...]:
-        """Converts arrays of the file to the arrays of the places (views where possible).
+        """Converts the file's arrays to the arrays for all places (views where possible).
 
         Args:
-            arrays: one per name in `sources`, of shape `source_shape(sizes)`; None for zeros.
+            arrays: one per name in `sources`, with shape `source_shape(sizes)`; None for zeros.
             sizes: axis name -> size.
         """
         present = next(array for array in arrays if array is not None)
@@ -147,20 +147,25 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The layout of a kind of checkpoint file.
+    """The layout that a kind of checkpoint file has.
 
     Attributes:
         name: short name.
         title: description for messages.
         rules: the key table.
-        alternatives: sets of features of which a file has exactly one.
-        ignored: prefixes of names of arrays that the model does not need, with the reason.
-        vision: fields of `VisionConfig` that all backbones of this layout share and that array
-            shapes do not determine.
-        computed: place -> function for arrays that files of this layout do not store.
-        synthesised: place -> function for arrays that files of this layout require but that a model
+        alternatives: feature sets; a file has exactly one feature from each set.
+        ignored: name prefixes for arrays that the model does not need, with the reason.
+        vision: `VisionConfig` fields that all backbones in this layout share and that array shapes
+            do not determine.
+        computed: place -> function for arrays that files in this layout do not store.
+        synthesised: place -> function for arrays that files in this layout require but that a model
             converted from another layout may lack.
-        preprocessing: default image preprocessing of this layout.
+        preprocessing: default image preprocessing for this layout.
+        described_by_config: whether a `config.json` next to such files describes the model.
+        gate_follows_config: whether a gated MLP uses the activation that `config.json` names;
+            otherwise gates always use silu.
+        default_export: whether this layout exports a backbone with a given architecture, or parts
+            trained on it, if no layout is recorded for their sources.
     """
 
     name: str
@@ -176,15 +181,18 @@ class Layout:
         default_factory=dict
     )
     preprocessing: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    described_by_config: bool = False
+    gate_follows_config: bool = False
+    default_export: Callable[[VisionConfig], bool] = lambda vision: False
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The components of a model that a file of this layout contains."""
+        """The model components that a file in this layout contains."""
         return tuple(dict.fromkeys(rule.component for rule in self.rules))
 
 
 def under(source: str, place: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """Adds one prefix to all file names of a table, and another to all places."""
+    """Adds one prefix to all file names in a table, and another to all places."""
     return tuple(
         dataclasses.replace(rule, source=source + rule.source, place=place + rule.place)
         for rule in rules

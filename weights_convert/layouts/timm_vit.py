@@ -1,8 +1,8 @@
-"""Layouts of timm's vision transformers: plain ViTs and copies of DINOv2.
+"""Layouts for timm's vision transformers: plain ViTs and copies of DINOv2.
 
 Axes and names as in `layouts.dinov2`. The classifier is ignored. Positions are interpolated like in
-timm (antialiased), also for copies of DINOv2 without registers, for which the official code uses an
-offset instead (`--set position_interpolation=offset`).
+timm (antialiased), even for DINOv2 copies without registers, where the official code uses an offset
+instead (`--set position_interpolation=offset`).
 """
 
 import dataclasses
@@ -35,6 +35,8 @@ TIMM_VIT = Layout(
     ignored={"head.": "the classifier, which a backbone does not use"},
     # timm's preprocessing for its AugReg weights: 224 px, crop_pct 0.9.
     preprocessing={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resize": 248, "crop": 224},
+    described_by_config=True,
+    default_export=lambda vision: vision.positions == "learned" and not vision.layer_scale,
 )
 
 TIMM_DINOV2 = dataclasses.replace(
@@ -43,9 +45,10 @@ TIMM_DINOV2 = dataclasses.replace(
     title="timm's DINOv2",
     rules=(*_SURROUNDINGS, *_blocks(*LAYER_SCALE, *MLP)),
     preprocessing=IMAGENET,
+    default_export=lambda vision: False,
 )
 
-# ViT-g: fc1 is a packed SwiGLU under the name of a plain MLP.
+# ViT-g: fc1 is a packed SwiGLU with a plain MLP's name.
 TIMM_DINOV2_SWIGLU = dataclasses.replace(
     TIMM_DINOV2,
     name="timm_dinov2_swiglu",

@@ -1,0 +1,200 @@
+"""The batches of a training run: read, agreed on by all processes, and placed on the mesh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Shaped
+
+from dinotxt_jax import sharding
+from dinotxt_jax.config import Config
+from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.feature_cache import CachedExample, FeatureCache
+from dinotxt_jax.data.pipeline import (
+    BadImageMonitor,
+    ImageTextExample,
+    TrainingIterator,
+    make_training_iterator,
+)
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.runtime.termination import Termination
+from dinotxt_jax.tokenizers import Tokenizer
+from dinotxt_jax.training.texts import PreparedTexts, TextRows, TokenRows
+
+
+class Batch(NamedTuple):
+    """One global batch, and the facts about it that the loop acts on.
+
+    Attributes:
+        arrays: the batch of `Trainer.train_step`, on the mesh.
+        token_rows: the rows that the text transformer computes for it.
+        waited: seconds that this process waited for its examples.
+        bad_images: images that all processes have skipped since training began.
+        terminate: whether any process was asked to terminate; the step of this batch is the last.
+    """
+
+    arrays: dict[str, jax.Array]
+    token_rows: TokenRows
+    waited: float
+    bad_images: int
+    terminate: bool
+
+
+class _HostBatch(NamedTuple):
+    """The share of one process in a batch, before it depends on other processes.
+
+    Attributes:
+        images: pixels uint8[b h w 3], or cached backbone tokens [b t d].
+        texts: the captions.
+        skipped: bad images that were skipped to fill the b rows.
+    """
+
+    images: Shaped[np.ndarray, "b ..."]
+    texts: PreparedTexts
+    skipped: int
+
+
+class _Agreement(NamedTuple):
+    """The values that all processes must share before a batch is placed."""
+
+    text_size: int
+    skipped: int
+    terminate: bool
+
+
+class Batches(Iterator[Batch]):
+    """Endless iterator over the global batches of a run; all processes must advance it together.
+
+    A batch is made in two stages. `_read` concerns this process alone, so it may run ahead of the
+    train step. `_agree` and `_place` are collective: they follow the order of the steps.
+
+    Args:
+        config: the run.
+        source: the training data.
+        cache: backbone tokens of `source`; None reads images.
+        tokenizer: of the run.
+        mesh: where the batches are placed.
+        termination: notes a request to terminate, which all processes then learn of.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        cache: FeatureCache | None,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        termination: Termination,
+    ):
+        self._pairs = config.pairs_per_step
+        self._mesh = mesh
+        self._readers = sharding.batch_readers(mesh)
+        self._termination = termination
+        self._image_name = "image" if cache is None else "features"
+        self._texts = TextRows(config, tokenizer, source, mesh)
+        self._examples = self._open_examples(config, source, cache, tokenizer)
+        self._bad_images = BadImageMonitor(config.data.max_bad_fraction, len(source))
+        if self._pairs > len(source) and processes.is_first():
+            logging.warning(
+                "the %d pairs of a step exceed the %d examples, so that a batch holds images "
+                "several times and sets them against each other; lower config.batch_size",
+                self._pairs,
+                len(source),
+            )
+
+    def _open_examples(
+        self, config: Config, source: Source, cache: FeatureCache | None, tokenizer: Tokenizer
+    ) -> TrainingIterator:
+        make_example = (
+            ImageTextExample(source, config.data, tokenizer.encode)
+            if cache is None
+            else CachedExample(cache, source, tokenizer.encode)
+        )
+        process = jax.process_index()
+        return make_training_iterator(
+            source,
+            make_example,
+            batch_size=self._pairs,
+            seed=config.seed,
+            parts=next(parts for parts, group in self._readers.items() if process in group),
+            part_count=sharding.batch_parts(self._mesh),
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            workers=config.data.workers if cache is None else 0,
+        )
+
+    def __next__(self) -> Batch:
+        """The next global batch.
+
+        Raises:
+            UserError: the examples of any process cannot be read, or too many images are bad;
+                all processes raise it.
+        """
+        started = time.perf_counter()
+        size = skipped = 0
+        failure: UserError | None = None
+        try:
+            host = self._read()
+            size, skipped = host.texts.size, host.skipped
+        except UserError as error:
+            failure = error
+        waited = time.perf_counter() - started  # for data, not for other processes
+        agreed = self._agree(size, skipped, failure)
+        bad_images = self._count_bad_images(agreed.skipped)
+        arrays, token_rows = self._place(host, agreed.text_size)
+        return Batch(arrays, token_rows, waited, bad_images, agreed.terminate)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position after the batch that was returned last, as plain JSON."""
+        return {"data": self._examples.get_state(), "bad_images": self._bad_images.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues after the batch at which `state` was taken.
+
+        Raises:
+            UserError: it was taken with another batch size, seed or number of examples.
+        """
+        self._examples.set_state(state["data"])
+        self._bad_images.set_state(state["bad_images"])
+
+    def close(self) -> None:
+        """Ends threads and worker processes."""
+        self._examples.close()
+
+    def _read(self) -> _HostBatch:
+        rows = next(self._examples)
+        texts = self._texts.prepare(rows["tokens"])
+        return _HostBatch(rows[self._image_name], texts, int(rows["skipped"].sum()))
+
+    def _agree(self, size: int, skipped: int, failure: UserError | None) -> _Agreement:
+        """One exchange for all decisions: every process must compile and make the same step."""
+        everywhere = processes.gathered(
+            [size, skipped, failure is not None, self._termination.requested]
+        )
+        sizes, skips, failures, terminations = everywhere.T  # each [processes]
+        if failures.any():
+            processes.agree(failure)
+        return _Agreement(
+            text_size=int(sizes.max()),
+            # The processes of a group read the same rows: one of them counts.
+            skipped=sum(int(skips[group[0]]) for group in self._readers.values()),
+            terminate=bool(terminations.any()),
+        )
+
+    def _count_bad_images(self, skipped: int) -> int:
+        try:
+            return self._bad_images.update(self._pairs, skipped)
+        except UserError as error:
+            raise processes.CommonError(str(error)) from error
+
+    def _place(self, host: _HostBatch, text_size: int) -> tuple[dict[str, jax.Array], TokenRows]:
+        arrays, token_rows = self._texts.arrange(host.texts, text_size)
+        whole = arrays | {self._image_name: host.images}
+        return sharding.global_batch(whole, self._mesh), token_rows

@@ -1,0 +1,102 @@
+"""A process that has imported the libraries and forks one child for each command.
+
+Started by `commands.py`. Requests are lines of JSON on standard input, answers lines of JSON on
+standard output. A child gets its own arguments, folder, environment and streams, runs its module as
+`__main__`, and ends as an interpreter ends: exit handlers, threads, traceback and exit code.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+# No entry points: they define flags, each in the only process that shall have them.
+LIBRARIES = (
+    "absl.app",
+    "dinotxt_jax.cli",
+    "dinotxt_jax.evaluation.report",
+    "dinotxt_jax.inference",
+    "dinotxt_jax.planning.run",
+    "dinotxt_jax.training.loop",
+    "dinotxt_jax.visualize",
+    "matplotlib.pyplot",
+    "ml_collections.config_flags",
+    "weights_convert.convert",
+)
+
+
+def main() -> None:
+    """Answers requests until standard input ends; in a child, runs the command instead."""
+    import_libraries()
+    # A child that looked for garbage among all objects of the parent would copy their memory.
+    gc.collect()
+    gc.freeze()
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        if "poll" in request:
+            answer = poll(request["poll"])
+        else:
+            with warnings.catch_warnings():
+                # BLAS has threads, and makes them anew in a child.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                answer = os.fork()
+            if answer == 0:
+                return become(request)
+        print(json.dumps(answer), flush=True)
+    return None
+
+
+def import_libraries() -> None:
+    """Imports all libraries, and checks that no backend of JAX has started its threads."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    from jax._src import xla_bridge
+
+    if xla_bridge._backends:
+        sys.exit("an import has started a backend of JAX, so that no child could use it")
+
+
+def poll(process: int) -> int | None:
+    """Returns the exit code of a child, negative for a signal, or None while it runs."""
+    ended, status = os.waitpid(process, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def become(request: dict[str, Any]) -> None:
+    """Turns this child into the command `python ARGUMENTS`."""
+    replace_streams(request["stdout"], request["stderr"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    program, *arguments = request["arguments"]
+    if program == "-m":
+        sys.path[0] = os.getcwd()
+        sys.argv = arguments
+        sys.modules.pop(arguments[0], None)
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(program).resolve().parent)
+        sys.argv = [program, *arguments]
+        runpy.run_path(program, run_name="__main__")
+
+
+def replace_streams(stdout: str, stderr: str) -> None:
+    """Reads from nowhere and writes into files, both streams into one where they are equal."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(stdout, flags), 1)
+    if stderr == stdout:
+        os.dup2(1, 2)
+    else:
+        os.dup2(os.open(stderr, flags), 2)
+
+
+if __name__ == "__main__":
+    main()

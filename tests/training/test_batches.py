@@ -1,0 +1,69 @@
+"""The iterator of global batches: their place on the mesh, resumption and termination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import config
+
+from dinotxt_jax import sharding
+from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.runtime.termination import Termination
+from dinotxt_jax.training.batches import Batches
+from dinotxt_jax.training.texts import TokenRows, make_tokenizer
+
+
+def open_batches(termination: Termination) -> Batches:
+    """Batches of 16 drawn scenes on all eight devices."""
+    run = config(Path())
+    source = open_source(run.data)
+    tokenizer = make_tokenizer(run, Path("nowhere"), source)
+    return Batches(run, source, None, tokenizer, sharding.make_mesh(), termination)
+
+
+@pytest.fixture
+def termination() -> Termination:
+    return Termination()
+
+
+@pytest.fixture
+def batches(termination: Termination) -> Iterator[Batches]:
+    opened = open_batches(termination)
+    yield opened
+    opened.close()
+
+
+def test_a_batch_lies_on_all_devices(batches: Batches) -> None:
+    batch = next(batches)
+    shapes = {name: (array.shape, array.dtype.name) for name, array in batch.arrays.items()}
+    assert shapes == {"image": ((16, 56, 56, 3), "uint8"), "tokens": ((16, 64), "int32")}
+    for array in batch.arrays.values():
+        assert {len(shard.data) for shard in array.addressable_shards} == {2}
+    assert batch.token_rows == TokenRows(rows=16, length=64, overflow=False)
+    assert batch.waited > 0
+    assert (batch.bad_images, batch.terminate) == (0, False)
+
+
+def test_the_state_is_the_position_after_the_last_batch(batches: Batches) -> None:
+    first = next(batches)
+    state = batches.get_state()
+    second = next(batches)
+    assert not np.array_equal(first.arrays["image"], second.arrays["image"])
+    resumed = open_batches(Termination())
+    resumed.set_state(state)
+    again = next(resumed)
+    resumed.close()
+    for name, array in second.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array)
+    assert resumed.get_state() == batches.get_state()
+
+
+def test_the_batch_after_a_request_to_terminate_is_the_last(
+    batches: Batches, termination: Termination
+) -> None:
+    assert not next(batches).terminate
+    termination.requested = True
+    assert next(batches).terminate
