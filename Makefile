@@ -60,7 +60,7 @@ format: $(VENV)/installed-test
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-docs: $(VENV)/installed-test
+docs: $(VENV)/installed-plots
 	$(RUN) -m dinotxt_jax.config > docs/configuration.md
 
 clean:

@@ -91,7 +91,7 @@ class _Setting(NamedTuple):
     """The constants of a traced loss.
 
     Attributes:
-        kind: an entry of `LOSSES`.
+        kind: "softmax" or "sigmoid".
         chunk: columns of the logits that exist at a time, over all devices.
         shards: the devices.
     """

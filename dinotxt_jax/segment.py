@@ -17,7 +17,7 @@ from absl import flags
 
 from dinotxt_jax import cli
 from dinotxt_jax.config import DTYPE_NAMES
-from dinotxt_jax.config.evaluation import PROTOCOL_NAMES
+from dinotxt_jax.config.evaluation import PROTOCOL_SIDES
 from dinotxt_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
@@ -27,7 +27,7 @@ _PICTURE = flags.DEFINE_string(
     "picture", "overlay", "overlay, heat (all scores), similarity (of one phrase) or pca (patches)."
 )
 _PROTOCOL = flags.DEFINE_enum(
-    "protocol", "slide", PROTOCOL_NAMES, "slide, whole or highres (for overlay, heat)."
+    "protocol", "slide", list(PROTOCOL_SIDES), "slide, whole or highres (for overlay, heat)."
 )
 _TEMPLATES = flags.DEFINE_string("templates", "openai_80", "A list, a text file, or one template.")
 _BACKGROUND = flags.DEFINE_string(

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig
+from dinotxt_jax.config import Config, DataConfig, EvaluationConfig, TaskConfig, check
+from dinotxt_jax.config.data import CAPTIONS, SOURCE_SETTINGS, SourceSettings
+from dinotxt_jax.config.evaluation import KIND_SETTINGS, KindSettings
 from dinotxt_jax.data.examples import Example
 from dinotxt_jax.data.scenes import SceneSource
 from dinotxt_jax.data.source_kind import SourceKind
@@ -106,20 +108,24 @@ class Greys:
 def test_a_new_source_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     row = SourceKind(reads=(), captions=lambda config, section: Greys(), needs_path=False)
     monkeypatch.setitem(SOURCES, "greys", row)
+    monkeypatch.setitem(SOURCE_SETTINGS, "greys", SourceSettings((CAPTIONS,), needs=()))
     config = DataConfig(source="greys", augmentation="center_crop")
     assert open_source(config)[2].captions == ("brightness 2",)
     task = TaskConfig(kind="retrieval", data=config, max_examples=2)
+    check(EvaluationConfig(tasks={"a": task}))
     KINDS[task.kind].check("config.tasks.a", task, 14)
     assert len(KINDS[task.kind].open_set("config.tasks.a", task)) == 2
     segmentation = dataclasses.replace(task, kind="segmentation")
     with pytest.raises(UserError, match="config.tasks.a.data.source='greys' has no masks"):
         KINDS["segmentation"].open_set("config.tasks.a", segmentation)
+    with pytest.raises(UserError, match="config.tasks.a.data.source is 'greys', which has no m"):
+        check(EvaluationConfig(tasks={"a": segmentation}))
 
 
 class CountingKind(RetrievalKind):
     """Counts the images of a task."""
 
-    metrics: tuple[str, ...] = ("images",)
+    metrics = ("images",)
 
     def run(self, job: Job) -> TaskResult:
         return TaskResult("counting", {"images": float(len(job.source))}, {}, {})
@@ -127,10 +133,16 @@ class CountingKind(RetrievalKind):
 
 def test_a_new_kind_of_task_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "counting", CountingKind())
+    settings = KindSettings(CAPTIONS, CountingKind.metrics, encodes_whole_images=False)
+    monkeypatch.setitem(KIND_SETTINGS, "counting", settings)
     task = TaskConfig(kind="counting", data=DataConfig(num_scenes=5), max_examples=4)
     opened = open_task("a", task, "config")
     result = run_task(Job(None, "a", task, opened.source, 2))  # type: ignore[arg-type]
     assert result.metrics == {"images": 4}
+    config = EvaluationConfig(tasks={"a": task}, best="a/images", every=1)
+    check(Config(evaluation=config))
+    with pytest.raises(UserError, match="best is 'a/top1', expected a/images"):
+        check(Config(evaluation=dataclasses.replace(config, best="a/top1")))
 
 
 def test_settings_that_a_source_does_not_read_are_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,22 +9,6 @@ from typing import Annotated
 from dinotxt_jax.config.ranges import Choice, Range, mistake
 from dinotxt_jax.errors import UserError
 
-# Sources of captions, of class labels and of masks; the rooms above have a table for each.
-CAPTION_SOURCES = ("scenes", "jsonl", "array_record", "tfds", "karpathy", "coco", "folder", "csv")
-LABEL_SOURCES = ("folder", "csv", "tfds")
-MASK_SOURCES = ("csv", "masks", "scenes")
-SOURCE_NAMES = tuple(dict.fromkeys((*CAPTION_SOURCES, *MASK_SOURCES)))
-# Settings that a source cannot do without.
-REQUIRED = {
-    "jsonl": ("path",),
-    "array_record": ("path",),
-    "tfds": ("name", "split"),
-    "karpathy": ("path",),
-    "coco": ("path",),
-    "folder": ("path",),
-    "csv": ("path",),
-    "masks": ("name", "path"),
-}
 MASK_SETS = (
     "ade20k_150",
     "cityscapes_19",
@@ -38,12 +22,52 @@ MASK_SETS = (
     "camvid_11",
     "msrc_v2",
 )
-SCENE_SPLITS = ("train", "test")
-SMALLEST_SCENE = 32
-AUGMENTATIONS = ("random_resized_crop", "center_crop", "squash")
-TOKENIZERS = ("clip", "bpe")
 # 256 bytes, padding, start, end, and one merge.
 SMALLEST_VOCABULARY = 260
+CAPTIONS, LABELS, MASKS = "captions", "class labels", "masks"
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+    """The settings that a source allows; `data.sources` opens it.
+
+    Attributes:
+        gives: `CAPTIONS`, `LABELS` or `MASKS`.
+        needs: fields of `DataConfig` that must not be empty; mask_needs: those for masks.
+        names, splits: the values that `name` and `split` may have, if they are known.
+        smallest_image: least side of an image, pixels.
+    """
+
+    gives: tuple[str, ...]
+    needs: tuple[str, ...] = ("path",)
+    mask_needs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    smallest_image: int = 1
+
+
+SOURCE_SETTINGS: dict[str, SourceSettings] = {
+    "scenes": SourceSettings(
+        (CAPTIONS, MASKS), needs=(), splits=("train", "test"), smallest_image=32
+    ),
+    "jsonl": SourceSettings((CAPTIONS,)),
+    "array_record": SourceSettings((CAPTIONS,)),
+    "tfds": SourceSettings((CAPTIONS, LABELS), needs=("name", "split")),
+    "karpathy": SourceSettings((CAPTIONS,)),
+    "coco": SourceSettings((CAPTIONS,)),
+    "folder": SourceSettings((CAPTIONS, LABELS)),
+    "csv": SourceSettings((CAPTIONS, LABELS, MASKS), mask_needs=("classes",)),
+    "masks": SourceSettings((MASKS,), needs=("name", "path"), names=MASK_SETS),
+}
+
+
+def sources_of(content: str) -> tuple[str, ...]:
+    """The sources that give `CAPTIONS`, `LABELS` or `MASKS`."""
+    return tuple(name for name, source in SOURCE_SETTINGS.items() if content in source.gives)
+
+
+AUGMENTATIONS = ("random_resized_crop", "center_crop", "squash")
+TOKENIZER_KINDS = ("clip", "bpe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +76,7 @@ class DataConfig:
 
     source: Annotated[
         str,
-        Choice(SOURCE_NAMES),
+        Choice(SOURCE_SETTINGS),
         "kind of data set. Captions: scenes (drawn), jsonl, array_record, tfds, karpathy or coco "
         "(published caption files). Class labels: folder (one folder per class), csv or tfds. "
         "Masks: csv, masks (a published data set in its own folders) or scenes",
@@ -135,21 +159,39 @@ class DataConfig:
                     f"{key}.{name} is ({low:g}, {high:g}), expected the smaller number first; "
                     f"set it to ({high:g}, {low:g})."
                 )
-        for name in REQUIRED.get(self.source, ()):
+        source = SOURCE_SETTINGS[self.source]
+        for name in source.needs:
             if not getattr(self, name):
                 yield (
                     f"{key}.{name} is empty, expected the {name} that {key}.source={self.source} "
                     f"reads; set {key}.{name}."
                 )
-        if self.source == "masks":
-            yield from wrong_choice(f"{key}.name", self.name, MASK_SETS)
-        if self.source == "scenes" and self.split:
-            yield from wrong_choice(f"{key}.split", self.split, SCENE_SPLITS)
-        if self.source == "scenes" and self.image_size < SMALLEST_SCENE:
+        if source.names:
+            yield from wrong_choice(f"{key}.name", self.name, source.names)
+        if source.splits and self.split:
+            yield from wrong_choice(f"{key}.split", self.split, source.splits)
+        if self.image_size < source.smallest_image:
             yield (
-                f"{key}.image_size is {self.image_size}, expected at least {SMALLEST_SCENE} for "
-                "drawn scenes, whose shapes cannot be seen in smaller images; raise it."
+                f"{key}.image_size is {self.image_size}, expected at least {source.smallest_image} "
+                f"for {key}.source={self.source}, whose shapes cannot be seen in smaller images; "
+                "raise it."
             )
+
+    def content_conflicts(self, key: str, content: str, use: str) -> Iterator[str]:
+        """The same about a source that has to give `content`; `use` is the setting that says so."""
+        suitable = sources_of(content)
+        if self.source not in suitable:
+            yield (
+                f"{key}.source is {self.source!r}, which has no {content}, expected "
+                f"{Choice(suitable)} for {use}; set it to one of these."
+            )
+        elif content == MASKS:
+            for name in SOURCE_SETTINGS[self.source].mask_needs:
+                if not getattr(self, name):
+                    yield (
+                        f"{key}.{name} is empty, expected the {name} that the masks of "
+                        f"{key}.source={self.source} hold; set {key}.{name}."
+                    )
 
     def preparation_conflicts(self, key: str) -> Iterator[str]:
         """The same about the preparation of whole images, which segmentation does not use."""
@@ -174,7 +216,7 @@ class TokenizerConfig:
 
     kind: Annotated[
         str,
-        Choice(TOKENIZERS),
+        Choice(TOKENIZER_KINDS),
         "clip (CLIP's BPE) or bpe (trained on the captions of `config.data`)",
     ] = "clip"
     vocabulary: Annotated[

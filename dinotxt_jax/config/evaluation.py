@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Annotated, NamedTuple
+from collections.abc import Iterator
+from typing import Annotated
 
-from dinotxt_jax.config.data import (
-    CAPTION_SOURCES,
-    LABEL_SOURCES,
-    MASK_SOURCES,
-    DataConfig,
-    wrong_choice,
-)
+from dinotxt_jax.config.data import CAPTIONS, LABELS, MASKS, DataConfig, wrong_choice
 from dinotxt_jax.config.ranges import Choice, Range
 
 
-class TaskChoice(NamedTuple):
-    """What a kind of task reads, and the results it gives."""
+@dataclasses.dataclass(frozen=True)
+class KindSettings:
+    """The settings that a kind of task allows; `evaluation.tasks` runs it.
 
-    sources: tuple[str, ...]
+    Attributes:
+        content: what its source gives.
+        metrics: names of its results.
+        encodes_whole_images: whether it encodes whole images, as `data` prepares them.
+    """
+
+    content: str
     metrics: tuple[str, ...]
+    encodes_whole_images: bool = True
 
 
-TASK_KINDS: Mapping[str, TaskChoice] = {
-    "retrieval": TaskChoice(
-        CAPTION_SOURCES,
+KIND_SETTINGS: dict[str, KindSettings] = {
+    "retrieval": KindSettings(
+        CAPTIONS,
         (
             "image_to_text_r1",
             "image_to_text_r5",
@@ -36,14 +38,17 @@ TASK_KINDS: Mapping[str, TaskChoice] = {
             "mean_recall",
         ),
     ),
-    "classification": TaskChoice(
-        LABEL_SOURCES, ("top1", "top5", "mean_per_class", "mean_average_precision")
+    "classification": KindSettings(
+        LABELS, ("top1", "top5", "mean_per_class", "mean_average_precision")
     ),
-    "segmentation": TaskChoice(MASK_SOURCES, ("mean_iou", "mean_accuracy", "pixel_accuracy")),
+    "segmentation": KindSettings(
+        MASKS, ("mean_iou", "mean_accuracy", "pixel_accuracy"), encodes_whole_images=False
+    ),
 }
-PROTOCOL_NAMES = ("slide", "whole", "highres")
+# Protocols of segmentation, and the setting with the short sides that their windows have to fit.
+PROTOCOL_SIDES: dict[str, str] = {"slide": "short_side", "whole": "", "highres": "scales"}
 # Data sets with published figures (`evaluation.published`).
-PUBLISHED = ("imagenet1k", "coco", "ade20k_150", "cityscapes_19")
+PUBLISHED_SETS = ("imagenet1k", "coco", "ade20k_150", "cityscapes_19")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class SegmentationConfig:
 
     protocol: Annotated[
         str,
-        Choice(PROTOCOL_NAMES),
+        Choice(PROTOCOL_SIDES),
         "slide (the protocol of dino.txt), whole or highres (`inference.segmentation`)",
     ] = "slide"
     image_size: Annotated[
@@ -92,12 +97,13 @@ class SegmentationConfig:
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Sentences about settings that cannot be combined; `key` is the key of this group."""
-        if self.protocol == "whole":
+        name = PROTOCOL_SIDES[self.protocol]
+        if not name:
             return
-        name = "scales" if self.protocol == "highres" else "short_side"
-        sides = self.scales if self.protocol == "highres" else (self.short_side,)
+        value = getattr(self, name)
+        sides = value if isinstance(value, tuple) else (value,)
         if not sides:
-            yield f"{key}.scales is empty, expected at least one size in pixels; set it."
+            yield f"{key}.{name} is empty, expected at least one size in pixels; set it."
         elif self.window > min(sides):
             yield (
                 f"{key}.window is {self.window}, expected at most {key}.{name}={min(sides)}, the "
@@ -114,7 +120,7 @@ class SegmentationConfig:
 class TaskConfig:
     """One evaluation."""
 
-    kind: Annotated[str, Choice(tuple(TASK_KINDS)), "retrieval, classification or segmentation"] = (
+    kind: Annotated[str, Choice(KIND_SETTINGS), "retrieval, classification or segmentation"] = (
         "retrieval"
     )
     data: Annotated[
@@ -135,25 +141,18 @@ class TaskConfig:
     segmentation: Annotated[SegmentationConfig, "segmentation: the protocol"] = SegmentationConfig()
     published: Annotated[
         str,
-        Choice(PUBLISHED, optional=True),
+        Choice(PUBLISHED_SETS, optional=True),
         "name of the published figures (`evaluation.published`) that the report shows next to the "
         "result, if they have the same protocol",
     ] = ""
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Sentences about settings that cannot be combined; `key` is the key of this group."""
-        sources = TASK_KINDS[self.kind].sources
-        if self.data.source not in sources:
-            yield (
-                f"{key}.data.source is {self.data.source!r}, expected {Choice(sources)} for "
-                f"{key}.kind={self.kind}; set it to one of these."
-            )
-        if self.kind == "segmentation":
-            if self.data.source == "csv" and not self.data.classes:
-                yield (
-                    f"{key}.data.classes is empty, expected the names of the classes that the "
-                    "masks hold; set it to a text file with one name per line."
-                )
+        kind = KIND_SETTINGS[self.kind]
+        yield from self.data.content_conflicts(
+            f"{key}.data", kind.content, f"{key}.kind={self.kind}"
+        )
+        if not kind.encodes_whole_images:
             return
         if self.data.augmentation == "random_resized_crop":
             yield (
@@ -218,4 +217,4 @@ class EvaluationConfig:
 
 
 def _metrics(task: TaskConfig) -> tuple[str, ...]:
-    return TASK_KINDS[task.kind].metrics
+    return KIND_SETTINGS[task.kind].metrics

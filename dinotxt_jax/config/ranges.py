@@ -14,7 +14,7 @@ import functools
 import math
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from dinotxt_jax.errors import closest
@@ -93,11 +93,11 @@ class Choice:
     """One of several names.
 
     Attributes:
-        names: the choices.
+        names: the choices, or a table whose keys they are.
         optional: whether the empty text, for none of them, is a choice too.
     """
 
-    names: Sequence[str]
+    names: Collection[str]
     optional: bool = False
 
     def accepts(self, value: str) -> bool:

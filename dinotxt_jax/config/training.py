@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from dinotxt_jax.config.architecture import POOLINGS, divides
-from dinotxt_jax.config.data import DataConfig, TokenizerConfig
+from dinotxt_jax.config.data import CAPTIONS, DataConfig, TokenizerConfig
 from dinotxt_jax.config.evaluation import EvaluationConfig
 from dinotxt_jax.config.ranges import Choice, Form, Range
 
-LOSSES = ("softmax", "sigmoid")
+LOSS_KINDS = ("softmax", "sigmoid")
 REMAT_POLICIES = ("none", "full", "dots")
 ATTENTIONS = ("auto", "xla", "grouped", "cudnn", "splash")
 DTYPE_NAMES = ("float32", "bfloat16")
@@ -112,7 +112,7 @@ class LossConfig:
     """The training objective."""
 
     kind: Annotated[
-        str, Choice(LOSSES), "softmax (CLIP's) or sigmoid (SigLIP's, with a learned bias)"
+        str, Choice(LOSS_KINDS), "softmax (CLIP's) or sigmoid (SigLIP's, with a learned bias)"
     ] = "softmax"
     chunk: Annotated[
         int,
@@ -289,10 +289,6 @@ class Config:
                 f"{key}.profile is {self.profile!r}, expected FIRST:LAST with FIRST not after "
                 f"LAST; set it to {last}:{first}."
             )
-        if self.data.source == "masks":
-            yield (
-                f"{key}.data.source is 'masks', expected a source of captions to train on; set it "
-                "to one such as jsonl or array_record."
-            )
+        yield from self.data.content_conflicts(f"{key}.data", CAPTIONS, "training")
         yield from self.data.preparation_conflicts(f"{key}.data")
         yield from self.evaluation.training_conflicts(f"{key}.evaluation")

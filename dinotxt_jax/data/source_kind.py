@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dinotxt_jax.config.data import CAPTIONS, LABELS, MASKS
+
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
     from dinotxt_jax.data.class_labels import LabelledImages
     from dinotxt_jax.data.examples import Source
     from dinotxt_jax.data.masks import MaskSource
-
-
-CAPTIONS, LABELS, MASKS = "captions", "class labels", "masks"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax.config import TaskConfig, check_image_size
+from dinotxt_jax.config.evaluation import KIND_SETTINGS
 from dinotxt_jax.data.examples import check_images_found, limited
 from dinotxt_jax.data.labelled import LabelledSource
 from dinotxt_jax.data.sources import open_labelled
@@ -27,7 +28,7 @@ from dinotxt_jax.inference.prompts import class_features
 class ClassificationKind:
     """Zero-shot classification, as a `TaskKind`."""
 
-    metrics: tuple[str, ...] = ("top1", "top5", "mean_per_class", "mean_average_precision")
+    metrics = KIND_SETTINGS["classification"].metrics
     encodes_whole_images = True
 
     def check(self, section: str, task: TaskConfig, patch_size: int) -> None:

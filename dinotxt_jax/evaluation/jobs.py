@@ -83,7 +83,7 @@ class TaskKind(Protocol[SourceT]):
     encodes_whole_images: bool
 
     def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
-        """Raises `UserError` for settings that are wrong whatever the data holds.
+        """Raises `UserError` for settings that do not fit the backbone, or texts that are missing.
 
         `section`, here and below, is the name of the task's settings on the command line, such as
         "config.tasks.flickr8k".

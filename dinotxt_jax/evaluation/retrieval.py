@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax import visualize
 from dinotxt_jax.config import TaskConfig, check_image_size
+from dinotxt_jax.config.evaluation import KIND_SETTINGS
 from dinotxt_jax.data.examples import Source, check_images_found, limited
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
@@ -123,7 +124,7 @@ def _block_ranks(
 class RetrievalKind:
     """Image-text retrieval, as a `TaskKind`."""
 
-    metrics: tuple[str, ...] = (*(f"{way}_r{k}" for way in _WAYS for k in RECALLS), "mean_recall")
+    metrics = KIND_SETTINGS["retrieval"].metrics
     encodes_whole_images = True
 
     def check(self, section: str, task: TaskConfig, patch_size: int) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from dinotxt_jax import visualize
 from dinotxt_jax.config import SegmentationConfig, TaskConfig
+from dinotxt_jax.config.evaluation import KIND_SETTINGS
 from dinotxt_jax.data.examples import limited
 from dinotxt_jax.data.masks import IGNORED, MaskSource
 from dinotxt_jax.data.pipeline import in_threads
@@ -41,7 +42,7 @@ class SegmentationKind:
     Cached backbone tokens are of whole images and so cannot be used: windows are encoded here.
     """
 
-    metrics: tuple[str, ...] = ("mean_iou", "mean_accuracy", "pixel_accuracy")
+    metrics = KIND_SETTINGS["segmentation"].metrics
     encodes_whole_images = False
 
     def check(self, section: str, task: TaskConfig, patch_size: int) -> None:

@@ -32,9 +32,9 @@ def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: st
 
     Args:
         config: the tasks, as `config.check` accepts them.
-        patch_size: of the backbone.
+        patch_size: patch size of the backbone, pixels.
         mesh: of the run.
-        where: the key of the tasks' group in the user's command.
+        where: the name of these settings on the command line, for messages.
     """
     sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
     for name, task in config.tasks.items():

@@ -41,7 +41,11 @@ from dinotxt_jax.training.precompute import tasks_with_caches
 from dinotxt_jax.training.profiling import StepProfiler
 from dinotxt_jax.training.rates import ModelFlops, Throughput
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
-from dinotxt_jax.training.texts import TextMetrics, make_tokenizer, save_tokenizer
+from dinotxt_jax.training.texts import (
+    TextMetrics,
+    make_tokenizer,
+    save_tokenizer,
+)
 from dinotxt_jax.visualize import training_curves
 
 

@@ -118,7 +118,7 @@ def _description(config: Config, images: EncodedSet, fingerprint: str) -> dict[s
 
 
 def tasks_with_caches(config: Config) -> list[tuple[str, TaskConfig]]:
-    """Returns the evaluation tasks that encode whole images; others encode windows."""
+    """The evaluation tasks that encode whole images; others encode windows of them."""
     tasks = config.evaluation.tasks.items()
     return [(name, task) for name, task in tasks if KINDS[task.kind].encodes_whole_images]
 

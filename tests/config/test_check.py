@@ -12,28 +12,22 @@ import pytest
 from dinotxt_jax import UserError
 from dinotxt_jax.config import Config, DataConfig, EvaluationConfig, TaskConfig, check
 from dinotxt_jax.config.architecture import (
-    MLPS,
     POSITION_INTERPOLATIONS,
-    POSITION_KINDS,
     HeadConfig,
     TextConfig,
     VisionConfig,
 )
 from dinotxt_jax.config.checking import is_group
 from dinotxt_jax.config.data import (
-    AUGMENTATIONS,
-    CAPTION_SOURCES,
-    LABEL_SOURCES,
     MASK_SETS,
-    MASK_SOURCES,
-    REQUIRED,
-    SMALLEST_SCENE,
     SMALLEST_VOCABULARY,
-    TOKENIZERS,
+    SOURCE_SETTINGS,
+    TOKENIZER_KINDS,
 )
-from dinotxt_jax.config.evaluation import PROTOCOL_NAMES, PUBLISHED, TASK_KINDS
+from dinotxt_jax.config.evaluation import KIND_SETTINGS, PROTOCOL_SIDES, PUBLISHED_SETS
 from dinotxt_jax.config.overrides import override
-from dinotxt_jax.config.ranges import Setting, declared_settings
+from dinotxt_jax.config.ranges import Setting, settings_of
+from dinotxt_jax.config.training import ATTENTIONS
 
 TASKS = EvaluationConfig(
     tasks={
@@ -96,7 +90,7 @@ def says(message: str, parts: str) -> bool:
         ("data.split=val", "config.data.split is 'val', expected train or test; set it to one of"),
         ("data.num_scenes=0", "config.data.num_scenes is 0"),
         ("data.image_size=0", "config.data.image_size is 0, expected a number from 1 to 16,384;"),
-        ("data.image_size=14", "config.data.image_size is 14, expected at least 32 for drawn"),
+        ("data.image_size=14", "config.data.image_size is 14, expected at least 32 for"),
         ("data.augmentation=mixup", "config.data.augmentation is 'mixup', expected random_resize"),
         ("data.crop_scale=(0, 0)", "config.data.crop_scale[0] is 0.0, expected a number above"),
         ("data.crop_scale=(1, 0.5)", "config.data.crop_scale is (1, 0.5), ... to (0.5, 1)."),
@@ -184,7 +178,7 @@ def test_a_mistake_is_named(change: str, message: str) -> None:
         ("published=imagenet", "published is 'imagenet', ...; did you mean 'imagenet1k'?"),
         (
             "kind=classification",
-            "data.source is 'scenes', expected folder, csv or tfds for ",
+            "data.source is 'scenes', which has no class labels, expected tfds, fo",
         ),
         ("data.split=val", "data.split is 'val', expected train or test;"),
         (
@@ -229,7 +223,7 @@ def test_a_mistake_in_a_task_has_the_key_of_its_command(
         (("data.augmentation=center_crop", "data.resize=200"), "config.data.resize is 200, expect"),
         (
             ("data.source=masks", "data.name=ade20k_150", "data.path=p"),
-            "config.data.source is 'masks', expected a source of captions to train on",
+            "config.data.source is 'masks', which has no captions, expected scenes",
         ),
         (("data.source=masks", "data.name=ade", "data.path=p"), "...; did you mean 'ade20k_150'?"),
         (
@@ -238,7 +232,7 @@ def test_a_mistake_in_a_task_has_the_key_of_its_command(
         ),
         (
             ("evaluation.tasks.pixels.data.source=jsonl", "evaluation.tasks.pixels.data.path=p"),
-            "config.evaluation.tasks.pixels.data.source is 'jsonl', expected csv, masks or scenes",
+            "config.evaluation.tasks.pixels.data.source is 'jsonl', which has no masks, expect",
         ),
         (("evaluation.tasks.pixels.data.source=csv",), "config.evaluation.tasks.pixels.data.path"),
         (
@@ -342,10 +336,8 @@ def test_defaults_are_within_their_ranges() -> None:
 
 def test_the_choices_are_those_of_the_rooms_above() -> None:
     from dinotxt_jax import tokenizers
-    from dinotxt_jax.config.training import ATTENTIONS
-    from dinotxt_jax.data import scenes, transforms
-    from dinotxt_jax.data.mask_layouts import MASK_LAYOUTS
-    from dinotxt_jax.data.source_kind import CAPTIONS, LABELS, MASKS
+    from dinotxt_jax.data import scenes
+    from dinotxt_jax.data.mask_layouts import LAYOUTS
     from dinotxt_jax.data.sources import SOURCES
     from dinotxt_jax.evaluation.published import FIGURES
     from dinotxt_jax.evaluation.tasks import KINDS
@@ -354,27 +346,32 @@ def test_the_choices_are_those_of_the_rooms_above() -> None:
     from dinotxt_jax.models.attention import IMPLEMENTATIONS
 
     assert ("auto", *IMPLEMENTATIONS) == ATTENTIONS
-    for content, names in (
-        (CAPTIONS, CAPTION_SOURCES),
-        (LABELS, LABEL_SOURCES),
-        (MASKS, MASK_SOURCES),
-    ):
-        assert {name for name, kind in SOURCES.items() if content in kind.gives} == set(names)
-    needs_path = {name for name, kind in SOURCES.items() if kind.needs_path}
-    assert {name for name, keys in REQUIRED.items() if "path" in keys} == needs_path
-    assert tuple(MASK_LAYOUTS) == MASK_SETS
-    assert tuple(PROTOCOLS) == PROTOCOL_NAMES
-    assert tuple(FIGURES) == PUBLISHED
-    assert {name: kind.metrics for name, kind in KINDS.items()} == {
-        name: kind.metrics for name, kind in TASK_KINDS.items()
+    assert {name: kind.gives for name, kind in SOURCES.items()} == {
+        name: source.gives for name, source in SOURCE_SETTINGS.items()
     }
-    assert scenes._SMALLEST_IMAGE == SMALLEST_SCENE
+    needs_path = {name for name, kind in SOURCES.items() if kind.needs_path}
+    assert needs_path == {n for n, source in SOURCE_SETTINGS.items() if "path" in source.needs}
+    assert tuple(LAYOUTS) == MASK_SETS
+    assert tuple(FIGURES) == PUBLISHED_SETS
+    assert tuple(PROTOCOLS) == tuple(PROTOCOL_SIDES)
+    assert {name: (kind.metrics, kind.encodes_whole_images) for name, kind in KINDS.items()} == {
+        name: (kind.metrics, kind.encodes_whole_images) for name, kind in KIND_SETTINGS.items()
+    }
+    assert SOURCE_SETTINGS["scenes"].smallest_image == scenes._SMALLEST_IMAGE
     assert len(tokenizers._BYTES) + 3 + 1 == SMALLEST_VOCABULARY
     classes = (tokenizers.ClipTokenizer, tokenizers.TrainedTokenizer)
-    assert tuple(cls.kind for cls in classes) == TOKENIZERS
+    assert tuple(cls.kind for cls in classes) == TOKENIZER_KINDS
     assert ("antialias", *vit._SCALE_OFFSETS) == POSITION_INTERPOLATIONS
-    assert transforms.is_random(DataConfig(augmentation=AUGMENTATIONS[0]))
-    assert (MLPS, POSITION_KINDS) == (("mlp", "swiglu"), ("learned", "rope"))
+
+
+def test_the_results_of_retrieval_are_those_it_promises() -> None:
+    import numpy as np
+
+    from dinotxt_jax.evaluation.retrieval import RetrievalSet
+
+    features = np.eye(2, dtype=np.float32)
+    found = RetrievalSet(features, features, np.arange(2), ["a", "b"]).metrics()
+    assert tuple(found) == KIND_SETTINGS["retrieval"].metrics
 
 
 def test_presets_are_accepted() -> None:

@@ -34,16 +34,17 @@ from dinotxt_jax.config import (
     check_image_size,
 )
 from dinotxt_jax.config.architecture import VisionConfig
-from dinotxt_jax.data.pipeline import ImageTextExample, make_training_iterator
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
-from dinotxt_jax.evaluation.tasks import check_tasks
+from dinotxt_jax.evaluation.tasks import KINDS, check_tasks
 from dinotxt_jax.inference.dense import DenseTexts
 from dinotxt_jax.inference.protocols import PROTOCOLS
+from dinotxt_jax.runtime.termination import Termination
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
+from dinotxt_jax.training.batches import Batches
 from dinotxt_jax.training.optimizer import make_optimizer
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
-from dinotxt_jax.training.texts import TextRows, make_tokenizer
+from dinotxt_jax.training.texts import make_tokenizer
 
 PATCH = 16
 VISION = VisionConfig(
@@ -103,12 +104,11 @@ def run_step(config: Config) -> None:
 
 
 def _prepare_task(task: TaskConfig) -> None:
-    source = open_source(task.data)
+    source = KINDS[task.kind].open_set("config.evaluation.tasks.a", task)
     image = decode_image(source[0].image)
-    if task.kind == "segmentation":
-        texts = DenseTexts(np.ones((3, 8), np.float32), np.arange(3))
-        protocol = PROTOCOLS[task.segmentation.protocol]
-        assert protocol.levels(image, task.segmentation, PATCH, texts)
+    if not KINDS[task.kind].encodes_whole_images:
+        protocol, texts = PROTOCOLS[task.segmentation.protocol], np.ones((3, 8), np.float32)
+        assert protocol.levels(image, task.segmentation, PATCH, DenseTexts(texts, np.arange(3)))
     else:
         assert EvalTransform(task.data)(image).shape == (task.data.image_size,) * 2 + (3,)
 
@@ -144,30 +144,17 @@ def _shapes_only(config: Config) -> Config:
 
 def _batch(config: Config, mesh: Mesh) -> tuple[dict[str, jax.Array], int]:
     """The first batch, and the number of token ids."""
-    source, length = open_source(config.data), config.tokenizer.context_length
-    if config.tokenizer.kind == "bpe":
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer = make_tokenizer(config, Path(folder), source)
-        vocabulary, tokenize = tokenizer.vocabulary_size, tokenizer.encode
-    else:  # its vocabulary would have to be downloaded
-        vocabulary, tokenize = 300, lambda _: np.ones(length, np.int32)
-    batches = make_training_iterator(
-        source,
-        ImageTextExample(source, config.data, tokenize),
-        batch_size=config.pairs_per_step,
-        seed=config.seed,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        workers=config.data.workers,
-    )
+    source = open_source(config.data)
+    # The vocabulary of the other kind would have to be downloaded.
+    trained = dataclasses.replace(config.tokenizer, kind="bpe")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = make_tokenizer(
+            dataclasses.replace(config, tokenizer=trained), Path(folder), source
+        )
+    batches = Batches(config, source, None, tokenizer, mesh, Termination())
     batch = next(batches)
     batches.close()
-    texts = {"tokens": batch["tokens"]}
-    if config.tokenizer.kind == "bpe":
-        rows = TextRows(config, tokenizer, source, mesh)
-        prepared = rows.prepare(batch["tokens"])
-        texts, _ = rows.arrange(prepared, prepared.size)
-    return sharding.global_batch(texts | {"image": batch["image"]}, mesh), vocabulary
+    return batch.arrays, tokenizer.vocabulary_size
 
 
 @dataclasses.dataclass
@@ -208,6 +195,9 @@ class _Shared:
 
 
 _BUILT: dict[str, _Shared] = {}
+# The gradient of a maximum divides by the number of values that equal it. Without optimisation XLA
+# computes these values once more with other rounding, so that none does.
+_OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 
 def _drawn(tree: Any) -> Any:
@@ -225,10 +215,11 @@ def _shared(config: Config, mesh: Mesh, vocabulary: int) -> _Shared:
     key = repr((config, mesh.shape, vocabulary))
     if key not in _BUILT:
         trainer = make_trainer(config, BACKBONE, vocabulary, mesh)
+        options = _OPTIMIZED if config.head.pooling == "max" else None
         _BUILT[key] = _Shared(
             trainer,
             jax.jit(trainer.backbone_tokens),
-            jax.jit(trainer.loss_and_gradients),
+            jax.jit(trainer.loss_and_gradients, compiler_options=options),
             _drawn(trainer.abstract_state().trainable) | {"logit_scale": jax.numpy.float32(2.0)},
             {"backbone": _drawn(trainer.abstract["backbone"])},
         )

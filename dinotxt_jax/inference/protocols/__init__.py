@@ -23,11 +23,11 @@ PROTOCOLS: dict[str, DenseProtocol] = {
 
 
 def check_protocol(config: SegmentationConfig, patch: int, where: str) -> None:
-    """Raises `UserError` for sizes that the patch size does not allow.
+    """Raises `UserError` for sizes that the patches of a backbone do not allow.
 
     Args:
         config: the protocol, as `config.check` accepts it.
         patch: side of a patch, pixels.
-        where: the key of the protocol, for messages.
+        where: the key of these settings, for messages.
     """
     PROTOCOLS[config.protocol].check(config, patch, where)

@@ -39,8 +39,7 @@ class DenseProtocol(Protocol):
     scores_alone: bool
 
     def check(self, config: SegmentationConfig, patch: int, where: str) -> None:
-        """Raises `UserError` for sizes that patches of `patch` pixels do not allow."""
-        return
+        """Raises `UserError` for sizes that do not fit patches; `where` is the key of `config`."""
 
     def resolution(self, config: SegmentationConfig) -> int | str:
         """The sizes that decide the result, for reports."""

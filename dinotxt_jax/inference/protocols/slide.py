@@ -25,6 +25,9 @@ class Slide(DenseProtocol):
     unit = "softmax value"
     scores_alone = False
 
+    def check(self, config: SegmentationConfig, patch: int, where: str) -> None:
+        """Nothing: windows are stretched to whole patches."""
+
     def resolution(self, config: SegmentationConfig) -> int | str:
         return f"short side {config.short_side}, window {config.window}, stride {config.stride}"
 
