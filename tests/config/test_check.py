@@ -26,7 +26,7 @@ from dinotxt_jax.config.data import (
 )
 from dinotxt_jax.config.evaluation import KIND_SETTINGS, PROTOCOL_SIDES, PUBLISHED_SETS
 from dinotxt_jax.config.overrides import override
-from dinotxt_jax.config.ranges import Setting, settings_of
+from dinotxt_jax.config.ranges import Setting, declared_settings
 from dinotxt_jax.config.training import ATTENTIONS
 
 TASKS = EvaluationConfig(
