@@ -68,7 +68,7 @@ def test_max_pooling_equals_the_official_code(model: DinoTxt, expected: dict) ->
     _graphdef, state = nnx.split(model)
     head = dataclasses.replace(model.config.head, pooling="max")
     config = dataclasses.replace(model.config, head=head)
-    variant = nnx.eval_shape(lambda: DinoTxt(config, dtypes=DTypes(), rngs=nnx.Rngs(0)))
+    variant = DinoTxt(config, dtypes=DTypes())
     variant = nnx.merge(nnx.graphdef(variant), nnx.to_pure_dict(state))
     found = variant.encode_image(np.moveaxis(expected["image_98x98"], 1, -1))
     np.testing.assert_allclose(
@@ -202,6 +202,6 @@ def test_the_released_model_has_the_released_sizes() -> None:
     config = dinotxt_for(PRESETS["dinov2_vitl14_reg"])
     assert config.head.mlp_hidden_dim == 2752
     assert config.text.embed_dim == 2048
-    abstract = nnx.eval_shape(lambda: DinoTxt(config, dtypes=DTypes(), rngs=nnx.Rngs(0)))
+    abstract = DinoTxt(config, dtypes=DTypes())
     text = nnx.to_pure_dict(nnx.state(abstract.text))
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(text)) == 538_131_200
