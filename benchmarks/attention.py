@@ -1,18 +1,18 @@
-"""Compares the implementations of attention: measured here, and compiled for TPUs.
+"""Compares the implementations of attention: measured on this machine, and compiled for TPUs.
 
     python benchmarks/attention.py [--images=256] [--rows=64] [--repeats=10]
-    python benchmarks/attention.py --topology=v5e:2x2 --topology=v6e:2x2    # wants libtpu, no TPU
+    python benchmarks/attention.py --topology=v5e:2x2 --topology=v6e:2x2    # needs libtpu, no TPU
 
-Two workloads of the full recipe, a device: the frozen ViT-L/14 with registers forward on images of
-224 pixels (261 tokens), and the text transformer forward and backward, matrix products kept, on
+Two workloads of the full recipe, per device: the frozen ViT-L/14 with registers forward on images
+of 224 pixels (261 tokens), and the text transformer forward and backward, matrix products kept, on
 packed rows of 77 tokens (64 rows hold the captions of about 300 pairs). Weights and inputs are
 random.
 
-Without --topology every implementation that the devices of this machine can run is timed (medians,
-compilation left out; give a CPU fewer images and rows). With it nothing is run: the compiler says
-what memory the temporaries of a chip take and how many bytes are moved. Blocks are scanned, and it
-counts the body of a scan once, so that bytes are those of one block and what surrounds the blocks;
-it knows what a Pallas kernel reads and writes but not how long that takes.
+Without --topology, every implementation that runs on this machine's devices is timed (medians
+without compilation; use fewer images and rows on a CPU). With --topology nothing is run: the
+compiler reports the memory of temporaries and the bytes moved per chip. Blocks are scanned and the
+compiler counts the body of a scan once, so bytes are those of one block plus everything outside the
+blocks. The compiler knows the bytes of a Pallas kernel but not its time.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ TEXTS_A_ROW = 5
 
 
 class Workload(NamedTuple):
-    """What is compared.
+    """A compared computation.
 
     Attributes:
-        title: for the table.
+        title: title in the table.
         create: makes the module, given the name of an implementation and a dtype.
-        run: what is computed of the module's graph definition, its arrays and the inputs.
-        inputs: of `count` rows in so many parts.
+        run: computes the result from the module's graph definition, arrays and the inputs.
+        inputs: makes inputs of `count` rows in a number of parts.
     """
 
     title: str
@@ -85,7 +85,7 @@ def images(count: int, parts: int) -> np.ndarray:
 
 
 def packed_rows(count: int, parts: int) -> tuple[np.ndarray, Packing]:
-    """Rows of five texts of 15 tokens and two of padding."""
+    """Makes rows of five texts of 15 tokens and two tokens of padding."""
     length, rows = TEXT.context_length, count // parts
     each = length // TEXTS_A_ROW
     shape = (parts, rows, length)

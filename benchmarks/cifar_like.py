@@ -1,11 +1,10 @@
-"""Makes folders like those of CIFAR-10 out of ImageNet photos: 32 x 32 pixels, a folder a class.
+"""Makes folders like those of CIFAR-10 from ImageNet photos: 32 x 32 pixels, a folder per class.
 
     python benchmarks/cifar_like.py --source=data/imagenet_sample --output=data/cifar_like
 
-The rule: of the index `labels.csv` (columns file, label) those photos whose ImageNet class belongs
-to a CIFAR-10 class by the ranges below, center-cropped and resized to 32 x 32 (bicubic).
-ImageNet has no deer, so that nine classes are left; they are of very different sizes, and the mean
-over classes is the figure to look at.
+The rule: photos in the index `labels.csv` (columns file, label) whose ImageNet class belongs to a
+CIFAR-10 class by the ranges below are center-cropped and resized to 32 x 32 (bicubic). ImageNet has
+no deer, so nine classes remain; their sizes differ widely, so look at the mean over classes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ CLASSES: dict[str, tuple[tuple[int, int], ...]] = {
 
 
 def main() -> None:
-    """Writes the folders and says how many photos each has."""
+    """Writes the folders and prints the number of photos in each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, default=Path("data/imagenet_sample"))
     parser.add_argument("--output", type=Path, default=Path("data/cifar_like"))

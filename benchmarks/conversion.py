@@ -1,11 +1,11 @@
-"""Time and memory of conversions at full size, from random weights made on the spot.
+"""Measures time and memory of conversions at full size, with random weights.
 
     python benchmarks/conversion.py [--presets dinov2_vitl14 dinov2_vitg14] [--format pth] \
         [--dtype bfloat16] [--folder DIR]
 
-Each step runs in a process of its own; its peak is what the kernel counted as resident, pages of
-mapped files included, beyond that of a Python interpreter that does nothing. The ratio is peak to
-size of the checkpoint: what a tool that loads everything first needs at least once.
+Each step runs in a separate process. The peak is the kernel's count of resident memory, including
+pages of mapped files, beyond that of a bare Python interpreter. The ratio is peak divided by
+checkpoint size; a tool that loads everything first needs at least 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch_files import Tensor, TorchFiles  # noqa: E402
 
 
 def shapes(preset: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the released file of an architecture."""
+    """Returns names and shapes of the released file of an architecture."""
     vision: VisionConfig = PRESETS[preset]
     rope = vision.positions == "rope"
     layout = LAYOUTS["dinov3" if rope else "dinov2_reg" if vision.num_registers else "dinov2"]
@@ -61,7 +61,7 @@ def drawn(named: dict[str, tuple[int, ...]]) -> Iterator[np.ndarray]:
 
 
 def write_safetensors(path: Path, named: dict[str, tuple[int, ...]]) -> None:
-    """Arrays of drawn numbers as .safetensors, one at a time."""
+    """Writes random arrays as .safetensors, one at a time."""
     header: dict = {}
     end = 0
     for key, shape in named.items():
@@ -75,7 +75,7 @@ def write_safetensors(path: Path, named: dict[str, tuple[int, ...]]) -> None:
 
 
 def write_pth(path: Path, named: dict[str, tuple[int, ...]]) -> None:
-    """Arrays of drawn numbers as .pth, one at a time."""
+    """Writes random arrays as .pth, one at a time."""
     tensors = {}
     for number, (key, shape) in enumerate(named.items()):
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
@@ -88,7 +88,7 @@ def write_pth(path: Path, named: dict[str, tuple[int, ...]]) -> None:
                 record.write(array.tobytes())
 
 
-# A process starts with the peak of the one that started it, hence a small one in between.
+# A process inherits the peak of its parent, so a small process starts the measured one.
 _LAUNCHER = """
 import os, subprocess, sys, time
 start = time.perf_counter()
@@ -99,7 +99,7 @@ print(status, time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9)
 
 
 def measured(*command: str) -> tuple[float, float]:
-    """(seconds, peak resident GB) of a command of this interpreter."""
+    """Runs a command of this interpreter; returns (seconds, peak resident GB)."""
     launcher = [sys.executable, "-c", _LAUNCHER, sys.executable, *command]
     done = subprocess.run(launcher, cwd=ROOT, capture_output=True, text=True, check=True)
     status, seconds, peak = done.stdout.split()

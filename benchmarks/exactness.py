@@ -2,8 +2,8 @@
 
     python benchmarks/exactness.py
 
-Compares with the reference arrays in tests/goldens (float32 outputs of the official classes); the
-last column is what the same official model differs by between float32 and float64.
+Compares with the reference arrays in tests/goldens (float32 outputs of the official classes). The
+last column is the difference between float32 and float64 of the official model.
 """
 
 from __future__ import annotations

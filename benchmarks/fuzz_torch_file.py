@@ -3,9 +3,9 @@
     pip install -e '.[fuzz]'
     python benchmarks/fuzz_torch_file.py [--minutes=10] [--corpus=DIR]
 
-Coverage-guided (atheris, that is, libFuzzer). Every input is a file; whatever it is, the reader has
-to return arrays that can be read, or raise a UserError of one line, within ten seconds and 1 GB.
-Anything else stops the run with the input that did it. Prints a summary.
+Coverage-guided (atheris, based on libFuzzer). Every input is a file. The reader must return
+readable arrays or raise a one-line UserError, within ten seconds and 1 GB. Anything else stops the
+run and keeps the input. Prints a summary.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-# Half of the inputs are the pickle alone, so that mutations need not get past the zip each time.
+# Half of the inputs are pickles alone, so that mutations reach the pickle without a valid zip.
 _PICKLE, _FILE = b"p", b"f"
 
 
 def write_seeds(folder: Path) -> int:
-    """The hostile files and an intact one, as inputs; how many."""
+    """Writes the hostile files and an intact one as inputs; returns their number."""
     from hostile import CALLS, MALFORMED, corpus
     from torch_files import TorchFiles
 
@@ -77,7 +77,7 @@ def fuzz(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Starts the fuzzer and prints what it did."""
+    """Starts the fuzzer and prints a summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--corpus", type=Path, help="where found inputs are kept")

@@ -1,10 +1,10 @@
-"""Time and memory of the contrastive losses beside their plain definition, from one run.
+"""Measures time and memory of the contrastive losses against their plain definition, in one run.
 
     python benchmarks/loss.py [--chunk=2048] [--repeats=5] [--topology=v5e:2x4]
 
-Both run loss and all gradients in float32. The plain ones (tests/helpers/plain_losses.py) hold all
-logits. Memory is what the compiler reserves on one device beyond arguments and results; nothing of
-that size is run. With libtpu installed the same is compiled for a TPU topology, on any machine.
+Both compute loss and all gradients in float32. The plain losses (tests/helpers/plain_losses.py)
+hold all logits. Memory is what the compiler reserves on one device beyond arguments and results;
+large sizes are compiled but not run. With libtpu the same is compiled for a TPU topology.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ COMPILED = ((8192, 1024), (32_768, 2048), (65_536, 2048))
 
 
 def program(loss: Callable, numbers: int, options: dict[str, str] | None = None) -> Callable:
-    """Loss and gradients in both features and all numbers."""
+    """Returns a function that computes the loss and all gradients."""
     run = jax.value_and_grad(loss, argnums=tuple(range(2 + numbers)))
     return jax.jit(run, compiler_options=options)
 
 
 def seconds(kind: str, losses: list[Callable], size: tuple[int, int], repeats: int) -> list[float]:
-    """Least times on the mesh that is set; losses take turns, so that all see the same load."""
+    """Returns minimum times on the current mesh; losses alternate, so all see the same load."""
     features = np.random.default_rng(0).normal(size=(2, *size)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     place = sharding.batch_sharding(jax.sharding.get_mesh())
@@ -73,7 +73,7 @@ def seconds(kind: str, losses: list[Callable], size: tuple[int, int], repeats: i
 
 
 def reserved(kind: str, loss: Callable, mesh: Mesh, size: tuple[int, int]) -> tuple[float, float]:
-    """Temporary memory a device, and the peak with arguments and results where it is told, GB."""
+    """Returns GB per device: temporary memory and, if reported, the peak with arguments."""
     features = jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding.batch_sharding(mesh))
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
     count = len(NUMBERS[kind])
@@ -84,7 +84,7 @@ def reserved(kind: str, loss: Callable, mesh: Mesh, size: tuple[int, int]) -> tu
 
 
 def print_times(chunk: int, repeats: int) -> None:
-    """Seconds of both, on one device and on eight."""
+    """Prints the seconds of both, on one and on eight devices."""
     print("\n| devices | loss | batch x width | plain, s | in chunks, s | ratio |")
     print("|---|---|---|---|---|---|")
     for devices in (1, 8):
@@ -98,7 +98,7 @@ def print_times(chunk: int, repeats: int) -> None:
 
 
 def print_memory(chunk: int) -> None:
-    """What both reserve on a device, on one and on eight."""
+    """Prints the memory of both per device, on one and on eight devices."""
     print("\n| devices | loss | batch x width | plain, GB | in chunks, GB |")
     print("|---|---|---|---|---|")
     for devices in (1, 8):
@@ -112,7 +112,7 @@ def print_memory(chunk: int) -> None:
 
 
 def print_chunks(mesh: Mesh, name: str, chunks: tuple[int, ...], *, peak: bool) -> None:
-    """What the largest batch reserves with each chunk, and with the plain loss."""
+    """Prints the memory of the largest batch with each chunk, and with the plain loss."""
     rows, width = COMPILED[-1]
     print(f"\n{name}, softmax, {rows} x {width}:\n")
     print(

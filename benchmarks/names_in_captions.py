@@ -1,11 +1,11 @@
-"""Lists the classes whose names occur in captions: the only ones a small model can know.
+"""Lists the classes whose names occur in captions, which a small model can have learned.
 
     python benchmarks/names_in_captions.py --captions=data/flickr8k/captions.jsonl --split=train \\
         --least=20 > names.txt
 
-The rule: a name counts as often as there are captions in which it, or its plural in -s, occurs as
-words of its own (letter case aside); names that count at least `--least` times are printed, one a
-line, in the order of the list. Use the result as `data.only`.
+The rule: count the captions in which a name, or its plural in -s, occurs as separate words
+(ignoring case). Names with at least `--least` captions are printed, one per line, in the order of
+the list. Use the result as `data.only`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from dinotxt_jax.data.sources import JsonlSource
+from dinotxt_jax.data.jsonl import JsonlSource
 from dinotxt_jax.data.texts import read_list
 
 

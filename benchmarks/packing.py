@@ -1,11 +1,11 @@
-"""What packing captions saves: text tokens computed, and the time of a train step.
+"""Measures the savings of packed captions: text tokens computed, and the time of a train step.
 
     python benchmarks/packing.py --captions=data/flickr8k/captions.jsonl \\
         --vocabulary=bpe_simple_vocab_16e6.txt.gz [--dtype=bfloat16] [--batch=256] [--steps=5]
 
-Tokens are counted over batches drawn from the captions, on one device and on several; rows of 77
+Tokens are counted over random batches of the captions, on one device and on several, for rows of 77
 tokens, rows trimmed to the longest caption (`config.text.trim=8`) and packed rows
-(`config.text.pack`, with the rows that a run plans). The steps are those of
+(`config.text.pack`, with the number of rows that a run plans). The steps are those of
 benchmarks/train_step.py, with cached features, on one batch of these captions.
 """
 
@@ -29,7 +29,7 @@ BATCHES = 100
 
 
 def computed(batches: list[np.ndarray], sample: list[np.ndarray], devices: int) -> dict:
-    """Mean tokens of a batch, and steps that needed more rows than planned."""
+    """Returns mean tokens per batch, and the number of steps that needed more rows than planned."""
     size = len(batches[0])
     planned = planned_rows(sample, size // devices, devices, CONTEXT)
     counts = row_counts(planned, size // devices)
@@ -47,7 +47,7 @@ def computed(batches: list[np.ndarray], sample: list[np.ndarray], devices: int) 
 
 
 def print_tokens(flat: np.ndarray, sample: list[np.ndarray]) -> None:
-    """The table of tokens."""
+    """Prints the table of tokens."""
     print(f"{len(flat)} captions of {flat.mean():.2f} tokens on average, {flat.max()} at most;")
     print(f"{BATCHES} drawn batches each\n")
     print(
@@ -67,7 +67,7 @@ def print_tokens(flat: np.ndarray, sample: list[np.ndarray]) -> None:
 def print_seconds(
     tokens: np.ndarray, lengths: np.ndarray, planned: int, dtype: str, steps: int
 ) -> None:
-    """The table of steps."""
+    """Prints the table of steps."""
     config = step_config(dtype, len(tokens))
     start = time.perf_counter()
     packed = stacked([pack(tokens, lengths)], planned)

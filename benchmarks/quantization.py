@@ -1,12 +1,12 @@
-"""What 8-bit products do to the features, memory and time of a frozen backbone.
+"""Measures the effect of 8-bit products on features, memory and time of a frozen backbone.
 
     python benchmarks/quantization.py --model=models/vit_tiny --images=photos/ [--count=64]
     python benchmarks/quantization.py --preset=dinov2_vitl14_reg [--count=64]
 
-With --model and photos: the class token and the mean of the patch tokens against those of float32.
-With --preset: weights and pixels are random, so that only memory and time mean something. Times
-are medians of --repeats runs over the images in one batch, after one that is not counted; ratios
-are to bfloat16 in the same run.
+With --model and photos: the class token and the mean patch token are compared with float32.
+With --preset: weights and pixels are random, so only memory and time are meaningful. Times
+are medians of --repeats runs over the images in one batch, after a warm-up run; ratios
+are relative to bfloat16 in the same run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KINDS = (
 
 
 def backbones(options: argparse.Namespace) -> Iterator[tuple[tuple[str, str], Backbone]]:
-    """The backbone in every kind of arithmetic, one after the other."""
+    """Yields the backbone in every kind of arithmetic."""
     for dtype, products in KINDS:
         if options.model:
             yield (dtype, products), dt.load_backbone(options.model, dtype, products)
@@ -77,7 +77,7 @@ def drawn_backbone(config: VisionConfig, dtypes: DTypes) -> VisionTransformer:
 
 
 def pixels(options: argparse.Namespace) -> np.ndarray:
-    """Photos as the model wants to evaluate them, or noise."""
+    """Returns photos preprocessed for the model, or noise."""
     if not options.model:
         return np.random.default_rng(0).normal(size=(options.count, 224, 224, 3)).astype("float32")
     wanted = dt.load_backbone(options.model).description.preprocessing
@@ -87,7 +87,7 @@ def pixels(options: argparse.Namespace) -> np.ndarray:
 
 
 def features(backbone: Backbone, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class tokens and means of patch tokens."""
+    """Returns class tokens and mean patch tokens."""
     out = backbone(images)
     return (
         np.asarray(out.class_token, np.float64),
@@ -96,7 +96,7 @@ def features(backbone: Backbone, images: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def compared(found: np.ndarray, exact: np.ndarray) -> str:
-    """Mean relative error, and mean and worst cosine similarity."""
+    """Returns mean relative error, and mean and worst cosine similarity."""
     lengths = np.linalg.norm(exact, axis=-1)
     error = np.linalg.norm(found - exact, axis=-1) / lengths
     cosine = (found * exact).sum(-1) / lengths / np.linalg.norm(found, axis=-1)

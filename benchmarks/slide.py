@@ -1,13 +1,12 @@
-"""Images a second of the slide protocol, against a loop of one window at a time.
+"""Measures images per second of the slide protocol, against a loop over single windows.
 
     python benchmarks/slide.py --model=DIR --data=data/msrc_v2 [--classes=ade20k_150] [--images=24]
 
-Both sides run the same protocol on the same photos and masks in one process; their scores are
-printed too. With `--classes` the photos are told apart among other classes than their own, which
-says nothing of the model but costs as much as that data set. The loop is what one writes first:
-for each window encode one image, resize its map, softmax, add; every part of it is compiled as
-well, and compiled before the clock starts. Each side is run `--repeats` times in turn; the medians
-are compared.
+Both sides run the same protocol on the same photos and masks in one process, and print the scores.
+With `--classes` the photos are classified among other classes than their own; the scores are then
+meaningless, but the cost is that of the other data set. The loop is the obvious implementation: for
+each window encode one image, resize the map, softmax, add. All its parts are compiled before the
+clock starts. Both sides run `--repeats` times, alternating; the medians are compared.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from PIL import Image
 
 import dinotxt_jax as dt
 from dinotxt_jax.config import DataConfig, SegmentationConfig, TaskConfig
-from dinotxt_jax.data.masks import MaskSource, open_masks
+from dinotxt_jax.data.masks import MaskSource
+from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.evaluation.jobs import Job
-from dinotxt_jax.evaluation.segmentation import open_set, run, scores
+from dinotxt_jax.evaluation.segmentation import SegmentationKind, scores
 from dinotxt_jax.inference import Model
 from dinotxt_jax.inference.prompts import placed_texts
 from dinotxt_jax.inference.windows import window_starts
@@ -43,7 +43,7 @@ def cosines(patches: jax.Array, texts: jax.Array) -> jax.Array:
 def one_window_at_a_time(
     model: Model, source: MaskSource, texts: np.ndarray, config: SegmentationConfig, count: int
 ) -> np.ndarray:
-    """The confusion matrix of the first images."""
+    """Computes the confusion matrix of the first images."""
     wanted = model.description.preprocessing
     patch = model.description.vision.patch_size
     confusion = np.zeros((len(texts), len(texts)), np.int64)
@@ -97,7 +97,8 @@ def main() -> None:
     )
     source = open_masks(data)
     texts = placed_texts(model, source.class_names, (TEMPLATE,)).features
-    job = Job(model, "slide", task, open_set(task), arguments.batch_size)
+    kind = SegmentationKind()
+    job = Job(model, "slide", task, kind.open_set("config.tasks.slide", task), arguments.batch_size)
 
     def loop() -> dict[str, float]:
         count = arguments.images
@@ -105,7 +106,7 @@ def main() -> None:
             one_window_at_a_time(model, source, texts, task.segmentation, count).astype(float)
         )
 
-    sides = {"one window at a time": loop, "evaluation": lambda: dict(run(job).metrics)}
+    sides = {"one window at a time": loop, "evaluation": lambda: dict(kind.run(job).metrics)}
     found = {name: side() for name, side in sides.items()}  # compiles
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):

@@ -3,10 +3,10 @@
     pip install -e '.[verify]'
     python benchmarks/third_party.py [--write]
 
-Every layout of these libraries gets a small checkpoint of drawn numbers (tests/helpers/drawn.py),
-which the library itself must load without a missing or an unexpected name. Its outputs at the
-stored and at a non-square size are compared with those of the converted model; `--write` keeps them
-in tests/goldens/third_party, so that the tests need neither library.
+For every layout of these libraries, the library must load a small random checkpoint
+(tests/helpers/drawn.py) without a missing or an unexpected name. Its outputs at the stored and at a
+non-square size are compared with those of the converted model. `--write` stores them in
+tests/goldens/third_party, so that the tests need neither library.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def hf_dinov3(gated: bool) -> torch.nn.Module:
 
 
 def timm_vit(name: str, **options: Any) -> torch.nn.Module:
-    """A timm model of that name, made small."""
+    """Creates a small version of a timm model."""
     import timm
 
     shared = {"depth": 2, "embed_dim": 64, "num_heads": 4, "num_classes": 0}
@@ -91,7 +91,7 @@ MODELS: Mapping[str, Callable[[], torch.nn.Module]] = {
 
 
 def tokens(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
-    """All tokens after the final norm, as the library orders them: class, registers, patches."""
+    """Returns all tokens after the final norm: class, registers, patches."""
     x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
     with torch.no_grad():
         if hasattr(model, "forward_features"):
@@ -100,7 +100,7 @@ def tokens(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
 
 
 def save_and_load(name: str, arrays: dict[str, np.ndarray], folder: Path) -> torch.nn.Module:
-    """The library's model with these arrays; every name and shape has to fit."""
+    """Loads the arrays into the library's model; every name and shape must match."""
     model = MODELS[name]().eval()
     if name.startswith("hf_"):
         model.config.save_pretrained(folder)
@@ -115,7 +115,7 @@ def save_and_load(name: str, arrays: dict[str, np.ndarray], folder: Path) -> tor
 
 
 def exported_to_transformers() -> float:
-    """An official backbone, exported for transformers: its outputs there against the official."""
+    """Exports an official backbone for transformers; compares with the official outputs."""
     import transformers as t
 
     backbones = ROOT / "tests" / "goldens" / "backbones"

@@ -1,11 +1,11 @@
-"""Times the forward pass of a backbone beside the same model in PyTorch, and compares the outputs.
+"""Times the forward pass of a backbone against the same model in PyTorch, and compares outputs.
 
     pip install -e '.[verify]'
     python benchmarks/torch_forward.py [--model=small|base|large] [--batch=8]
 
-transformers' DINOv2 with registers gets drawn weights, `weights_convert` converts them, and both
-encode the same images in float32 on the CPU with `--threads` threads each. The two take turns, so
-that a busy moment of the machine meets both; the least time of each counts.
+transformers' DINOv2 with registers gets random weights, `weights_convert` converts them, and both
+encode the same images in float32 on the CPU with `--threads` threads each. The two alternate, so
+that load on the machine affects both; the minimum times are compared.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
 def with_threads(count: int) -> None:
-    """Keeps this process, both libraries in it, to so many cores; before either is imported."""
+    """Restricts this process to a number of cores, before either library is imported."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     os.environ |= {"OMP_NUM_THREADS": str(count), "JAX_PLATFORMS": "cpu"}
 
 
 def backbone(size: str, image_size: int) -> tuple[torch.nn.Module, Any]:
-    """transformers' DINOv2 with registers, drawn, and its config."""
+    """Creates transformers' DINOv2 with registers and random weights, and its config."""
     import transformers
 
     width, depth, heads = SIZES[size]
@@ -49,7 +49,7 @@ def backbone(size: str, image_size: int) -> tuple[torch.nn.Module, Any]:
 
 
 def in_turns(first: Callable[[], object], second: Callable[[], object], repeats: int) -> np.ndarray:
-    """Seconds [2 repeats] of two functions that are called in turns, each once before it counts."""
+    """Times two functions alternately after a warm-up; returns seconds [2 repeats]."""
     times = np.empty((2, repeats + 1))
     for repeat in range(repeats + 1):
         for which, function in enumerate((first, second)):

@@ -1,4 +1,4 @@
-"""A dino.txt in PyTorch, to be trained beside ours: the published architecture, released names.
+"""A dino.txt in PyTorch to compare with: the published architecture with released names.
 
 Only benchmarks use it. Attention is torch's own `scaled_dot_product_attention`.
 """
@@ -149,7 +149,7 @@ class TextEncoder(nn.Module):
 
 
 class DinoTxt(nn.Module):
-    """What is trained: the loss of a batch from the backbone's tokens and the captions."""
+    """The trained parts: computes the loss of a batch from backbone tokens and captions."""
 
     def __init__(self, head: VisionHead, text: TextEncoder):
         super().__init__()

@@ -1,13 +1,13 @@
-"""Times a whole train step beside the same step in PyTorch, and compares their losses.
+"""Times a whole train step against the same step in PyTorch, and compares losses.
 
     pip install -e '.[verify]'
     python benchmarks/torch_train_step.py [--batch=32] [--steps=5]
 
 The frozen ViT-S/14 with registers, the head and the text transformer (width 384, 6 blocks, 77
-tokens) start with the same drawn weights in both, get the same images and captions, and take as
-many steps of the recipe's AdamW, in float32 on `--threads` threads, without drop path. The captions
-have the lengths of web captions (14 tokens on average); a third line packs them into shared rows,
-as the shipped recipes do. Steps take turns; the least time of each counts.
+tokens) start with the same random weights in both, get the same images and captions, and take the
+same number of steps of the recipe's AdamW, in float32 on `--threads` threads, without drop path.
+The captions have the lengths of web captions (14 tokens on average); a third line packs them into
+shared rows, as the shipped recipes do. Steps alternate; the minimum times are compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEXT = {"width": 384, "depth": 6}
 
 
 def drawn_batch(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images uint8[b h w 3], captions int32[b l], and the captions' lengths."""
+    """Draws images uint8[b h w 3], captions int32[b l], and the lengths of the captions."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.normal(14, 4, size).round().astype(int), 5, 40)
     tokens = rng.integers(1, VOCABULARY - 1, (size, CONTEXT), dtype=np.int32)
@@ -120,7 +120,7 @@ class JaxRun:
 
 
 def timed(function: Any, *arguments: Any) -> tuple[float, float]:
-    """What a function returns, and its seconds."""
+    """Calls a function; returns the result and the seconds."""
     start = time.perf_counter()
     value = function(*arguments)
     return value, time.perf_counter() - start

@@ -1,9 +1,9 @@
-"""Times a train step and prints what each saving is worth, as ratios measured in one run.
+"""Times a train step with and without each saving, and prints ratios measured in one run.
 
     python benchmarks/train_step.py [--dtype=float32|bfloat16] [--batch=256] [--steps=5]
 
-The model is that of configs/flickr8k_vit_tiny.py (ViT-Ti/16 at 224 px, random weights, random
-pixels and captions of Flickr8k's lengths). Every line changes one thing against the line named.
+The model is that of configs/flickr8k_vit_tiny.py (ViT-Ti/16 at 224 px) with random weights, random
+pixels and captions of Flickr8k's lengths. Every line changes one thing relative to the named line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BACKBONE = ModelDescription(PRESETS["vit_tiny_patch16_224"], Preprocessing(), fi
 def seconds_per_step(
     config: Config, steps: int, *, cached: bool, text: Mapping[str, np.ndarray]
 ) -> float:
-    """The median time of a step on these arrays of captions, compilation left out."""
+    """Returns the median time of a step with these caption arrays, without compilation."""
     mesh = sharding.make_mesh()
     trainer = make_trainer(config, BACKBONE, VOCABULARY, mesh)
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def drawn_text(batch_size: int, row_length: int) -> dict[str, np.ndarray]:
 
 
 def step_config(dtype: str, batch_size: int) -> Config:
-    """The run whose steps are timed."""
+    """Returns the config of the timed run."""
     return Config(
         steps=100,
         batch_size=batch_size,

@@ -16,7 +16,7 @@ measured:
   the 220 G about a fifth is left where captions are as short as Flickr8k's.
 
 All else is a default of `Config`, and those are the released recipe (docs/recipes.md). A slice of
-256 chips has several hosts: start the command on each (docs/concepts.md, "Several processes").
+256 chips has several hosts: start the command on each (docs/distributed.md).
 """
 
 from dinotxt_jax.config import (

@@ -33,18 +33,22 @@ _DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
 def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax import sharding
     from dinotxt_jax.data.examples import image_files
-    from dinotxt_jax.data.texts import read_names
+    from dinotxt_jax.data.texts import check_several, read_names, read_templates
     from dinotxt_jax.inference import load
     from dinotxt_jax.inference.embeddings import embedded_files
-    from dinotxt_jax.storage.files import new_file
+    from dinotxt_jax.storage.files import check_no_folder, new_file
 
     files = image_files(paths)
     names = read_names(_CLASSES.value, "--classes")
+    check_several(names, "--classes", 'write "dog; cat; horse", or name a text file or a list')
+    templates = read_templates(_TEMPLATES.value, "--templates")
+    if _OUTPUT.value:
+        check_no_folder(Path(_OUTPUT.value))
     model = load(_MODEL.value, _DTYPE.value, sharding.make_mesh())
     rows: list[list[object]] = []
     parts = embedded_files(model, files, _BATCH.value, _THREADS.value, "classifying")
     for some, descriptors in parts:
-        found = model.classify_descriptors(descriptors, names, _TEMPLATES.value)
+        found = model.classify_descriptors(descriptors, names, templates)
         for file, best in zip(some, found.top(_TOP.value), strict=True):
             shown = ", ".join(f"{name} {100 * probability:.1f}%" for name, probability in best)
             print(f"{file}: {shown}")

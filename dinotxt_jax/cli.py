@@ -66,7 +66,7 @@ def run_with_paths(
             _start_processes()
             body(arguments[1:])
         except UserError as error:
-            processes.exit_with(error)
+            processes.exit_without_waiting(error)
         except KeyboardInterrupt:
             print(f"interrupted; {interrupted}", file=sys.stderr)
             if processes.several():
@@ -75,7 +75,7 @@ def run_with_paths(
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
                 text = f"{error.filename}: {error.strerror}; correct the path."
-                processes.exit_with(UserError(text))
+                processes.exit_without_waiting(UserError(text))
             if not processes.several():
                 raise
             processes.exit_after(error)

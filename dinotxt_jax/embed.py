@@ -34,7 +34,8 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax.inference.embeddings import embed_lines, embedded_files, new_embeddings
 
     if bool(paths) == bool(_TEXTS.value):
-        raise UserError("expected either images or --texts; see --help.")
+        given = "both images and --texts are" if paths else "neither images nor --texts are"
+        raise UserError(f"{given} given, expected either images or --texts; see --help.")
     files = image_files(paths) if paths else []
     texts = read_list(_TEXTS.value, "--texts") if _TEXTS.value else ()
     with new_embeddings(Path(_OUTPUT.value)) as write:

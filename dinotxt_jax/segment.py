@@ -11,6 +11,7 @@ text file with one class a line, or a list that comes with the project (ade20k_1
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -34,30 +35,46 @@ _DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
 
 
 def _body(paths: Sequence[str]) -> None:
-    from dinotxt_jax.data.texts import read_names
+    from dinotxt_jax.data.texts import check_several, read_names, read_templates
     from dinotxt_jax.inference import load
-    from dinotxt_jax.inference.pictures import check_file, draw, write
+    from dinotxt_jax.inference.images import read_image
+    from dinotxt_jax.inference.pictures import (
+        SEGMENTED,
+        check_file,
+        check_picture,
+        draw_picture,
+        write,
+    )
 
     if len(paths) != 1:
         raise UserError(f"{len(paths)} images are named, expected one; see --help.")
+    if Path(paths[0]).is_dir():
+        raise UserError(f"{paths[0]} is a folder, expected one image; name a file in it.")
     check_file(_OUTPUT.value)
     if _LABELS.value:
         check_file(_LABELS.value, (".png",))
+        if _PICTURE.value not in SEGMENTED:
+            raise UserError(f"--picture={_PICTURE.value} has no labels; leave out --labels.")
     names = read_names(_CLASSES.value, "--classes") if _CLASSES.value else ()
     background = _background(_BACKGROUND.value)
+    check_picture(_PICTURE.value, names)
+    compared = _PICTURE.value == "overlay" or (_PICTURE.value, _PROTOCOL.value) == ("heat", "slide")
+    if compared and background is None:
+        advice = 'write "dog; grass; sky", add --background, or take --picture=similarity'
+        check_several(names, "--classes", advice)
+    templates = read_templates(_TEMPLATES.value, "--templates")
+    photo = read_image(paths[0])
     model = load(_MODEL.value, _DTYPE.value)
-    picture, found = draw(
+    picture, found = draw_picture(
         model,
-        paths[0],
+        photo,
         names,
         _PICTURE.value,
         lambda image, classes: model.segment(
-            image, classes, _PROTOCOL.value, _TEMPLATES.value, background, _BATCH.value
+            image, classes, _PROTOCOL.value, templates, background, _BATCH.value
         ),
     )
-    if _LABELS.value:
-        if found is None:
-            raise UserError(f"--picture={_PICTURE.value} has no labels; leave out --labels.")
+    if found is not None and _LABELS.value:
         write(found.mask(), _LABELS.value)
     write(picture, _OUTPUT.value)
     print(_OUTPUT.value)

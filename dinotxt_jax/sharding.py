@@ -1,13 +1,19 @@
-"""The mesh, and the one table that says where every array lives.
+"""The mesh, and the table that maps dimensions of arrays to mesh axes.
 
-Every parameter names its dimensions (`logical_axes`), every pinned activation does too; the table
-`LOGICAL_AXES` maps those names to mesh axes. Nothing else in the project mentions a mesh axis.
+Every parameter and every constrained activation names its dimensions (`logical_axes`); the table
+`LOGICAL_AXES` maps these names to mesh axes. No other module mentions a mesh axis.
 
-    data    replicas: each holds a part of the batch and a copy of what the others do not split;
-            the slices of a multi-slice machine divide this axis, so that only sums of gradients
-            leave a slice
-    fsdp    also a part of the batch, and a part of every large parameter and its optimizer state
-    tensor  attention heads and MLP channels of the same rows: for layers too large for the others
+    data    replicas: each holds a shard of the batch and a copy of all parameters that the other
+            axes do not shard; slices of a multi-slice machine divide this axis, so that only sums
+            of gradients cross slices
+    fsdp    shards the batch, and every large parameter with its optimizer state
+    tensor  shards attention heads and MLP channels of the same rows, for very large layers
+
+A kernel of the MLP on a mesh of data=2, fsdp=2, tensor=2 (both replicas hold the same shards):
+
+    fc1 ["embed" "mlp"]      mlp -> tensor 0   tensor 1
+      embed -> fsdp 0      [   shard (0, 0) | shard (0, 1)   ]
+               fsdp 1      [   shard (1, 0) | shard (1, 1)   ]
 """
 
 from __future__ import annotations
@@ -27,10 +33,9 @@ from dinotxt_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> the mesh axes that split it. The widths that enter and leave residual streams
-# ("embed") are what FSDP splits: every large array has that dimension exactly once. What a block
-# widens to ("heads", "mlp") is what the tensor axis splits, so that a branch of a block ends in one
-# sum over it.
+# Logical axis -> the mesh axes that shard it. FSDP shards the width of the residual stream
+# ("embed"), which every large array has exactly once. The tensor axis shards the inner width of a
+# block ("heads", "mlp"), so that each branch of a block ends in a single sum over it.
 LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "tokens": (),
@@ -55,18 +60,18 @@ def make_mesh(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """The `data` x `fsdp` x `tensor` mesh over all devices (of all processes).
+    """Creates the `data` x `fsdp` x `tensor` mesh over all devices (of all processes).
 
     Args:
-        data: number of replicas, over all slices; -1 takes what the others leave.
-        fsdp: number of parts that parameters and optimizer state are split into.
-        tensor: number of parts that heads and MLP channels are split into.
-        slices: number of slices, joined by a slower network, that the replicas are spread over;
-            -1 takes those that there are.
+        data: number of replicas, over all slices; -1 uses all remaining devices.
+        fsdp: number of shards of parameters and optimizer state.
+        tensor: number of shards of heads and MLP channels.
+        slices: number of slices, connected by a slower network, over which the replicas are
+            distributed; -1 uses all slices.
         devices: defaults to `jax.devices()`.
 
     Raises:
-        UserError: numbers that are no mesh of these devices.
+        UserError: the numbers do not form a mesh of these devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -74,8 +79,8 @@ def make_mesh(
     if min(fsdp, tensor) < 1 or any(size < 1 and size != -1 for size in (data, slices)):
         given = ", ".join(f"config.mesh.{name}={size}" for name, size in sizes.items())
         raise UserError(
-            f"{given} is not a mesh; give positive sizes, or data=-1 for 'what is left' "
-            "and slices=-1 for 'those that there are'."
+            f"{given} is not a mesh; give positive sizes, or data=-1 for all remaining devices "
+            "and slices=-1 for all slices."
         )
     if data == -1:
         data = max(count // (fsdp * tensor), 1)
@@ -86,45 +91,46 @@ def make_mesh(
             f"devices but there are {count} here; choose data x fsdp x tensor among "
             f"{_meshes(count, tensor)}."
         )
-    found = len({_slice_of(device) for device in devices})
-    if slices not in (-1, found):
+    actual_slices = len({_slice_of(device) for device in devices})
+    if slices not in (-1, actual_slices):
         raise UserError(
-            f"config.mesh.slices={slices}, but the devices are in {found}; set it to {found}, or "
-            "to -1 for 'those that there are'."
+            f"config.mesh.slices={slices}, but the devices are in {actual_slices}; set it to "
+            f"{actual_slices}, or to -1 for all slices."
         )
-    if data % found:
+    if data % actual_slices:
         raise UserError(
-            f"data={data} replicas cannot be spread over {found} slices; set config.mesh.data to a "
-            f"multiple of {found}."
+            f"data={data} replicas cannot be distributed over {actual_slices} slices; set "
+            f"config.mesh.data to a multiple of {actual_slices}."
         )
-    mesh = Mesh(_arranged(devices, shape, found), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-    batch_readers(mesh)  # raises where processes could not read its batches
+    arranged = _arranged(devices, shape, actual_slices)
+    mesh = Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    batch_readers(mesh)  # raises if processes could not read their batches
     return mesh
 
 
 def _meshes(count: int, tensor: int) -> str:
-    """The meshes of so many devices: with this size of tensor, or if none has it, any."""
+    """Lists meshes of `count` devices: with the given tensor size if possible, else any."""
     divisors = [size for size in range(1, count + 1) if count % size == 0]
-    wanted = [tensor] if count % tensor == 0 else divisors
+    tensor_sizes = [tensor] if count % tensor == 0 else divisors
     shapes = [
         f"{count // (fsdp * size)}x{fsdp}x{size}"
-        for size, fsdp in itertools.product(wanted, divisors)
+        for size, fsdp in itertools.product(tensor_sizes, divisors)
         if count % (fsdp * size) == 0
     ]
     return ", ".join(shapes[:8]) + (" and more" if len(shapes) > 8 else "")
 
 
 def _slice_of(device: jax.Device) -> int:
-    # GPUs have the number too, but it counts machines.
+    # GPUs have this attribute too, but there it counts machines.
     return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def _arranged(
     devices: Sequence[jax.Device], shape: tuple[int, ...], slices: int
 ) -> np.ndarray[Any, Any]:
-    """The devices so that neighbours on an axis are near each other; slices divide the first."""
+    """Arranges devices so that mesh neighbours are close; slices divide the first axis."""
     if devices[0].platform != "tpu":
-        # In order of processes, whose GPUs are joined by faster links than the machines are.
+        # Devices are ordered by process; links within a machine are faster than between machines.
         return np.asarray(devices).reshape(shape)
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -136,23 +142,23 @@ def _arranged(
 
 
 def parts_of(logical_axis: str, mesh: Mesh | AbstractMesh) -> int:
-    """How many parts a dimension of that name is split into where they divide it."""
+    """Returns the number of shards of a dimension with this name (if they divide it)."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[logical_axis])
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """How many parts, of consecutive rows, a global batch is split into."""
+    """Returns the number of parts (of consecutive rows) that a global batch is split into."""
     return parts_of("batch", mesh)
 
 
 def batch_readers(mesh: Mesh) -> dict[tuple[int, ...], list[int]]:
-    """Processes by the parts of a global batch that their devices hold, in order of the parts.
+    """Groups processes by the parts of a global batch that their devices hold, in part order.
 
-    Those of a list hold the same rows, split over the tensor axis, and have to read the same. On
-    TPUs, where meshes follow the wiring, the parts of a process need not be neighbours.
+    Processes in the same list hold the same rows, sharded over the tensor axis, and must read the
+    same data. On TPUs, where meshes follow the wiring, the parts of a process need not be adjacent.
 
     Raises:
-        UserError: parts that overlap, so that no process could read rows for itself.
+        UserError: processes share some parts and not others.
     """
     held: dict[int, set[int]] = {}
     for part, devices in enumerate(mesh.devices.reshape(batch_parts(mesh), -1)):
@@ -172,13 +178,13 @@ def batch_readers(mesh: Mesh) -> dict[tuple[int, ...], list[int]]:
 
 
 def mesh_batch_parts() -> int:
-    """`batch_parts` of the mesh set by `jax.set_mesh`; 1 without one."""
+    """Returns `batch_parts` of the mesh set by `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_parts(mesh)
 
 
 def check_batch(batch_size: int, mesh: Mesh, name: str = "config.batch_size") -> None:
-    """Raises `UserError` when a global batch, the setting `name`, cannot be split over the mesh."""
+    """Raises `UserError` if the mesh does not divide a global batch; `name` is the setting."""
     parts = batch_parts(mesh)
     if batch_size < 1 or batch_size % parts:
         lower = batch_size // parts * parts
@@ -192,9 +198,9 @@ def check_batch(batch_size: int, mesh: Mesh, name: str = "config.batch_size") ->
 def partition_spec(
     logical_axes: Sequence[str | None], shape: Sequence[int] | None, mesh_shape: Mapping[str, int]
 ) -> PartitionSpec:
-    """Mesh axes of an array from the names of its dimensions.
+    """Maps the names of an array's dimensions to mesh axes.
 
-    A dimension that the mesh axes do not divide stays whole (`shape` None: taken to divide).
+    A dimension that the mesh axes do not divide is replicated (`shape` None: assume it divides).
     """
     spec: list[tuple[str, ...] | None] = []
     for position, name in enumerate(logical_axes):
@@ -206,7 +212,7 @@ def partition_spec(
 
 
 def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree of arrays.
+    """Returns the shardings of a tree of arrays.
 
     Args:
         axes: tree of tuples of logical axis names, one tuple per array.
@@ -221,20 +227,20 @@ def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """Returns the sharding of a replicated array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array whose first dimension is the global batch."""
+    """Returns the sharding of an array whose first dimension is the global batch."""
     return NamedSharding(mesh, partition_spec(("batch",), None, mesh.shape))
 
 
 def constrain(array: jax.Array, *logical_axes: str | None) -> jax.Array:
-    """Pins an activation to its place on the mesh set by `jax.set_mesh`; without one, a no-op.
+    """Constrains the sharding of an activation on the mesh set by `jax.set_mesh`, if there is one.
 
-    Left to itself the compiler may split the embedding instead of the batch and then gather
-    whole batches: measured 1.19 TiB a chip instead of 5.8 GiB (see docs/concepts.md).
+    Without constraints the compiler may shard the embedding instead of the batch and then gather
+    whole batches: 1.19 TiB per chip instead of 5.8 GiB (docs/distributed.md).
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -244,11 +250,14 @@ def constrain(array: jax.Array, *logical_axes: str | None) -> jax.Array:
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch where they belong in all of it.
+    """Creates global arrays from this process's rows of a batch.
 
     Args:
-        batch: rows of the process's parts (`batch_readers`), one part after the other.
+        batch: arrays [rows ...] with the rows of the process's parts (`batch_readers`), in order.
         mesh: the mesh.
+
+    Returns:
+        Arrays [global_rows ...], sharded over the batch axis.
     """
     sharding = batch_sharding(mesh)
     return {
@@ -258,13 +267,13 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 
 @dataclasses.dataclass(frozen=True)
 class BatchShards:
-    """The parts of a global batch, one a device, for code that says itself what is exchanged.
+    """The parts of a global batch, one per device, for code with explicit communication.
 
-    `map` runs a function once for each part; the other methods are for use inside that function.
-    Part p holds rows p k to (p + 1) k of a batch of `count` k.
+    `map` runs a function once per part; the other methods are used inside that function.
+    Part p holds the rows p k to (p + 1) k of a batch of `count` k rows.
 
     Attributes:
-        axes: mesh axes that split the batch; none where one part is everything.
+        axes: mesh axes that shard the batch; empty for a single part.
         count: number of parts.
     """
 
@@ -277,13 +286,13 @@ class BatchShards:
         inputs: Sequence[tuple[str | None, ...]],
         outputs: Sequence[tuple[str | None, ...]],
     ) -> Callable[..., Any]:
-        """`function` on whole arrays, though it sees the parts.
+        """Wraps a function of shards as a function of global arrays.
 
         Args:
-            function: takes and returns a part of each array: those whose dimensions are named
-                "batch" are split, the others are the same everywhere.
-            inputs, outputs: logical axes of each argument and of each result. Argument and result
-                are tuples.
+            function: takes and returns one shard per array: dimensions named "batch" are sharded,
+                arrays without such a dimension are replicated.
+            inputs, outputs: logical axes of each argument and of each result. Arguments and
+                results are tuples.
         """
         if not self.axes:
             return function
@@ -292,35 +301,35 @@ class BatchShards:
             tuple(partition_spec(names, None, mesh.shape) for names in arrays)
             for arrays in (inputs, outputs)
         ]
-        # Unchecked, because loops would have to declare how their first values vary over devices;
-        # only the check of `outputs` and transposition need that, and gradients are written out.
+        # check_vma=False: otherwise loops must declare how their initial values vary over devices.
+        # Only the check of `outputs` and transposition need that, and gradients are explicit here.
         return jax.shard_map(function, in_specs=specs[0], out_specs=specs[1], check_vma=False)
 
     def index(self) -> jax.Array | int:
-        """Number of this part."""
+        """Returns the index of this part."""
         return jax.lax.axis_index(self.axes) if self.axes else 0
 
     def gather(self, x: jax.Array) -> jax.Array:
-        """[...] of every part, [count ...]."""
+        """Gathers an array [...] of every part to [count ...]."""
         return jax.lax.all_gather(x, self.axes) if self.axes else x[None]
 
     def sum(self, x: jax.Array) -> jax.Array:
-        """Over the parts."""
+        """Sums over the parts."""
         return jax.lax.psum(x, self.axes) if self.axes else x
 
     def scatter_sum(self, x: jax.Array) -> jax.Array:
-        """[count ...], row p meant for part p: the sum of what was meant for this one, [...]."""
+        """Takes [count ...], row p for part p; returns the sum of all rows for this part, [...]."""
         return jax.lax.psum_scatter(x, self.axes) if self.axes else x[0]
 
     def exchange(self, x: jax.Array) -> jax.Array:
-        """[count ...], row p meant for part p: what each part meant for this one, [count ...]."""
+        """Takes [count ...], row p for part p; returns the rows for this part, [count ...]."""
         return jax.lax.all_to_all(x, self.axes, 0, 0) if self.axes else x
 
 
 def batch_shards(rows: int) -> BatchShards:
-    """How the mesh set by `jax.set_mesh` splits a batch of `rows`.
+    """Returns how the mesh set by `jax.set_mesh` splits a batch of `rows`.
 
-    One part without a mesh, and where it does not divide `rows`.
+    There is one part without a mesh, and if the mesh does not divide `rows`.
     """
     count = mesh_batch_parts()
     return (

@@ -1,9 +1,9 @@
-"""Text to token ids: the CLIP byte-pair encoding, and one trained on one's own captions.
+"""Tokenizers: CLIP's byte-pair encoding, and a BPE trained on the user's captions.
 
 Both clean a caption the same way (mojibake and HTML entities repaired, white space collapsed, lower
 case) and write a row as `[start, ids..., end, 0, ...]`. The end-of-text id is the largest id, so
-that `argmax` over a row finds the first end of text, where the text transformer is read. Ids after
-it, and the padding id 0 (in CLIP also the token `!`), are never told apart from text by their id.
+`argmax` over a row finds the first end of text, where the text feature is read. The padding id 0
+can also be a token (`!` in CLIP): padding is recognised by position, not by id.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def clean_caption(text: str) -> str:
-    """The caption as it is tokenized: ftfy, HTML unescaped twice, one space between words, lower.
+    """Cleans a caption: ftfy, HTML unescaped twice, single spaces between words, lower case.
 
     Raises:
         UserError: `text` is not a `str`.
@@ -53,22 +53,22 @@ def clean_caption(text: str) -> str:
             f"a caption is {text!r:.60} of type {type(text).__name__}, but captions are text; "
             "correct or remove that record."
         )
-    # Nothing can need repair in printable ASCII without entities, and ftfy costs more than the BPE.
+    # Printable ASCII without entities needs no repair, and ftfy costs more than the BPE.
     if not (text.isascii() and text.isprintable() and "&" not in text):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return regex.sub(r"\s+", " ", text).strip().lower()
 
 
 class Tokenizer:
-    """What both tokenizers do; picklable, so that data workers can carry one.
+    """Base class of both tokenizers; picklable for data workers.
 
     Attributes:
         kind: the name of the subclass in `model.json`.
-        file: the name of the tokenizer's one file in a model directory.
-        context_length: ids in a row.
+        file: the name of the tokenizer's file in a model directory.
+        context_length: ids per row.
         vocabulary_size: rows of the embedding table; every id is smaller.
         start_id: the first id of every row.
-        end_id: the id after the text, always `vocabulary_size - 1`.
+        end_id: the end-of-text id, always `vocabulary_size - 1`.
     """
 
     kind: ClassVar[str]
@@ -90,7 +90,7 @@ class Tokenizer:
         self.end_id = vocabulary_size - 1
 
     def spec(self) -> dict[str, Any]:
-        """What `load_tokenizer` needs to know, as JSON values for `model.json`."""
+        """Returns the description for `load_tokenizer`, as JSON values for `model.json`."""
         return {
             "kind": self.kind,
             "context_length": self.context_length,
@@ -104,13 +104,13 @@ class Tokenizer:
         (epath.Path(directory) / self.file).write_bytes(self._content)
 
     def encode(self, text: str) -> Int[np.ndarray, " l"]:
-        """The int32 row of one caption, `context_length` ids; see `__call__`."""
+        """Encodes one caption as `context_length` int32 ids; see `__call__`."""
         return self([text])[0]
 
     def __call__(self, texts: str | Sequence[str]) -> Int[np.ndarray, "n l"]:
-        """The int32 rows of some captions, `[n, context_length]`, zero padded.
+        """Encodes captions as int32 rows `[n, context_length]`, padded with zeros.
 
-        A caption that is too long keeps its beginning, and the last id of its row is `end_id`.
+        A caption that is too long is truncated, and the last id of the row is `end_id`.
 
         Raises:
             UserError: a caption is not a `str`.
@@ -126,15 +126,15 @@ class Tokenizer:
         return rows
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
-        """The ids of cleaned captions, without start and end."""
+        """Returns the ids of cleaned captions, without start and end."""
         return [encoding.ids for encoding in self._engine.encode_batch_fast(texts)]
 
     def lengths(self, tokens: Int[np.ndarray, "*n l"]) -> Int[np.ndarray, "*n"]:
-        """Ids of each row up to and with the first end of text; what follows has no effect."""
+        """Returns the length of each row including the first end of text; later ids are unused."""
         return np.argmax(tokens, axis=-1).astype(np.int32) + 1
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The cleaned text of one row: what stands between the start and the first end of text."""
+        """Decodes one row to the cleaned text between the start and the first end of text."""
         text_ids = itertools.takewhile(lambda token_id: token_id != self.end_id, map(int, ids))
         return self._engine.decode([i for i in text_ids if i != self.start_id]).strip()
 
@@ -142,14 +142,15 @@ class Tokenizer:
 class ClipTokenizer(Tokenizer):
     """The tokenizer of CLIP and of the released dino.txt models (Radford et al. 2021, section 2.4).
 
-    Byte-level BPE of 49,408 ids with end-of-word marks, no unknowns; a literal `<|startoftext|>` or
-    `<|endoftext|>` in a caption becomes that id, as it does in the official code. Only characters
-    newer than the engine's Unicode tables (letters of rare scripts) may be split differently.
+    Byte-level BPE of 49,408 ids with end-of-word marks and without unknown tokens. A literal
+    `<|startoftext|>` or `<|endoftext|>` in a caption becomes that id, as in the official code. Only
+    characters newer than the engine's Unicode tables (letters of rare scripts) may be split
+    differently.
 
     Args:
         vocabulary: path of `bpe_simple_vocab_16e6.txt.gz`; by default the copy in the cache folder
             (`$DINOTXT_CACHE`, or `~/.cache/dinotxt_jax`), downloaded on first use.
-        context_length: ids in a row; 77 in all released models.
+        context_length: ids per row; 77 in all released models.
 
     Raises:
         UserError: the file is missing, cannot be downloaded, or is not the official one.
@@ -172,31 +173,31 @@ class ClipTokenizer(Tokenizer):
         return rows
 
     def _ids_with_specials(self, text: str) -> list[int]:
-        # Only the official word pattern knows whether a literal counts: in "!<|endoftext|>" the
-        # punctuation swallows its beginning. An added token of the engine would split there.
+        # The official word pattern decides whether a literal counts: in "!<|endoftext|>" the
+        # punctuation consumes the beginning of it. An added token of the engine would split there.
         specials = {_START: [self.start_id], _END: [self.end_id]}
         words = _CLIP_WORDS_AND_SPECIALS.findall(text)
         return [i for word in words for i in specials.get(word) or self._engine.encode(word).ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of one row, one space between words: the ids do not tell where spaces were."""
+        """Decodes one row with a space between words: the ids do not record spaces."""
         return super().decode(ids).replace(_WORD_END, " ").strip()
 
 
 class TrainedTokenizer(Tokenizer):
-    """A lossless byte-level BPE learned from captions; any text encodes, without unknowns.
+    """A lossless byte-level BPE learned from captions; encodes any text without unknown tokens.
 
     Ids: 0 padding (never text), then the 256 bytes, then merges by frequency, `vocabulary_size - 2`
-    start, `vocabulary_size - 1` end. Where the captions support fewer merges than asked for, the
-    ids between are unused: the size of the embedding table is known before any caption is read.
-    A word carries its leading space, so that `decode` gives back the cleaned caption exactly.
+    start, `vocabulary_size - 1` end. If the captions support fewer merges than requested, the ids
+    between are unused: the size of the embedding table is known before any caption is read.
+    A word includes its leading space, so `decode` reproduces the cleaned caption exactly.
 
     Args:
-        description: the content of a `tokenizer.json` that `save` wrote; `train` makes a new one.
-        context_length: ids in a row.
+        description: the content of a `tokenizer.json` written by `save`; `train` makes a new one.
+        context_length: ids per row.
 
     Raises:
-        UserError: the description is that of another kind of tokenizer.
+        UserError: the description belongs to another kind of tokenizer.
     """
 
     kind = "bpe"
@@ -219,12 +220,13 @@ class TrainedTokenizer(Tokenizer):
         """Learns the merges; the result depends on the captions only, not on order or threads.
 
         Args:
-            captions: all training captions, consumed once and never held together.
-            vocabulary_size: ids in all, with the 256 bytes and 3 reserved ones.
-            context_length: ids in a row.
+            captions: all training captions, consumed once, never all in memory.
+            vocabulary_size: number of ids, including the 256 bytes and 3 reserved ids.
+            context_length: ids per row.
 
         Raises:
-            UserError: nothing to learn from, a caption that is not a `str`, too small a vocabulary.
+            UserError: no merge can be learned, a caption is not a `str`, or the vocabulary is too
+                small.
         """
         smallest = len(_BYTES) + 3 + 1
         if vocabulary_size < smallest:
@@ -243,7 +245,7 @@ class TrainedTokenizer(Tokenizer):
         merges = [(left, right) for left, right in json.loads(engine.to_str())["model"]["merges"]]
         if not merges:
             raise UserError(
-                "the captions hold no two characters that stand together twice, so there is no "
+                "the captions contain no pair of characters that occurs twice, so there is no "
                 "merge to learn; check the captions of the data source."
             )
         tokens = dict.fromkeys([_PADDING, *_BYTES, *(left + right for left, right in merges)])
@@ -254,17 +256,17 @@ class TrainedTokenizer(Tokenizer):
 
 
 def trimmed_length(longest: int, multiple: int, context_length: int) -> int:
-    """`longest` rounded up to a multiple, at most the context length."""
+    """Rounds `longest` up to a multiple, at most the context length."""
     return min(-(-longest // multiple) * multiple, context_length)
 
 
 def load_tokenizer(spec: Mapping[str, Any], directory: epath.PathLike) -> Tokenizer:
-    """The tokenizer that `spec()` described and `save(directory)` wrote.
+    """Loads the tokenizer that `spec()` described and `save(directory)` wrote.
 
-    A CLIP tokenizer whose vocabulary is not in the directory comes from the cache or the network.
+    If the directory has no CLIP vocabulary, it comes from the cache or the network.
 
     Raises:
-        UserError: unknown kind, or a file that is missing or is not the one the spec names.
+        UserError: unknown kind, or a file that is missing or differs from the spec.
     """
     kind = spec.get("kind")
     if kind == "clip":
@@ -287,9 +289,9 @@ def _lossless_engine(model: models.BPE) -> Engine:
 
 
 def _clip_engine(vocabulary: bytes) -> Engine:
-    """The CLIP vocabulary as an engine: bytes, bytes that end a word, merges by rank, specials."""
+    """Builds CLIP's engine: bytes, bytes that end a word, merges by rank, special tokens."""
     lines = gzip.decompress(vocabulary).decode().split("\n")
-    # Line 0 is a version; the file goes on after the last merge that CLIP uses.
+    # Line 0 is a version; the file has more merges than CLIP uses.
     count = CLIP_VOCABULARY_SIZE - 2 * len(_BYTES) - 2
     merges = [(left, right) for left, right in map(str.split, lines[1 : 1 + count])]
     tokens = [*_BYTES, *(byte + _WORD_END for byte in _BYTES)]

@@ -11,14 +11,14 @@ scripts/gke.sh COMMAND --name=NAME --cluster=NAME [FLAGS] [-- --config.KEY=VALUE
 Trains on TPU slices of a GKE cluster, as a workload of XPK.
 
 Commands (all take the same flags and use those they need):
-  create-cluster   a cluster with --slices slices of --type; run again to change their number
+  create-cluster   creates a cluster with --slices slices of --type; run again to change the number
   image            builds the working tree into --image (docker) and pushes it
-  train            submits the workload; it restarts after preemption and goes on from the newest
-                   checkpoint, at most --restarts times
+  train            submits the workload; it restarts after preemption, at most --restarts times, and
+                   continues from the newest checkpoint
   status           the workload in the cluster's list
   logs             log of the first worker of every slice (--lines, --follow; kubectl)
   delete           deletes the workload
-  delete-cluster   deletes the cluster with all that runs there
+  delete-cluster   deletes the cluster and all its workloads
 
 Flags:
   --name=NAME           the workload
@@ -30,13 +30,13 @@ Flags:
   --spot | --on-demand | --reservation=NAME    capacity of create-cluster
   --image=IMAGE         such as REGION-docker.pkg.dev/PROJECT/REPOSITORY/dinotxt_jax:TAG
   --restarts=N          default: 50
-  --config=FILE         of the experiment, relative to the checkout
+  --config=FILE         config file, relative to the checkout
   --workdir=DIR         absolute path of a folder that all pods share (see --xpk-flag=--storage=)
-  --lines=N --follow    how much of the log (default: 50), and what comes after it
-  --xpk-flag=FLAG       one more flag of the xpk command; may be repeated
+  --lines=N --follow    number of lines of the log (default: 50), and follow it
+  --xpk-flag=FLAG       additional flag of the xpk command; repeatable
   --dry-run             print the commands, run nothing
 
-What follows -- goes to `python -m dinotxt_jax.train` unchanged.
+Arguments after -- go to `python -m dinotxt_jax.train` unchanged.
 END
 }
 

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # the scripts that source this use what it sets
-# What the launchers share: errors, quoting, flags, dry runs, the packed checkout. Sourced, never run.
+# shellcheck disable=SC2034 # scripts that source this file use its variables
+# Shared by the launchers: errors, quoting, flags, dry runs, packing the checkout. Sourced, never run.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "error: bash $BASH_VERSION is too old for this script; install bash 4.4 or newer." >&2
@@ -13,7 +13,7 @@ verbose=true
 declare -A setting=() # --NAME=VALUE; switches hold "true"
 declare -a extra=()   # what follows --
 
-# fail SENTENCE: ends the script as every command of the project ends on a mistake.
+# fail SENTENCE: prints an error and exits with code 2, like every command of the project.
 fail() {
   printf 'error: %s\n' "$*" >&2
   exit 2
@@ -23,7 +23,7 @@ say() {
   printf '%s\n' "$*" >&2
 }
 
-# quoted WORD...: the words as every POSIX shell reads them back (printf %q needs bash there).
+# quoted WORD...: quotes words for any POSIX shell (printf %q would need bash there).
 quoted() {
   local word rest text separator=''
   for word in "$@"; do
@@ -41,7 +41,7 @@ quoted() {
   done
 }
 
-# run WORD...: says the command and runs it; a dry run prints it and runs nothing.
+# run WORD...: prints the command and runs it; a dry run only prints it.
 run() {
   if $dry_run; then
     printf '%s\n' "$(quoted "$@")"
@@ -71,7 +71,7 @@ choose_command() {
 }
 
 # parse_flags "VALUED ..." "SWITCH ..." ARGUMENT...: fills `setting`, `extra` and `dry_run`.
-# A flag called X-flag may be repeated; its values are collected in the array X_flags.
+# A flag named X-flag may be repeated; the array X_flags collects the values.
 parse_flags() {
   local valued=" $1 " switches=" $2 dry-run " name value
   shift 2
@@ -109,7 +109,7 @@ parse_flags() {
   [[ ${setting[dry-run]-} != true ]] || dry_run=true
 }
 
-# need NAME...: the flags that a command cannot do without.
+# need NAME...: fails unless all these flags are given.
 need() {
   local name
   for name in "$@"; do
@@ -117,12 +117,12 @@ need() {
   done
 }
 
-# need_tool PROGRAM ADVICE: a dry run needs none.
+# need_tool PROGRAM ADVICE: fails unless the program exists; a dry run needs none.
 need_tool() {
   $dry_run || command -v "$1" >/dev/null || fail "$1 is not on PATH; $2."
 }
 
-# need_count NAME...: flags that are whole numbers from 1 on, where given.
+# need_count NAME...: fails unless these flags, if given, are whole numbers of at least 1.
 need_count() {
   local name
   for name in "$@"; do
@@ -131,7 +131,7 @@ need_count() {
   done
 }
 
-# need_name LONGEST: what clouds accept as a name.
+# need_name LONGEST: fails unless clouds accept --name.
 need_name() {
   need name
   if [[ ! ${setting[name]} =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || ((${#setting[name]} > $1)); then
@@ -140,8 +140,8 @@ need_name() {
   fi
 }
 
-# need_lasting_workdir: a work directory that outlives the machines, or nothing could be resumed.
-# Training writes with the calls of a file system; gs:// would become a folder of that name.
+# need_lasting_workdir: requires a work directory that outlives the machines, to resume from.
+# Training uses file system calls; gs:// would become a local folder of that name.
 need_lasting_workdir() {
   need config workdir
   [[ ${setting[workdir]} == /* ]] ||
@@ -149,7 +149,7 @@ need_lasting_workdir() {
       "and that outlives them; mount a shared file system or bucket there and give its path."
 }
 
-# need_tpu_type: `tpu_type` becomes the name that clouds use; people also say v5e.
+# need_tpu_type: sets `tpu_type` to the name that clouds use (v5litepod for v5e).
 need_tpu_type() {
   need type
   [[ ${setting[type]} =~ ^(v2|v3|v4|v5e|v5litepod|v5p|v6e|tpu7x)-[0-9]+(x[0-9]+)*$ ]] ||
@@ -158,13 +158,13 @@ need_tpu_type() {
   tpu_type=${setting[type]/#v5e-/v5litepod-}
 }
 
-# train_arguments: `training` becomes what follows `python -m dinotxt_jax.train`.
+# train_arguments: sets `training` to the arguments of `python -m dinotxt_jax.train`.
 train_arguments() {
   training=("--config=${setting[config]}" "--workdir=${setting[workdir]}" "${extra[@]}")
 }
 
-# pack FILE: the working tree as it is (uncommitted and new files too, ignored ones not) in a
-# .tar.gz. A second index leaves the person's own alone.
+# pack FILE: packs the working tree (including uncommitted and new files, without ignored ones) into
+# a .tar.gz. A second index leaves the user's index unchanged.
 pack() {
   local -a staged=(env "GIT_INDEX_FILE=$1.index" git -C "$root")
   local tree
@@ -179,7 +179,7 @@ pack() {
   fi
 }
 
-# make_room: `room` becomes a folder for temporary files, removed at the end.
+# make_room: sets `room` to a folder for temporary files, which is removed at the end.
 make_room() {
   room=${TMPDIR:-/tmp}
   $dry_run && return

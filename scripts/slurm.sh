@@ -8,34 +8,34 @@ usage() {
   cat <<'END'
 scripts/slurm.sh COMMAND --name=NAME [FLAGS] [-- --config.KEY=VALUE ...]
 
-Trains on GPU nodes. This checkout, its environment and the data are on a file system that all
-nodes share.
+Trains on GPU nodes. All nodes must share the file system with this checkout, the environment and the
+data.
 
 Commands (all take the same flags and use those they need):
-  train    submits the job; when it is preempted, loses a node or comes near its time limit, it is
-           queued again and goes on from the newest checkpoint
+  train    submits the job; after preemption, a lost node or near the time limit it is requeued and
+           continues from the newest checkpoint
   status   the job in the queue
   logs     end of the newest log (--lines, --follow)
   cancel   cancels the job
 
 Flags:
-  --name=NAME           of the job
+  --name=NAME           name of the job
   --nodes=N             default: 1
-  --gpus=N              GPUs a node; default: 8
-  --processes=gpu|node  one process a GPU (the default), or one a node
-  --cpus=N              cores a process; default: Slurm's
-  --time=LIMIT          such as 24:00:00; default: the partition's
+  --gpus=N              GPUs per node; default: 8
+  --processes=gpu|node  one process per GPU (default), or per node
+  --cpus=N              cores per process; default: Slurm's
+  --time=LIMIT          for example 24:00:00; default: the partition's
   --partition=NAME      default: Slurm's
   --account=NAME        default: Slurm's
-  --python=FILE         interpreter that has the project installed; default: .venv/bin/python
+  --python=FILE         interpreter with the project installed; default: .venv/bin/python
   --logs=DIR            default: runs/slurm
-  --config=FILE         of the experiment, relative to the checkout
+  --config=FILE         config file, relative to the checkout
   --workdir=DIR         a folder, relative to the checkout or absolute
-  --lines=N --follow    how much of the log (default: 50), and what comes after it
-  --sbatch-flag=FLAG    one more flag of sbatch; may be repeated
+  --lines=N --follow    number of lines of the log (default: 50), and follow it
+  --sbatch-flag=FLAG    additional flag of sbatch; repeatable
   --dry-run             print the commands, run nothing
 
-What follows -- goes to `python -m dinotxt_jax.train` unchanged.
+Arguments after -- go to `python -m dinotxt_jax.train` unchanged.
 END
 }
 

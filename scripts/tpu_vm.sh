@@ -11,14 +11,14 @@ scripts/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- --config.KEY=VALUE
 Trains on a TPU VM pod, or on several slices of one queued resource.
 
 Commands (all take the same flags and use those they need):
-  create    makes the pod (--type), or asks for it in the queue (--queued, --slices)
+  create    creates the pod (--type), or requests it through the queue (--queued, --slices)
   install   copies the working tree (or clones --git) to all workers and installs it there
-  train     starts training on all workers, in the background, instead of one that runs
-  status    state of the pod and of the training on every worker
+  train     starts training on all workers in the background, replacing a running one
+  status    state of the pod, and of training on every worker
   logs      end of the log of one worker (--worker, --lines, --follow)
   stop      stops training on all workers
-  watch     create, install and train as needed; re-creates a preempted pod and starts again,
-            until training has ended. The same command goes on from the newest checkpoint.
+  watch     create, install and train as needed; re-creates a preempted pod and restarts,
+            until training has ended. Training continues from the newest checkpoint.
   delete    deletes the pod, or the queued resource with all its slices
 
 Flags:
@@ -27,25 +27,25 @@ Flags:
   --project=PROJECT     default: gcloud's
   --type=TYPE           such as v6e-256, v5p-128, v5e-64 (of one slice)
   --slices=N            several pods of that type, joined by the data centre network (queued)
-  --queued              ask through a queued resource, which waits for capacity
-  --spot                capacity that may be preempted
-  --runtime=VERSION     software of the VMs; default: the one for JAX on that type
+  --queued              use a queued resource, which waits for capacity
+  --spot                use capacity that may be preempted
+  --runtime=VERSION     software of the VMs; default: the recommended one for JAX
   --git=URL             clone this on the workers instead of copying the working tree
   --ref=REF             branch, tag or commit of --git; default: its main branch
-  --setup=FILE          script of the checkout that install runs on every worker first, such as
-                        one that mounts the shared folder
-  --config=FILE         of the experiment, relative to the checkout
+  --setup=FILE          script in the checkout that install runs on every worker first, for example
+                        to mount the shared folder
+  --config=FILE         config file, relative to the checkout
   --workdir=DIR         absolute path of a folder that all workers share
-  --worker=N --slice=N  whose log; default: 0 and 0
-  --lines=N --follow    how much of the log (default: 50), and what comes after it
-  --poll=SECONDS        how often watch looks; default: 60
-  --max-failures=N      crashes on one and the same pod before watch gives up; default: 3
-  --delete-after        watch deletes the pod when training has ended well
-  --create-flag=FLAG    one more flag of gcloud's create; may be repeated
-  --connect-flag=FLAG   one more flag of gcloud's ssh and scp; may be repeated
+  --worker=N --slice=N  worker and slice of the log; default: 0 and 0
+  --lines=N --follow    number of lines of the log (default: 50), and follow it
+  --poll=SECONDS        polling interval of watch; default: 60
+  --max-failures=N      crashes on the same pod before watch gives up; default: 3
+  --delete-after        watch deletes the pod when training has succeeded
+  --create-flag=FLAG    additional flag of gcloud's create; repeatable
+  --connect-flag=FLAG   additional flag of gcloud's ssh and scp; repeatable
   --dry-run             print the commands, run nothing
 
-What follows -- goes to `python -m dinotxt_jax.train` unchanged.
+Arguments after -- go to `python -m dinotxt_jax.train` unchanged.
 END
 }
 
@@ -129,14 +129,14 @@ train() {
   everywhere "bash $worker start $(quoted "${training[@]}")"
 }
 
-# Workers without a checkout have no training; a failed connection must not look like that.
+# Workers without a checkout report "absent"; a failed connection must not look like that.
 workers() {
   local asked
   asked=$(quoted bash "$worker" progress "${training[@]}")
   everywhere "if [ -f $worker ]; then $asked; else echo absent; fi"
 }
 
-# progress: one word for all workers (absent, running, failed, refused, finished, unknown).
+# progress: prints one word for all workers (absent, running, failed, refused, finished, unknown).
 progress() {
   local lines
   lines=$(
@@ -147,8 +147,8 @@ progress() {
     lines=''
   }
   case $'\n'$lines$'\n' in
-    *$'\nexit 2\n'*) echo refused ;; # a mistake in the settings: nothing else ends with 2
-    *$'\nabsent\n'* | *$'\nlost\n'*) echo absent ;; # lost: what --setup mounted is, too
+    *$'\nexit 2\n'*) echo refused ;; # exit code 2 always means a mistake in the settings
+    *$'\nabsent\n'* | *$'\nlost\n'*) echo absent ;; # lost: mounts of --setup are lost too
     *$'\nexit '[1-9]*) echo failed ;;
     *$'\nrunning\n'*) echo running ;;
     *$'\nexit 0\n'*) echo finished ;;
@@ -156,7 +156,7 @@ progress() {
   esac
 }
 
-# described KIND NAME FORMAT: what gcloud says of it, ABSENT, or UNKNOWN (and why, on stderr).
+# described KIND NAME FORMAT: prints gcloud's answer, ABSENT, or UNKNOWN (with the reason on stderr).
 described() {
   local answer
   local -a describe=(gcloud compute tpus "$1" describe "$2" "${place[@]}" "--format=value($3)")
@@ -172,7 +172,7 @@ described() {
   fi
 }
 
-# pod_state: that of the pod; of several slices, that of the first which is not READY.
+# pod_state: prints the state of the pod; with several slices, of the first that is not READY.
 pod_state() {
   local state node
   local -a nodes=("$name")
@@ -187,14 +187,14 @@ pod_state() {
       state=$(described tpu-vm "$node" state)
       [[ $state == READY ]] || break
     done
-    # The request stands but a node of it is gone: all of it has to be asked for again.
+    # The request exists but a node of it is gone: the whole request must be repeated.
     [[ $state != ABSENT ]] || state=TERMINATED
   fi
   printf '%s\n' "$state"
 }
 
-# advance: looks after the training of a pod that is READY. Status 0: look again; ends the script
-# when there is nothing left to do.
+# advance: starts or checks training on a pod that is READY. Returns 0 to poll again; ends the script
+# when training has ended.
 advance() {
   local found
   found=$(progress)
@@ -233,7 +233,7 @@ watch() {
       READY) advance ;;
       ABSENT)
         failures=0
-        # No capacity is the usual reason, and the next attempt may find some.
+        # The usual reason is missing capacity; the next attempt may succeed.
         create && known=true && continue
         ;;
       PREEMPTED | TERMINATED | SUSPENDED | FAILED)

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Runs on every worker of a TPU VM pod, where tpu_vm.sh calls it. It installs the project into a
-# virtual environment and keeps at most one training, in the background.
+# tpu_vm.sh runs this script on every worker of a TPU VM pod. It installs the project into a
+# virtual environment and runs at most one training in the background.
 #
-#   worker.sh install [SCRIPT]        the environment ~/dinotxt_venv with this checkout in it, after
-#                                     a script of the checkout
-#   worker.sh start ARGUMENT...       python -m dinotxt_jax.train ARGUMENT..., instead of any other
-#   worker.sh progress [ARGUMENT...]  one line about that training, or about whichever there is:
-#                                     absent, running, lost (the machine was restarted), exit CODE
+#   worker.sh install [SCRIPT]        runs a script of the checkout, then installs the checkout into
+#                                     ~/dinotxt_venv
+#   worker.sh start ARGUMENT...       starts python -m dinotxt_jax.train ARGUMENT..., replacing
+#                                     a running one
+#   worker.sh progress [ARGUMENT...]  prints one line about training with these arguments, or about
+#                                     any: absent, running, lost (the machine restarted), exit CODE
 #   worker.sh stop
 #   worker.sh log LINES [follow]
 set -euo pipefail
@@ -16,7 +17,7 @@ venv=$HOME/dinotxt_venv
 run=$HOME/dinotxt_train # .log, .pid, .arguments and .status (the exit code, once there is one)
 grace=${DINOTXT_GRACE:-60} # seconds for a checkpoint between SIGTERM and SIGKILL
 
-# The images of TPU VMs may bring a Python that is too old, or one that cannot make environments.
+# Images of TPU VMs may have a Python that is too old or cannot create environments.
 suitable_python() {
   local python
   for python in python3.13 python3.12 python3.11 python3; do
@@ -45,8 +46,8 @@ install_project() {
   "$venv/bin/python" -m pip install --quiet --editable '.[tpu]'
 }
 
-# The command line is looked at because another process may have the number after a reboot; process
-# 1 would stand for all processes below.
+# The command line is checked, because after a reboot another process may have this id. kill with
+# process id 1 would address all processes.
 alive() {
   local pid=0
   [[ ! -f $run.pid ]] || pid=$(<"$run.pid")
@@ -69,14 +70,14 @@ start_training() {
   stop_training
   rm -f "$run.status"
   printf '%s\0' "$@" >"$run.arguments"
-  # A session of its own: it outlives the connection, and can be stopped as a whole.
+  # A new session outlives the connection and can be stopped as a group.
   setsid bash "$code/scripts/worker.sh" supervise "$@" </dev/null >>"$run.log" 2>&1 &
   printf '%s\n' "$!" >"$run.pid"
 }
 
 supervise() {
   local status=0
-  trap : TERM # waits for the training, which gets the signal too
+  trap : TERM # keep waiting for the training, which receives the signal too
   cd "$code"
   printf '=== %s\n' "$(date -u +%FT%TZ)"
   "$venv/bin/python" -m dinotxt_jax.train "$@" || status=$?

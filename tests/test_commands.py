@@ -124,7 +124,23 @@ def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
         (("segment", "--model=M", "--output=o.png"), "0 images are named, expected one"),
         (("segment", "a.png", "--model=M", "--output=o.gifx"), "o.gifx ends in none of .png"),
         (("segment", "a.png", "--model=M", "--output=o.png", "--classes=;"), "expected names such"),
-        (("segment", "a.png", "--model=M", "--output=o.png"), "M is not a model directory"),
+        (
+            ("segment", "a.png", "--model=M", "--output=o.png", "--classes=cat; dog"),
+            "M is not a model directory",
+        ),
+        (
+            ("segment", "a.png", "--model=M", "--output=o.png", "--classes=dog"),
+            "--classes names a single class, 'dog', which wins with 100 % whatever an image shows",
+        ),
+        (
+            ("segment", "a.png", "--model=M", "--output=o.png", "--picture=pca", "--labels=l.png"),
+            "--picture=pca has no labels; leave out --labels.",
+        ),
+        (("segment", ".", "--model=M", "--output=o.png"), ". is a folder, expected one image"),
+        (
+            ("segment", "a.txt", "--model=M", "--output=o.png", "--classes=cat; dog"),
+            "a.txt cannot be read (text, not an image), expected an image such as",
+        ),
         (
             ("segment", "a.png", "--model=M", "--output=o.png", "--classes=c.txt"),
             "c.txt', which is",
@@ -132,7 +148,21 @@ def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
         (("segment", "a.png", "--model=M", "--output=o.png", "--classes=a, b"), "by semicolons"),
         (("classify", "--model=M", "--classes=a"), "no image is named, expected the paths"),
         (("classify", "x.png", "--model=M", "--classes=a"), "x.png does not exist"),
-        (("embed", "--model=M", "--output=e.npz"), "expected either images or --texts"),
+        (
+            ("classify", "a.png", "--model=M", "--classes=imagenet1"),
+            "--classes is 'imagenet1', which is no list of the project, did you mean imagenet1k?",
+        ),
+        (("classify", "a.png", "--model=M", "--classes=dog; dog"), "names a single class, 'dog'"),
+        (
+            ("classify", "a.png", "--model=M", "--classes=a; b", "--templates=openai_8"),
+            "did you mean openai_80?",
+        ),
+        (
+            ("classify", "a.png", "--model=M", "--classes=a; b", "--output=."),
+            ". is a folder, expected a file to write; add a file name.",
+        ),
+        (("embed", "--model=M", "--output=e.npz"), "neither images nor --texts are given"),
+        (("embed", "a.png", "--texts=a.txt", "--model=M", "--output=e.npz"), "both images and"),
         (("embed", "--texts=t", "--model=M", "--output=e.npz"), "--texts is 't', which is no file"),
         (
             ("train", f"--config={ROOT}/configs/quickstart.py", "--workdir=gs://bucket/run"),
@@ -145,11 +175,12 @@ def test_mistakes_end_in_one_sentence(
     arguments: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("some words\n")
     result = command(tmp_path, f"dinotxt_jax.{arguments[0]}", *arguments[1:])
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "a.txt"]
 
 
 def test_every_command_of_dinotxt_explains_itself(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_other_slices_than_there_are_are_refused() -> None:
     chips = [Chip(number, of_slice) for number in range(16) for of_slice in range(2)]
     with pytest.raises(UserError, match=r"mesh.slices=1, but the devices are in 2; set it to 2"):
         sharding.make_mesh(8, 4, slices=1, devices=chips)
-    with pytest.raises(UserError, match=r"data=1 replicas cannot be spread over 2 slices"):
+    with pytest.raises(UserError, match=r"data=1 replicas cannot be distributed over 2 slices"):
         sharding.make_mesh(1, 32, devices=chips)
 
 

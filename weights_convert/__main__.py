@@ -13,7 +13,7 @@ from weights_convert.architecture import parse_settings
 from weights_convert.convert import DTYPES, Conversion, convert
 from weights_convert.layouts import LAYOUTS
 from weights_convert.messages import listed, quoted
-from weights_convert.writing import DTYPES as EXPORT_DTYPES
+from weights_convert.writing import EXPORT_DTYPES
 
 _EXAMPLES = """\
 examples:
@@ -27,13 +27,13 @@ examples:
   your own training checkpoint, with 4 heads, stored as bfloat16
     python -m weights_convert checkpoint.pth --output=models/mine --set num_heads=4 \\
         --dtype=bfloat16
-  back to PyTorch; only what was trained; under other names
+  back to PyTorch; only the trained parts; under other names
     python -m weights_convert --export --model=models/vitl14_reg --output=vitl14_reg.safetensors
     python -m weights_convert --export --model=runs/mine/model --part=trained \\
         --output=mine.safetensors
     python -m weights_convert --export --model=models/vitl14_reg --layout=hf_dinov2_reg \\
         --output=model.safetensors
-  what is this, and does it compute the same?
+  print the contents; compare the outputs with a reference
     python -m weights_convert --describe models/vitl14_reg
     python -m weights_convert --verify --model=models/vitl14_reg --reference=reference.npz
 
@@ -70,8 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
         given = arguments.sources or ([arguments.model] if arguments.model else [])
         if not given:
             raise UserError("a model directory or a checkpoint is missing; --help has examples.")
-        for what in given:
-            for line in describe.describe(what, settings, arguments.layout, arguments.prefix):
+        for path in given:
+            for line in describe.describe(path, settings, arguments.layout, arguments.prefix):
                 print(line)
         return 0
     if arguments.verify:
@@ -104,10 +104,10 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _needed(arguments: argparse.Namespace, name: str, what: str) -> Any:
+def _needed(arguments: argparse.Namespace, name: str, title: str) -> Any:
     value = getattr(arguments, name)
     if not value:
-        raise UserError(f"{what} is missing; add it, --help has examples.")
+        raise UserError(f"{title} is missing; add it, --help has examples.")
     return value
 
 
@@ -125,15 +125,16 @@ def _verify(arguments: argparse.Namespace) -> int:
     comparisons = verify.compare(model, reference)
     width = max(len(comparison.name) for comparison in comparisons)
     print(f"{'':{width}}  largest difference  relative to its size")
-    for found in comparisons:
-        mark = "" if found.agrees(arguments.tolerance) else "  differs"
-        print(f"{found.name:{width}}  {found.largest:18.2e}  {found.relative:20.2e}{mark}")
+    for comparison in comparisons:
+        mark = "" if comparison.agrees(arguments.tolerance) else "  differs"
+        row = f"{comparison.largest:18.2e}  {comparison.relative:20.2e}{mark}"
+        print(f"{comparison.name:{width}}  {row}")
     print(verify.verdict(comparisons, arguments.tolerance))
-    return int(not all(found.agrees(arguments.tolerance) for found in comparisons))
+    return int(not all(comparison.agrees(arguments.tolerance) for comparison in comparisons))
 
 
 class _Parser(argparse.ArgumentParser):
-    """One sentence for a wrong flag, like for everything else."""
+    """Reports a wrong flag in one sentence, like all other mistakes."""
 
     def error(self, message: str) -> NoReturn:
         exit_with(UserError(f"{message}; --help has examples."))
@@ -143,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m weights_convert",
         description="Converts released checkpoints into a model directory for dinotxt_jax, and "
-        "back. The layout and the architecture are read off the arrays; .pth files are read "
+        "back. The layout and the architecture follow from the arrays; .pth files are read "
         "without torch and nothing in them is executed.",
         epilog=_EXAMPLES.format(layouts=", ".join(LAYOUTS), presets=", ".join(PRESETS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -169,7 +170,7 @@ def _add_modes(mode: argparse._MutuallyExclusiveGroup) -> None:
     mode.add_argument(
         "--verify",
         action="store_true",
-        help="compare what a model computes with a reference file (docs/conversion.md); exit code "
+        help="compare the outputs of a model with a reference file (docs/conversion.md); exit code "
         "1 if they differ",
     )
     mode.add_argument(
@@ -185,7 +186,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="PATH", help="the model directory, or with --export the file, to write"
     )
     parser.add_argument("--model", metavar="DIR", help="--export, --verify: the model directory")
-    parser.add_argument("--reference", metavar="FILE.npz", help="--verify: what to compare with")
+    parser.add_argument("--reference", metavar="FILE.npz", help="--verify: the reference outputs")
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -209,21 +210,21 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         action="extend",
         nargs="+",
         default=[],
-        help="what the arrays cannot tell: num_heads (backbone and vision head; default width/64), "
-        "text_num_heads (default width/64), layer_norm_epsilon, rope_theta, "
+        help="settings that the arrays do not determine: num_heads (backbone and vision head; "
+        "default width/64), text_num_heads (default width/64), layer_norm_epsilon, rope_theta, "
         "position_interpolation, mean and std of the pixels (three numbers), resize and crop in "
-        "pixels; several after one --set, or repeated, behind the sources",
+        "pixels; after the sources, repeatable",
     )
     parser.add_argument(
         "--dtype",
         choices=list(EXPORT_DTYPES),
-        help="what arrays are stored as (default: float32; with --export: as the source had them)",
+        help="dtype of the written arrays (default: float32; with --export: the source's dtypes)",
     )
     parser.add_argument(
-        "--layout", metavar="NAME", help="the layout to read or write, where it is not found out"
+        "--layout", metavar="NAME", help="the layout to read or write (default: recognised)"
     )
     parser.add_argument(
-        "--prefix", metavar="TEXT", help="what stands before all names, where it is not found out"
+        "--prefix", metavar="TEXT", help="prefix of all array names (default: recognised)"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a model directory or file of that name"
@@ -244,7 +245,7 @@ def _report(conversion: Conversion, output: str) -> None:
         if match.prefix:
             print(f"  found under {quoted(match.prefix)}")
         for reason in dict.fromkeys(match.ignored.values()):
-            names = [quoted(key) for key, found in match.ignored.items() if found == reason]
+            names = [quoted(key) for key, why in match.ignored.items() if why == reason]
             print(f"  {listed('left out', names)}: {reason}")
     vision, text = conversion.description.vision, conversion.description.text
     print(

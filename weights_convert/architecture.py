@@ -1,4 +1,4 @@
-"""From the shapes of a checkpoint's arrays to the architecture, and what only the user can say."""
+"""Infers the architecture from the shapes of a checkpoint's arrays and the user's settings."""
 
 import dataclasses
 import math
@@ -19,16 +19,16 @@ _CLIP_VOCABULARY_SIZE = 49_408
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the arrays of a checkpoint cannot tell; None takes the default.
+    """Settings that the arrays of a checkpoint do not determine; None selects the default.
 
     Attributes:
         num_heads: attention heads of backbone and vision head; default width / 64.
         text_num_heads: attention heads of the text transformer; default width / 64.
-        layer_norm_epsilon: of the backbone; default: as is usual for the layout.
+        layer_norm_epsilon: epsilon of the backbone's LayerNorms; default: the layout's usual value.
         rope_theta: longest period of rotary positions that are not stored; default 100.
-        position_interpolation: how learned positions are brought to other sizes; default: as the
-            library of the layout does it.
-        mean, std: of the pixels that the backbone was trained on, in [0, 1] per channel.
+        position_interpolation: rule that resizes learned positions; default: the rule of the
+            library that the layout belongs to.
+        mean, std: pixel statistics of the backbone's training, in [0, 1] per channel.
         resize, crop: short side, then side of the center crop, pixels.
     """
 
@@ -45,7 +45,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The configuration of every component that the sources hold."""
+    """The architecture of every component in the sources."""
 
     vision: VisionConfig
     head: HeadConfig | None = None
@@ -56,7 +56,7 @@ def parse_settings(pairs: Iterable[str]) -> Settings:
     """Reads `--set KEY=VALUE` arguments.
 
     Raises:
-        UserError: an unknown key, or a value that is not of its kind.
+        UserError: an unknown key, or an invalid value.
     """
     values: dict[str, Any] = {}
     known = [field.name for field in dataclasses.fields(Settings)]
@@ -106,18 +106,17 @@ def _three_numbers(key: str, value: str) -> tuple[float, float, float]:
 
 
 def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
-    """What the user says, and where he says nothing, what files beside the backbone's say."""
-    said = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
+    """Returns the user's settings, falling back to config files next to the checkpoint."""
+    given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
     backbone = next((m for m in matches if "backbone" in m.layout.components), None)
     beside = {} if backbone is None else settings_beside(backbone)
     beside.pop("activation", None)
-    return Settings(**(beside | said))
+    return Settings(**(beside | given))
 
 
 def settings_beside(match: Match) -> dict[str, Any]:
-    """What lies beside files of libraries that describe their models there; else nothing."""
-    described = match.layout.name.startswith(("hf_", "timm_"))
-    return match.source.settings_beside() if described else {}
+    """Returns settings from config files next to a checkpoint of transformers or timm."""
+    return match.source.settings_beside() if match.layout.described_by_config else {}
 
 
 def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
@@ -125,10 +124,10 @@ def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
 
     Args:
         matches: of a backbone alone, or of all parts of a dino.txt.
-        settings: what the arrays cannot tell.
+        settings: settings that the arrays do not determine.
 
     Raises:
-        UserError: a number of heads that does not divide the width, a table of positions that is
+        UserError: a number of heads that does not divide the width, a position table that is
             not square, or components of different widths.
     """
     by_component = {part: match for match in matches for part in match.layout.components}
@@ -194,15 +193,14 @@ def _vision(match: Match, settings: Settings) -> VisionConfig:
 
 
 def _check_activation(match: Match, mlp: str) -> None:
-    """Arrays do not tell it, but files of transformers have it beside them."""
-    found = settings_beside(match).get("activation")
+    """Checks the activation that `config.json` names; the arrays do not determine it."""
+    activation = settings_beside(match).get("activation")
     expected = {"mlp": "gelu", "swiglu": "silu"}[mlp]
-    # Dinov2 of transformers always gates with silu, whatever its configuration says.
-    ignored = mlp == "swiglu" and not match.layout.name.startswith("hf_dinov3")
-    if found is not None and found != expected and not ignored:
+    ignored = mlp == "swiglu" and not match.layout.gate_follows_config
+    if activation is not None and activation != expected and not ignored:
         raise UserError(
-            f"{match.name} is used with hidden_act={found}, but such a backbone is computed with "
-            f"{expected} here; it cannot be converted."
+            f"{match.name} is used with hidden_act={activation}, but such a backbone is computed "
+            f"with {expected} here; it cannot be converted."
         )
 
 
@@ -220,7 +218,10 @@ def _position_grid(match: Match, class_position: bool) -> int:
 
 
 def _vision_heads(match: Match, settings: Settings) -> int:
-    """From the settings, or the stored periods (a quarter of a head's width), or the width."""
+    """Returns the number of heads: from stored rotary periods, the settings, or the width.
+
+    The number of stored periods is a quarter of a head's width.
+    """
     sizes = match.sizes["backbone"]
     if "o" not in sizes:
         heads = _heads(match, sizes["d"], settings.num_heads, "num_heads")
@@ -254,7 +255,7 @@ def _text(match: Match, settings: Settings) -> TextConfig:
 
 
 def _heads(match: Match, width: int, given: int | None, key: str) -> int:
-    """The shape of an attention projection is the same for every number of heads."""
+    """Returns the given number of heads, or width / 64: array shapes do not determine it."""
     if given is None and width % _HEAD_WIDTH:
         raise UserError(
             f"{match.name} has width {width}, which is not a multiple of {_HEAD_WIDTH}, so that "
@@ -270,31 +271,31 @@ def _heads(match: Match, width: int, given: int | None, key: str) -> int:
 
 
 def axis_sizes(matches: Iterable[Match], architecture: Architecture) -> dict[str, dict[str, int]]:
-    """Component -> axis name -> size, with the heads' axes h and k filled in."""
+    """Returns component -> axis name -> size, including the attention axes h (heads) and k."""
     parts = {"backbone": architecture.vision, "head": architecture.head, "text": architecture.text}
-    found: dict[str, dict[str, int]] = {}
+    complete: dict[str, dict[str, int]] = {}
     for match in matches:
         for component, sizes in match.sizes.items():
-            found[component] = dict(sizes)
+            complete[component] = dict(sizes)
             if (part := parts.get(component)) is not None:
-                found[component] |= {"h": part.num_heads, "k": sizes["d"] // part.num_heads}
-    return found
+                complete[component] |= {"h": part.num_heads, "k": sizes["d"] // part.num_heads}
+    return complete
 
 
 def check_preset(name: str, vision: VisionConfig) -> None:
-    """Raises `UserError` unless a backbone has the architecture of that name."""
+    """Raises `UserError` unless a backbone has the architecture of the named preset."""
     if name not in presets.PRESETS:
         raise UserError(f"--preset={name} is not known; known are: {', '.join(presets.PRESETS)}.")
-    found = presets.differences(vision, name)
-    if found:
+    differences = presets.differences(vision, name)
+    if differences:
         raise UserError(
-            f"the backbone is not a {name}: {', '.join(found)}; correct --preset, or leave it out "
+            f"the backbone is not a {name}: {', '.join(differences)}; correct --preset, or omit it "
             "to convert what the file holds."
         )
 
 
 def preprocessing(layout: Layout, settings: Settings) -> Preprocessing:
-    """How images are prepared: as is usual for the layout, and as the user says."""
+    """Returns the preprocessing: the layout's defaults, overridden by the user's settings."""
     given = {
         field.name: value
         for field in dataclasses.fields(Preprocessing)
@@ -304,7 +305,7 @@ def preprocessing(layout: Layout, settings: Settings) -> Preprocessing:
 
 
 def tokenizer(text: TextConfig | None) -> dict[str, Any] | None:
-    """The tokenizer of a text encoder: CLIP's, where the vocabulary has its size."""
+    """Returns CLIP's tokenizer if the vocabulary has the size of CLIP's."""
     if text is None or text.vocabulary_size != _CLIP_VOCABULARY_SIZE:
         return None
     return {

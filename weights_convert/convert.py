@@ -1,4 +1,4 @@
-"""Checkpoint files to a model directory: recognise, check, convert one array at a time, write."""
+"""Converts checkpoint files to a model directory, one array at a time."""
 
 import collections
 import dataclasses
@@ -30,9 +30,9 @@ from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
 from weights_convert.fetching import fetch, shown
 from weights_convert.layouts.rules import Rule
-from weights_convert.matching import Entry, Match, recognise
+from weights_convert.matching import LayoutArray, Match, recognise
 from weights_convert.messages import listed, quoted
-from weights_convert.sources import Checkpoint, open_source
+from weights_convert.sources import Checkpoint, open_checkpoint
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _PARTS = ("backbone", "head", "text")
@@ -40,10 +40,10 @@ _PARTS = ("backbone", "head", "text")
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What was converted.
+    """The result of a conversion.
 
     Attributes:
-        description: what `model.json` says.
+        description: the content of `model.json`.
         matches: each source with its layout.
     """
 
@@ -53,19 +53,19 @@ class Conversion:
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-    """An array of ours to be written.
+    """An array of the model directory.
 
     Attributes:
-        place: its names from the component on.
-        shape, dtype: what it will be.
-        entries: (file, what to read, which of the row's places), one for each layer.
-        value: the array itself, where no file holds it.
+        place: path from the component, for example ("backbone", "blocks", "mlp", "fc1", "kernel").
+        shape, dtype: as it will be written.
+        entries: (file, entry of the layout, index into the places of its row), one per layer.
+        value: the array, if no file holds it.
     """
 
     place: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
-    entries: tuple[tuple[Match, Entry, int], ...] = ()
+    entries: tuple[tuple[Match, LayoutArray, int], ...] = ()
     value: np.ndarray | None = None
 
 
@@ -87,22 +87,22 @@ def convert(
         sources: one backbone, or all parts of a dino.txt in any order: files, folders that
             `transformers` saved, https:// addresses or hf://ORG/NAME.
         output: the model directory; it appears when it is complete.
-        settings: what the arrays cannot tell.
+        settings: settings that the arrays do not determine.
         preset: name of the architecture that the backbone must have.
-        dtype: what arrays are stored as; "bfloat16" rounds to nearest, ties to even.
-        layout: name of the key table to read all sources with; found out if not given.
-        prefix: what stands before the names of that table; found out if not given.
+        dtype: dtype of the stored arrays; "bfloat16" rounds to nearest, ties to even.
+        layout: name of the layout of all sources; None recognises it.
+        prefix: prefix of all array names in the sources; None recognises it.
         overwrite: replace a model directory of that name.
         show_progress: progress bars on standard error.
 
     Raises:
-        UserError: a source cannot be read, is of no known layout, lacks arrays or has foreign or
-            mis-shaped ones (all of them in one sentence), holds NaN or infinity, is not the
-            preset, or the output exists.
+        UserError: a source cannot be read, has no known layout, has missing, unexpected or
+            mis-shaped arrays (all listed in one sentence), contains NaN or infinity, differs from
+            the preset, or the output exists.
     """
     output = epath.Path(output)
     replace = _check_output(output, overwrite)
-    opened = [open_source(fetch(source), shown(source)) for source in sources]
+    opened = [open_checkpoint(fetch(source), shown(source)) for source in sources]
     _check_sources_survive(opened, output)
     matches = [recognise(source, layout, prefix) for source in opened]
     _check_components(matches)
@@ -135,7 +135,7 @@ def _backbone(matches: Sequence[Match]) -> Match:
 
 
 def _check_output(output: epath.Path, overwrite: bool) -> bool:
-    """Whether there is something at the output that may be replaced, which means deleted."""
+    """Returns whether the output holds a directory that may be replaced, that is, deleted."""
     if not output.exists():
         return False
     if output.is_dir() and not any(output.iterdir()):
@@ -148,7 +148,7 @@ def _check_output(output: epath.Path, overwrite: bool) -> bool:
 
 
 def _check_sources_survive(opened: Sequence[Checkpoint], output: epath.Path) -> None:
-    """Replacing a directory deletes what is in it."""
+    """Raises `UserError` if replacing the output would delete a source."""
     if "://" in str(output):
         return
     folder = Path(output).resolve()
@@ -180,7 +180,7 @@ def _check_components(matches: Sequence[Match]) -> None:
 def _planned(
     matches: Sequence[Match], inferred: Architecture, dtype: np.dtype
 ) -> dict[tuple[str, ...], _Array]:
-    """Every array of the model directory, in the order of fingerprints."""
+    """Lists every array of the model directory, in fingerprint order."""
     sizes = architecture.axis_sizes(matches, inferred)
     planned: dict[tuple[str, ...], _Array] = {}
     for match in matches:
@@ -189,22 +189,22 @@ def _planned(
             shape = rule.shape(sizes[rule.component])
             if rule.stacked:
                 shape = (match.depths[rule.component], *shape)
-            wanted = DTYPES["float32"] if _keeps_float32(rule) else dtype
+            stored = DTYPES["float32"] if _keeps_float32(rule) else dtype
             for number, place in enumerate(rule.paths):
-                array = planned.get(place) or _Array(place, shape, wanted)
+                array = planned.get(place) or _Array(place, shape, stored)
                 planned[place] = dataclasses.replace(
                     array, entries=(*array.entries, (match, entry, number))
                 )
         for name, compute in match.layout.computed.items():
             value = np.asarray(compute(inferred.vision), np.float32)
-            made = tuple(name.split("/"))
-            planned[made] = _Array(made, value.shape, value.dtype, value=value)
+            place = tuple(name.split("/"))
+            planned[place] = _Array(place, value.shape, value.dtype, value=value)
     scale = ("logit_scale",)
     if inferred.head is not None and scale not in planned:
-        # The release on DINOv2 does not hold it; the official code leaves it as initialised. Our
-        # own exports note a trained one.
-        noted = [_number(match.source.metadata.get("logit_scale", "")) for match in matches]
-        known = [number for number in noted if number is not None]
+        # The release on DINOv2 has no logit scale, and the official code keeps the initial value.
+        # Our exports store a trained value in the metadata.
+        stored_scales = [_number(match.source.metadata.get("logit_scale", "")) for match in matches]
+        known = [number for number in stored_scales if number is not None]
         value = np.array(known[0] if known else INITIAL_LOGIT_SCALE, np.float32)
         planned[scale] = _Array(scale, (), value.dtype, value=value)
     ordered = sorted(planned.values(), key=lambda array: ".".join(array.place))
@@ -229,7 +229,7 @@ def _write(
     inferred: Architecture,
     show_progress: bool,
 ) -> str:
-    """Writes all arrays, holding one layer of one in memory; the fingerprint of the backbone."""
+    """Writes all arrays, one layer in memory at a time; returns the backbone's fingerprint."""
     sizes = architecture.axis_sizes(matches, inferred)
     fingerprint = Fingerprint()
     not_finite: list[str] = []
@@ -238,8 +238,8 @@ def _write(
         if array.value is not None:
             yield None, array.value
         for match, entry, number in array.entries:
-            read = [match.arrays[key].read() if key else None for key in entry.keys]
-            ours = entry.rule.to_ours(read, sizes[entry.rule.component])[number]
+            source_arrays = [match.arrays[key].read() if key else None for key in entry.keys]
+            ours = entry.rule.to_ours(source_arrays, sizes[entry.rule.component])[number]
             rounded = round_to(ours, array.dtype)
             if not np.isfinite(rounded).all():
                 not_finite.extend(f"{quoted(key)} of {match.name}" for key in entry.present)
@@ -270,18 +270,18 @@ def _write(
     save_in_pieces(folder / ARRAYS, empty, (piece for piece in pieces() if piece.values.shape))
     if not_finite:
         dtypes = ", ".join(sorted({array.dtype.name for array in arrays.values()}))
-        found = listed(f"NaN or infinite numbers, as {dtypes}, in", dict.fromkeys(not_finite))
-        raise UserError(f"{found}; use an intact file.")
+        problem = listed(f"NaN or infinite numbers, as {dtypes}, in", dict.fromkeys(not_finite))
+        raise UserError(f"{problem}; use an intact file.")
     return fingerprint.hexdigest()
 
 
 def round_to(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """An array in another floating-point type, rounded once, to nearest with ties to even."""
+    """Casts to a floating-point dtype, rounding once, to nearest with ties to even."""
     with np.errstate(over="ignore", invalid="ignore"):
         if array.dtype != np.float64 or dtype != DTYPES["bfloat16"]:
             return array.astype(dtype)
-        # float64 goes to bfloat16 by way of float32, and rounding twice can turn a number into a
-        # tie. Rounding to odd first (truncate; if inexact, set the last bit) cannot.
+        # numpy casts float64 to bfloat16 through float32, and rounding twice can create a false
+        # tie. Rounding to odd first (truncate; if inexact, set the last bit) avoids that.
         narrow = array.astype(np.float32)
         narrow = np.where(np.abs(narrow) > np.abs(array), np.nextafter(narrow, 0), narrow)
         narrow = narrow.astype(np.float32)
@@ -310,12 +310,13 @@ def _described_sources(
 
 def _described(match: Match, bar: tqdm) -> SourceCheckpoint:
     hashes = [sha256_of(file, bar.update) for file in sorted(match.source.files)]
-    together = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode())
+    # The hash of several files is the hash of their hashes in name order.
+    combined = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode())
     dtypes = {key: match.arrays[key].dtype.name for entry in match.entries for key in entry.present}
     usual = collections.Counter(dtypes.values()).most_common(1)[0][0]
     return SourceCheckpoint(
         file=PurePosixPath(match.name).name,
-        sha256=together if isinstance(together, str) else together.hexdigest(),
+        sha256=combined if isinstance(combined, str) else combined.hexdigest(),
         layout=match.layout.name,
         dtype=usual,
         other_dtypes={key: dtype for key, dtype in dtypes.items() if dtype != usual},

@@ -1,4 +1,4 @@
-"""What a model directory or a checkpoint holds, in words, without loading its arrays."""
+"""Describes a model directory or a checkpoint in words, without loading arrays."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from weights_convert.architecture import Architecture, Settings
 from weights_convert.fetching import fetch, shown
 from weights_convert.matching import recognise
 from weights_convert.messages import quoted
-from weights_convert.sources import open_source
+from weights_convert.sources import open_checkpoint
 
 
 def describe(
-    what: str, settings: Settings, layout: str | None = None, prefix: str | None = None
+    path: str, settings: Settings, layout: str | None = None, prefix: str | None = None
 ) -> Iterator[str]:
-    """Lines about a model directory or a source of a conversion.
+    """Yields lines about a model directory or a source of a conversion.
 
     Args:
-        what: a model directory, or whatever `convert` takes as a source.
+        path: a model directory, or a source as for `convert`.
         settings, layout, prefix: as for `convert`, for a source.
 
     Raises:
-        UserError: it is neither.
+        UserError: the path is neither.
     """
-    elsewhere = what.startswith(("hf://", "http://", "https://"))
-    if not elsewhere and (epath.Path(what) / "model.json").exists():
-        yield from _model_directory(epath.Path(what))
+    remote = path.startswith(("hf://", "http://", "https://"))
+    if not remote and (epath.Path(path) / "model.json").exists():
+        yield from _model_directory(epath.Path(path))
     else:
-        yield from _source(what, settings, layout, prefix)
+        yield from _source(path, settings, layout, prefix)
 
 
 def _model_directory(path: epath.Path) -> Iterator[str]:
@@ -74,8 +74,8 @@ def _tokenizer(description: ModelDescription) -> Iterator[str]:
         yield "tokenizer: none is known for this vocabulary"
 
 
-def _source(what: str, settings: Settings, layout: str | None, prefix: str | None) -> Iterator[str]:
-    match = recognise(open_source(fetch(what), shown(what)), layout, prefix)
+def _source(path: str, settings: Settings, layout: str | None, prefix: str | None) -> Iterator[str]:
+    match = recognise(open_checkpoint(fetch(path), shown(path)), layout, prefix)
     yield f"{match.name}: {match.layout.title} ({match.layout.name})"
     if match.prefix:
         yield f"found under: {quoted(match.prefix)}"
@@ -96,7 +96,7 @@ def _source(what: str, settings: Settings, layout: str | None, prefix: str | Non
     if "backbone" in match.layout.components:
         yield from _architecture(architecture.infer([match], settings))
     else:
-        sizes = {name: dict(found) for name, found in match.sizes.items() if found}
+        sizes = {name: dict(axes) for name, axes in match.sizes.items() if axes}
         yield f"sizes: {sizes}, blocks: {dict(match.depths)}"
     yield from _counts(counts)
     yield f"stored as: {', '.join(dtypes)}"
@@ -105,10 +105,10 @@ def _source(what: str, settings: Settings, layout: str | None, prefix: str | Non
         yield from _preprocessing(architecture.preprocessing(match.layout, settings))
 
 
-def _architecture(found: Architecture) -> Iterator[str]:
-    preset = presets.find_preset(found.vision)
+def _architecture(whole: Architecture) -> Iterator[str]:
+    preset = presets.find_preset(whole.vision)
     yield f"architecture: {preset or 'has no name'}"
-    for name, part in (("backbone", found.vision), ("head", found.head), ("text", found.text)):
+    for name, part in (("backbone", whole.vision), ("head", whole.head), ("text", whole.text)):
         if part is not None:
             values = dataclasses.asdict(part)
             yield f"  {name}: " + ", ".join(f"{key} {value}" for key, value in values.items())
@@ -120,8 +120,8 @@ def _counts(counts: Mapping[str, int]) -> Iterator[str]:
     yield f"numbers: {total:,} ({parts})"
 
 
-def _preprocessing(wanted: Preprocessing) -> Iterator[str]:
+def _preprocessing(images: Preprocessing) -> Iterator[str]:
     yield (
-        f"images: mean {wanted.mean}, std {wanted.std}, short side {wanted.resize}, "
-        f"center crop {wanted.crop}"
+        f"images: mean {images.mean}, std {images.std}, short side {images.resize}, "
+        f"center crop {images.crop}"
     )

@@ -1,7 +1,7 @@
-"""A model directory back to files that PyTorch users load, one array at a time.
+"""Exports a model directory to files for PyTorch, one array at a time.
 
-The key tables are read from right to left. A file gets the dtypes that its source had, where what
-is stored can still give them exactly; so a round trip returns every array bit by bit.
+The key tables are applied in reverse. A file gets the dtypes of the source file if the stored
+arrays can represent them exactly, so a round trip returns every array bit by bit.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from dinotxt_jax.storage.model_directory import ModelDescription, read_descripti
 from weights_convert.layouts import LAYOUTS
 from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import listed
-from weights_convert.writing import Place, Plan, Readable, Row, write_safetensors
+from weights_convert.writing import FilePlan, FileRow, Place, Readable, write_safetensors
 
 PARTS = ("backbone", "head", "text", "trained")
 _LOGIT_SCALE = ("logit_scale",)
 _BIAS = ("backbone", "blocks", "attention", "qkv", "bias")
 _MASK = (*_BIAS[:-1], "bias_mask")
-# Carried along, but without effect on anything that is computed.
+# Stored, but never used in a computation.
 _UNUSED = ("mask_token", "local_class_norm")
 
 
 @dataclass(frozen=True)
 class Written:
-    """A file that was written.
+    """An exported file.
 
     Attributes:
-        path, layout: where, and with which names.
-        notes: sentences about what does not come back from it as it is in the model.
+        path, layout: the file and its layout.
+        notes: sentences about differences between the file and the model.
     """
 
     path: epath.Path
@@ -46,7 +46,7 @@ class Written:
 
 @dataclass(frozen=True)
 class _Made:
-    """An array that a layout needs and the model lacks; read like a stored one."""
+    """An array that the layout requires but the model does not store."""
 
     values: np.ndarray
 
@@ -64,7 +64,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Masked:
-    """A bias with its mask applied, for layouts that have no place for the mask."""
+    """A bias multiplied by its mask, for layouts without a name for the mask."""
 
     bias: Readable
     mask: Readable
@@ -91,26 +91,26 @@ def export(
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> list[Written]:
-    """Writes a model directory as `.safetensors` under the names of a released layout.
+    """Writes a model directory as `.safetensors` with the array names of a released layout.
 
     Args:
         model: the model directory.
-        output: the file. Where the layout of a part is a file of its own, several are written, with
-            the part behind the name: FILE_head.safetensors.
-        layout: name of the key table; default: that of the sources, and for a trained head and
-            text transformer that of the official release on such a backbone.
+        output: the file. If the parts have layouts of separate files, one file per part is written
+            and the part is appended to the name: FILE_head.safetensors.
+        layout: name of the layout; default: the layout of the source, and for a trained head and
+            text transformer the layout of the official release for this kind of backbone.
         part: "backbone", "head", "text", or "trained" (head and text); default: everything.
-        dtype: what all arrays are written as; default: as the sources had them.
-        overwrite: replace files of that name.
-        show_progress: a progress bar on standard error.
+        dtype: dtype of all arrays; default: the dtypes of the source.
+        overwrite: replace existing files.
+        show_progress: show a progress bar on standard error.
 
     Raises:
         UserError: not a model directory, a layout that does not fit the model or the part, numbers
-            too large for `dtype`, or a file in the way.
+            too large for `dtype`, or an existing file.
     """
     description = read_description(model)
     if part not in (None, "backbone"):
-        description.dinotxt  # noqa: B018 (says so where there is none)
+        description.dinotxt  # noqa: B018 (raises for a backbone alone)
     stored = stored_arrays(model, description)
     files = _files(description, epath.Path(output), layout, part)
     for path in files:
@@ -131,20 +131,20 @@ def export(
 def _files(
     description: ModelDescription, output: epath.Path, layout: str | None, part: str | None
 ) -> dict[epath.Path, Layout]:
-    """Which files, each with its layout."""
+    """Returns the files to write, each with its layout."""
     if output.suffix != ".safetensors":
         raise UserError(f"--output={output} does not end in .safetensors; only these are written.")
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"--layout={layout} is not known; known are: {', '.join(LAYOUTS)}.")
     whole = ("backbone", "head", "text") if description.head is not None else ("backbone",)
-    wanted = {None: whole, "trained": ("head", "text")}.get(part, (part or "",))
-    names = dict.fromkeys(layout or _default_layout(name, description, part) for name in wanted)
+    chosen = {None: whole, "trained": ("head", "text")}.get(part, (part or "",))
+    names = dict.fromkeys(layout or _default_layout(name, description, part) for name in chosen)
     tables = [LAYOUTS[name] for name in names]
     for table in tables:
-        more = [name for name in _main_parts(table) if name not in wanted]
+        more = [name for name in _main_parts(table) if name not in chosen]
         if part is not None and more:
             raise UserError(
-                f"files of the layout {table.name} hold the {' and '.join(more)} too; leave out "
+                f"files of the layout {table.name} also hold the {' and '.join(more)}; omit "
                 "--part, or choose another --layout."
             )
     if len(tables) == 1:
@@ -160,22 +160,18 @@ def _main_parts(layout: Layout) -> tuple[str, ...]:
 
 
 def _default_layout(name: str, description: ModelDescription, part: str | None) -> str:
-    """That of the source of a component; without one that fits, that of the official release."""
+    """Returns the layout of a component's source, or else the one of the official release."""
     for source in description.sources:
         parts = _main_parts(LAYOUTS[source.layout]) if source.layout in LAYOUTS else ()
-        # A part of what was one file with everything in it is a file of its own.
+        # A single part of a file that held the whole model is exported in the official layout.
         if name in parts and (part is None or len(parts) < 3):
             return source.layout
-    vision = description.vision
-    rope = vision.positions == "rope"
-    if name != "backbone":
-        return "dinotxt_v3" if rope else f"dinotxt_v2_{name}"
-    # A directory of format 1 does not say what it was made from.
-    if rope:
-        return "dinov3"
-    if not vision.layer_scale:
-        return "timm_vit"
-    return "dinov2_reg" if vision.num_registers else "dinov2"
+    # Trained parts have no source, and directories of format version 1 do not record sources.
+    return next(
+        layout.name
+        for layout in LAYOUTS.values()
+        if name in layout.components and layout.default_export(description.vision)
+    )
 
 
 def _planned(
@@ -185,12 +181,11 @@ def _planned(
     description: ModelDescription,
     model: str,
     layout_is_chosen: bool,
-) -> Plan:
-    """Every row to write.
+) -> FilePlan:
+    """Plans one file.
 
     Raises:
-        UserError: the layout has no place for an array of its parts, or wants one that is not
-            there.
+        UserError: the layout has no name for an array, or requires an array that is missing.
     """
     arrays: dict[Place, Readable] = {
         place: array for place, array in stored.items() if place[0] in layout.components
@@ -215,12 +210,12 @@ def _planned(
     homeless = sorted("/".join(place) for place in set(arrays) - used)
     absent = sorted("/".join(place) for place in used - set(arrays))
     if homeless or absent:
-        found = "; ".join(
+        problems = "; ".join(
             filter(None, (listed("no place for", homeless), listed("not in the model", absent)))
         )
         raise UserError(
-            f"{model} cannot be written as {layout.title}: {found}; choose another --layout, or "
-            "leave it out."
+            f"{model} cannot be written as {layout.title}: {problems}; choose another --layout, or "
+            "omit it."
         )
     metadata = {"format": "pt"}
     left = sorted({place[0] for place in stored} - set(layout.components) - {"logit_scale"})
@@ -236,13 +231,13 @@ def _planned(
             )
     sizes = {part: _sizes(part, rules, arrays) for part in layout.components}
     rows = [
-        Row(rule, layer, sizes[rule.component])
+        FileRow(rule, layer, sizes[rule.component])
         for rule in rules
         for layer in (range(arrays[rule.paths[0]].shape[0]) if rule.stacked else (None,))
     ]
     source = next((s for s in description.sources if s.layout == layout.name), None)
     unique = tuple(dict.fromkeys(notes))
-    return Plan(path, layout, rows, arrays, source, metadata, unique)
+    return FilePlan(path, layout, rows, arrays, source, metadata, unique)
 
 
 def _without(
@@ -251,7 +246,12 @@ def _without(
     layout: Layout,
     description: ModelDescription,
 ) -> str | None:
-    """How a layout can do without an array: a note, "" if nothing changes, None if it cannot."""
+    """Tries to represent an array that the layout has no name for.
+
+    Returns:
+        A note for the user, "" if the exported model computes exactly the same, None if the array
+        cannot be left out.
+    """
     compute = layout.computed.get("/".join(place))
     if compute is not None:
         stored, computed = arrays[place].read(), compute(description.vision)
@@ -271,7 +271,7 @@ def _without(
 def _sizes(
     component: str, rules: Sequence[Rule], arrays: Mapping[Place, Readable]
 ) -> dict[str, int]:
-    """Axis name -> size, read off our arrays."""
+    """Returns axis name -> size of a component, from the stored arrays."""
     sizes: dict[str, int] = {}
     for rule in rules:
         if rule.component == component:

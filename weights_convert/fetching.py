@@ -1,4 +1,4 @@
-"""Where sources lie: files as they are, addresses and hub repositories in a local copy."""
+"""Fetches sources: returns local files, and downloads URLs and hub repositories."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dinotxt_jax.storage.downloads import cache_folder, download
 _HUB = "hf://"
 _WEB = ("http://", "https://")
 _SHA256 = re.compile("[0-9a-f]{64}")
-# What a conversion can use of a repository; weights of the first kind that it has.
+# Files of a repository that a conversion can use; the first kind of weights that exists is taken.
 _WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.pth", "*.pt"))
 _SETTINGS = ("config.json", "preprocessor_config.json")
 
 
 def fetch(source: Path | str) -> Path:
-    """The local path of a source.
+    """Returns the local path of a source, downloading it if necessary.
 
     Args:
-        source: a path, which is returned; an http(s):// address, downloaded once into the cache
-            folder (`#sha256=...` behind it is checked); or `hf://ORG/NAME[@REVISION][/FILE]`,
-            through `huggingface_hub` and its cache.
+        source: a path, which is returned; an http(s):// URL, downloaded once into the cache
+            folder (a `#sha256=...` suffix is verified); or `hf://ORG/NAME[@REVISION][/FILE]`,
+            downloaded by `huggingface_hub` into the hub's cache.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: the download failed, or the address is malformed.
     """
     text = str(source)
     if text.startswith(_HUB):
@@ -38,7 +38,7 @@ def fetch(source: Path | str) -> Path:
 
 
 def shown(source: Path | str) -> str:
-    """A source as messages and `model.json` name it: without the signature of an address."""
+    """Returns the name of a source for messages and `model.json`: URLs lose query and fragment."""
     text = str(source)
     return re.split("[?#]", text)[0] if text.startswith(_WEB) else text
 
@@ -56,7 +56,7 @@ def _from_web(text: str) -> Path:
         )
     url = address._replace(fragment="").geturl()
     name = PurePosixPath(address.path).name or "checkpoint"
-    # Two addresses may end in one name.
+    # Different addresses may end in the same file name.
     folder = hashlib.sha256(url.encode()).hexdigest()[:16]
     return download(url, cache_folder() / "checkpoints" / folder / name, sha256)
 
@@ -78,10 +78,10 @@ def _from_hub(text: str) -> Path:
     repository = f"{organisation}/{name}"
     try:
         if file:
-            where = PurePosixPath(file).parent
-            patterns = [file, *(str(where / beside) for beside in _SETTINGS)]
+            parent = PurePosixPath(file).parent
+            patterns = [file, *(str(parent / name) for name in _SETTINGS)]
             if file.endswith(".index.json"):
-                patterns.append(str(where / "*.safetensors"))
+                patterns.append(str(parent / "*.safetensors"))
             folder = huggingface_hub.snapshot_download(
                 repository, revision=revision or None, allow_patterns=patterns
             )
@@ -92,9 +92,9 @@ def _from_hub(text: str) -> Path:
             folder = huggingface_hub.snapshot_download(
                 repository, revision=revision or None, allow_patterns=[*weights, *_SETTINGS]
             )
-            found = [path for pattern in weights for path in Path(folder).glob(pattern)]
-            if found:
-                return found[0] if len(found) == 1 else Path(folder)
+            files = [path for pattern in weights for path in Path(folder).glob(pattern)]
+            if files:
+                return files[0] if len(files) == 1 else Path(folder)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -1,8 +1,8 @@
-"""Which layout a file has, and whether every array is there and has its shape.
+"""Recognises the layout of a file, and checks that every array is present with the right shape.
 
-Nothing is asked of the user that the arrays can tell: an axis of the key table has the size that
-most arrays give it, so that one wrong array stands out instead of redefining all others. Training
-checkpoints wrap the weights: what stands before the names of a layout is found out too.
+The user is not asked for anything that the arrays determine. Each axis of the key table gets the
+size on which most arrays agree, so one wrong array is reported instead of redefining all others.
+Training checkpoints wrap the weights, so the prefix of the array names is recognised too.
 """
 
 import collections
@@ -22,17 +22,17 @@ from weights_convert.sources import Checkpoint, SourceArray
 _FEWEST_KNOWN = 0.5
 _PREFERRED = ("teacher", "model_ema", "ema_model", "ema")
 _MOST_PREFIXES = 8
-# What torch wraps modules in, and the chunks of blocks of DINOv2's training code (whose second
-# number counts through all chunks).
+# Names that torch adds for wrapped modules, and the chunks of blocks in DINOv2's training code
+# (the second number counts blocks across all chunks).
 _WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 _CHUNKS = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """What the layout calls for: a row of the table, its block, and the names in the file.
+class LayoutArray:
+    """An array that the layout requires: a row of the table, the block, and the names in the file.
 
-    A name is "" where the row stands for zeros.
+    A name is "" if the row stands for zeros.
     """
 
     rule: Rule
@@ -41,32 +41,32 @@ class Entry:
 
     @property
     def present(self) -> tuple[str, ...]:
-        """The names that the file must have."""
+        """The names that the file must contain."""
         return tuple(filter(None, self.keys))
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A file read with the eyes of one layout.
+    """A file interpreted by one layout.
 
     Attributes:
         source: the file.
-        arrays: its arrays by the names that the layout knows.
-        prefix: what stood before these names in the file.
+        arrays: the arrays under `prefix`, by name without the prefix.
+        prefix: prefix of these names in the file.
         layout: the layout.
-        entries: what the layout calls for and the file has.
+        entries: the entries of the layout that the file contains.
         depths: component -> number of blocks.
         sizes: component -> axis name -> size.
         missing, unexpected: names of arrays.
-        misfits: sentences about arrays of a wrong shape or type.
-        ignored: names of arrays that have no place here and need none, with the reason.
+        misfits: clauses about arrays of a wrong shape or dtype.
+        ignored: names of arrays that the model does not need, with the reason.
     """
 
     source: Checkpoint
     arrays: Mapping[str, SourceArray]
     prefix: str
     layout: Layout
-    entries: tuple[Entry, ...]
+    entries: tuple[LayoutArray, ...]
     depths: Mapping[str, int]
     sizes: Mapping[str, Mapping[str, int]]
     missing: tuple[str, ...]
@@ -81,35 +81,35 @@ class Match:
 
     @property
     def problems(self) -> str:
-        """What does not fit, as one clause; empty if everything does."""
+        """All differences from the layout, as one clause; empty if there are none."""
         parts = (
             listed("missing", map(quoted, self.missing)),
             listed("unexpected", map(quoted, self.unexpected)),
             listed("mis-shaped", self.misfits),
         )
-        found = "; ".join(part for part in parts if part)
-        return f"{self.name} ({self.layout.title}): {found}" if found else ""
+        problems = "; ".join(part for part in parts if part)
+        return f"{self.name} ({self.layout.title}): {problems}" if problems else ""
 
     @property
     def badness(self) -> tuple[int, int]:
-        """Orders the layouts tried on a file, the best first: arrays known less those wrong."""
-        # One absurd block number can make any number of arrays missing.
+        """Sort key of the layouts tried on a file, best first: wrong arrays minus known ones."""
+        # A single absurd block number can make any number of arrays missing.
         missing = min(len(self.missing), self.known // 2)
         return len(self.unexpected) + missing - self.known, len(self.misfits)
 
     @property
     def known(self) -> int:
-        """How many arrays of the file the layout has a place for."""
+        """Number of arrays in the file that the layout knows."""
         return sum(len(entry.present) for entry in self.entries)
 
 
 def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None = None) -> Match:
-    """Finds the layout of a file: the one with most arrays known less those unexpected or missing.
+    """Finds the layout with the most known arrays minus unexpected and missing ones.
 
     Args:
         source: the file.
         layout: name of the only layout to try.
-        prefix: what stands before the names of the layout; found out if not given.
+        prefix: prefix of the array names; None recognises it.
 
     Raises:
         UserError: no layout knows at least half of the arrays, or the file holds several models.
@@ -119,9 +119,9 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
     tried = LAYOUTS.values() if layout is None else (LAYOUTS[layout],)
     arrays = _without_wrappers(source)
     matches = [
-        match(source, arrays, candidate, found)
+        match(source, arrays, candidate, text)
         for candidate in tried
-        for found in (_prefixes(arrays, candidate) if prefix is None else [prefix])
+        for text in (_prefixes(arrays, candidate) if prefix is None else [prefix])
     ]
     best = min(matches, key=lambda match: match.badness)
     _check_one_model(best, matches)
@@ -139,26 +139,26 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
 
 
 def _without_wrappers(source: Checkpoint) -> dict[str, SourceArray]:
-    """The arrays of a file, names freed of what training frameworks put into them."""
-    freed: dict[str, SourceArray] = {}
+    """Returns the arrays of a file, without the names that training frameworks insert."""
+    unwrapped: dict[str, SourceArray] = {}
     for key, array in source.arrays.items():
         if 0 in array.shape:  # a model of transformers without registers has an empty array
             continue
         name = _CHUNKS.sub("blocks.", _WRAPPERS.sub("", key))
-        if name in freed:
+        if name in unwrapped:
             raise UserError(
                 f"{source.name} has two arrays {quoted(name)} once wrappers are taken off their "
                 "names; save the weights of the bare model."
             )
-        freed[name] = array
-    return freed
+        unwrapped[name] = array
+    return unwrapped
 
 
 def _prefixes(arrays: Iterable[str], layout: Layout) -> list[str]:
-    """What stands before most names that a layout knows; several where they are equally many."""
+    """Returns the prefix of most names that a layout knows; several if they are equally common."""
     pattern = _anywhere(layout.rules)
     votes = collections.Counter(
-        found["prefix"] for key in arrays if (found := pattern.fullmatch(key))
+        matched["prefix"] for key in arrays if (matched := pattern.fullmatch(key))
     )
     most = max(votes.values(), default=0)
     leading = [prefix for prefix, count in votes.items() if count == most]
@@ -185,9 +185,9 @@ def _check_one_model(best: Match, matches: Iterable[Match]) -> None:
 
 @functools.cache
 def _anywhere(rules: tuple[Rule, ...]) -> re.Pattern[str]:
-    """Any name of a table, behind the shortest possible prefix."""
+    """Matches any name of a table after the shortest possible prefix."""
     names = dict.fromkeys(source for rule in rules for source in rule.sources if source)
-    # A group can have its name once only.
+    # A regular expression may define a group name only once.
     alternatives = (source_pattern(name).replace("?P<layer>", "?:") for name in names)
     return re.compile(f"(?P<prefix>(?:[^.]+\\.)*?)(?:{'|'.join(alternatives)})")
 
@@ -195,24 +195,24 @@ def _anywhere(rules: tuple[Rule, ...]) -> re.Pattern[str]:
 def match(
     source: Checkpoint, arrays: Mapping[str, SourceArray], layout: Layout, prefix: str
 ) -> Match:
-    """Reads a file as one layout; what does not fit is noted, not raised."""
+    """Interprets a file by one layout; problems are recorded, not raised."""
     inside = {
         key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)
     }
     ignored = {key: f"outside {prefix!r}" for key in arrays if not key.startswith(prefix)}
-    found: list[tuple[Rule, int | None]] = []
+    matched_rows: list[tuple[Rule, int | None]] = []
     for key in inside:
         for rule in layout.rules:
             if matched := rule.match(key):
-                found.append((rule, _layer_of(rule, matched)))
+                matched_rows.append((rule, _layer_of(rule, matched)))
                 break
     depths = {component: 0 for component in layout.components}
-    for rule, layer in found:
+    for rule, layer in matched_rows:
         if layer is not None:
             depths[rule.component] = max(depths[rule.component], layer + 1)
-    wanted = _wanted(layout, [rule for rule, _ in found], depths)
-    entries = tuple(entry for entry in wanted if all(key in inside for key in entry.present))
-    known = {key for entry in wanted for key in entry.present}
+    required = _required(layout, [rule for rule, _ in matched_rows], depths)
+    entries = tuple(entry for entry in required if all(key in inside for key in entry.present))
+    known = {key for entry in required for key in entry.present}
     for key in inside:
         for beginning, reason in layout.ignored.items():
             if key not in known and key.startswith(beginning):
@@ -226,7 +226,7 @@ def match(
         entries=entries,
         depths=depths,
         sizes=sizes,
-        missing=tuple(key for entry in wanted for key in entry.present if key not in inside),
+        missing=tuple(key for entry in required for key in entry.present if key not in inside),
         unexpected=tuple(key for key in inside if key not in known and key not in ignored),
         misfits=tuple(_misfits(entries, inside, sizes)),
         ignored=ignored,
@@ -237,26 +237,26 @@ def _layer_of(rule: Rule, matched: re.Match[str]) -> int | None:
     return int(matched["layer"]) if rule.stacked else None
 
 
-def _wanted(layout: Layout, found: Sequence[Rule], depths: Mapping[str, int]) -> list[Entry]:
-    """Everything the layout calls for, given which features and how many blocks the file has."""
-    votes = collections.Counter(rule.feature for rule in found)
+def _required(layout: Layout, rows: Sequence[Rule], depths: Mapping[str, int]) -> list[LayoutArray]:
+    """Returns all entries of the layout for the features and the number of blocks of the file."""
+    votes = collections.Counter(rule.feature for rule in rows)
     features = {"", *votes}
     for choices in layout.alternatives:
         chosen = max(choices, key=lambda feature: votes[feature])
         features = features - set(choices) | {chosen}
-    wanted = []
+    entries = []
     for rule in layout.rules:
         if rule.feature in features:
-            # A file without any block still lacks its first.
+            # In a file without any block, the first block is reported as missing.
             layers = range(max(depths[rule.component], 1)) if rule.stacked else (None,)
-            wanted += [Entry(rule, layer, rule.keys(layer)) for layer in layers]
-    return wanted
+            entries += [LayoutArray(rule, layer, rule.keys(layer)) for layer in layers]
+    return entries
 
 
 def _measure(
-    layout: Layout, entries: Iterable[Entry], arrays: Mapping[str, SourceArray]
+    layout: Layout, entries: Iterable[LayoutArray], arrays: Mapping[str, SourceArray]
 ) -> dict[str, dict[str, int]]:
-    """The size of every axis, as the majority of arrays has it."""
+    """Returns the size of every axis on which most arrays agree."""
     votes: dict[tuple[str, str], collections.Counter[int]] = collections.defaultdict(
         collections.Counter
     )
@@ -275,14 +275,14 @@ def _measure(
 
 
 def _misfits(
-    entries: Iterable[Entry],
+    entries: Iterable[LayoutArray],
     arrays: Mapping[str, SourceArray],
     sizes: Mapping[str, Mapping[str, int]],
 ) -> Iterable[str]:
     for entry in entries:
         known = dict(sizes[entry.rule.component])
         if "d" in known:
-            # However the width is split into heads, the file has the same shape.
+            # The shape in the file does not depend on how the width is split into heads.
             known |= {"h": 1, "k": known["d"]}
         expected = entry.rule.source_shape(known)
         for key in entry.present:
@@ -297,7 +297,7 @@ def _misfits(
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether a type is floating point, bfloat16 included (which numpy itself does not count)."""
+    """Returns whether a dtype is floating point, including bfloat16 (unknown to numpy)."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 

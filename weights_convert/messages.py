@@ -1,4 +1,4 @@
-"""How names out of files are shown to people."""
+"""Formats names from files for messages."""
 
 from collections.abc import Iterable
 
@@ -6,13 +6,13 @@ MOST_LISTED = 40
 
 
 def quoted(name: object, limit: int = 100) -> str:
-    """A name out of a file, safe to print: escaped, and cut where it is absurdly long."""
+    """Escapes a name from a file for printing, and truncates an absurdly long one."""
     text = ascii(name if isinstance(name, str) else str(name))
     return text if len(text) <= limit else f"{text[:limit]}...'"
 
 
 def listed(title: str, items: Iterable[str]) -> str:
-    """`title (3): a, b, c`, cut where the list is absurdly long; nothing for no items."""
+    """Returns `title (3): a, b, c`, truncated after 40 items; an empty text for no items."""
     items = list(items)
     if not items:
         return ""

@@ -1,4 +1,4 @@
-"""Opens checkpoint files of any format as named arrays that are read one at a time."""
+"""Opens checkpoint files of any supported format as named arrays, read one at a time."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _IN_FOLDERS = (f"model{_INDEX}", "model.safetensors", "pytorch_model.bin")
 
 
 class SourceArray(Protocol):
-    """An array of a checkpoint file: what it is, and its elements when asked for."""
+    """An array of a checkpoint file, read on request."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
+        """The shape."""
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of its elements; bfloat16 is `ml_dtypes.bfloat16`."""
+        """The dtype; bfloat16 is `ml_dtypes.bfloat16`."""
 
     def read(self) -> np.ndarray:
-        """Its elements; the memory is given back with the last reference."""
+        """Reads the elements; the memory is freed with the last reference."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,21 @@ class SafetensorsArray:
     dtype: np.dtype
 
     def read(self) -> np.ndarray:
-        """Copies the array out of the file."""
-        # Opened anew for each array: pages of a mapping that stays open count as resident.
+        """Copies the array from the file."""
+        # Reopened for each array: pages of a mapping that stays open count as resident memory.
         with safetensors.safe_open(self.path, "np") as file:
             return file.get_tensor(self.name)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source: one file, or several that belong together.
+    """A source: one file, or the shards of one checkpoint.
 
     Attributes:
-        name: what the user called it.
+        name: the name that the user gave.
         files: all files with arrays.
-        arrays: by name, in the order of the files.
-        metadata: what the header of a `.safetensors` file says besides.
+        arrays: array by name, in file order.
+        metadata: metadata in the header of a `.safetensors` file.
     """
 
     name: str
@@ -81,9 +81,9 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def settings_beside(self) -> dict[str, Any]:
-        """What `config.json` and `preprocessor_config.json` say that arrays cannot tell.
+        """Reads settings from `config.json` and `preprocessor_config.json` next to the file.
 
-        Keys are those of `--set`, and "activation", what is between the layers of an MLP.
+        Keys are those of `--set`, and "activation", the activation function of the MLP.
         """
         folder = self.files[0].parent
         config = _json_beside(folder / "config.json")
@@ -92,16 +92,16 @@ class Checkpoint:
         )
 
 
-def open_source(path: Path, name: str = "") -> Checkpoint:
+def open_checkpoint(path: Path, name: str = "") -> Checkpoint:
     """Opens a checkpoint without reading its arrays.
 
     Args:
         path: a `.safetensors` file; the index of a sharded one (`*.safetensors.index.json`); a
-            folder with either, as `transformers` saves; anything else is taken for a torch file.
-        name: what the user called it, if not by its path.
+            folder with either, as `transformers` saves; any other file is read as a torch file.
+        name: name for messages; default: the path.
 
     Raises:
-        UserError: it is missing, damaged, or of no known format.
+        UserError: the file is missing, damaged, or has no known format.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; pass the path of a checkpoint file.")
@@ -129,27 +129,27 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _open_sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, SourceArray]]:
-    """The arrays of all shards that an index names, and nothing but those."""
-    where = _json(index).get("weight_map")
-    if not (isinstance(where, dict) and all(isinstance(name, str) for name in where.values())):
+    """Opens exactly the arrays that an index lists, from all shards."""
+    shard_of = _json(index).get("weight_map")
+    if not (isinstance(shard_of, dict) and all(isinstance(n, str) for n in shard_of.values())):
         raise UserError(f"{index} has no weight_map (array -> file); download it again.")
-    shards = tuple(index.parent / name for name in dict.fromkeys(where.values()))
-    for name, shard in zip(dict.fromkeys(where.values()), shards, strict=True):
+    shards = tuple(index.parent / name for name in dict.fromkeys(shard_of.values()))
+    for name, shard in zip(dict.fromkeys(shard_of.values()), shards, strict=True):
         if name != shard.name:
             raise UserError(
-                f"{index} names {quoted(name)}, which is not the name of a file beside it; "
+                f"{index} names {quoted(name)}, which is not the name of a file next to it; "
                 "download it again."
             )
         if not shard.is_file():
             raise UserError(f"{shard} is missing, but {index.name} names it; put it there.")
-    held = {shard.name: _open_safetensors(shard) for shard in shards}
-    absent = [quoted(key) for key, name in where.items() if key not in held[name]]
+    opened = {shard.name: _open_safetensors(shard) for shard in shards}
+    absent = [quoted(key) for key, name in shard_of.items() if key not in opened[name]]
     if absent:
         raise UserError(
             f"{index} does not fit its files: {listed('arrays not there', absent)}; download them "
             "again."
         )
-    return shards, {key: held[name][key] for key, name in where.items()}
+    return shards, {key: opened[name][key] for key, name in shard_of.items()}
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -161,6 +161,8 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _open_safetensors(path: Path) -> dict[str, SourceArray]:
     arrays: dict[str, SourceArray] = {}
+    if path.is_file() and not path.stat().st_size:
+        raise UserError(f"{path} is empty, expected a checkpoint; download it again.")
     try:
         with safetensors.safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -181,7 +183,7 @@ def _open_safetensors(path: Path) -> dict[str, SourceArray]:
 
 
 def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config.json` says of the architecture: that of transformers, or of timm."""
+    """Reads architecture settings from a `config.json` of transformers or timm."""
     rope = config.get("rope_parameters")
     values = {**config, **(rope if isinstance(rope, dict) else {})}
     settings: dict[str, Any] = {}
@@ -206,7 +208,7 @@ def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_processor(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `preprocessor_config.json` of transformers says of the images."""
+    """Reads image preprocessing from a `preprocessor_config.json` of transformers."""
     settings = _three("mean", values.get("image_mean")) | _three("std", values.get("image_std"))
     size, crop = values.get("size"), values.get("crop_size")
     if isinstance(size, dict):
@@ -219,8 +221,8 @@ def _from_processor(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _three(name: str, value: Any) -> dict[str, Any]:
-    right = isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
-    return {name: tuple(float(number) for number in value)} if right else {}
+    valid = isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+    return {name: tuple(float(number) for number in value)} if valid else {}
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -1,9 +1,9 @@
-"""Reads the `.pth` files that `torch.save` writes, without torch and without executing anything.
+"""Reads `.pth` files written by `torch.save`, without torch and without executing anything.
 
-The format is an uncompressed zip: `NAME/data.pkl` says which tensors there are, `NAME/data/0`,
-`NAME/data/1`, ... hold their elements. The pickle is read as data (`torch_pickle`), and every
-tensor is mapped from the file where it lies, so that opening a file of many gigabytes costs nothing
-and reading it needs one tensor's memory at a time.
+The format is an uncompressed zip: `NAME/data.pkl` describes the tensors, and `NAME/data/0`,
+`NAME/data/1`, ... hold the elements. The pickle is read as data (`torch_pickle`). Every tensor is
+memory-mapped in place, so opening a file of many gigabytes costs nothing and reading it needs the
+memory of one tensor at a time.
 """
 
 import bisect
@@ -21,12 +21,12 @@ from weights_convert.messages import quoted
 from weights_convert.torch_pickle import RefusedPickleError, TensorRef, load_refs
 
 MAX_PICKLE_BYTES = 8 * 2**20
-"""The pickle of a 7B state dict is a fifth of a megabyte; the arrays lie outside it."""
+"""The pickle of a 7B state dict takes 0.2 MB; the elements are stored outside it."""
 
 MAX_NESTING = 8
 MAX_ENTRIES = 200_000
 MAX_NAME = 1000
-"""Of dictionaries within dictionaries; the optimizer states of a 7B model stay far below."""
+"""Limits of nested dictionaries; the optimizer state of a 7B model stays far below them."""
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
@@ -42,11 +42,11 @@ _ZIP_ERRORS = (
 
 @dataclass(frozen=True)
 class TorchArray:
-    """One tensor of a file; its elements are read when asked for.
+    """A tensor in a file, read on request.
 
     Attributes:
-        shape: its sizes.
-        dtype: the numpy type of its elements; bfloat16 is `ml_dtypes.bfloat16`.
+        shape: the shape.
+        dtype: the numpy dtype; bfloat16 is `ml_dtypes.bfloat16`.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class TorchArray:
     dtype: np.dtype
 
     def read(self) -> np.ndarray:
-        """Maps the tensor read-only, for as long as an array made from it lives."""
+        """Maps the tensor read-only; the mapping lives as long as arrays that use it."""
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         size = self.count * self.dtype.itemsize
@@ -69,19 +69,19 @@ class TorchArray:
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, TorchArray]:
-    """Opens a `.pth` file: a state dict, or a training checkpoint that holds one.
+    """Opens a `.pth` file: a state dict, or a training checkpoint that contains one.
 
     Args:
         path: a file written by `torch.save` with torch 1.6 or newer.
 
     Returns:
-        Array name -> `TorchArray`, in the order of the file; nested dictionaries give dotted names
-        ("teacher.backbone.norm.weight"), and what is not a tensor is left out. No array is read
-        yet.
+        Array name -> `TorchArray`, in file order. Nested dictionaries give dotted names
+        ("teacher.backbone.norm.weight"); values that are not tensors are left out. No array is
+        read yet.
 
     Raises:
-        UserError: the file is missing, truncated, of another format, holds no tensors, or its
-            pickle asks for anything but plain values and tensors (a foreign global is refused by
+        UserError: the file is missing, truncated, has another format, contains no tensors, or its
+            pickle contains anything but plain values and tensors (a foreign global is refused by
             name, none is imported).
     """
     path = Path(path)
@@ -100,14 +100,14 @@ def read_arrays(path: str | os.PathLike) -> dict[str, TorchArray]:
 
 
 def _flat(value: Any) -> dict[str, TensorRef]:
-    """The tensors of nested dictionaries by dotted names."""
+    """Flattens nested dictionaries of tensors to dotted names."""
     if not isinstance(value, dict):
         raise RefusedPickleError(
             f"it holds a {type(value).__name__} where a dictionary of tensors is expected"
         )
     flat: dict[str, TensorRef] = {}
-    # Not recursive, and bounded: a pickle can nest a dictionary in itself, or a few of them so
-    # that there are more ways through them than any computer can walk.
+    # Iterative and bounded: a pickle can nest a dictionary in itself, or share dictionaries so that
+    # the number of paths grows exponentially.
     level: list[tuple[str, Any]] = [("", value)]
     visited = 0
     for _ in range(MAX_NESTING):
@@ -130,15 +130,15 @@ def _flat(value: Any) -> dict[str, TensorRef]:
     if level:
         raise RefusedPickleError(f"its dictionaries are nested more than {MAX_NESTING} deep")
     if not flat:
-        found = ", ".join(quoted(key) for key in list(value)[:12])
+        keys = ", ".join(quoted(key) for key in list(value)[:12])
         raise RefusedPickleError(
-            f"it holds no tensors but a dictionary with the keys {found or '(none)'}"
+            f"it holds no tensors but a dictionary with the keys {keys or '(none)'}"
         )
     return flat
 
 
 class _Archive:
-    """The zip around the pickle: records that are whole, uncompressed and do not overlap."""
+    """The zip archive; checks that records are complete, uncompressed and do not overlap."""
 
     def __init__(self, path: Path, file: Any):
         self.path = path
@@ -207,7 +207,7 @@ class _Archive:
             )
 
     def _span(self, name: str) -> tuple[int, int]:
-        """Where the bytes of a record lie: (start, size)."""
+        """Returns (start, size) of a record's bytes in the file."""
         if name in self.spans:
             return self.spans[name]
         if name not in self.entries:
@@ -248,7 +248,7 @@ class _Archive:
 
 def _describe_magic(magic: bytes) -> str:
     if not magic:
-        return "is empty"
+        return "is empty, expected a checkpoint; download it again"
     if magic[:1] == b"\x80":
         return "has the format of torch before 1.6; load it with torch and save it again"
     return "is not a torch file (a zip with data.pkl); pass a .pth or .safetensors file"

@@ -1,9 +1,9 @@
-"""Reads the pickle inside a torch file as data: a closed list of opcodes, none of which can import.
+"""Reads the pickle inside a torch file as data, with a closed list of opcodes that import nothing.
 
-Python's own unpickler is a machine that runs whatever program the file holds, and guarding its
-hooks has failed before. Here the opcodes are decoded by `pickletools.genops`, which builds no
-objects, and interpreted one by one. A name the pickle asks to import stays a name: it is looked up
-in a closed table and never imported.
+Python's unpickler runs any program that a file contains, and restricting it by hooks has failed
+before. Here `pickletools.genops` decodes the opcodes without building objects, and each opcode is
+interpreted separately. A name that the pickle asks to import is looked up in a closed table and
+never imported.
 """
 
 import math
@@ -30,10 +30,10 @@ STORAGE_DTYPES: dict[str, np.dtype] = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
-"""The storage types a file may name, and the numpy type of their elements."""
+"""The accepted storage types and the numpy dtype of their elements."""
 
 MAX_OPCODES = 1_000_000
-"""A state dict takes about 40 opcodes an array; ten thousand arrays are well below this."""
+"""A state dict needs about 40 opcodes per array; ten thousand arrays stay well below this."""
 
 _ORDERED_DICT = "collections.OrderedDict"
 _REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
@@ -45,12 +45,12 @@ _MAX_KEY = 2**32
 
 
 class RefusedPickleError(Exception):
-    """The pickle holds something other than plain values and tensors; a clause says what."""
+    """The pickle contains something other than plain values and tensors; the text is a clause."""
 
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A run of elements in the record `key` of the archive."""
+    """A storage: `count` elements in the record `key` of the archive."""
 
     key: str
     dtype: np.dtype
@@ -59,7 +59,7 @@ class StorageRef:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A view of a storage, in elements; checked to lie inside the storage."""
+    """A view of a storage, in elements, verified to lie inside the storage."""
 
     storage: StorageRef
     offset: int
@@ -69,13 +69,13 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class _Global:
-    """A name the pickle wants imported; it is never imported."""
+    """A name that the pickle asks to import; it is never imported."""
 
     name: str
 
 
 class _Mark:
-    """What MARK pushes."""
+    """The marker that the opcode MARK pushes."""
 
 
 def load_refs(pickled: bytes) -> Any:
@@ -106,7 +106,7 @@ def load_refs(pickled: bytes) -> Any:
 
 
 class _Machine:
-    """The stack and the memo, and what each allowed opcode does to them."""
+    """The stack and the memo, with one method per group of accepted opcodes."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -169,7 +169,7 @@ class _Machine:
             )
 
     def build(self, _: Any) -> None:
-        """Drops the one attribute that torch writes: `_metadata`, the versions of layers."""
+        """Ignores `_metadata` (versions of layers), the only attribute that torch writes."""
         state = self.pop(1)[0]
         target = self.stack[-1] if self.stack else None
         if (
@@ -184,8 +184,8 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             _refuse("its pickle is damaged (entries without a dictionary)")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Only flat keys: hashing nested tuples that share their parts takes exponential time.
-            # And only small numbers: those that differ by 2^61 - 1 share one hash.
+            # Only flat keys: hashing nested tuples with shared parts takes exponential time.
+            # Only small numbers: numbers that differ by 2^61 - 1 have equal hashes.
             if type(key) is not str and not (type(key) is int and 0 <= key < _MAX_KEY):
                 _refuse("its pickle has a dictionary key that is neither text nor a small number")
             target[key] = value
@@ -207,7 +207,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _check_global(argument: str) -> _Global:
-    """The name of an import, "MODULE NAME", if it is in the closed table."""
+    """Returns the name of an import, "MODULE NAME", if the closed table contains it."""
     name = argument.replace(" ", ".", 1)
     if name not in _ALLOWED:
         _refuse(f"it asks to import {quoted(name)}, and only tensor rebuilds are allowed")
@@ -219,7 +219,7 @@ def _is_count(value: object) -> bool:
 
 
 def _storage(reference: Any) -> StorageRef:
-    """A persistent id: ("storage", type, record key, device, element count)."""
+    """Decodes a persistent id: ("storage", type, record key, device, element count)."""
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
         _refuse("its pickle refers to something that is not a storage")
     _, kind, key, _, count = reference
@@ -231,7 +231,7 @@ def _storage(reference: Any) -> StorageRef:
 
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
-    """From the arguments of `_rebuild_tensor_v2`: storage, offset, size, stride, and flags."""
+    """Decodes the arguments of `_rebuild_tensor_v2`: storage, offset, size, stride, and flags."""
     if len(arguments) < 4 or not isinstance(arguments[0], StorageRef):
         _refuse("its pickle has a tensor without a storage")
     storage, offset, shape, strides = arguments[:4]
@@ -247,7 +247,7 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
         if math.prod(max(size, 1) for size in shape) > _MAX_EMPTY:
             _refuse("its pickle has an empty tensor of absurd sizes")
         return TensorRef(storage, 0, shape, (0,) * len(shape))
-    # A stride that is never taken may be anything; as zero it cannot overflow.
+    # Strides of axes of size 1 are arbitrary; zero cannot overflow.
     strides = tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if last >= storage.count or math.prod(shape) > storage.count:

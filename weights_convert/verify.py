@@ -1,16 +1,16 @@
-"""Does a model directory compute what a reference file says, and if not, from which layer on?
+"""Compares the outputs of a model directory with a reference, and finds the first difference.
 
-A reference is an `.npz` that any framework can write (docs/conversion.md has the lines for
-PyTorch). All arrays but one are optional:
+A reference is an `.npz` file that any framework can write (docs/conversion.md shows how with
+PyTorch). At least one output is required:
 
     images            [b h w 3] or [b 3 h w], normalised
     layers/0, ...     [b t d]   [class, registers, patches] after block 0, ..., not normalised
-    class_token       [b d]     after the final norm, as
-    register_tokens   [b r d]
-    patch_tokens      [b n d]
-    image_features    [b D]     of a whole dino.txt, not normalised
-    tokens            [c l]     token rows, and
-    text_features     [c D]     their features, not normalised
+    class_token       [b d]     after the final norm
+    register_tokens   [b r d]   after the final norm
+    patch_tokens      [b n d]   after the final norm
+    image_features    [b D]     descriptors of a whole dino.txt, not normalised
+    tokens            [c l]     token rows
+    text_features     [c D]     features of these rows, not normalised
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _INPUTS = ("images", "tokens")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity of a reference.
+    """The comparison of one quantity.
 
     Attributes:
-        name: its name in the file.
-        largest: the largest absolute difference.
-        relative: that over the root mean square of the reference.
+        name: name in the reference file.
+        largest: largest absolute difference.
+        relative: `largest` divided by the root mean square of the reference.
     """
 
     name: str
@@ -53,24 +53,24 @@ class Comparison:
     relative: float
 
     def agrees(self, tolerance: float) -> bool:
-        """Whether the relative difference is within the tolerance (NaN never is)."""
+        """Returns whether the relative difference is within the tolerance (NaN never is)."""
         return self.relative <= tolerance
 
 
 def compare(model: epath.PathLike, reference: Path) -> list[Comparison]:
-    """All quantities of a reference, in the order in which a model computes them.
+    """Compares all quantities of a reference, in the order in which a model computes them.
 
     Args:
-        model: a model directory; it computes in float32.
-        reference: an `.npz`, see the module.
+        model: a model directory; outputs are computed in float32.
+        reference: an `.npz` file as described in the module docstring.
 
     Raises:
-        UserError: a file that is no such reference, or not of a model of this shape.
+        UserError: the file is not a reference, or belongs to a model of another shape.
     """
     description = read_description(model)
     arrays = _read(reference)
     known = {*_INPUTS, *_OF_BACKBONE, *_OF_DINOTXT}
-    layers = sorted(int(found[1]) for name in arrays if (found := _LAYER.fullmatch(name)))
+    layers = sorted(int(match[1]) for name in arrays if (match := _LAYER.fullmatch(name)))
     strange = [n for n in arrays if n not in known and not _LAYER.fullmatch(n)]
     if strange or not set(arrays) - set(_INPUTS):
         held = ", ".join(map(quoted, strange)) or "no outputs"
@@ -84,13 +84,13 @@ def compare(model: epath.PathLike, reference: Path) -> list[Comparison]:
             f"{description.vision.depth} blocks (from 0); compare the right two."
         )
     try:
-        # Accelerators would otherwise multiply in fewer bits than the reference did.
+        # By default, accelerators multiply float32 with fewer bits than the reference.
         with jax.default_matmul_precision("highest"):
             return [
-                _compared(name, found, arrays[name], reference)
-                for name, found in _outputs(model, arrays, layers, reference)
+                _compared(name, computed, arrays[name], reference)
+                for name, computed in _outputs(model, arrays, layers, reference)
             ]
-    except ValueError as error:  # images or token rows that this model cannot take
+    except ValueError as error:  # image or token shapes that this model does not accept
         raise UserError(f"{reference} does not fit {model}: {error}.") from error
 
 
@@ -107,29 +107,29 @@ def _read(reference: Path) -> dict[str, np.ndarray]:
 def _outputs(
     model: epath.PathLike, arrays: Mapping[str, np.ndarray], layers: list[int], reference: Path
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, what the model computes) of everything that the reference has."""
-    wanted = set(arrays)
+    """Yields (name, model output) for every output in the reference."""
+    names = set(arrays)
     images = jnp.zeros((0, 0, 0, 3))
-    if wanted - {"tokens", "text_features"}:
+    if names - {"tokens", "text_features"}:
         images = _images(arrays, reference)
-    if layers or wanted & set(_OF_BACKBONE):
+    if layers or names & set(_OF_BACKBONE):
         backbone = load_backbone(model)
         if layers:
-            kept = backbone.intermediate_layers(images, layers, normalize=False)
-            for number, out in zip(layers, kept, strict=True):
+            outputs = backbone.intermediate_layers(images, layers, normalize=False)
+            for number, out in zip(layers, outputs, strict=True):
                 tokens = (out.class_token[:, None], out.register_tokens, out.patch_tokens)
                 yield f"layers/{number}", np.concatenate(tokens, axis=1)
         final = backbone(images)
         for name in _OF_BACKBONE:
-            if name in wanted:
+            if name in names:
                 yield name, np.asarray(getattr(final, name))
         del backbone, final
-    if wanted & set(_OF_DINOTXT):
+    if names & set(_OF_DINOTXT):
         whole = load(model)
-        if "image_features" in wanted:
+        if "image_features" in names:
             yield "image_features", np.asarray(whole.encode_image(images))
-        if "text_features" in wanted:
-            if "tokens" not in wanted:
+        if "text_features" in names:
+            if "tokens" not in names:
                 raise UserError(f"{reference} has text_features but no tokens; add the token rows.")
             yield "text_features", np.asarray(whole.encode_text(jnp.asarray(arrays["tokens"])))
 
@@ -137,35 +137,36 @@ def _outputs(
 def _images(arrays: Mapping[str, np.ndarray], reference: Path) -> jax.Array:
     images = arrays.get("images")
     if images is None or images.ndim != 4 or 3 not in (images.shape[1], images.shape[-1]):
-        found = "no images" if images is None else f"images of shape {list(images.shape)}"
+        actual = "no images" if images is None else f"images of shape {list(images.shape)}"
         raise UserError(
-            f"{reference} has {found}, expected normalised images [b h w 3] or [b 3 h w]; add them."
+            f"{reference} has {actual}, expected normalised images [b h w 3] or [b 3 h w]; "
+            "add them."
         )
-    last = images if images.shape[-1] == 3 else np.moveaxis(images, 1, -1)
-    return jnp.asarray(last, "float32")
+    channels_last = images if images.shape[-1] == 3 else np.moveaxis(images, 1, -1)
+    return jnp.asarray(channels_last, "float32")
 
 
-def _compared(name: str, found: np.ndarray, expected: np.ndarray, reference: Path) -> Comparison:
-    if found.shape != expected.shape:
+def _compared(name: str, computed: np.ndarray, expected: np.ndarray, reference: Path) -> Comparison:
+    if computed.shape != expected.shape:
         raise UserError(
             f"{reference} has {name} of shape {list(expected.shape)}, but the model computes "
-            f"{list(found.shape)}; compare the right two."
+            f"{list(computed.shape)}; compare the right two."
         )
     expected = expected.astype(np.float64)
-    largest = float(np.abs(found - expected).max(initial=0.0))
-    size = float(np.sqrt(np.square(expected).mean())) if expected.size else 0.0
-    return Comparison(name, largest, largest / max(size, 1e-30))
+    largest = float(np.abs(computed - expected).max(initial=0.0))
+    root_mean_square = float(np.sqrt(np.square(expected).mean())) if expected.size else 0.0
+    return Comparison(name, largest, largest / max(root_mean_square, 1e-30))
 
 
 def verdict(comparisons: list[Comparison], tolerance: float) -> str:
-    """One sentence: whether all agree, or where they first part and how far."""
-    parted = [comparison for comparison in comparisons if not comparison.agrees(tolerance)]
-    if not parted:
+    """Summarises the comparisons in one sentence, naming the first difference."""
+    differing = [comparison for comparison in comparisons if not comparison.agrees(tolerance)]
+    if not differing:
         return f"all {len(comparisons)} agree within {tolerance:g} of their size"
-    first = parted[0]
+    first = differing[0]
     position = comparisons.index(first)
     before = f"{comparisons[position - 1].name} still agrees, " if position else ""
     return (
-        f"{before}{first.name} is the first to part: {first.largest:.2g}, or "
-        f"{first.relative:.2g} of its size ({len(parted)} of {len(comparisons)} differ)"
+        f"{before}{first.name} is the first to differ: by {first.largest:.2g}, or "
+        f"{first.relative:.2g} of its size ({len(differing)} of {len(comparisons)} differ)"
     )

@@ -1,4 +1,4 @@
-"""A planned file, written one array at a time."""
+"""Writes a planned `.safetensors` file one array at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import quoted
 from weights_convert.sources import SAFETENSORS_DTYPES
 
-DTYPES = {
+EXPORT_DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
@@ -32,7 +32,7 @@ Place = tuple[str, ...]
 
 
 class Readable(Protocol):
-    """What an array is written from: a stored one, or one that is made of others."""
+    """An array to write: a stored one, or one computed from others."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -44,8 +44,8 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a table for one block: what is read, and what is written of it."""
+class FileRow:
+    """A row of a layout for one block."""
 
     rule: Rule
     layer: int | None
@@ -61,22 +61,22 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything about a file before it is written."""
+class FilePlan:
+    """Everything needed to write a file."""
 
     path: epath.Path
     layout: Layout
-    rows: Sequence[Row]
+    rows: Sequence[FileRow]
     arrays: Mapping[Place, Readable]
     source: SourceCheckpoint | None
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
 
 
-def write_safetensors(plan: Plan, dtype: str | None, bar: tqdm) -> None:
-    """The format: the size of a JSON header, the header, and the arrays one behind the other.
+def write_safetensors(plan: FilePlan, dtype: str | None, bar: tqdm) -> None:
+    """Writes the size of a JSON header, the header, and all arrays in sequence.
 
-    Written here because the library wants all arrays in memory at once.
+    The safetensors library needs all arrays in memory at once, so it is not used here.
     """
     header: dict[str, object] = {"__metadata__": plan.metadata}
     dtypes: dict[str, np.dtype] = {}
@@ -108,7 +108,7 @@ def write_safetensors(plan: Plan, dtype: str | None, bar: tqdm) -> None:
             partial.unlink()
 
 
-def _arrays(row: Row, arrays: Mapping[Place, Readable]) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(row: FileRow, arrays: Mapping[Place, Readable]) -> Iterator[tuple[str, np.ndarray]]:
     ours = [arrays[place].read(row.layer) for place in row.rule.paths]
     for key, array in zip(row.keys, row.rule.to_source(ours, row.sizes), strict=True):
         if key:
@@ -133,11 +133,11 @@ def _rounded(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _dtype(
     key: str, kept: np.dtype, source: SourceCheckpoint | None, given: str | None
 ) -> np.dtype:
-    """What an array is written as: as told, or as its source had it, or as it is stored."""
+    """Returns the dtype to write: the given one, the source file's, or the stored one."""
     if given is not None:
-        return DTYPES[given]
+        return EXPORT_DTYPES[given]
     name = "" if source is None else source.other_dtypes.get(key, source.dtype)
-    # Widening what was rounded for storage would only look exact.
-    if kept == DTYPES["float32"] and name in DTYPES:
-        return DTYPES[name]
+    # Arrays that were rounded for storage keep the narrow dtype: widening would only look exact.
+    if kept == EXPORT_DTYPES["float32"] and name in EXPORT_DTYPES:
+        return EXPORT_DTYPES[name]
     return kept

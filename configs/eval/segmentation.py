@@ -20,14 +20,14 @@ from dinotxt_jax.config import (
     TaskConfig,
     to_config_dict,
 )
-from dinotxt_jax.data.mask_layouts import LAYOUTS
+from dinotxt_jax.data.mask_layouts import MASK_LAYOUTS
 from dinotxt_jax.evaluation.published import FIGURES
 
 
 def get_config(name="ade20k_150"):
     """The task slide on a data set."""
-    background = name in LAYOUTS and LAYOUTS[name].background
-    if name in LAYOUTS:
+    background = name in MASK_LAYOUTS and MASK_LAYOUTS[name].background
+    if name in MASK_LAYOUTS:
         data = DataConfig(source="masks", name=name, path=f"data/{name}")
     else:
         data = DataConfig(source="csv", path=f"{name}/index.csv", classes=f"{name}/classes.txt")

@@ -7,13 +7,24 @@ import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Shaped
 
-from dinotxt_jax.data.examples import Example, checked_captions, nothing_left, shortened
+from dinotxt_jax.data.examples import (
+    SECTION,
+    Example,
+    checked_captions,
+    nothing_left,
+    shortened,
+)
+from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
 
 
 class ArrayRecordSource:
@@ -24,25 +35,25 @@ class ArrayRecordSource:
     which is slow for large data: write one set of files a split instead.
     """
 
-    def __init__(self, path: str | Path, *, split: str = "") -> None:
+    def __init__(self, path: str | Path, *, split: str = "", section: str = SECTION) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self._path = str(path)
         try:
-            self._records = ArrayRecordDataSource(_array_record_files(self._path))
+            self._records = ArrayRecordDataSource(_array_record_files(self._path, section))
         except RuntimeError as error:
             raise UserError(
                 f"{self._path} cannot be read as ArrayRecord ({error}), expected whole files "
-                "written by write_array_record; write them again or correct config.data.path."
+                f"written by write_array_record; write them again or correct {section}.path."
             ) from error
         self._kept = np.arange(len(self._records))
         if split:
             found = [self._read(number).get("split", "") for number in range(len(self._records))]
             self._kept = np.flatnonzero(np.asarray(found, object) == split)
             if not len(self._kept):
-                raise nothing_left(self._path, split, set(found))
+                raise nothing_left(self._path, split, set(found), section)
         if not len(self._kept):
-            raise nothing_left(self._path, split, set())
+            raise nothing_left(self._path, split, set(), section)
         self[0]
 
     def _read(self, number: int) -> Mapping[str, Any]:
@@ -80,7 +91,7 @@ class ArrayRecordSource:
         return record, checked_captions(record["captions"], f"{self._path}, record {number}")
 
 
-def _array_record_files(path: str) -> list[str]:
+def _array_record_files(path: str, section: str) -> list[str]:
     if os.path.isdir(path):
         files = glob.glob(os.path.join(glob.escape(path), "*.array_record*"))
     else:
@@ -88,7 +99,7 @@ def _array_record_files(path: str) -> list[str]:
     if not files:
         raise UserError(
             f"no ArrayRecord file was found at {path}, expected a file, a folder of "
-            "*.array_record files or a glob; correct config.data.path."
+            f"*.array_record files or a glob; correct {section}.path."
         )
     return sorted(files)
 
@@ -129,9 +140,16 @@ def write_array_record(path: str | Path, examples: Iterable[Example], *, split: 
     return count
 
 
-def _encoded(image: bytes | np.ndarray) -> bytes:
+def _encoded(image: bytes | Shaped[np.ndarray, "h w *c"]) -> bytes:
     if isinstance(image, bytes):
         return image
     buffer = io.BytesIO()
     decode_image(image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _open(config: DataConfig, section: str) -> ArrayRecordSource:
+    return ArrayRecordSource(config.path, split=config.split, section=section)
+
+
+ARRAY_RECORD = SourceKind(reads=("path", "split"), captions=_open)

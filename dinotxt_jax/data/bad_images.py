@@ -9,12 +9,24 @@ class BadImageError(Exception):
     """One image that cannot be read or decoded; the pipeline skips and counts it."""
 
 
+class MissingImageError(BadImageError):
+    """The file of an image does not exist."""
+
+
 def too_many_bad(bad: int, examples: int, limit: float) -> UserError:
     """The error that `bad` of `examples` images are over `config.data.max_bad_fraction`."""
     return UserError(
         f"{bad} of {examples} images ({bad / examples:.2%}) could not be read or decoded, expected "
         f"at most config.data.max_bad_fraction = {limit} ({limit:.2%}); the log names them: repair "
         "or remove them, or raise the limit."
+    )
+
+
+def bad_in_evaluation(index: int, error: BadImageError) -> UserError:
+    """The error that an image of an evaluation set is bad: skipping it would change the result."""
+    return UserError(
+        f"example {index} cannot be evaluated ({error}), expected an image that decodes; repair or "
+        "remove it."
     )
 
 

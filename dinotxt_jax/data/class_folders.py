@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import logging
 
 from dinotxt_jax.data.class_labels import (
-    Entry,
+    LabelledImage,
+    LabelledImages,
     checked_label,
     imagenet_labels,
     imagenet_names,
@@ -16,11 +18,17 @@ from dinotxt_jax.data.class_labels import (
     is_wnid,
     readable_names,
 )
-from dinotxt_jax.data.examples import images_below
+from dinotxt_jax.data.examples import image_bytes, images_below, nothing_left
+from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
 
-def read_class_folders(path: Path, names: Sequence[str]) -> tuple[list[Entry], Sequence[str]]:
+
+def read_class_folders(
+    path: Path, names: Sequence[str], section: str
+) -> tuple[list[LabelledImage], Sequence[str]]:
     """The images below the folders in `path`, and the names of the classes.
 
     With `names`, folders named by numbers have these labels; folders named by WordNet id, with the
@@ -32,26 +40,34 @@ def read_class_folders(path: Path, names: Sequence[str]) -> tuple[list[Entry], S
     """
     if not path.is_dir():
         raise UserError(
-            f"{path} is not a folder, expected one with a folder a class; correct data.path."
+            f"{path} is not a folder, expected a folder that holds one folder for each class; "
+            f"correct {section}.path."
         )
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    labels, names = _labels(path, [folder.name for folder in folders], names)
+    if not folders:
+        if not any(path.iterdir()):
+            raise nothing_left(path, "", set(), section)
+        raise UserError(
+            f"{path} holds files but no folders, expected one folder for each class with the "
+            f"images of the class in it; arrange the images so, or correct {section}.path."
+        )
+    labels, names = _labels(path, [folder.name for folder in folders], names, section)
     entries = [
-        Entry(file, (label,), str(file.relative_to(path)))
-        for label, folder in zip(labels, folders, strict=True)
-        for file in images_below(folder)
+        LabelledImage(file, (label,), str(file.relative_to(path)))
+        for label, files in zip(labels, images_below(folders, path), strict=True)
+        for file in files
     ]
     return entries, names
 
 
 def _labels(
-    path: Path, folders: Sequence[str], names: Sequence[str]
+    path: Path, folders: Sequence[str], names: Sequence[str], section: str
 ) -> tuple[Sequence[int], Sequence[str]]:
     """The label of each folder, these being in the order of their names, and the class names."""
     if not names:
-        return range(len(folders)), readable_names(folders, path)
+        return range(len(folders)), readable_names(folders, path, section)
     if any(map(is_number, folders)):
-        return _by_number(path, folders, len(names)), names
+        return _by_number(path, folders, len(names), section), names
     if any(map(is_wnid, folders)) and len(names) == len(imagenet_labels()):
         strange = [folder for folder in folders if folder not in imagenet_labels()]
         if not strange:
@@ -62,22 +78,30 @@ def _labels(
         if tuple(names) == imagenet_names():
             raise UserError(
                 f"{path} has the folder {strange[0]}, which is no WordNet id of ImageNet's "
-                f"{len(names)} classes, beside folders named by such; remove it, or name its "
-                "class in a list of its own for data.classes."
+                f"{len(names)} classes, beside folders named by such; remove it, or set "
+                f"{section}.classes to a list of your own with a name for each folder."
             )
     if len(names) != len(folders):
         raise UserError(
-            f"{path} has {len(folders)} folders, but data.classes names {len(names)} classes; "
-            "name one a folder, in the order of the folders' names."
+            f"{path} has {len(folders)} folders, but {section}.classes names {len(names)} "
+            "classes; name a class for each folder, in the order of the folders' names, or set "
+            f"--{section}.classes= to call the classes as the folders."
         )
     return range(len(folders)), names
 
 
-def _by_number(path: Path, folders: Sequence[str], classes: int) -> list[int]:
+def _by_number(path: Path, folders: Sequence[str], classes: int, section: str) -> list[int]:
     named = [folder for folder in folders if not is_number(folder)]
     if named:
         raise UserError(
             f"{path} has the folder {named[0]} beside folders named by numbers, expected the "
-            "number of a class in data.classes for each; rename or remove it."
+            f"number of a class in {section}.classes for each; rename or remove it."
         )
-    return [checked_label(int(folder), classes, f"{path / folder}") for folder in folders]
+    return [checked_label(int(folder), classes, f"{path / folder}", section) for folder in folders]
+
+
+def _read(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:
+    return LabelledImages(*read_class_folders(Path(config.path), names, section), load=image_bytes)
+
+
+FOLDER = SourceKind(reads=("path", "classes", "only"), labels=_read)

@@ -1,4 +1,4 @@
-"""The pictures of drawn scenes: grounds, shapes and their masks, anti-aliased by supersampling."""
+"""Draws pictures and masks of scenes: grounds and shapes, anti-aliased by supersampling."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-Colour = tuple[int, int, int]
+_RGB = tuple[int, int, int]
 
-COLOURS: dict[str, Colour] = {
+COLOURS: dict[str, _RGB] = {
     "red": (214, 40, 40),
     "orange": (245, 130, 32),
     "yellow": (250, 208, 44),
@@ -25,7 +25,7 @@ COLOURS: dict[str, Colour] = {
     "black": (28, 28, 30),
     "white": (250, 250, 250),
 }
-GROUNDS: dict[str, Colour] = {
+GROUNDS: dict[str, _RGB] = {
     "white": (244, 244, 240),
     "grey": (150, 153, 158),
     "black": (34, 34, 40),
@@ -37,7 +37,7 @@ GROUNDS: dict[str, Colour] = {
     "lavender": (203, 188, 240),
     "salmon": (250, 168, 150),
 }
-# How far a texture goes from the colour of the ground towards black (dark grounds: white).
+# How strongly a texture blends the ground's colour towards black (dark grounds: white).
 TEXTURES: dict[str, float] = {
     "plain": 0.0,
     "shaded": 0.32,
@@ -52,7 +52,7 @@ _INSIDE = [255 * (covered >= 128) for covered in range(256)]
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One shape: what captions may say of it, and where exactly it is drawn.
+    """A shape with everything that captions may mention, and the exact position.
 
     Attributes:
         shape: a key of `SHAPES`.
@@ -60,7 +60,7 @@ class SceneObject:
         size: a key of `SIZES`.
         place: a key of `PLACES`.
         centre: (x, y), fractions of the image side from the top left.
-        radius: of the circle around the shape, a fraction of the image side.
+        radius: radius of the circle around the shape, a fraction of the image side.
         angle: clockwise rotation in radians, small.
     """
 
@@ -74,23 +74,24 @@ class SceneObject:
 
 
 def around(rng: random.Random, centre: float, reach: float) -> float:
-    """A number uniform within `reach` of `centre`."""
+    """Draws a number uniformly within `reach` of `centre`."""
     return centre + (2 * rng.random() - 1) * reach
 
 
 def draw_scene(
     rng: random.Random, size: int, objects: Sequence[SceneObject], texture: str, ground: str
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """The picture and its mask: ground, soft shadows, then the shapes, anti-aliased.
+    """Draws a picture and its mask: ground, soft shadows, then the shapes, anti-aliased.
 
     Args:
         rng: decides the details that no caption mentions.
         size: side of the picture in pixels.
-        objects: the shapes, in the order of drawing.
-        texture: a key of `TEXTURES`. ground: a key of `GROUNDS`.
+        objects: the shapes, in drawing order.
+        texture: a key of `TEXTURES`.
+        ground: a key of `GROUNDS`.
 
     Returns:
-        RGB pixels, and for each pixel the index of what it shows in `CLASSES`.
+        RGB pixels, and the index in `CLASSES` of each pixel.
     """
     image = Image.fromarray(_ground_pixels(rng, size, texture, GROUNDS[ground]))
     mask = Image.new("L", (size, size), 0)
@@ -106,7 +107,7 @@ def draw_scene(
 
 
 def _coverage(thing: SceneObject, size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """How much of each pixel the shape covers (0 to 255), on a tile, and the tile's corner."""
+    """Returns the coverage of each pixel by a shape (0 to 255) on a tile, and the tile's corner."""
     side = math.ceil(2 * thing.radius * size) + 2
     middle = np.asarray(thing.centre) * size
     corner = np.floor(middle - side / 2).astype(int)
@@ -119,7 +120,7 @@ def _coverage(thing: SceneObject, size: int) -> tuple[Image.Image, tuple[int, in
 
 
 def _ground_pixels(
-    rng: random.Random, size: int, texture: str, colour: Colour
+    rng: random.Random, size: int, texture: str, colour: _RGB
 ) -> UInt8[np.ndarray, "h w 3"]:
     base = np.array(colour, np.float32)
     far = 0.0 if base.mean() > 100 else 255.0
@@ -128,7 +129,7 @@ def _ground_pixels(
 
 
 def _pattern(rng: random.Random, size: int, texture: str) -> Float[np.ndarray, "h w"]:
-    """The texture as numbers from 0 to 1, in a random direction, width and phase."""
+    """Returns a texture as numbers from 0 to 1, with random direction, width and phase."""
     angle, phase, pitch = (around(rng, math.pi, math.pi) for _ in range(3))
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     u = x * math.cos(angle) + y * math.sin(angle)
@@ -152,13 +153,13 @@ def _pattern(rng: random.Random, size: int, texture: str) -> Float[np.ndarray, "
 def _arc(
     start: float, stop: float, radius: float = 1.0, x: float = 0.0
 ) -> Float[np.ndarray, "n 2"]:
-    """Points of a circle around (x, 0) between two angles in degrees, clockwise from the right."""
+    """Returns points on a circle around (x, 0) between angles, clockwise from the right."""
     t = np.radians(np.linspace(start, stop, 49))
     return np.stack([radius * np.cos(t) + x, radius * np.sin(t)], axis=1)
 
 
 def _corners(count: int, start: float, radii: Sequence[float] = (1.0,)) -> Float[np.ndarray, "n 2"]:
-    """Points at equal angles, the first at `start` degrees, their radii taken in turn."""
+    """Returns points at equal angles from `start` degrees; radii are used cyclically."""
     t = np.radians(start + 360 / count * np.arange(count))
     return np.stack([np.cos(t), np.sin(t)], axis=1) * np.resize(radii, count)[:, None]
 
@@ -177,8 +178,8 @@ _CROSS = np.array(
     ]
 )
 
-# One closed outline a shape, inside the unit circle, y down. The ring's two circles are joined by
-# a seam without width; the crescent lacks the circle of radius 0.8 around (0.45, 0).
+# One closed outline per shape, inside the unit circle, y pointing down. The two circles of the ring
+# are joined by a seam of zero width; the crescent excludes the circle of radius 0.8 at (0.45, 0).
 _OUTLINES = {
     "circle": 0.9 * _arc(0, 360),
     "square": _corners(4, 45),
@@ -191,5 +192,5 @@ _OUTLINES = {
     "crescent": np.concatenate([_arc(51.3, 308.7), _arc(282.6, 77.4, radius=0.8, x=0.45)]),
 }
 
-# What a mask's values mean.
+# Class names by mask value.
 CLASSES = ("background", *_OUTLINES)

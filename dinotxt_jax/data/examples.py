@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections import Counter
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
+from absl import logging
+from jaxtyping import Shaped
 
-from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.bad_images import BadImageError, MissingImageError
 from dinotxt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
+
+SECTION = "config.data"  # name of the settings of training data; other data has its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +26,12 @@ class Example:
     """One image and everything that is said of it.
 
     Attributes:
-        image: the bytes of an image file, or uint8 [h w c].
+        image: the bytes of an image file, or uint8 [h w] or [h w c].
         captions: one text or more.
         key: the name under which logs and reports speak of the example.
     """
 
-    image: bytes | np.ndarray
+    image: bytes | Shaped[np.ndarray, "h w *c"]
     captions: tuple[str, ...]
     key: str
 
@@ -95,21 +100,7 @@ def limited(source: SizedT, count: int) -> SizedT:
     return cast(SizedT, Subset(source, count))
 
 
-def path_of(config: DataConfig) -> Path:
-    """The path that a source reads.
-
-    Raises:
-        UserError: it is empty.
-    """
-    if not config.path:
-        raise UserError(
-            f"config.data.path is empty, expected the path that config.data.source="
-            f"{config.source} reads; set it."
-        )
-    return Path(config.path)
-
-
-def read_image(file: Path, key: str) -> bytes:
+def image_bytes(file: Path, key: str) -> bytes:
     """The bytes of an image file.
 
     Raises:
@@ -117,11 +108,18 @@ def read_image(file: Path, key: str) -> bytes:
     """
     try:
         return file.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingImageError(f"{key} cannot be read: {error.strerror}") from error
     except OSError as error:
         raise BadImageError(f"{key} cannot be read: {error.strerror}") from error
 
 
-def folder_of_images(index: Path, image_root: str | Path) -> Path:
+def no_file(path: Path) -> str:
+    """The beginning of an error about a path that is not a file: missing, or a folder."""
+    return f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+
+
+def folder_of_images(index: Path, image_root: str | Path, section: str) -> Path:
     """The folder that the paths in an index are relative to: by default the index's own.
 
     Raises:
@@ -131,17 +129,86 @@ def folder_of_images(index: Path, image_root: str | Path) -> Path:
     if not root.is_dir():
         raise UserError(
             f"{root} is not a folder, expected the one that the image paths in {index} are "
-            "relative to; correct config.data.image_root."
+            f"relative to; correct {section}.image_root."
         )
     return root
+
+
+_LOOKED_FOR = 8
+
+
+def check_images_found(source: Any, config: DataConfig, section: str = SECTION) -> None:
+    """Looks for a few images spread over a source, until one exists.
+
+    A command that reads images calls this before its first hour of work. Training from cached
+    features does not: it needs no images.
+
+    Args:
+        source: as opened from `config`; `source[i]` reads example i.
+        config: the data settings.
+        section: the name of these settings on the command line, for the message.
+
+    Raises:
+        UserError: every one of these images is missing; the message names the folder searched.
+    """
+    count, reason = min(_LOOKED_FOR, len(source)), ""
+    for number in range(count):
+        try:
+            source[number * len(source) // count]
+        except MissingImageError as error:
+            reason = str(error)
+        except BadImageError:
+            return  # the file exists; how many may be broken is decided while all are read
+        else:
+            return
+    root = config.image_root or Path(config.path).parent
+    raise UserError(
+        f"none of {count} images that {config.path} names is in the folder {root} ({reason}), "
+        f"expected image paths relative to that folder; set {section}.image_root to the folder "
+        "that they are relative to."
+    )
 
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-def images_below(folder: Path) -> list[Path]:
-    """The image files in a folder and in those below it, by their endings, sorted."""
-    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in _IMAGES]
+_ENDINGS = ", ".join(sorted(_IMAGES))
+
+
+def images_below(folders: Iterable[Path], where: object) -> list[list[Path]]:
+    """The image files of each folder and of those below it, found by their endings, sorted.
+
+    Files with other endings are counted in one warning; hidden files are not.
+
+    Args:
+        folders: the folders.
+        where: the name of all folders together, for messages.
+
+    Raises:
+        UserError: there are files, but no image.
+    """
+    images: list[list[Path]] = []
+    others: Counter[str] = Counter()
+    for folder in folders:
+        images.append([])
+        for file in sorted(folder.rglob("*")):
+            if file.suffix.lower() in _IMAGES:
+                images[-1].append(file)
+            elif not file.name.startswith(".") and file.is_file():
+                others[file.suffix.lower() or "without ending"] += 1
+    if not others:
+        return images
+    counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common(8))
+    if not any(images):
+        raise UserError(
+            f"{where} holds no image that can be read, only other files ({counts}), expected "
+            f"{_ENDINGS}; convert the images, or correct the path."
+        )
+    logging.warning(
+        "%s: %d files are not read because of their endings (%s); images end in %s",
+        *(where, others.total(), counts, _ENDINGS),
+    )
+    return images
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:
@@ -152,14 +219,17 @@ def image_files(paths: Sequence[str]) -> list[Path]:
     """
     if not paths:
         raise UserError("no image is named, expected the paths of files or folders; add them.")
-    found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path} does not exist, expected an image or a folder; correct it.")
-        found += images_below(path) if path.is_dir() else [path]
-    if not found:
-        raise nothing_left(", ".join(paths), "", set())
-    return found
+    folders = [path for path in map(Path, paths) if path.is_dir()]
+    below = dict(zip(folders, images_below(folders, ", ".join(map(str, folders))), strict=True))
+    files = [file for path in map(Path, paths) for file in below.get(path, [path])]
+    if not files:
+        raise UserError(
+            f"{', '.join(paths)} holds no file, expected images ({_ENDINGS}); name another folder."
+        )
+    return files
 
 
 def checked_captions(captions: object, where: str) -> tuple[str, ...]:
@@ -193,14 +263,19 @@ def shortened(value: object, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[:width]}... ({type(value).__name__})"
 
 
-def nothing_left(path: object, split: str, splits: set[str]) -> UserError:
+def nothing_left(path: object, split: str, splits: set[str], section: str) -> UserError:
     """The error of a source that has nothing to give, `splits` being those it has."""
     if not splits:
         return UserError(
-            f"{path} holds no examples, expected at least one; fill it or name another."
+            f"{path} is empty, expected at least one example; fill it, or correct {section}.path."
         )
-    named = ", ".join(sorted(name for name in splits if name)[:10]) or "no split at all"
+    named = ", ".join(sorted(name for name in splits if name)[:10])
+    if not named:
+        return UserError(
+            f"{path} has no example of split {split!r}, its examples name no split; set "
+            f"--{section}.split= to take all of them, or add the split to each example."
+        )
     return UserError(
         f"{path} has no example of split {split!r}, its examples name {named}; correct "
-        "config.data.split."
+        f"{section}.split."
     )

@@ -159,8 +159,27 @@ def skipped_file(folder: Path, view: int, shard: int) -> Path:
 
 
 def stored_description(folder: Path) -> dict[str, Any] | None:
+    """`features.json` of a cache; None where there is no cache.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     file = folder / "features.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        stored = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{file} is not JSON ({error}), expected the description of a feature cache; remove "
+            f"{folder} and run python -m dinotxt_jax.precompute again."
+        ) from error
+    if not isinstance(stored, dict) or not {"data", "dtype"} <= set(stored):
+        raise UserError(
+            f"{file} does not describe a feature cache; remove {folder} and run python -m "
+            "dinotxt_jax.precompute again."
+        )
+    return stored
 
 
 def check_same_cache(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from dinotxt_jax.data.masks import IGNORED, one_value_a_pixel
 from dinotxt_jax.data.texts import BACKGROUND, read_list
-
-IGNORED = 255
 
 
 @dataclass(frozen=True)
-class Layout:
+class MaskLayout:
     """How a data set lies on disk, and which class a value in its masks stands for.
 
     Templates are paths from the data set's root, with the places `{split}` and `{name}`, an image's
@@ -53,7 +52,9 @@ class Layout:
         names = [name for part in self.lists for name in read_list(part, "the layout's lists")]
         return (BACKGROUND, *names) if self.background else tuple(names)
 
-    def to_indices(self, pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
+    def to_indices(
+        self, pixels: Shaped[np.ndarray, "h w *rgb"], section: str
+    ) -> Int[np.ndarray, "h w"]:
         """Class indices, or `IGNORED`, of the pixels of a mask file.
 
         Raises:
@@ -69,24 +70,10 @@ class Layout:
             what = f"colour {tuple(value.to_bytes(3))}" if self.colours else f"value {value}"
             raise ValueError(
                 f"holds the {what}, which stands for no class of its data set; correct it, or "
-                "data.name"
+                f"{section}.name"
             )
         others = IGNORED if self.others is None else self.others
         return np.where(missed, np.int32(others), indices[places])
-
-
-def one_value_a_pixel(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
-    """The pixels of an index, palette, greyscale or 16-bit mask as int32.
-
-    Raises:
-        ValueError: colours or fractions, said as the end of a sentence that the mask begins.
-    """
-    if pixels.ndim != 2 or pixels.dtype.kind not in "biu":
-        raise ValueError(
-            f"has {pixels.dtype} pixels of the shape {list(pixels.shape)}, expected one class "
-            "index a pixel, in a whole number; correct it"
-        )
-    return pixels.astype(np.int32)
 
 
 def _packed(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
@@ -133,8 +120,8 @@ _MSRC_COLOURS = (
 )
 
 
-def _voc(*, background: bool) -> Layout:
-    return Layout(
+def _voc(*, background: bool) -> MaskLayout:
+    return MaskLayout(
         about="VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}, of the Pascal VOC "
         "2012 development kit",
         folder="VOC2012",
@@ -148,8 +135,8 @@ def _voc(*, background: bool) -> Layout:
     )
 
 
-def _context(*, background: bool) -> Layout:
-    return Layout(
+def _context(*, background: bool) -> MaskLayout:
+    return MaskLayout(
         about="VOC2010/{JPEGImages,SegmentationClassContext,ImageSets/SegmentationContext}, masks "
         "and lists as MMSegmentation's converter writes them (classes by alphabet, not in the "
         "order of the authors' list of 59)",
@@ -170,8 +157,8 @@ def _coco(
     *,
     background: bool = False,
     others: int | None = None,
-) -> Layout:
-    return Layout(
+) -> MaskLayout:
+    return MaskLayout(
         about="images in val2017 or images/val2017, and COCO-Stuff's stuffthingmaps in "
         "{stuffthingmaps,stuffthingmaps_trainval2017,annotations}/val2017",
         images=("{split}/{name}.jpg", "images/{split}/{name}.jpg"),
@@ -188,8 +175,8 @@ def _coco(
     )
 
 
-LAYOUTS: dict[str, Layout] = {
-    "ade20k_150": Layout(
+MASK_LAYOUTS: dict[str, MaskLayout] = {
+    "ade20k_150": MaskLayout(
         about="ADEChallengeData2016/{images,annotations}/{training,validation}, the release of the "
         "2016 scene parsing challenge",
         folder="ADEChallengeData2016",
@@ -201,7 +188,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     # Only labelIds are read, which every download has: labelTrainIds are written later, by a script
     # whose table people change.
-    "cityscapes_19": Layout(
+    "cityscapes_19": MaskLayout(
         about="leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and "
         "gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of the official archives leftImg8bit and gtFine",
         images=("leftImg8bit/{split}/{name}_leftImg8bit.png",),
@@ -228,7 +215,7 @@ LAYOUTS: dict[str, Layout] = {
         background=True,
         others=0,
     ),
-    "camvid_11": Layout(
+    "camvid_11": MaskLayout(
         about="{train,val,test} and, with the same file names, {train,val,test}annot, as the "
         "SegNet tutorial has them (360 x 480)",
         folder="CamVid",
@@ -238,7 +225,7 @@ LAYOUTS: dict[str, Layout] = {
         lists=("camvid_11",),
         ids={**_counted(0, 11), 11: IGNORED},
     ),
-    "msrc_v2": Layout(
+    "msrc_v2": MaskLayout(
         about="MSRC_ObjCategImageDatabase_v2/{Images/*.bmp,GroundTruth/*_GT.bmp}, as Microsoft "
         "Research Cambridge published it",
         folder="MSRC_ObjCategImageDatabase_v2",

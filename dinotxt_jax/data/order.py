@@ -1,7 +1,6 @@
-"""The order of training: which example has its turn when, and the chance that belongs to it.
+"""The order of training examples, and the randomness of each example.
 
-Everything random about an example follows from (seed, epoch, index), and everything about the
-order from (seed, epoch).
+Augmentation depends on (seed, epoch, index) only, and the order on (seed, epoch) only.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import sys
 import numpy as np
 from grain.experimental import index_shuffle
 
-_SHUFFLE_ROUNDS = 4  # Grain's own default
-MAX_EXAMPLES = 2**32 - 1  # of Grain's 32-bit index shuffle
+_SHUFFLE_ROUNDS = 4  # Grain's default
+MAX_EXAMPLES = 2**32 - 1  # limit of Grain's 32-bit index shuffle
 
 
 def _hashed(purpose: str, *values: int) -> int:
-    """128 bits that any change of an argument changes; the same in every process and version."""
+    """Hashes the arguments to 128 bits, equally in every process and version."""
     data = b"".join(value.to_bytes(8, "little") for value in values)
     digest = hashlib.blake2b(data, digest_size=16, person=purpose.encode())
     return int.from_bytes(digest.digest(), "little")
@@ -26,13 +25,13 @@ def _hashed(purpose: str, *values: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draw:
-    """One example's turn in training.
+    """One use of an example in training.
 
     Attributes:
-        epoch: how often every example has had its turn before.
-        index: of the example in the source.
-        position: of the turn in training, `step * batch_size + row`.
-        seed: the run's.
+        epoch: number of complete passes over the data before this one.
+        index: index of the example in the source.
+        position: position in training, `step * batch_size + row`.
+        seed: seed of the run.
     """
 
     epoch: int
@@ -41,14 +40,14 @@ class Draw:
     seed: int
 
     def rng(self) -> np.random.Generator:
-        """A fresh generator for the augmentation, determined by (seed, epoch, index)."""
+        """Creates the generator for the augmentation, determined by (seed, epoch, index)."""
         key = _hashed("augmentation", self.seed, self.epoch, self.index)
         return np.random.Generator(np.random.Philox(key=key))
 
     def caption_index(self, count: int) -> int:
-        """Which of `count` captions to use: in `count` epochs each of them once.
+        """Returns which of `count` captions to use; `count` epochs use each caption once.
 
-        The captions are permuted by (seed, index), and epoch e takes number e mod `count`.
+        The captions are permuted by (seed, index), and epoch e uses number e mod `count`.
         """
         if count == 1:
             return 0
@@ -61,9 +60,9 @@ class Draw:
 class Turns:
     """The endless sequence of one process's draws, from `first_step` on.
 
-    Of the global batch of step s, which is rows s*B to (s+1)*B, a process takes some of N equal
-    `parts`, one after the other: p means rows [s*B + p*B/N, s*B + (p+1)*B/N). Epochs follow each
-    other without a gap, inside a batch too.
+    The global batch of step s consists of the rows s*B to (s+1)*B and is split into N equal parts.
+    A process reads its `parts` in order; part p is the rows [s*B + p*B/N, s*B + (p+1)*B/N). Epochs
+    follow each other without a gap, also within a batch.
     """
 
     dataset_size: int
@@ -76,7 +75,7 @@ class Turns:
 
     @property
     def rows(self) -> int:
-        """Of a step in this process."""
+        """Rows per step in this process."""
         return self.batch_size // self.part_count * len(self.parts)
 
     def __len__(self) -> int:
@@ -85,9 +84,9 @@ class Turns:
     def __getitem__(self, number: int) -> Draw:
         size = self.batch_size // self.part_count
         step, row = divmod(number, self.rows)
-        which, row = divmod(row, size)
+        part, row = divmod(row, size)
         step += self.first_step
-        position = step * self.batch_size + self.parts[which] * size + row
+        position = step * self.batch_size + self.parts[part] * size + row
         epoch, index = divmod(position, self.dataset_size)
         if self.shuffle:
             seed = _hashed("order", self.seed, epoch) % 2**32

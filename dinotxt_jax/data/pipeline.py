@@ -18,7 +18,12 @@ from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import UInt8
 from PIL import Image
 
-from dinotxt_jax.data.bad_images import BadImageError, BadImageMonitor, too_many_bad
+from dinotxt_jax.data.bad_images import (
+    BadImageError,
+    BadImageMonitor,
+    bad_in_evaluation,
+    too_many_bad,
+)
 from dinotxt_jax.data.examples import Example, Source
 from dinotxt_jax.data.order import MAX_EXAMPLES, Draw, Turns
 from dinotxt_jax.data.transforms import TrainTransform, decode_image
@@ -183,18 +188,25 @@ class ImageTextExample:
 
     An image that does not decode is named in the log once, and the next index takes its place,
     with its own captions and augmentation. A run of bad images longer than `max_bad_fraction` of
-    the data set ends in a `UserError`, so that data without a single good image ends too.
+    the data set ends in a `UserError`, so that data without a single good image ends too. With
+    `evaluated` no image may be bad: skipping it would change the result of the evaluation.
 
     Gives image uint8 [s s 3] (not normalised), tokens int32 [l], index int64 (of the example
     used), skipped int32 (bad images passed over to find it).
     """
 
     def __init__(
-        self, source: Source, config: DataConfig, tokenize: Callable[[str], np.ndarray]
+        self,
+        source: Source,
+        config: DataConfig,
+        tokenize: Callable[[str], np.ndarray],
+        *,
+        evaluated: bool = False,
     ) -> None:
         self._source = source
         self._transform = TrainTransform(config)
         self._tokenize = tokenize
+        self._evaluated = evaluated
         self._max_bad_fraction = config.max_bad_fraction
         self._named: dict[int, object] = {}
 
@@ -216,6 +228,8 @@ class ImageTextExample:
                 example = self._source[index]
                 image = _decoded(example)
             except BadImageError as error:
+                if self._evaluated:
+                    raise bad_in_evaluation(index, error) from error
                 self._name_once(index, error)
             else:
                 return example, image, dataclasses.replace(draw, index=index), skipped
@@ -271,10 +285,7 @@ def evaluation_batches(
             example = source[index]
             return transform(_decoded(example)), example.captions, example.key
         except BadImageError as error:
-            raise UserError(
-                f"example {index} cannot be evaluated ({error}), expected an image that decodes; "
-                "repair or remove it."
-            ) from error
+            raise bad_in_evaluation(index, error) from error
 
     wanted = range(len(source)) if rows is None else rows
     examples = in_threads(wanted, load, threads, 2 * batch_size)

@@ -1,9 +1,9 @@
-"""Drawn scenes with captions and masks: real supervision that needs no download.
+"""Drawn scenes with captions and masks: real supervision without a download.
 
-A scene is one to three coloured shapes, apart from each other, on a coloured and textured ground.
-Everything that a caption may say (shape, colour, size, place, relation, ground) is first drawn as
-a description; the picture, the mask and the captions are then made from that description, so that
-captions are true and masks exact.
+A scene consists of one to three separate coloured shapes on a coloured and textured ground.
+Everything that a caption may mention (shape, colour, size, place, relation, ground) is first drawn
+at random as a description. Picture, mask and captions are made from that description, so captions
+are true and masks are exact.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
+from PIL import Image
 
 from dinotxt_jax.data.drawing import (
     CLASSES,
@@ -30,7 +31,12 @@ from dinotxt_jax.data.drawing import (
     draw_scene,
 )
 from dinotxt_jax.data.examples import Example
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.data.source_kind import SourceKind
+from dinotxt_jax.data.texts import BACKGROUND
+from dinotxt_jax.errors import UserError, check_choice
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
 
 T = TypeVar("T")
 _Spot = tuple[str, tuple[int, int], tuple[float, float], float, float]
@@ -66,22 +72,22 @@ PLACES: dict[tuple[int, int], tuple[str, ...]] = {
     (2, 2): ("at the bottom right", "in the bottom right corner"),
 }
 _OBJECT_COUNTS = (1, 2, 2, 2, 3, 3)
-_CONTRAST = 125.0  # least RGB distance between an object and its ground
-_GAP = 0.03  # least distance between two objects, as a fraction of the image side
-_HELD_OUT = 5  # one in this many descriptions belongs to the test split
-_GRID = (0.28, 0.5, 0.72)  # where the columns and rows of places are
+_CONTRAST = 125.0  # minimum RGB distance between an object and its ground
+_GAP = 0.03  # minimum distance between two objects, as a fraction of the image side
+_HELD_OUT = 5  # one of this many descriptions belongs to the test split
+_GRID = (0.28, 0.5, 0.72)  # positions of the columns and rows of places
 _SMALLEST_IMAGE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture with everything that is known of it.
+    """A picture with its annotations.
 
     Attributes:
         image: uint8 [h w 3].
-        mask: uint8 [h w], indices into `SceneSource.CLASSES`.
-        captions: five true ones, no two the same; the first says everything.
-        objects: the shapes in the order of drawing; they do not overlap.
+        mask: uint8 [h w], indices into `SceneSource.class_names`.
+        captions: five different true captions; the first mentions everything.
+        objects: the shapes in drawing order; they do not overlap.
         texture: a key of `TEXTURES`.
         ground: a key of `GROUNDS`.
     """
@@ -96,19 +102,20 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneSource:
-    """A random-access source of drawn scenes; nothing is stored, so it pickles to a few bytes.
+    """Drawn scenes with captions and masks; nothing is stored, so it pickles to a few bytes.
 
-    Scene `i` depends on (seed, split, i) alone: the same captions, places and colours on every
-    platform, and pixels up to the rounding of the installed Pillow. A description (all shapes,
-    colours, sizes and places, the ground and its texture) belongs to `test` if its hash is 0 modulo
-    5, else to `train`, whatever the seed. So no test scene, and no caption that says everything of
-    one, is ever trained on; colours, shapes and words are shared.
+    Scene `i` depends on (seed, split, i) only: captions, places and colours are equal on every
+    platform, and pixels are equal up to the rounding of the installed Pillow. A description (all
+    shapes, colours, sizes and places, the ground and its texture) belongs to `test` if its hash is
+    0 modulo 5, else to `train`, for every seed. So no test scene, and no complete caption of one,
+    is ever trained on; colours, shapes and words are shared.
 
     Attributes:
         num_scenes: the length of the source.
         split: "train" or "test".
         image_size: side of the square images, in pixels.
-        seed: another seed gives other scenes of the same split.
+        seed: a different seed gives different scenes of the same split.
+        class_names, background: the shapes and the ground, as `data.masks.MaskSource` has them.
 
     Raises:
         UserError: unknown split, a negative number of scenes, or images too small to show shapes.
@@ -120,7 +127,8 @@ class SceneSource:
     image_size: int = 98
     seed: int = 0
 
-    CLASSES: ClassVar[tuple[str, ...]] = CLASSES
+    class_names: ClassVar[tuple[str, ...]] = CLASSES
+    background: ClassVar[int | None] = CLASSES.index(BACKGROUND)
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "test"):
@@ -136,11 +144,19 @@ class SceneSource:
 
     def __getitem__(self, index: int) -> Example:
         scene = self.scene(index)
-        key = f"scene-{self.split}-{self.seed}-{index:06d}"
-        return Example(image=scene.image, captions=scene.captions, key=key)
+        return Example(image=scene.image, captions=scene.captions, key=self.key(index))
+
+    def key(self, index: int) -> str:
+        """The name under which reports speak of an example."""
+        return f"scene-{self.split}-{self.seed}-{index:06d}"
+
+    def load(self, index: int) -> tuple[Image.Image, Int[np.ndarray, "h w"]]:
+        """The picture of a scene and its mask."""
+        scene = self.scene(index)
+        return Image.fromarray(scene.image), scene.mask.astype(np.int32)
 
     def scene(self, index: int) -> Scene:
-        """Scene `index` with its mask and its description; the same picture as `self[index]`."""
+        """Draws scene `index` with mask and description; the picture equals `self[index]`."""
         rng, objects, texture, ground, captions = self._described(index)
         image, mask = draw_scene(rng, self.image_size, objects, texture, ground)
         return Scene(image, mask, captions, objects, texture, ground)
@@ -151,10 +167,10 @@ class SceneSource:
     def _described(
         self, index: int
     ) -> tuple[random.Random, tuple[SceneObject, ...], str, str, tuple[str, ...]]:
-        """Everything about scene `index` but its picture, and the randomness left for that."""
+        """Returns scene `index` without the picture, and the generator for drawing it."""
         if not 0 <= index < self.num_scenes:
             raise IndexError(f"scene {index} of {self.num_scenes}")
-        # Seeding by text and `random()` are what Python promises never to change; hence `_pick`.
+        # Python guarantees stable results only for seeding by text and `random()`; hence `_pick`.
         rng = random.Random(f"{self.seed}/{self.split}/{index}")
         objects, texture, ground = _description(rng, held_out=self.split == "test")
         return rng, objects, texture, ground, _captions(rng, objects, texture, ground)
@@ -165,7 +181,7 @@ def _pick(rng: random.Random, options: Sequence[T]) -> T:
 
 
 def _description(rng: random.Random, *, held_out: bool) -> tuple[tuple[SceneObject, ...], str, str]:
-    """Objects, texture and ground of a scene, drawn again until they belong to the split."""
+    """Draws objects, texture and ground until the description belongs to the split."""
     layout = _layout(rng, _pick(rng, _OBJECT_COUNTS))
     while True:
         texture, ground = _pick(rng, tuple(TEXTURES)), _pick(rng, tuple(GROUNDS))
@@ -174,15 +190,15 @@ def _description(rng: random.Random, *, held_out: bool) -> tuple[tuple[SceneObje
             SceneObject(_pick(rng, tuple(SHAPES)), _pick(rng, colours), *spot) for spot in layout
         )
         if len({(o.shape, o.colour) for o in objects}) < len(objects):
-            continue  # two objects would answer to the same name
-        said = sorted((o.shape, o.colour, o.size, o.place) for o in objects)
-        digest = hashlib.blake2b(repr((said, texture, ground)).encode(), digest_size=8).digest()
+            continue  # two objects would have the same name
+        facts = sorted((o.shape, o.colour, o.size, o.place) for o in objects)
+        digest = hashlib.blake2b(repr((facts, texture, ground)).encode(), digest_size=8).digest()
         if (int.from_bytes(digest, "big") % _HELD_OUT == 0) == held_out:
             return objects, texture, ground
 
 
 def _layout(rng: random.Random, count: int) -> list[_Spot]:
-    """The fields of some `SceneObject`s from `size` on, no two of them touching or in one place."""
+    """Draws the fields of `SceneObject` from `size` on, without touching or coinciding objects."""
     while True:
         spots = []
         for _ in range(count):
@@ -206,7 +222,7 @@ def _visible_colours(ground: str) -> tuple[str, ...]:
 def _captions(
     rng: random.Random, objects: Sequence[SceneObject], texture: str, ground: str
 ) -> tuple[str, ...]:
-    """Five captions: everything by place; by relation; without the ground; a list; one object."""
+    """Makes five captions: all by place; by relation; without the ground; a list; one object."""
     behind = f"{_pick(rng, ('on', 'against', 'over'))} a {texture} {ground} background"
     opening = _pick(rng, ("", "a picture of ", "an image of ", "a drawing of "))
     by_place = f"{opening}{_listed([_placed(rng, o) for o in objects])}, {behind}"
@@ -252,7 +268,7 @@ def _with_article(name: str) -> str:
 
 
 def _relations(rng: random.Random, one: SceneObject, two: SceneObject) -> list[str]:
-    """Where `one` is, seen from `two`: one word or two, as they differ in row and column."""
+    """Describes the position of `one` relative to `two`, by row and column if they differ."""
     rows, columns = (a - b for a, b in zip(one.place, two.place, strict=True))
     words = []
     if rows:
@@ -265,3 +281,17 @@ def _relations(rng: random.Random, one: SceneObject, two: SceneObject) -> list[s
 
 def _listed(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def _open(config: DataConfig, default_split: str, section: str) -> SceneSource:
+    split = config.split or default_split
+    check_choice(f"{section}.split", split, ("train", "test"))
+    return SceneSource(config.num_scenes, split=split, image_size=config.image_size)
+
+
+SCENES = SourceKind(
+    reads=("num_scenes", "split"),
+    captions=lambda config, section: _open(config, "train", section),
+    masks=lambda config, section: _open(config, "test", section),
+    needs_path=False,
+)

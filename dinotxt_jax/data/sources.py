@@ -1,182 +1,131 @@
-"""Random access to image-text examples: what a config names, and JSONL beside image files.
+"""Every source of examples: one table, and the three ways to open a row of it.
 
 A source is opened once, checked as far as that is cheap, and then read by index from many
 threads (and, pickled, from worker processes). It hands out images undecoded: that
 `dinotxt_jax.data.transforms` does, so that a broken image is met in one place.
+
+A new source is a module with a `SourceKind`, and a row here.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from array import array
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from absl import logging
 
-import numpy as np
-
-from dinotxt_jax.data.array_records import ArrayRecordSource, write_array_record
-from dinotxt_jax.data.caption_files import open_coco, open_karpathy
-from dinotxt_jax.data.examples import (
-    Example,
-    Source,
-    checked_captions,
-    folder_of_images,
-    nothing_left,
-    path_of,
-    read_image,
-    shortened,
-)
-from dinotxt_jax.data.tfds_records import TfdsSource
+from dinotxt_jax.config import DataConfig, TaskConfig
+from dinotxt_jax.data.array_records import ARRAY_RECORD
+from dinotxt_jax.data.class_folders import FOLDER
+from dinotxt_jax.data.coco import COCO
+from dinotxt_jax.data.csv_index import CSV
+from dinotxt_jax.data.examples import SECTION, Source, nothing_left
+from dinotxt_jax.data.jsonl import JSONL
+from dinotxt_jax.data.karpathy import KARPATHY
+from dinotxt_jax.data.labelled import LabelledSource, with_classes
+from dinotxt_jax.data.mask_folders import MASK_FOLDERS
+from dinotxt_jax.data.masks import MaskSource
+from dinotxt_jax.data.scenes import SCENES
+from dinotxt_jax.data.source_kind import CAPTIONS, LABELS, MASKS, SourceKind
+from dinotxt_jax.data.texts import read_list
+from dinotxt_jax.data.tfds_records import TFDS
 from dinotxt_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from dinotxt_jax.config import DataConfig
+SOURCES: dict[str, SourceKind] = {
+    "scenes": SCENES,
+    "jsonl": JSONL,
+    "array_record": ARRAY_RECORD,
+    "tfds": TFDS,
+    "karpathy": KARPATHY,
+    "coco": COCO,
+    "folder": FOLDER,
+    "csv": CSV,
+    "masks": MASK_FOLDERS,
+}
+"""Every source, under the name that `config.data.source` has."""
 
-__all__ = [
-    "ArrayRecordSource",
-    "Example",
-    "JsonlSource",
-    "Source",
-    "TfdsSource",
-    "open_source",
-    "write_array_record",
-]
+_READ_BY_SOME = {key for kind in SOURCES.values() for key in kind.reads}
 
 
-_SOURCES = ("scenes", "jsonl", "array_record", "tfds", "karpathy", "coco", "folder", "csv")
-
-
-def open_source(config: DataConfig, *, labelled: bool = False) -> Source:
-    """Opens what `config.source` names.
+def open_source(config: DataConfig, section: str = SECTION) -> Source:
+    """Opens the images and captions of a source; class names are the captions of labelled images.
 
     Args:
-        config: the source.
-        labelled: whether class labels are wanted of a source that could give captions or labels:
-            of "tfds". The captions are the names of the classes then.
+        config: the data settings.
+        section: the name of these settings on the command line, for messages.
 
     Raises:
         UserError: unknown source; missing or empty data; an example that is not as it should be.
     """
-    source = config.source
-    if source == "scenes":
-        from dinotxt_jax.data.scenes import SceneSource
-
-        split = config.split or "train"
-        return SceneSource(config.num_scenes, split=split, image_size=config.image_size)
-    if source not in _SOURCES:
-        raise UserError(
-            f"config.data.source is {source!r}, expected {', '.join(_SOURCES[:-1])} or "
-            f"{_SOURCES[-1]}; set it to one of these."
-        )
-    if source in ("folder", "csv") or (source == "tfds" and labelled):
-        from dinotxt_jax.data.labelled import open_labelled
-
-        return open_labelled(config)
-    if source == "tfds":
-        return TfdsSource(
-            config.name, config.split, config.path, config.image_key, config.caption_key
-        )
-    path = path_of(config)
-    if source == "jsonl":
-        return JsonlSource(path, image_root=config.image_root, split=config.split)
-    if source == "karpathy":
-        return open_karpathy(path, image_root=config.image_root, split=config.split)
-    if source == "coco":
-        return open_coco(path, image_root=config.image_root, split=config.split)
-    return ArrayRecordSource(path, split=config.split)
+    kind = _kind(config, CAPTIONS, section)
+    if kind.captions is None:
+        return open_labelled(config, section)
+    return kind.captions(config, section)
 
 
-class JsonlSource:
-    """Image files and an index with one JSON object a line.
+def open_labelled(config: DataConfig, section: str = SECTION) -> LabelledSource:
+    """Opens the images and class labels of a source.
 
-    Each line holds `image` (a path relative to `image_root`), `captions` (a list of texts) or
-    `caption` (one text), and optionally `split`. Every line is checked once, here. What stays in
-    memory is where each kept line lies, 12 bytes an example; it is read again when asked for.
+    `config.classes` names the classes by label (default: the names that the data has).
+    `config.only` keeps the classes that a list names, numbered anew, and the examples that have one
+    of them; "present" keeps the classes that have an example.
+
+    Raises:
+        UserError: missing or empty data, or a label outside the class names.
     """
+    read = _kind(config, LABELS, section).labels
+    assert read is not None  # `_kind` checked it
+    names = read_list(config.classes, f"{section}.classes") if config.classes else ()
+    labelled = with_classes(read(config, names, section), config.only, section)
+    if not labelled.images:
+        raise nothing_left(config.path or config.name, config.split, set(), section)
+    return LabelledSource(labelled)
 
-    def __init__(self, path: str | Path, *, image_root: str | Path = "", split: str = "") -> None:
-        self._path = Path(path)
-        if not self._path.is_file():
-            raise UserError(
-                f"{self._path} is not a file, expected the index of config.data.source=jsonl; "
-                "correct config.data.path."
+
+def open_masks(config: DataConfig, section: str = SECTION) -> MaskSource:
+    """Opens the images and masks of a source.
+
+    Raises:
+        UserError: missing or empty data, an image without mask, or no class names.
+    """
+    open_kind = _kind(config, MASKS, section).masks
+    assert open_kind is not None  # `_kind` checked it
+    return open_kind(config, section)
+
+
+def check_gives(config: DataConfig, content: str, section: str = SECTION) -> None:
+    """Raises `UserError` unless `config.source` gives `CAPTIONS`, `LABELS` or `MASKS`.
+
+    Args:
+        config: the source.
+        content: one of the three.
+        section: the name of these settings on the command line, for the message.
+    """
+    kind = SOURCES.get(config.source)
+    if kind is None or content not in kind.gives:
+        reason = "is unknown" if kind is None else f"has no {content}"
+        suitable = [name for name, kind in SOURCES.items() if content in kind.gives]
+        raise UserError(
+            f"{section}.source={config.source!r} {reason}; choose among {', '.join(suitable)}."
+        )
+
+
+def _kind(config: DataConfig, content: str, section: str) -> SourceKind:
+    """The row of a source that gives `content`, settings checked as far as all rows share them."""
+    check_gives(config, content, section)
+    kind = SOURCES[config.source]
+    if kind.needs_path and not config.path:
+        raise UserError(
+            f"{section}.path is empty, expected the path that {section}.source={config.source} "
+            "reads; set it."
+        )
+    for key in sorted(_READ_BY_SOME - {*kind.reads}):
+        value = getattr(config, key)
+        # Evaluation tasks have defaults of their own.
+        if value not in (getattr(DataConfig(), key), getattr(TaskConfig().data, key)):
+            logging.warning(
+                "%s.%s=%r is not read by %s.source=%s and has no effect",
+                section,
+                key,
+                value,
+                section,
+                config.source,
             )
-        self._root = folder_of_images(self._path, image_root)
-        self._index = self._path.open("rb")
-        self._offsets, self._lengths = self._scan(split)
-
-    def _scan(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Checks every line; returns offset and length of the lines that belong to `split`."""
-        offsets, lengths = array("q"), array("i")
-        splits = set()
-        offset = 0
-        for number, line in enumerate(self._index, 1):
-            if line.strip():
-                found = _parse_line(line, f"{self._path}:{number}")[2]
-                splits.add(found)
-                if not split or found == split:
-                    offsets.append(offset)
-                    lengths.append(len(line))
-            offset += len(line)
-        if not offsets:
-            raise nothing_left(self._path, split, splits)
-        return np.frombuffer(offsets, np.int64), np.frombuffer(lengths, np.int32)
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def __getitem__(self, index: int) -> Example:
-        name, captions = self._entry(index)
-        return Example(read_image(self._root / name, name), captions, name)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self._entry(index)[1]
-
-    def _entry(self, index: int) -> tuple[str, tuple[str, ...]]:
-        """(image path, captions) of an example."""
-        # pread moves no shared file position, so threads need no lock.
-        line = os.pread(self._index.fileno(), int(self._lengths[index]), int(self._offsets[index]))
-        return _parse_line(line, f"{self._path}, example {index}")[:2]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_index"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._index = self._path.open("rb")
-
-
-def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
-    """(image path, captions, split) of one index line."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where}: this line is not JSON ({error}), expected one object a line; correct or "
-            "remove it."
-        ) from error
-    if not isinstance(record, dict):
-        raise UserError(
-            f"{where}: this line is {shortened(record)}, expected a JSON object with image and "
-            "captions; correct or remove it."
-        )
-    name = record.get("image")
-    if not isinstance(name, str) or not name:
-        found = shortened(name) if "image" in record else "missing"
-        raise UserError(
-            f"{where}: the field image is {found}, expected the path of an image; correct or "
-            "remove the line."
-        )
-    if "captions" not in record and "caption" not in record:
-        raise UserError(
-            f"{where}: the field captions is missing, expected captions (a list of texts) or "
-            "caption (one text); add it or remove the line."
-        )
-    captions = checked_captions(record.get("captions", record.get("caption")), where)
-    split = record.get("split", "")
-    if not isinstance(split, str):
-        raise UserError(
-            f"{where}: the field split is {shortened(split)}, expected a text; correct it."
-        )
-    return name, captions, split
+    return kind

@@ -7,13 +7,34 @@ that nobody asked for too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
+from jaxtyping import Shaped
 
-from dinotxt_jax.data.examples import Example, checked_captions, nothing_left, shortened
+from dinotxt_jax.data.class_labels import (
+    LabelledImage,
+    LabelledImages,
+    checked_label,
+    is_number,
+    numbers_only,
+    readable_names,
+)
+from dinotxt_jax.data.examples import (
+    SECTION,
+    Example,
+    checked_captions,
+    nothing_left,
+    shortened,
+)
+from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
 
 
 class TfdsRecords:
@@ -26,21 +47,24 @@ class TfdsRecords:
         name: of the data set. split: of it.
         data_dir: where it was prepared ("": TFDS's own place).
         image_key: the feature that holds the image.
+        section: the name of these settings on the command line, for messages.
 
     Raises:
         UserError: no such data set, split or image, or no examples.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str, image_key: str):
+    def __init__(
+        self, name: str, split: str, data_dir: str, image_key: str, section: str = SECTION
+    ):
         import tensorflow_datasets as tfds
 
         for key, value in (("name", name), ("split", split)):
             if not value:
                 raise UserError(
-                    f"config.data.{key} is empty, expected the {key} of a TFDS data set; set it."
+                    f"{section}.{key} is empty, expected the {key} of a TFDS data set; set it."
                 )
         self.name = f"{name}[{split}]"
-        self._image_key = image_key
+        self._image_key, self.section = image_key, section
         options: dict[str, Any] = {"split": split, "data_dir": data_dir or None, "download": False}
         try:
             self._records = tfds.data_source(name, **options)
@@ -53,10 +77,10 @@ class TfdsRecords:
             raise UserError(
                 f"the TFDS data set {name}, split {split}, cannot be read ({reason}), expected it "
                 f"prepared under {data_dir or 'the default data_dir'}; run tfds build {name} "
-                "--file_format=array_record, or correct config.data.name, split or path."
+                f"--file_format=array_record, or correct {section}.name, split or path."
             ) from error
         if not len(self._records):
-            raise nothing_left(self.name, split, set())
+            raise nothing_left(self.name, split, set(), section)
         self.feature(image_key, "image_key")
         self.image(self[0])
 
@@ -85,7 +109,7 @@ class TfdsRecords:
                 has = ", ".join(sorted(inner)) or "no features"
                 raise UserError(
                     f"{self.name} has no feature {key}: at {part} it has {has}; correct "
-                    f"config.data.{setting}."
+                    f"{self.section}.{setting}."
                 )
             found = _element(inner[part])
         return found
@@ -96,7 +120,7 @@ class TfdsRecords:
             record = record[part]
         return record
 
-    def image(self, record: Mapping[str, Any]) -> bytes | np.ndarray:
+    def image(self, record: Mapping[str, Any]) -> bytes | Shaped[np.ndarray, "..."]:
         """The image in a record: an encoded file, or pixels that were stored as an array.
 
         Raises:
@@ -106,7 +130,7 @@ class TfdsRecords:
         if not isinstance(image, (bytes, np.ndarray)):
             raise UserError(
                 f"{self.name} has {shortened(image)} in the feature {self._image_key}, expected an "
-                "image; correct config.data.image_key."
+                f"image; correct {self.section}.image_key."
             )
         return image
 
@@ -137,9 +161,15 @@ class TfdsSource:
     """Images and captions of a TFDS split (see the module's docstring)."""
 
     def __init__(
-        self, name: str, split: str, data_dir: str, image_key: str, caption_key: str
+        self,
+        name: str,
+        split: str,
+        data_dir: str,
+        image_key: str,
+        caption_key: str,
+        section: str = SECTION,
     ) -> None:
-        self._records = TfdsRecords(name, split, data_dir, image_key)
+        self._records = TfdsRecords(name, split, data_dir, image_key, section)
         self._caption_key = caption_key
         self._records.feature(caption_key, "caption_key")
         self[0]
@@ -160,3 +190,74 @@ class TfdsSource:
         if isinstance(captions, np.ndarray):
             captions = captions.tolist()
         return checked_captions(captions, self._records.key(index))
+
+
+def _open(config: DataConfig, section: str) -> TfdsSource:
+    keys = (config.image_key, config.caption_key)
+    return TfdsSource(config.name, config.split, config.path, *keys, section)
+
+
+def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:
+    """Reads the labels of every record; records without a label are left out."""
+    records = TfdsRecords(config.name, config.split, config.path, config.image_key, section)
+    label_key = config.label_key
+    names = _names_of_feature(records, label_key, names)
+    images = []
+    for number in range(len(records)):
+        key = records.key(number)
+        values = np.ravel(records.value(records[number], label_key)).tolist()
+        # An image may show several objects of one class.
+        labels = tuple(
+            dict.fromkeys(checked_label(label, len(names), key, section) for label in values)
+        )
+        if labels:
+            images.append(LabelledImage(number, labels, key))
+    if len(images) < len(records):
+        logging.warning(
+            "%s: %d of %d examples have no label and are left out",
+            records.name,
+            len(records) - len(images),
+            len(records),
+        )
+    return LabelledImages(images, names, functools.partial(_record_image, records))
+
+
+def _names_of_feature(records: TfdsRecords, key: str, names: Sequence[str]) -> Sequence[str]:
+    """The class names of a TFDS feature, those of `names` if there are any."""
+    import tensorflow_datasets as tfds
+
+    feature = records.feature(key, "label_key")
+    where = f"{records.name}, feature {key},"
+    if not isinstance(feature, tfds.features.ClassLabel):
+        raise UserError(
+            f"{where} is of type {type(feature).__name__}, expected class labels; correct "
+            f"{records.section}.label_key."
+        )
+    # TFDS takes a name of two lines for two names.
+    if len(names or feature.names) != feature.num_classes:
+        naming = f"{records.section}.classes names" if names else "the data set names"
+        raise UserError(
+            f"{where} has {feature.num_classes} classes, but {naming} "
+            f"{len(names or feature.names)}; name a class for each label, in the order of the "
+            f"labels, in {records.section}.classes."
+        )
+    if names:
+        return names
+    if all(map(is_number, feature.names)):
+        raise numbers_only(where, records.section)
+    return readable_names(feature.names, where, records.section)
+
+
+def _record_image(records: TfdsRecords, number: int, key: str) -> bytes | Shaped[np.ndarray, "..."]:
+    return records.image(records[number])
+
+
+TFDS = SourceKind(
+    reads=(
+        *("path", "name", "split", "image_key", "caption_key", "label_key"),
+        *("classes", "only"),
+    ),
+    captions=_open,
+    labels=_read_labels,
+    needs_path=False,
+)

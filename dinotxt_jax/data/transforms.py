@@ -64,9 +64,23 @@ def decode_image(image: bytes | np.ndarray | Image.Image) -> Image.Image:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError("not an image in a format that PIL knows") from error
+        raise BadImageError(_unidentified(image)) from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...
         raise BadImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _unidentified(image: object) -> str:
+    """Why PIL recognises no image, as far as the first bytes tell."""
+    if not image:
+        return "the file is empty"
+    if not isinstance(image, bytes):
+        return "not an image in a format that PIL knows"
+    if image[4:8] == b"ftyp":  # the container of HEIC and of videos; bytes 8 to 12 name the format
+        kind = image[8:12].decode("ascii", "replace").strip()
+        return f"a {kind} file, a format that is not read; convert it to JPEG or PNG"
+    if image[:256].isascii() and image[:256].decode("ascii").replace("\n", "").isprintable():
+        return "text, not an image"
+    return "not an image in a format that PIL knows"
 
 
 def _upright(image: Image.Image) -> Image.Image:

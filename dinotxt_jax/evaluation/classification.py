@@ -15,74 +15,77 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax.config import TaskConfig
-from dinotxt_jax.data.examples import limited
-from dinotxt_jax.data.labelled import LabelledSource, open_labelled
-from dinotxt_jax.data.texts import read_templates
-from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.embedding import check_images, embed_source
+from dinotxt_jax.data.examples import check_images_found, limited
+from dinotxt_jax.data.labelled import LabelledSource
+from dinotxt_jax.data.source_kind import LABELS
+from dinotxt_jax.data.sources import check_gives, open_labelled
+from dinotxt_jax.data.texts import check_several, read_templates
+from dinotxt_jax.evaluation.embedding import check_preparation, embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
 from dinotxt_jax.inference.prompts import class_features
 
-SOURCES = ("folder", "csv", "tfds")
-METRICS = ("top1", "top5", "mean_per_class", "mean_average_precision")
 
+class ClassificationKind:
+    """Zero-shot classification, as a `TaskKind`."""
 
-def check(name: str, task: TaskConfig, patch_size: int) -> None:
-    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
-    if task.data.source not in SOURCES:
-        raise UserError(
-            f"the task {name} has data.source={task.data.source}, which has no class labels; take "
-            f"{' or '.join(SOURCES)}."
+    metrics: tuple[str, ...] = ("top1", "top5", "mean_per_class", "mean_average_precision")
+    encodes_whole_images = True
+
+    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
+        check_gives(task.data, LABELS, f"{section}.data")
+        check_preparation(section, task, patch_size)
+        self.texts(section, task)
+
+    def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
+        return [read_templates(task.templates, f"{section}.templates")]
+
+    def image_side(self, task: TaskConfig) -> int:
+        return task.data.image_size
+
+    def open_set(self, section: str, task: TaskConfig) -> LabelledSource:
+        source = open_labelled(task.data, f"{section}.data")
+        advice = f"correct {section}.data.path, .classes or .only"
+        check_several(source.class_names, f"the data of {section}", advice)
+        return limited(source, task.max_examples)
+
+    def check_images(self, section: str, task: TaskConfig, source: LabelledSource) -> None:
+        check_images_found(source, task.data, f"{section}.data")
+
+    def contents(self, source: LabelledSource) -> list[Any]:
+        """Names and labels of the images, and the names of the classes."""
+        described = [[source.key(i), source.labels(i)] for i in range(len(source))]
+        return [described, source.class_names]
+
+    def run(self, job: Job) -> TaskResult:
+        """Classifies the images of a task."""
+        task = job.task
+        source: LabelledSource = job.source
+        names, count = source.class_names, len(source)
+        labels = [source.labels(index) for index in range(count)]
+        (templates,) = self.texts(f"the task {job.name}", task)
+        texts = class_features(job.model, names, templates, job.batch_size)
+        images = embed_source(job)
+        several = any(len(own) > 1 for own in labels)
+        if several:
+            per_class = average_precisions(images @ texts.T, labels)
+            metrics = {"mean_average_precision": float(np.nanmean(per_class))}
+        else:
+            metrics, per_class = accuracies(images, texts, np.asarray([own[0] for own in labels]))
+        return TaskResult(
+            kind="classification",
+            metrics=metrics,
+            chance=_chance(labels, len(names), several),
+            protocol={
+                "resolution": task.data.image_size,
+                "preparation": task.data.augmentation,
+                "templates": len(templates),
+                "classes": len(names),
+                "images": count,
+                "dataset_fingerprint": digest(self.contents(source)),
+            },
+            per_class=named(names, per_class),
+            prompts=templates,
         )
-    check_images(name, task, patch_size)
-    read_templates(task.templates, f"the task {name}: templates")
-
-
-def open_set(task: TaskConfig) -> LabelledSource:
-    """The examples of a task."""
-    return limited(open_labelled(task.data), task.max_examples)
-
-
-def contents(source: LabelledSource) -> list[Any]:
-    """Names and labels of the images, and the names of the classes."""
-    described = [[source.key(i), source.labels(i)] for i in range(len(source))]
-    return [described, source.class_names]
-
-
-def run(job: Job) -> TaskResult:
-    """Classifies the images of a task.
-
-    Raises:
-        UserError: data that cannot be used.
-    """
-    task = job.task
-    source: LabelledSource = job.source
-    names, count = source.class_names, len(source)
-    labels = [source.labels(index) for index in range(count)]
-    templates = job.templates()
-    texts = class_features(job.model, names, templates, job.batch_size)
-    images = embed_source(job)
-    several = any(len(own) > 1 for own in labels)
-    if several:
-        per_class = average_precisions(images @ texts.T, labels)
-        metrics = {"mean_average_precision": float(np.nanmean(per_class))}
-    else:
-        metrics, per_class = accuracies(images, texts, np.asarray([own[0] for own in labels]))
-    return TaskResult(
-        kind="classification",
-        metrics=metrics,
-        chance=_chance(labels, len(names), several),
-        protocol={
-            "resolution": task.data.image_size,
-            "preparation": task.data.augmentation,
-            "templates": len(templates),
-            "classes": len(names),
-            "images": count,
-            "dataset_fingerprint": digest(contents(source)),
-        },
-        per_class=named(names, per_class),
-        prompts=templates,
-    )
 
 
 def accuracies(

@@ -16,14 +16,14 @@ from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.runtime.progress import progress_bar
 
 
-def check_images(name: str, task: TaskConfig, patch_size: int) -> None:
+def check_preparation(section: str, task: TaskConfig, patch_size: int) -> None:
     """Raises `UserError` for images that would not be prepared the same way every time."""
     if is_random(task.data):
         raise UserError(
-            f"the task {name} would be evaluated on random crops; set its data.augmentation to "
+            f"{section} would be evaluated on random crops; set {section}.data.augmentation to "
             "center_crop or squash."
         )
-    check_image_size(task.data, patch_size, f"the task {name}")
+    check_image_size(task.data, patch_size, section)
 
 
 def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
@@ -52,7 +52,9 @@ def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
     return np.concatenate(found)
 
 
-def _cached(cache: FeatureCache, first: int, count: int, size: int) -> Iterator[np.ndarray]:
+def _cached(
+    cache: FeatureCache, first: int, count: int, size: int
+) -> Iterator[Float[np.ndarray, "b t d"]]:
     for start in range(first, count, size):
         rows = range(start, min(start + size, count))
         yield np.stack([cache.tokens(0, index) for index in rows])

@@ -8,14 +8,13 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.feature_cache import FeatureCache
-from dinotxt_jax.data.texts import read_templates
 from dinotxt_jax.inference import Model
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.files import new_file
@@ -36,11 +35,11 @@ class PartialWork:
         self._file, self._origin = file, json.dumps(origin, sort_keys=True)
         self._interval, self._saved = interval, time.monotonic()
 
-    def load(self) -> dict[str, np.ndarray]:
+    def load(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """What was saved of the same work; nothing if there is none, or not for all processes."""
         if self._file is None:
             return {}
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
         if self._file.is_file():
             with np.load(self._file) as stored:
                 arrays = dict(stored)
@@ -65,6 +64,65 @@ class PartialWork:
             self._file.unlink(missing_ok=True)
 
 
+SourceT = TypeVar("SourceT")
+
+
+class TaskKind(Protocol[SourceT]):
+    """One kind of evaluation task.
+
+    A module defines one such class, and `evaluation.tasks.KINDS` lists an object of it under the
+    name that users write in the config key `kind` of a task.
+
+    Attributes:
+        metrics: names of the figures that `run` may return.
+        encodes_whole_images: whether the task encodes every image once, as `task.data` prepares it,
+            so that `precompute` can cache the backbone's tokens. Otherwise it encodes windows.
+    """
+
+    metrics: tuple[str, ...]
+    encodes_whole_images: bool
+
+    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
+        """Raises `UserError` for settings that are wrong whatever the data holds.
+
+        `section`, here and below, is the name of the task's settings on the command line, such as
+        "config.tasks.flickr8k".
+        """
+
+    def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
+        """The lists of texts that the task names (templates, words), which its result depends on.
+
+        Raises:
+            UserError: a list that cannot be read.
+        """
+
+    def image_side(self, task: TaskConfig) -> int:
+        """Side of the square images or windows that enter the encoder, pixels."""
+
+    def open_set(self, section: str, task: TaskConfig) -> SourceT:
+        """Opens the examples of a task, `task.max_examples` of them.
+
+        Raises:
+            UserError: data that cannot be used.
+        """
+
+    def check_images(self, section: str, task: TaskConfig, source: SourceT) -> None:
+        """Raises `UserError` if the images of an opened set are not where they should be.
+
+        A command calls this before its first hour of work, unless backbone tokens are cached.
+        """
+
+    def contents(self, source: SourceT) -> list[Any]:
+        """Names and labels (or captions) of all examples: they tell two data sets apart."""
+
+    def run(self, job: Job) -> TaskResult:
+        """Runs a task of this kind.
+
+        Raises:
+            UserError: data that cannot be used.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One task of one model.
@@ -86,10 +144,6 @@ class Job:
     batch_size: int
     cache: FeatureCache | None = None
     partial: PartialWork = dataclasses.field(default_factory=lambda: PartialWork(None, {}))
-
-    def templates(self) -> tuple[str, ...]:
-        """The prompt templates."""
-        return read_templates(self.task.templates, f"the task {self.name}: templates")
 
 
 @dataclasses.dataclass(frozen=True)

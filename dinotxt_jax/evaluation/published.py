@@ -128,12 +128,12 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
 }
 
 
-def check(task: str, name: str) -> None:
+def check_published(section: str, name: str) -> None:
     """Raises `UserError` for a name of figures that are not known."""
     if name and name not in FIGURES:
         raise UserError(
-            f"the task {task} has published={name!r}, which is unknown; choose among "
-            f"{', '.join(FIGURES)}, or leave it empty."
+            f"{section}.published={name!r} is unknown; choose among {', '.join(FIGURES)}, or leave "
+            "it empty."
         )
 
 

@@ -58,7 +58,9 @@ def evaluate(
     file = output / "results.json"
     with processes.together():
         check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")
-        opened = [open_task(name, task) for name, task in config.tasks.items()]
+        opened = [open_task(name, task, "config") for name, task in config.tasks.items()]
+        for one in opened:
+            one.check_images()
         results = _read(file)
     processes.check_same({f"the data of {one.name}": one.origin["contents"] for one in opened})
     model = load(model_path, dtype, mesh)

@@ -14,17 +14,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax import visualize
 from dinotxt_jax.config import TaskConfig
-from dinotxt_jax.data.examples import Source, limited
-from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.data.examples import Source, check_images_found, limited
+from dinotxt_jax.data.source_kind import CAPTIONS
+from dinotxt_jax.data.sources import check_gives, open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
-from dinotxt_jax.evaluation.embedding import check_images, embed_source
+from dinotxt_jax.evaluation.embedding import check_preparation, embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
 from dinotxt_jax.runtime import processes
 
-SHEET_IMAGES = 10
+_SHEET_IMAGES = 10
 RECALLS = (1, 5, 10)
 _WAYS = ("image_to_text", "text_to_image")
-METRICS = (*(f"{way}_r{k}" for way in _WAYS for k in RECALLS), "mean_recall")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +94,10 @@ def chance_recalls(owners: Int[np.ndarray, " m"]) -> dict[str, float]:
 
 
 def _ranks(
-    queries: np.ndarray,
-    gallery: np.ndarray,
-    gallery_labels: np.ndarray,
-    query_labels: np.ndarray,
+    queries: Float[np.ndarray, "q D"],
+    gallery: Float[np.ndarray, "g D"],
+    gallery_labels: Int[np.ndarray, " g"],
+    query_labels: Int[np.ndarray, " q"],
     block: int,
 ) -> Int[np.ndarray, " q"]:
     """For each query, how many gallery entries of other labels are as similar as its best own."""
@@ -105,7 +105,7 @@ def _ranks(
     placed, labels = jnp.asarray(gallery), jnp.asarray(gallery_labels)
     for start in range(0, len(queries), block):
         rows = slice(start, start + block)
-        own = jnp.asarray(query_labels[rows])[:, None] == labels
+        own = jnp.asarray(query_labels[rows])[:, None] == labels  # [block g]
         ranks.append(np.asarray(_block_ranks(jnp.asarray(queries[rows]), placed, own)))
     return np.concatenate(ranks)
 
@@ -120,49 +120,56 @@ def _block_ranks(
     return jnp.sum(~(similarity < best) & ~own, axis=1)
 
 
-def check(name: str, task: TaskConfig, patch_size: int) -> None:
-    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
-    check_images(name, task, patch_size)
+class RetrievalKind:
+    """Image-text retrieval, as a `TaskKind`."""
 
+    metrics: tuple[str, ...] = (*(f"{way}_r{k}" for way in _WAYS for k in RECALLS), "mean_recall")
+    encodes_whole_images = True
 
-def open_set(task: TaskConfig) -> Source:
-    """The examples of a task."""
-    return limited(open_source(task.data), task.max_examples)
+    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
+        check_gives(task.data, CAPTIONS, f"{section}.data")
+        check_preparation(section, task, patch_size)
 
+    def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
+        return []
 
-def contents(source: Source) -> list[Any]:
-    """The captions of every image."""
-    return [source.captions(index) for index in range(len(source))]
+    def image_side(self, task: TaskConfig) -> int:
+        return task.data.image_size
 
+    def open_set(self, section: str, task: TaskConfig) -> Source:
+        return limited(open_source(task.data, f"{section}.data"), task.max_examples)
 
-def run(job: Job) -> TaskResult:
-    """Embeds the images and all captions of a task, and searches both ways.
+    def check_images(self, section: str, task: TaskConfig, source: Source) -> None:
+        check_images_found(source, task.data, f"{section}.data")
 
-    Raises:
-        UserError: data that cannot be used.
-    """
-    task = job.task
-    source: Source = job.source
-    captions_of = contents(source)
-    captions = [caption for own in captions_of for caption in own]
-    owners = [index for index, own in enumerate(captions_of) for _ in own]
-    images = embed_source(job)
-    texts = job.model.embed_texts(captions, job.batch_size)
-    embedded = RetrievalSet(images, texts, np.asarray(owners), captions)
-    return TaskResult(
-        kind="retrieval",
-        metrics=embedded.metrics(),
-        chance=chance_recalls(embedded.owners),
-        protocol={
-            "resolution": task.data.image_size,
-            "preparation": task.data.augmentation,
-            "images": len(source),
-            "captions": len(captions),
-            "ties": "count as misses",
-            "dataset_fingerprint": digest(captions_of),
-        },
-        draw=lambda path: _draw_sheet(job, embedded, path),
-    )
+    def contents(self, source: Source) -> list[Any]:
+        """The captions of every image."""
+        return [source.captions(index) for index in range(len(source))]
+
+    def run(self, job: Job) -> TaskResult:
+        """Embeds the images and all captions of a task, and searches both ways."""
+        task = job.task
+        source: Source = job.source
+        captions_of = self.contents(source)
+        captions = [caption for own in captions_of for caption in own]
+        owners = [index for index, own in enumerate(captions_of) for _ in own]
+        images = embed_source(job)
+        texts = job.model.embed_texts(captions, job.batch_size)
+        embedded = RetrievalSet(images, texts, np.asarray(owners), captions)
+        return TaskResult(
+            kind="retrieval",
+            metrics=embedded.metrics(),
+            chance=chance_recalls(embedded.owners),
+            protocol={
+                "resolution": task.data.image_size,
+                "preparation": task.data.augmentation,
+                "images": len(source),
+                "captions": len(captions),
+                "ties": "count as misses",
+                "dataset_fingerprint": digest(captions_of),
+            },
+            draw=lambda path: _draw_sheet(job, embedded, path),
+        )
 
 
 def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
@@ -171,7 +178,7 @@ def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
         return
     source, transform = job.source, EvalTransform(job.task.data)
     count = len(embedded.images)
-    shown = [i * count // SHEET_IMAGES for i in range(min(SHEET_IMAGES, count))]
+    shown = [i * count // _SHEET_IMAGES for i in range(min(_SHEET_IMAGES, count))]
     entries = []
     for index in dict.fromkeys(shown):
         similarity = embedded.texts @ embedded.images[index]

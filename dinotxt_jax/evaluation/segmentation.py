@@ -18,94 +18,100 @@ from PIL import Image
 from dinotxt_jax import visualize
 from dinotxt_jax.config import SegmentationConfig, TaskConfig
 from dinotxt_jax.data.examples import limited
-from dinotxt_jax.data.masks import IGNORED, SOURCES, MaskSource, open_masks
+from dinotxt_jax.data.masks import IGNORED, MaskSource
 from dinotxt_jax.data.pipeline import in_threads
-from dinotxt_jax.data.texts import read_list, read_templates
+from dinotxt_jax.data.source_kind import MASKS
+from dinotxt_jax.data.sources import check_gives, open_masks
+from dinotxt_jax.data.texts import check_several, read_list, read_templates
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
+from dinotxt_jax.inference.dense import DenseScores, DenseTexts, padded_side
 from dinotxt_jax.inference.prompts import placed_texts
-from dinotxt_jax.inference.segmentation import DenseScores, DenseTexts, padded_side, segment
-from dinotxt_jax.inference.windows import check_protocol
+from dinotxt_jax.inference.protocols import PROTOCOLS, check_protocol
+from dinotxt_jax.inference.segmentation import segment
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import progress_bar
 
-SHEET_IMAGES = 6
+_SHEET_IMAGES = 6
 _AHEAD = 8  # images decoded ahead
-METRICS = ("mean_iou", "mean_accuracy", "pixel_accuracy")
 
 
-def check(name: str, task: TaskConfig, patch_size: int) -> None:
-    """Raises `UserError` for what can be known to be wrong before anything is encoded."""
-    if task.data.source not in SOURCES:
-        raise UserError(
-            f"the task {name} has data.source={task.data.source}, which has no masks; take "
-            f"{' or '.join(SOURCES)}."
-        )
-    check_protocol(task.segmentation, patch_size, f"the task {name}")
-    read_templates(task.templates, f"the task {name}: templates")
-    if task.segmentation.background_words:
-        read_list(task.segmentation.background_words, f"the task {name}: background_words")
+class SegmentationKind:
+    """Open-vocabulary segmentation, as a `TaskKind`.
 
-
-def open_set(task: TaskConfig) -> MaskSource:
-    """The examples of a task.
-
-    Raises:
-        UserError: data that cannot be used, or a background that it has not.
+    Cached backbone tokens are of whole images and so cannot be used: windows are encoded here.
     """
-    source = limited(open_masks(task.data), task.max_examples)
-    config = task.segmentation
-    if source.background is None and (config.background_words or config.background_score > -1):
-        raise UserError(
-            "background_score or background_words is set, but the data has no class background; "
-            "leave them out, or take data that has one."
+
+    metrics: tuple[str, ...] = ("mean_iou", "mean_accuracy", "pixel_accuracy")
+    encodes_whole_images = False
+
+    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
+        check_gives(task.data, MASKS, f"{section}.data")
+        check_protocol(task.segmentation, patch_size, f"{section}.segmentation")
+        self.texts(section, task)
+
+    def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
+        words = _words(section, task)
+        return [*([words] if words else []), _templates(section, task)]
+
+    def image_side(self, task: TaskConfig) -> int:
+        return PROTOCOLS[task.segmentation.protocol].window_side(task.segmentation)
+
+    def open_set(self, section: str, task: TaskConfig) -> MaskSource:
+        source = limited(open_masks(task.data, f"{section}.data"), task.max_examples)
+        config = task.segmentation
+        if source.background is None and (config.background_words or config.background_score > -1):
+            raise UserError(
+                f"{section}.segmentation.background_score or background_words is set, but the data "
+                "has no class background; leave them out, or take data that has one."
+            )
+        advice = f"correct {section}.data.path or .classes"
+        check_several(source.class_names, f"the data of {section}", advice)
+        return source
+
+    def check_images(self, section: str, task: TaskConfig, source: MaskSource) -> None:
+        """Nothing: `open_set` has looked for every image and mask."""
+
+    def contents(self, source: MaskSource) -> list[Any]:
+        """Names of images and classes; the masks are part of the result's fingerprint."""
+        return [[source.key(i) for i in range(len(source))], source.class_names]
+
+    def run(self, job: Job) -> TaskResult:
+        """Segments the images of a task and compares with their masks."""
+        task, where = job.task, f"the task {job.name}"
+        source: MaskSource = job.source
+        templates, words = _templates(where, task), _words(where, task)
+        score = task.segmentation.background_score
+        names, background = source.class_names, source.background
+        texts = placed_texts(job.model, names, templates, background, score, words)
+        counts, fingerprint = _counted_set(job, texts)
+        confusion = counts.astype(np.float64)
+        return TaskResult(
+            kind="segmentation",
+            metrics=scores(confusion),
+            chance=_chance(confusion),
+            protocol={
+                "protocol": task.segmentation.protocol,
+                "resolution": PROTOCOLS[task.segmentation.protocol].resolution(task.segmentation),
+                "templates": len(templates),
+                "classes": len(names),
+                "background": _background(source, task.segmentation, words),
+                "images": len(source),
+                "dataset_fingerprint": fingerprint,
+            },
+            per_class=named(names, 100.0 * intersections_over_unions(confusion)),
+            prompts=templates,
+            draw=lambda path: _draw_sheet(job, texts, path),
         )
-    return source
 
 
-def contents(source: MaskSource) -> list[Any]:
-    """Names of the images, and of the classes; the masks are part of the result's fingerprint."""
-    return [[source.key(i) for i in range(len(source))], source.class_names]
+def _templates(section: str, task: TaskConfig) -> tuple[str, ...]:
+    return read_templates(task.templates, f"{section}.templates")
 
 
-def run(job: Job) -> TaskResult:
-    """Segments the images of a task and compares with their masks.
-
-    A cache of tokens is not used: it holds whole images, and windows are asked for here.
-
-    Raises:
-        UserError: data that cannot be used.
-    """
-    task = job.task
-    source: MaskSource = job.source
-    templates, words = job.templates(), _words(job)
-    score = task.segmentation.background_score
-    names, background = source.class_names, source.background
-    texts = placed_texts(job.model, names, templates, background, score, words)
-    counts, fingerprint = _counted_set(job, texts)
-    confusion = counts.astype(np.float64)
-    return TaskResult(
-        kind="segmentation",
-        metrics=scores(confusion),
-        chance=_chance(confusion),
-        protocol={
-            "protocol": task.segmentation.protocol,
-            "resolution": _resolution(task.segmentation),
-            "templates": len(templates),
-            "classes": len(names),
-            "background": _background(source, task.segmentation, words),
-            "images": len(source),
-            "dataset_fingerprint": fingerprint,
-        },
-        per_class=named(names, 100.0 * intersections_over_unions(confusion)),
-        prompts=templates,
-        draw=lambda path: _draw_sheet(job, texts, path),
-    )
-
-
-def _words(job: Job) -> tuple[str, ...]:
-    named_list = job.task.segmentation.background_words
-    return read_list(named_list, f"the task {job.name}: background_words") if named_list else ()
+def _words(section: str, task: TaskConfig) -> tuple[str, ...]:
+    list_name, key = task.segmentation.background_words, "segmentation.background_words"
+    return read_list(list_name, f"{section}.{key}") if list_name else ()
 
 
 def _counted_set(job: Job, texts: DenseTexts) -> tuple[Int[np.ndarray, "c c"], str]:
@@ -206,17 +212,6 @@ def _chance(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
     return scores(drawn)
 
 
-def _resolution(config: SegmentationConfig) -> int | str:
-    if config.protocol == "whole":
-        return config.image_size
-    windows = f"window {config.window}, stride {config.stride}"
-    if config.protocol == "slide":
-        return f"short side {config.short_side}, {windows}"
-    sides = ", ".join(map(str, config.scales))
-    groups = f", {config.clusters} clusters" if config.clusters else ""
-    return f"short sides {sides}, {windows}{groups}"
-
-
 def _background(source: MaskSource, config: SegmentationConfig, words: Sequence[str]) -> str:
     if source.background is None:
         return "none"
@@ -231,7 +226,7 @@ def _background(source: MaskSource, config: SegmentationConfig, words: Sequence[
 def _draw_sheet(job: Job, texts: DenseTexts, path: Path) -> None:
     """Images spread over the set: photo, mask, and what was found."""
     count = len(job.source)
-    shown = dict.fromkeys(i * count // SHEET_IMAGES for i in range(SHEET_IMAGES))
+    shown = dict.fromkeys(i * count // _SHEET_IMAGES for i in range(_SHEET_IMAGES))
     pairs = [job.source.load(index) for index in shown]
     images = (image for image, _ in pairs)
     found = segment(job.model, images, texts, job.task.segmentation, job.batch_size)

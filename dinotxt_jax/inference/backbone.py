@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,10 +11,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dinotxt_jax.config.architecture import VisionConfig
-from dinotxt_jax.config.training import PRODUCTS
+from dinotxt_jax.config.training import DTYPE_NAMES, PRODUCTS
 from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.loading import load_vision_transformer
-from dinotxt_jax.inference.running import checked_dtype, checked_images, run_method
+from dinotxt_jax.inference.running import checked_images, run_method
+from dinotxt_jax.inference.summary import summary
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.vit import VisionOutput, VisionTransformer
 from dinotxt_jax.storage.model_directory import ModelDescription
@@ -30,8 +32,12 @@ class Backbone:
     def __init__(self, module: VisionTransformer, description: ModelDescription):
         self.config: VisionConfig = module.config
         self.description = description
-        self._graphdef, state = nnx.split(module)
+        graphdef, state = nnx.split(module)
         self._arrays = nnx.to_pure_dict(state)
+        self._run = functools.partial(run_method, graphdef, self._arrays)
+
+    def __repr__(self) -> str:
+        return summary(type(self).__name__, self.description, {"backbone": self._arrays})
 
     @property
     def size_in_bytes(self) -> int:
@@ -44,7 +50,7 @@ class Backbone:
         Args:
             images: RGB, normalised with `description.preprocessing`.
         """
-        return run_method(self._graphdef, self._arrays, "__call__", (), checked_images(images))
+        return self._run("__call__", checked_images(images))
 
     def intermediate_layers(
         self,
@@ -77,9 +83,13 @@ class Backbone:
                 f"layers={layers!r} does not name blocks of this backbone, which has {depth}; give "
                 f"a number from 1 to {depth}, or different block numbers from 0 to {depth - 1}."
             )
-        options = (chosen, normalize, as_grid)
-        images = checked_images(images)
-        return run_method(self._graphdef, self._arrays, "intermediate_layers", options, images)
+        return self._run(
+            "intermediate_layers",
+            checked_images(images),
+            layers=chosen,
+            normalize=normalize,
+            as_grid=as_grid,
+        )
 
 
 def load_backbone(path: epath.PathLike, dtype: str = "float32", products: str = "none") -> Backbone:
@@ -95,6 +105,7 @@ def load_backbone(path: epath.PathLike, dtype: str = "float32", products: str = 
         UserError: not a model directory, or an unknown dtype.
     """
     check_choice("products", products, PRODUCTS)
-    dtypes = DTypes(checked_dtype(dtype), dtype, products=products)
+    check_choice("dtype", dtype, DTYPE_NAMES)
+    dtypes = DTypes(dtype, dtype, products=products)
     module, description = load_vision_transformer(path, dtypes)
     return Backbone(module, description)

@@ -29,7 +29,10 @@ def clustered(
     weight = inside.reshape(-1, 1).astype(rows.dtype)
     first = jnp.argmax(jnp.where(weight[:, 0] > 0, rows @ (rows * weight).sum(0), -jnp.inf))
 
-    def farthest(step: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def farthest(
+        step: int, carry: tuple[Float[Array, "k d"], Float[Array, " n"]]
+    ) -> tuple[Float[Array, "k d"], Float[Array, " n"]]:
+        # `nearest` is each row's similarity to the nearest centre so far.
         centres, nearest = carry
         chosen = rows[jnp.argmin(jnp.where(weight[:, 0] > 0, nearest, jnp.inf))]
         return centres.at[step].set(chosen), jnp.maximum(nearest, rows @ chosen)
@@ -37,7 +40,8 @@ def clustered(
     centres = jnp.zeros((count, rows.shape[-1]), rows.dtype).at[0].set(rows[first])
     centres, _ = jax.lax.fori_loop(1, count, farthest, (centres, rows @ rows[first]))
 
-    def improve(_: int, centres: Array) -> Array:
+    def improve(_: int, centres: Float[Array, "k d"]) -> Float[Array, "k d"]:
+        # One-hot clusters of the rows [n k]; rows outside count for no cluster.
         own = jax.nn.one_hot(jnp.argmax(rows @ centres.T, axis=-1), count) * weight
         total = own.T @ rows
         norm = jnp.linalg.norm(total, axis=-1, keepdims=True)

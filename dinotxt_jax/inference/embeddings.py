@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.transforms import center_crop
@@ -44,10 +44,10 @@ def new_embeddings(path: Path) -> Iterator[Write]:
 @contextlib.contextmanager
 def _npz(path: Path) -> Iterator[Write]:
     names: list[str] = []
-    embeddings: list[np.ndarray] = []
+    embeddings: list[Float[np.ndarray, "n D"]] = []
 
-    def write(some: Sequence[str], rows: np.ndarray) -> None:
-        names.extend(some)
+    def write(batch: Sequence[str], rows: Float[np.ndarray, "n D"]) -> None:
+        names.extend(batch)
         embeddings.append(rows)
 
     yield write
@@ -67,7 +67,7 @@ def _parquet(path: Path) -> Iterator[Write]:
         ) from error
     writer: Any = None
 
-    def write(names: Sequence[str], rows: np.ndarray) -> None:
+    def write(names: Sequence[str], rows: Float[np.ndarray, "n D"]) -> None:
         nonlocal writer
         lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
         table = pa.table({"name": pa.array(list(names)), "embedding": lists})
@@ -91,7 +91,7 @@ def embedded_files(
     """
     wanted = model.description.preprocessing
 
-    def load(file: Path) -> tuple[Path, np.ndarray | None]:
+    def load(file: Path) -> tuple[Path, UInt8[np.ndarray, "h w 3"] | None]:
         try:
             return file, np.asarray(center_crop(read_image(file), wanted.resize, wanted.crop))
         except UserError as error:

@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from dinotxt_jax import sharding
-from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.inference.interpolation import to_whole_patches
-from dinotxt_jax.inference.running import checked_images, run_method
+from dinotxt_jax.inference.running import checked_images, checked_tokens, run_method
+from dinotxt_jax.inference.summary import summary
 from dinotxt_jax.models.dinotxt import ImageFeatures, normalized
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.model_directory import ModelDescription, fingerprint
@@ -46,10 +45,13 @@ class Encoder:
     ):
         self.description = description
         self._make_tokenizer = make_tokenizer
-        self._graphdef = graphdef
         self._arrays = arrays
         self._mesh = mesh
+        self._run = functools.partial(run_method, graphdef, arrays, mesh=mesh)
         self.cache_texts = cache_texts
+
+    def __repr__(self) -> str:
+        return summary(type(self).__name__, self.description, self._arrays)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -81,32 +83,17 @@ class Encoder:
         self, images: Float[Array, "b h w 3"], normalize: bool = False
     ) -> Float[Array, "b D"]:
         """Descriptors [class token; pooled patch tokens] of normalised RGB images, float32."""
-        return self._call("encode_image", (normalize,), checked_images(images))
+        return self._run("encode_image", checked_images(images), normalize=normalize)
 
     def encode_patches(self, images: Float[Array, "b h w 3"]) -> ImageFeatures:
         """The head's class token [b d] and patch tokens [b gh gw d] of normalised RGB images."""
-        return self._call("encode_patches", (), checked_images(images))
+        return self._run("encode_patches", checked_images(images))
 
     def encode_text(
         self, tokens: Int[Array, "b l"], normalize: bool = False
     ) -> Float[Array, "b D"]:
         """Features of token rows (`tokenizer(texts)`), float32."""
-        rows = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
-        if rows.ndim != 2 or rows.dtype.kind not in "iu":
-            raise UserError(
-                f"token rows are {rows.dtype}{list(rows.shape)}, expected integers [b l]; encode "
-                "texts with model.tokenizer(texts) first."
-            )
-        return self._call("encode_text", (normalize,), rows)
-
-    def _call(self, method: str, options: tuple[Any, ...], *inputs: Any) -> Any:
-        # The mesh is part of jit's cache key, so that activations are pinned where there is one.
-        if self._mesh is None:
-            return run_method(
-                self._graphdef, self._arrays, method, options, *map(jnp.asarray, inputs)
-            )
-        with jax.set_mesh(self._mesh):
-            return run_method(self._graphdef, self._arrays, method, options, *inputs)
+        return self._run("encode_text", checked_tokens(tokens), normalize=normalize)
 
     def embed_batches(
         self, batches: Iterable[UInt8[np.ndarray, "b h w 3"]], batch_size: int
@@ -116,16 +103,16 @@ class Encoder:
         Short batches are padded to `batch_size`, so that one shape is compiled.
         """
         for images in batches:
-            pixels = self._pixels(self._placed(images, batch_size))
-            yield self._rows(self._call("encode_image", (True,), pixels), len(images))
+            yield self._embedded(
+                "encode_image", images, batch_size, pixels=self.description.preprocessing
+            )
 
     def embed_backbone_tokens(
-        self, batches: Iterable[np.ndarray], batch_size: int
+        self, batches: Iterable[Float[np.ndarray, "b t d"]], batch_size: int
     ) -> Iterator[Float[np.ndarray, "b D"]]:
-        """As `embed_batches`, from cached tokens [b t d] of the backbone."""
+        """As `embed_batches`, from cached tokens of the backbone."""
         for tokens in batches:
-            placed = self._placed(tokens, batch_size)
-            yield self._rows(self._call("describe_tokens", (True,), placed), len(tokens))
+            yield self._embedded("describe_tokens", tokens, batch_size)
 
     def window_tokens(
         self, windows: UInt8[np.ndarray, "n h w 3"], batch_size: int
@@ -134,8 +121,10 @@ class Encoder:
 
         Pieces are stretched bicubically to whole patches, and padded to `batch_size` of them.
         """
-        pixels = self._pixels(self._placed(windows, batch_size))
-        return _unit_patches(self._call("encode_patches", (), pixels))
+        placed = self._placed(windows, batch_size)
+        return unit_length(
+            self._run("encode_patches", placed, pixels=self.description.preprocessing).patch_tokens
+        )
 
     def embed_texts(
         self, texts: str | Sequence[str], batch_size: int = 256, trim: int = 8
@@ -158,11 +147,20 @@ class Encoder:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             length = trimmed_length(int(lengths[rows].max()), trim, tokens.shape[1])
-            placed = self._placed(tokens[rows, :length], batch_size)
-            features[rows] = self._rows(self._call("encode_text", (True,), placed), len(rows))
+            features[rows] = self._embedded("encode_text", tokens[rows, :length], batch_size)
         return features
 
-    def _placed(self, rows: np.ndarray, batch_size: int) -> Any:
+    def _embedded(
+        self, method: str, rows: Shaped[np.ndarray, "b ..."], batch_size: int, **settings: Any
+    ) -> Float[np.ndarray, "b D"]:
+        """L2-normalised features of up to `batch_size` rows, on the host."""
+        placed = self._placed(rows, batch_size)
+        features = self._run(method, placed, normalize=True, **settings)
+        return processes.on_host(features)[: len(rows)]
+
+    def _placed(
+        self, rows: Shaped[np.ndarray, "b ..."], batch_size: int
+    ) -> Shaped[Array, "padded ..."]:
         """Up to `batch_size` rows on the devices, padded by repeating the last.
 
         With a mesh `batch_size` is first rounded up to a multiple of its devices.
@@ -174,26 +172,6 @@ class Encoder:
             return processes.placed(padded, sharding.batch_sharding(self._mesh))
         return jnp.asarray(padded)
 
-    def _pixels(self, images: Any) -> Float[Array, "b h w 3"]:
-        """uint8 images normalised, and stretched to whole patches."""
-        wanted, patch = self.description.preprocessing, self.description.vision.patch_size
-        return _prepared(images, wanted.mean, wanted.std, patch)
 
-    @staticmethod
-    def _rows(features: Any, count: int) -> np.ndarray:
-        return processes.on_host(features)[:count]
-
-
-@functools.partial(jax.jit, static_argnames=("mean", "std", "patch"))
-def _prepared(
-    images: UInt8[Array, "b h w 3"],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    patch: int,
-) -> Float[Array, "b i j 3"]:
-    return to_whole_patches(normalize(images, mean, std), patch)
-
-
-@jax.jit
-def _unit_patches(features: ImageFeatures) -> Float[Array, "b gh gw d"]:
-    return normalized(features.patch_tokens)
+unit_length = jax.jit(normalized)
+"""Rows divided by their L2 norm, compiled."""

@@ -34,7 +34,10 @@ def read_image(image: ImageLike) -> Image.Image:
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}); correct the path.") from error
     except BadImageError as error:
-        raise UserError(f"{name} cannot be read ({error}); give another one.") from error
+        raise UserError(
+            f"{name} cannot be read ({error}), expected an image such as a JPEG or PNG file; "
+            "convert or replace it."
+        ) from error
 
 
 def _kind(image: object) -> str:
@@ -43,7 +46,7 @@ def _kind(image: object) -> str:
     return type(image).__name__
 
 
-def listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+def image_sequence(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
     """One image, or an array of several [n h w c], as a sequence of images."""
     if isinstance(images, (Image.Image, bytes, str, os.PathLike)):
         return [images]

@@ -37,7 +37,8 @@ def resampled(values: Float[Array, "h w c"], rows: Taps, columns: Taps) -> Float
     return _along(_along(values, rows, 0), columns, 1)
 
 
-def _along(values: jax.Array, taps: Taps, axis: int) -> jax.Array:
+def _along(values: Float[Array, "h w c"], taps: Taps, axis: int) -> Float[Array, "i j c"]:
+    # The fractions lie along `axis`: [n 1 1] for rows, [1 n 1] for columns.
     shape = [1] * values.ndim
     shape[axis] = -1
     fraction = jnp.reshape(taps.fraction, shape)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
-from dinotxt_jax.config import SegmentationConfig
+from dinotxt_jax.config import DTYPE_NAMES, SegmentationConfig
 from dinotxt_jax.data.texts import read_templates
 from dinotxt_jax.data.transforms import center_crop
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.encoder import Encoder
-from dinotxt_jax.inference.images import ImageLike, listed, read_image
+from dinotxt_jax.inference.images import ImageLike, image_sequence, read_image
 from dinotxt_jax.inference.loading import load_dinotxt
 from dinotxt_jax.inference.prompts import class_features, dense_texts
+from dinotxt_jax.inference.protocols import PROTOCOLS, check_protocol
 from dinotxt_jax.inference.results import Classification, Segmentation
-from dinotxt_jax.inference.running import checked_dtype
 from dinotxt_jax.inference.segmentation import segment
-from dinotxt_jax.inference.windows import check_protocol, in_whole_patches
+from dinotxt_jax.inference.windows import in_whole_patches
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.tokenizers import Tokenizer, load_tokenizer
 
@@ -45,7 +46,7 @@ class Model(Encoder):
         wanted = self.description.preprocessing
         pixels = (
             np.asarray(center_crop(read_image(image), wanted.resize, wanted.crop))
-            for image in listed(images)
+            for image in image_sequence(images)
         )
         found = list(self.embed_batches(_stacks(pixels, batch_size), batch_size))
         if not found:
@@ -132,10 +133,12 @@ class Model(Encoder):
         Raises:
             UserError: an image, a phrase or a protocol that cannot be used.
         """
-        if "slide" in (protocol, getattr(protocol, "protocol", "")):
+        name = protocol if isinstance(protocol, str) else protocol.protocol
+        if name in PROTOCOLS and not PROTOCOLS[name].scores_alone:
+            suitable = [other for other, known in PROTOCOLS.items() if known.scores_alone]
             raise UserError(
-                "the protocol slide compares classes with each other, so that one phrase alone "
-                "has no score; take highres or whole."
+                f"the protocol {name} compares classes with each other, so that one phrase alone "
+                f"has no score; take {' or '.join(suitable)}."
             )
         return self.segment(image, [text], protocol, "{}").scores[..., 0]
 
@@ -150,13 +153,17 @@ class Model(Encoder):
             UserError: an image that cannot be read, or too narrow.
         """
         short = size or self.description.preprocessing.crop
-        pixels = in_whole_patches(read_image(image), short, self.description.vision.patch_size)
-        return np.asarray(self.encode_patches(self._pixels(pixels[None])).patch_tokens[0])
+        patch, preparation = self.description.vision.patch_size, self.description.preprocessing
+        pixels = in_whole_patches(read_image(image), short, patch)
+        features = self._run("encode_patches", jnp.asarray(pixels[None]), pixels=preparation)
+        return np.asarray(features.patch_tokens[0])
 
 
-def _stacks(rows: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    while some := list(itertools.islice(rows, size)):
-        yield np.stack(some)
+def _stacks(
+    images: Iterator[UInt8[np.ndarray, "h w 3"]], size: int
+) -> Iterator[UInt8[np.ndarray, "b h w 3"]]:
+    while batch := list(itertools.islice(images, size)):
+        yield np.stack(batch)
 
 
 def load(path: epath.PathLike, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
@@ -170,7 +177,8 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: Mesh | None = None)
     Raises:
         UserError: not a model directory, or one with a backbone only.
     """
-    dtypes = DTypes(checked_dtype(dtype), dtype)
+    check_choice("dtype", dtype, DTYPE_NAMES)
+    dtypes = DTypes(dtype, dtype)
     module, description = load_dinotxt(path, dtypes, mesh)
     graphdef, state = nnx.split(module)
 

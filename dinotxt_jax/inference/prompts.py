@@ -16,8 +16,8 @@ from jaxtyping import Float
 
 from dinotxt_jax.data.texts import BACKGROUND, filled
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.inference.dense import DenseTexts
 from dinotxt_jax.inference.encoder import Encoder
-from dinotxt_jax.inference.segmentation import DenseTexts
 from dinotxt_jax.models.dinotxt import normalized
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import watched
@@ -114,13 +114,19 @@ def placed_texts(
 
 
 def _check(class_names: Sequence[str]) -> None:
-    if isinstance(class_names, str) or not class_names:
+    if isinstance(class_names, str):
         raise UserError(
-            f"the class names are {class_names!r}, expected a list of at least one; give them."
+            f"the class names are the text {class_names!r}, expected a list such as ['dog', "
+            "'cat']; put the names in a list."
         )
-    for name in class_names:
+    if not len(class_names):
+        raise UserError("the list of class names is empty, expected at least one; add names.")
+    for number, name in enumerate(class_names, 1):
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"a class is named {name!r}, expected a text; correct it.")
+            raise UserError(
+                f"class name {number} of {len(class_names)} is {name!r}, expected a text that is "
+                "not blank; correct or remove it."
+            )
 
 
 def _cached_features(
@@ -157,7 +163,8 @@ def _encoded(
     return np.concatenate(found)
 
 
-def _averaged(features: np.ndarray, templates: int) -> np.ndarray:
+def _averaged(features: Float[np.ndarray, "p D"], templates: int) -> Float[np.ndarray, "c D"]:
     """Normalised, averaged over the templates of each class, and normalised again."""
+    # The prompts of a class follow each other: [c * templates D] -> [c templates D].
     rows = normalized(jnp.asarray(features)).reshape(-1, templates, features.shape[1])
     return np.asarray(normalized(rows.mean(axis=1)))

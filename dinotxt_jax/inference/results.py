@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from dinotxt_jax import visualize
-from dinotxt_jax.inference.segmentation import DenseScores
+from dinotxt_jax.inference.dense import DenseScores
+from dinotxt_jax.inference.protocols import PROTOCOLS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,5 +94,5 @@ class Segmentation:
         texts = self.dense.texts
         shown = [n for n, label in enumerate(texts.classes) if label != texts.background]
         names = [self.class_names[texts.classes[n]] for n in shown]
-        what = "softmax value" if self.protocol == "slide" else "cosine similarity"
-        return visualize.heat_maps(self.image, self.scores[..., shown], names, what=what)
+        unit = PROTOCOLS[self.protocol].unit
+        return visualize.heat_maps(self.image, self.scores[..., shown], names, what=unit)

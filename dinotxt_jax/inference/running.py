@@ -1,7 +1,8 @@
-"""Methods of modules as compiled functions, and the checks of what enters them."""
+"""The one way from a module and arrays to a compiled result, and the checks of what enters it."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,51 +11,88 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
-from dinotxt_jax.config import DTYPE_NAMES
+from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.inference.interpolation import to_whole_patches
 from dinotxt_jax.runtime.compiler_options import compiler_options
+from dinotxt_jax.storage.model_directory import Preprocessing
 
 
 def run_method(
-    graphdef: Any, arrays: Any, method: str, options: tuple[Any, ...], *inputs: Any
+    graphdef: Any,
+    arrays: Any,
+    method: str,
+    rows: Any,
+    *,
+    mesh: Mesh | None = None,
+    pixels: Preprocessing | None = None,
+    **options: Any,
 ) -> Any:
-    """One method of a module as a pure function; compiled once per module, options and shapes."""
-    leaves = jax.tree.leaves((arrays, inputs))
+    """One method of a module as a pure function, compiled once per module, options and shapes.
+
+    Args:
+        graphdef, arrays: of the module.
+        method: name of the method.
+        rows: first argument of the method: images [b h w 3], or tokens [b l] or [b t d].
+        mesh: the mesh that the arrays lie on; None runs on the device of the arrays.
+        pixels: given for uint8 images, which are then normalised and stretched to whole patches
+            inside the compiled function.
+        options: the other arguments of the method, which must be hashable.
+    """
+    leaves = jax.tree.leaves((arrays, rows))
     # Options are for the outermost function only, which is not this one inside a user's own jit.
     inside = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     dtypes = {str(leaf.dtype) for leaf in leaves}
-    chosen = {} if inside else compiler_options(dtypes)
-    return _compiled(tuple(chosen.items()))(graphdef, arrays, method, options, *inputs)
+    compiled = _compiled(() if inside else tuple(compiler_options(dtypes).items()))
+    # The mesh is part of jit's cache key, so that activations are pinned where there is one.
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return compiled(graphdef, arrays, method, tuple(sorted(options.items())), pixels, rows)
 
 
 @functools.cache
 def _compiled(chosen: tuple[tuple[str, str], ...]) -> Callable[..., Any]:
     return jax.jit(
         _run_method,
-        static_argnames=("graphdef", "method", "options"),
+        static_argnames=("graphdef", "method", "options", "pixels"),
         compiler_options=dict(chosen),
     )
 
 
 def _run_method(
-    graphdef: Any, arrays: Any, method: str, options: tuple[Any, ...], *inputs: Any
+    graphdef: Any,
+    arrays: Any,
+    method: str,
+    options: tuple[tuple[str, Any], ...],
+    pixels: Preprocessing | None,
+    rows: Any,
 ) -> Any:
-    return getattr(nnx.merge(graphdef, arrays), method)(*inputs, *options)
+    module = nnx.merge(graphdef, arrays)
+    if pixels is not None:
+        normalized = normalize(rows, pixels.mean, pixels.std)
+        rows = to_whole_patches(normalized, module.config.vision.patch_size)
+    return getattr(module, method)(rows, **dict(options))
 
 
-def checked_images(images: Any) -> jax.Array:
+def checked_images(images: Any) -> Float[Array, "b h w 3"]:
     """Images as an array, or a `UserError` that says what is expected."""
-    found = images if isinstance(images, jax.Array) else np.asarray(images)
-    if found.ndim != 4 or found.shape[-1] != 3 or not jnp.issubdtype(found.dtype, jnp.floating):
+    array = images if isinstance(images, jax.Array) else np.asarray(images)
+    if array.ndim != 4 or array.shape[-1] != 3 or not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(
-            f"images are {found.dtype}{list(found.shape)}, expected floating point [b h w 3], "
+            f"images are {array.dtype}{list(array.shape)}, expected floating point [b h w 3], "
             "normalised with description.preprocessing (data.transforms.normalize does it)."
         )
-    return jnp.asarray(found)
+    return jnp.asarray(array)
 
 
-def checked_dtype(dtype: str) -> str:
-    if dtype not in DTYPE_NAMES:
-        raise UserError(f"dtype={dtype!r} is unknown; choose {' or '.join(DTYPE_NAMES)}.")
-    return dtype
+def checked_tokens(tokens: Any) -> Int[Array | np.ndarray, "b l"]:
+    """Token rows as an array, or a `UserError` that says what is expected."""
+    array = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise UserError(
+            f"token rows are {array.dtype}{list(array.shape)}, expected integers [b l]; encode "
+            "texts with model.tokenizer(texts) first."
+        )
+    return array

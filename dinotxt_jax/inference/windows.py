@@ -1,7 +1,8 @@
-"""Which pieces of an image are looked at: the geometry of the segmentation protocols."""
+"""Images at the sizes of a protocol, and the square windows that cover them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,7 @@ from PIL import Image
 from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.errors import UserError
 
-PROTOCOLS = ("slide", "whole", "highres")
-_MOST_SCORES = 2**31  # float32: 8 GiB
+_MOST_NUMBERS = 2**31  # float32: 8 GiB
 
 
 class Level(NamedTuple):
@@ -29,63 +29,41 @@ class Level(NamedTuple):
     side: int
 
 
-def check_protocol(config: SegmentationConfig, patch: int, what: str) -> None:
-    """Raises `UserError`, beginning with `what`, for settings that make no sense."""
-    if config.protocol not in PROTOCOLS:
-        raise UserError(
-            f"{what} has protocol={config.protocol!r}, which is unknown; choose among "
-            f"{', '.join(PROTOCOLS)}."
-        )
-    if config.protocol == "whole":
-        if config.image_size < patch or config.image_size % patch:
-            lower = max(config.image_size // patch, 1) * patch
-            raise UserError(
-                f"{what} has image_size={config.image_size}, but the backbone's patches have "
-                f"{patch} pixels; take a multiple ({lower} or {lower + patch})."
-            )
-        return
-    shorts = config.scales if config.protocol == "highres" else (config.short_side,)
-    name = "scales" if config.protocol == "highres" else "short_side"
-    if not shorts or not 0 < config.stride <= config.window <= min(shorts):
-        raise UserError(
-            f"{what} has stride={config.stride}, window={config.window} and {name}="
-            f"{', '.join(map(str, shorts)) or '()'}, expected 0 < stride <= window <= {name}; "
-            "correct them."
-        )
-    if config.protocol == "highres" and (config.stride < patch or config.clusters < 0):
-        raise UserError(
-            f"{what} has stride={config.stride} and clusters={config.clusters}, expected a stride "
-            f"of at least a patch ({patch} pixels) and clusters of 0 or more; correct them."
-        )
-
-
-def levels(
-    image: Image.Image, config: SegmentationConfig, patch: int, channels: int
-) -> list[Level]:
-    """The sizes and windows of an RGB image under a protocol.
+def check_fits(image: Image.Image, short: int, channels: int, cell: int = 1) -> None:
+    """Raises `UserError` if an image is so narrow that its result would not fit into 8 GiB.
 
     Args:
         image: RGB.
-        config: the protocol.
-        patch: side of a patch, pixels.
-        channels: what each place of the result holds: scores of so many texts (slide), or a
-            feature of so many dimensions (highres).
-
-    Raises:
-        UserError: the image is so narrow that the result would not fit into 8 GiB.
+        short: short side of the resized image, pixels.
+        channels: float32 numbers that the result holds for every cell.
+        cell: side of a cell, pixels.
     """
-    if config.protocol == "whole":
-        side = config.image_size
-        return [Level(_resized(image, side, side), [(0, 0)], side)]
-    if config.protocol == "slide":
-        height, width = _sides(image, config.short_side, 1)
-        _check_size(image, height, width, height * width * channels)
-        return [_windowed(image, height, width, config.window, config.stride)]
-    window, stride = (_to_patches(side, patch) for side in (config.window, config.stride))
-    sizes = [_sides(image, short, patch) for short in config.scales]
-    height, width = max(sizes)
-    _check_size(image, height, width, height * width // patch**2 * channels)
-    return [_windowed(image, *size, window, stride) for size in sizes]
+    height, width = _sides(image, short, cell)
+    _check_size(image, height, width, height * width // cell**2 * channels)
+
+
+def windowed(image: Image.Image, short: int, window: int, stride: int, cell: int = 1) -> Level:
+    """An image with that short side, rounded to whole cells, and windows every `stride` pixels."""
+    height, width = _sides(image, short, cell)
+    tops, lefts = (window_starts(side, window, stride) for side in (height, width))
+    starts = [(top, left) for top in tops for left in lefts]
+    return Level(resized(image, height, width), starts, window)
+
+
+def check_windows(config: SegmentationConfig, name: str, shorts: Sequence[int], where: str) -> None:
+    """Raises `UserError`, beginning with `where`, unless windows cover every resized image.
+
+    Args:
+        config: holds window and stride.
+        name, shorts: the setting that holds the short sides, and its value, pixels.
+        where: the task, for the message.
+    """
+    if not shorts or not 0 < config.stride <= config.window <= min(shorts):
+        raise UserError(
+            f"{where} has stride={config.stride}, window={config.window} and {name}="
+            f"{', '.join(map(str, shorts)) or '()'}, expected 0 < stride <= window <= {name}; "
+            "correct them."
+        )
 
 
 def in_whole_patches(image: Image.Image, short: int, patch: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -96,11 +74,11 @@ def in_whole_patches(image: Image.Image, short: int, patch: int) -> UInt8[np.nda
     """
     height, width = _sides(image, short, patch)
     _check_size(image, height, width, (height * width // patch**2) ** 2)
-    return _resized(image, height, width)
+    return resized(image, height, width)
 
 
 def _check_size(image: Image.Image, height: int, width: int, numbers: int) -> None:
-    if numbers > _MOST_SCORES:
+    if numbers > _MOST_NUMBERS:
         raise UserError(
             f"an image of {image.width} x {image.height} pixels would be resized to {width} x "
             f"{height}, and what is computed of it not fit into memory; crop it, or take a smaller "
@@ -108,25 +86,20 @@ def _check_size(image: Image.Image, height: int, width: int, numbers: int) -> No
         )
 
 
-def _windowed(image: Image.Image, height: int, width: int, window: int, stride: int) -> Level:
-    tops, lefts = (window_starts(side, window, stride) for side in (height, width))
-    starts = [(top, left) for top in tops for left in lefts]
-    return Level(_resized(image, height, width), starts, window)
-
-
-def _sides(image: Image.Image, short: int, patch: int) -> tuple[int, int]:
-    """(height, width) with that short side, the long one rounded down; both whole patches."""
+def _sides(image: Image.Image, short: int, cell: int) -> tuple[int, int]:
+    """(height, width) with that short side, the long one rounded down; both whole cells."""
     least = min(image.size)
     height, width = (max(side * short // least, short) for side in image.size[::-1])
-    return _to_patches(height, patch), _to_patches(width, patch)
+    return to_whole(height, cell), to_whole(width, cell)
 
 
-def _to_patches(side: int, patch: int) -> int:
-    """The multiple of the patch size that is nearest."""
-    return max((side + patch // 2) // patch, 1) * patch
+def to_whole(side: int, cell: int) -> int:
+    """The multiple of `cell` that is nearest to a side, at least one cell."""
+    return max((side + cell // 2) // cell, 1) * cell
 
 
-def _resized(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+def resized(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """An RGB image of that size, bicubically."""
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 

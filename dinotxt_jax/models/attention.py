@@ -1,11 +1,11 @@
-"""Attention: the one place in the project that computes it, and the ways it can.
+"""Attention, in all implementations that the project uses.
 
     xla      plain products; all logits of a layer exist at once. Runs everywhere.
-    grouped  the same for a few examples at a time, whose logits stay in a processor's cache: CPUs.
+    grouped  plain products for a few examples at a time, so that logits stay in the cache: CPUs.
     cudnn    cuDNN's flash attention: NVIDIA GPUs, half precision.
     splash   the Pallas kernel of that name: TPUs.
 
-The kernels never write the logits to memory and do their softmax in float32.
+The kernels (cudnn, splash) never write the logits to memory and compute the softmax in float32.
 
 Shapes: b batch, n tokens, h heads, k width of a head.
 """
@@ -26,14 +26,15 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime.compiler_options import uses_onednn
 from dinotxt_jax.sharding import partition_spec
 
-# What "auto" takes on a platform (of `jax.Device`) if the kernel can do the work; XLA elsewhere.
-# Only measured gains belong here (`benchmarks/attention.py`); GPUs and TPUs wait for theirs.
+# The implementation of "auto" by platform (`jax.Device.platform`), if it supports the model; XLA on
+# other platforms. Only measured gains belong here (`benchmarks/attention.py`); GPUs and TPUs have
+# not been measured yet.
 AUTO: Mapping[str, str] = {"cpu": "grouped"}
 PLATFORMS = {"grouped": "cpu", "cudnn": "gpu", "splash": "tpu"}
-# Bytes of logits that "grouped" works on at a time.
+# Maximum bytes of logits in a group of "grouped".
 GROUP_BYTES = 4 << 20
-# Widths of a head that cuDNN takes are multiples of 8 (up to 256 from Hopper on, which no model
-# here needs), tokens of a block of splash of 128.
+# cuDNN needs head widths that are multiples of 8, at most 128 (256 from Hopper on, which no model
+# here needs). Splash processes blocks whose length is a multiple of 128 tokens.
 CUDNN_HEAD_MULTIPLE = 8
 CUDNN_LARGEST_HEAD = 128
 SPLASH_TILE = 128
@@ -50,15 +51,16 @@ def attention(
     segment_ids: Int[Array, "b n"] | None = None,
     implementation: str = "xla",
 ) -> Float[Array, "b n h k"]:
-    """Scaled dot-product attention.
+    """Computes scaled dot-product attention.
 
-    With `segment_ids` (0 or more) a token sees only tokens of its own segment (so itself at
-    least). What is masked has a weight of exactly zero.
+    Masked weights are exactly zero.
 
     Args:
-        causal: tokens see only themselves and what is before them.
-        softmax_dtype: what the softmax of "xla" and "grouped" runs in.
-        implementation: a key of `IMPLEMENTATIONS` (`choose` knows "auto" and the conditions).
+        query, key, value: projected tokens.
+        causal: tokens attend to themselves and earlier tokens only.
+        softmax_dtype: dtype of the softmax in "xla" and "grouped".
+        segment_ids: non-negative ids; tokens attend to tokens of the same segment only.
+        implementation: a key of `IMPLEMENTATIONS` (`choose` resolves "auto" and checks support).
     """
     compute = IMPLEMENTATIONS[implementation]
     return compute(query, key, value, causal, softmax_dtype, segment_ids)
@@ -67,15 +69,16 @@ def attention(
 def choose(
     implementation: str, platform: str, dtypes: tuple[str, ...], head_dims: tuple[int, ...]
 ) -> str:
-    """The implementation that a setting means for a platform, before anything is compiled.
+    """Resolves the setting `config.attention` for a platform, before anything is compiled.
 
     Args:
         implementation: "auto" or a key of `IMPLEMENTATIONS`.
-        platform: of the devices compiled for, which need not be this machine's.
-        dtypes: that products run in. head_dims: widths of heads.
+        platform: platform of the devices compiled for, which need not be this machine's.
+        dtypes: dtypes of the products.
+        head_dims: widths of the attention heads.
 
     Raises:
-        UserError: unknown, or impossible there.
+        UserError: the implementation is unknown, or does not support the platform or the model.
     """
     choices = ("auto", *IMPLEMENTATIONS)
     if implementation not in choices:
@@ -96,7 +99,7 @@ def choose(
 def _obstacle(
     implementation: str, platform: str, dtypes: tuple[str, ...], head_dims: tuple[int, ...]
 ) -> str:
-    """Why an implementation cannot do the work, with a cure; "" if it can."""
+    """Returns why an implementation cannot be used, with a cure; "" if it can."""
     needed = PLATFORMS.get(implementation, platform)
     if platform != needed:
         return f"runs on {needed} devices and these are {platform}; run on {needed}"
@@ -138,7 +141,11 @@ def _grouped(
     softmax_dtype: str,
     segment_ids: jax.Array | None,
 ) -> jax.Array:
-    """In the order of loops that CPUs like; what leaves is divided, not the larger weights."""
+    """Plain attention in an order that suits CPUs.
+
+    Examples are processed in groups whose logits fit the cache. The output is divided by the sum of
+    the weights, because the weights are larger than the output.
+    """
 
     def group(inputs: tuple[jax.Array, ...]) -> jax.Array:
         query, key, value, *ids = inputs  # [b h n k], [b h k n], [b h n k]
@@ -170,10 +177,12 @@ def _grouped(
 
 
 def _on_parts(local: Callable[..., jax.Array], query: jax.Array, *others: jax.Array) -> jax.Array:
-    """A function of examples and heads on each device's part: it is not divided by itself.
+    """Runs a function of examples and heads on each device's shard.
+
+    The compiler cannot partition a Pallas kernel or a loop over groups.
 
     Args:
-        local: of query, key, value and perhaps the segment ids.
+        local: function of query, key, value and optionally segment ids.
         query, others: its arguments.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -181,22 +190,22 @@ def _on_parts(local: Callable[..., jax.Array], query: jax.Array, *others: jax.Ar
         return local(query, *others)
     spec = partition_spec(("batch", None, "heads", None), query.shape, mesh.shape)
     parts = (spec, spec, spec, PartitionSpec(spec[0]))[: 1 + len(others)]
-    # Unchecked: a Pallas call does not say how its results vary over devices.
+    # check_vma=False: a Pallas call does not declare how its results vary over devices.
     return jax.shard_map(local, in_specs=parts, out_specs=spec, check_vma=False)(query, *others)
 
 
 def _masked(logits: jax.Array, causal: bool, segment_ids: jax.Array | None = None) -> jax.Array:
-    """Logits [b h q n] with the lowest number where a query must not look."""
+    """Sets logits [b h q n] of masked pairs to the lowest number."""
     if not causal and segment_ids is None:
         return logits
-    seen = jnp.tri(logits.shape[-1], dtype=bool) if causal else True
+    visible = jnp.tri(logits.shape[-1], dtype=bool) if causal else True
     if segment_ids is not None:
-        seen = seen & _same_segment(segment_ids)
-    return jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
+        visible = visible & _same_segment(segment_ids)
+    return jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
 
 
 def _same_segment(segment_ids: Int[Array, "b n"]) -> Bool[Array, "b 1 n n"]:
-    """Which tokens are of one segment."""
+    """Returns which pairs of tokens are in the same segment."""
     return segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
 
 
@@ -208,20 +217,20 @@ def _cudnn(
     softmax_dtype: str,
     segment_ids: jax.Array | None,
 ) -> jax.Array:
-    """JAX differentiates cuDNN's attention only at even lengths."""
+    """cuDNN's attention; lengths are padded to even ones, which JAX can differentiate."""
     del softmax_dtype
     rows, tokens = query.shape[:2]
     padding = tokens % 2
     query, key, value, ids = _padded(query, key, value, segment_ids, padding)
-    # Padding hides behind causality, as a segment of its own, or behind a length.
-    hidden = causal or ids is not None or not padding
+    # Padding is masked causally, by segment ID, or by sequence length.
+    masked = causal or ids is not None or not padding
     y = jax.nn.dot_product_attention(
         query,
         key,
         value,
         mask=None if ids is None else _same_segment(ids),
         is_causal=causal,
-        key_value_seq_lengths=None if hidden else jnp.full((rows,), tokens, "int32"),
+        key_value_seq_lengths=None if masked else jnp.full((rows,), tokens, "int32"),
         implementation="cudnn",
     )
     return y[:, :tokens]
@@ -255,11 +264,11 @@ def _splash(
 def _splash_kernel(
     tokens: int, padding: int, heads: int, causal: bool, masked: bool
 ) -> Callable[..., jax.Array]:
-    """Splash attention of one example, [h n k] each.
+    """Creates the splash kernel for one example, [h n k] each.
 
     Args:
-        masked: whether the mask must hide padding. Segment ids do too, and causal tokens never
-            see what is behind them.
+        masked: whether the mask must exclude padding. Segment ids exclude it too, and causal tokens
+            never attend to later ones.
     """
     length = tokens + padding
     mask: splash.Mask
@@ -292,11 +301,11 @@ def _padded(
     segment_ids: jax.Array | None,
     padding: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """With `padding` tokens behind, which are a segment of their own."""
-    behind = ((0, 0), (0, padding), (0, 0), (0, 0))
-    query, key, value = (jnp.pad(array, behind) for array in (query, key, value))
+    """Appends `padding` tokens, which form a separate segment (-1)."""
+    widths = ((0, 0), (0, padding), (0, 0), (0, 0))
+    query, key, value = (jnp.pad(array, widths) for array in (query, key, value))
     if segment_ids is not None:
-        segment_ids = jnp.pad(segment_ids, behind[:2], constant_values=-1)
+        segment_ids = jnp.pad(segment_ids, widths[:2], constant_values=-1)
     return query, key, value, segment_ids
 
 

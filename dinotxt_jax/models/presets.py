@@ -1,4 +1,4 @@
-"""Architectures with a name: the released DINOv2 and DINOv3 sizes and the dino.txt built on each.
+"""Named architectures: the released DINOv2 and DINOv3 sizes, and dino.txt on each of them.
 
 Sources: `dinov2/hub/backbones.py` (positions of 518 px / 14 = 37 patches a side) and
 `dinov2/hub/dinotxt.py` (head and text transformer) of facebookresearch/dinov2;
@@ -86,8 +86,8 @@ PRESETS |= {
     )
 }
 
-# What differs between files of one architecture: how positions are stored and brought to another
-# size, and arrays that are carried along unused.
+# Fields that differ between files of the same architecture: storage and interpolation of positions,
+# and arrays that are stored but unused.
 _STORAGE = {
     "position_grid",
     "position_interpolation",
@@ -100,7 +100,7 @@ _STORAGE = {
 
 
 def differences(vision: VisionConfig, preset: str) -> list[str]:
-    """Where a backbone departs from the architecture of that name, as readable clauses."""
+    """Returns the differences between a backbone and a preset, as readable clauses."""
     expected = PRESETS[preset]
     return [
         f"{field.name} is {getattr(vision, field.name)} instead of {getattr(expected, field.name)}"
@@ -111,12 +111,12 @@ def differences(vision: VisionConfig, preset: str) -> list[str]:
 
 
 def find_preset(vision: VisionConfig) -> str | None:
-    """The name of a backbone's architecture, if it has one."""
+    """Returns the preset with a backbone's architecture, or None."""
     return next((name for name in PRESETS if not differences(vision, name)), None)
 
 
 def head_for(vision: VisionConfig, num_blocks: int = 2, num_heads: int | None = None) -> HeadConfig:
-    """The vision head as released, for a backbone of any width."""
+    """Returns the released vision head, for a backbone of any width."""
     return HeadConfig(
         num_blocks=num_blocks,
         num_heads=num_heads or vision.num_heads,
@@ -125,5 +125,5 @@ def head_for(vision: VisionConfig, num_blocks: int = 2, num_heads: int | None = 
 
 
 def dinotxt_for(vision: VisionConfig) -> DinoTxtConfig:
-    """dino.txt as released for ViT-L/14, on any backbone (only the shared width follows it)."""
+    """Returns the dino.txt released for ViT-L/14, adapted to the width of any backbone."""
     return DinoTxtConfig(vision, head_for(vision), TextConfig(embed_dim=2 * vision.dim))

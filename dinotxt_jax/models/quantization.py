@@ -1,10 +1,10 @@
-"""Products of a frozen backbone in 8 bits: kernels quantised once, activations as they come.
+"""8-bit products of a frozen backbone: kernels are quantised once, activations on the fly.
 
-A kernel is stored as 8-bit numbers and one float32 factor per output channel; activations get a
-factor per token when they meet it. Both are the largest magnitude over what the product sums up,
-so that sums are of 8-bit numbers alone (int8: exact in int32; float8: in float32) and the factors
-multiply the result. (Qwix 0.1.8 does the same arithmetic but leaves kernels of stacked, scanned
-blocks as they are: it looks for parameters of the module that runs, and a scan makes its own.)
+A kernel is stored as 8-bit numbers with one float32 factor per output channel. Activations get one
+factor per token. Both factors are the largest magnitude over the summed dimensions, so the sums
+contain 8-bit numbers only (int8: exact in int32; float8: in float32) and the factors multiply the
+result. (Qwix 0.1.8 does the same arithmetic but does not quantise kernels of stacked, scanned
+blocks.)
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dinotxt_jax.storage.quantized_kernels import quantized
 def product(
     x: Float[Array, "..."], kernel: Num[Array, "..."], scale: Float[Array, "..."], contracted: int
 ) -> Float[Array, "..."]:
-    """`x @ kernel` over the last dimensions of `x` and the first of the kernel, in float32.
+    """Contracts the last dimensions of `x` with the first dimensions of a kernel, in float32.
 
     Args:
         x: activations.
-        kernel, scale: what `quantized` made of a kernel over the dimensions that are contracted.
-        contracted: how many those are.
+        kernel, scale: a kernel quantised by `quantized` over the contracted dimensions.
+        contracted: number of contracted dimensions.
     """
     last = tuple(range(x.ndim - contracted, x.ndim))
     first = tuple(range(contracted))

@@ -1,7 +1,8 @@
-"""Rotary positions of DINOv3: patch tokens are rotated by where they lie in the image.
+"""Rotary positions of DINOv3: patch tokens are rotated according to their position in the image.
 
-A head's k numbers are k/2 pairs (i, i + k/2); the first half of the pairs turns with the row, the
-second with the column, each pair by its own period. Class and register tokens are not rotated.
+The k channels of a head form k/2 pairs (i, i + k/2). The first half of the pairs rotates with the
+row, the second half with the column, each pair with a different period. Class and register tokens
+are not rotated.
 
 Source: `dinov3/layers/rope_position_encoding.py` and `attention.py` of facebookresearch/dinov3;
 arXiv 2508.10104; arXiv 2104.09864 for the method.
@@ -18,41 +19,41 @@ from jaxtyping import Array, Float
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every token's angles, float32 [t k]."""
+    """Cosine and sine of the rotation angles of every token, float32 [t k]."""
 
     cosine: Float[Array, "t k"]
     sine: Float[Array, "t k"]
 
 
 def make_periods(theta: float, head_dim: int) -> Float[np.ndarray, " k//4"]:
-    """theta^(4 i / k) for i = 0, 1, ..., k/4 - 1.
+    """Returns the periods theta^(4 i / k) for i = 0, 1, ..., k/4 - 1.
 
-    Released DINOv3 files store these rounded to bfloat16, and are used as they are.
+    Released DINOv3 files store periods rounded to bfloat16; those are used unchanged.
     """
     return theta ** (np.arange(head_dim // 4, dtype=np.float32) * np.float32(4 / head_dim))
 
 
 def make_rotation(periods: Float[Array, " p"], grid: tuple[int, int], unrotated: int) -> Rotation:
-    """The rotation of [class, registers, patches in row-major order].
+    """Computes the rotation of [class, registers, patches in row-major order].
 
     Args:
-        periods: a quarter as many as a head is wide.
-        grid: rows and columns of patches; centres lie at 2 (i + 0.5) / n - 1.
-        unrotated: tokens before the patches.
+        periods: k / 4 periods.
+        grid: rows and columns of patches; patch centres are at 2 (i + 0.5) / n - 1.
+        unrotated: number of tokens before the patches.
     """
     rows, columns = (2 * ((jnp.arange(n) + 0.5) / n) - 1 for n in grid)
     centres = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
     angles = 2 * math.pi * centres[:, :, None] / periods.astype("float32")
     angles = jnp.tile(angles.reshape(len(centres), -1), 2)
-    # An angle of zero leaves a token exactly as it is.
+    # An angle of zero leaves a token exactly unchanged.
     angles = jnp.pad(angles, ((unrotated, 0), (0, 0)))
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
 def rotate(x: Float[Array, "b t h k"], rotation: Rotation) -> Float[Array, "b t h k"]:
-    """Queries or keys, rotated in float32 and returned in their own dtype."""
+    """Rotates queries or keys in float32, and returns the dtype of the input."""
     wide = x.astype("float32")
     first, second = jnp.split(wide, 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    cosine, sine = (part[:, None, :] for part in rotation)
-    return (wide * cosine + turned * sine).astype(x.dtype)
+    quarter_turn = jnp.concatenate([-second, first], axis=-1)
+    cosine, sine = (angles[:, None, :] for angles in rotation)  # [t 1 k]: the same for all heads
+    return (wide * cosine + quarter_turn * sine).astype(x.dtype)

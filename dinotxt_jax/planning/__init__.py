@@ -1,1 +1,1 @@
-"""Compiling a run for TPU slices that are not there, and saying what it would cost."""
+"""Compiles a run for TPU slices without having them, and reports memory and cost."""

@@ -1,4 +1,4 @@
-"""A training run without its arrays: the true step, and the shapes and places of its arguments."""
+"""A training run without arrays: the real step, and shapes and shardings of the arguments."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from dinotxt_jax.tokenizers import CLIP_VOCABULARY_SIZE
 from dinotxt_jax.training.step import Trainer, make_trainer
 from dinotxt_jax.training.texts import check_text_rows
 
-# Captions drawn to stand for those of the data, and their spread as a part of their mean.
+# Number of simulated captions, and the standard deviation of lengths as a fraction of the mean.
 _CAPTIONS = 2048
 _SPREAD = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractRun:
-    """What a step is compiled from.
+    """Everything needed to compile a step.
 
     Attributes:
-        trainer: as in training.
-        arguments: of `trainer.train_step`, `jax.ShapeDtypeStruct` with shardings in place of
-            arrays, by name: state, frozen, batch.
+        trainer: the same object as in training.
+        arguments: the arguments state, frozen and batch of `trainer.train_step`, as trees of
+            `jax.ShapeDtypeStruct` with shardings.
     """
 
     trainer: Trainer
@@ -45,7 +45,7 @@ class AbstractRun:
         return self.trainer.mesh
 
     def bytes_by_part(self) -> dict[str, float]:
-        """Bytes of a device that arguments take, without padding."""
+        """Returns the bytes of each group of arguments on one device, without padding."""
         state = self.arguments["state"]
         parts = {
             "frozen": self.arguments["frozen"],
@@ -57,7 +57,7 @@ class AbstractRun:
 
 
 def device_bytes(tree: Any) -> float:
-    """Bytes that one device holds of a tree of arrays with shardings."""
+    """Returns the bytes of a tree of sharded arrays on one device."""
     return float(
         sum(
             np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -69,12 +69,12 @@ def device_bytes(tree: Any) -> float:
 def abstract_run(
     config: Config, devices: Sequence[jax.Device], caption_tokens: float
 ) -> AbstractRun:
-    """The run of a config on devices that need not exist.
+    """Builds the run of a config on devices that need not exist.
 
     Args:
-        config: the run; neither its backbone nor its data nor its vocabulary have to be there.
-        devices: to lie on.
-        caption_tokens: mean length of captions, which says how many rows packed ones fill.
+        config: the run; backbone, data and vocabulary need not exist.
+        devices: the devices of the run.
+        caption_tokens: mean length of captions; determines the number of packed rows.
 
     Raises:
         UserError: settings that cannot be run.
@@ -88,16 +88,16 @@ def abstract_run(
     trainer = make_trainer(config, backbone, vocabulary, mesh)
     frozen = {} if config.features else {"backbone": trainer.abstract["backbone"]}
     batch = _abstract_batch(trainer, caption_tokens)
-    # Outside of `jax.set_mesh`, which these devices do not survive: optax makes small arrays here.
+    # Outside of `jax.set_mesh`: optax creates small arrays here, which these devices cannot hold.
     state = trainer.abstract_state()
     return AbstractRun(trainer, {"state": state, "frozen": frozen, "batch": batch})
 
 
 def backbone_description(backbone: str) -> ModelDescription:
-    """Of the model directory; if it is not there, of the architecture that its name ends in.
+    """Reads a model directory; if it does not exist, uses the preset that the path ends with.
 
     Raises:
-        UserError: neither a model directory nor the name of an architecture.
+        UserError: neither a model directory nor the name of a preset.
     """
     path = Path(backbone)
     if (path / "model.json").exists():
@@ -137,15 +137,16 @@ def _abstract_batch(trainer: Trainer, caption_tokens: float) -> dict[str, jax.Sh
 
 
 def packed_rows(captions: int, parts: int, length: int, mean: float) -> int:
-    """Rows that training would plan for captions of that mean length.
+    """Returns the number of rows that training would plan for captions of a mean length.
 
     Args:
-        captions: of a device. parts: number of devices that share a batch.
-        length: tokens of a row.
-        mean: tokens of a caption, start and end included.
+        captions: captions per device.
+        parts: number of devices that share a batch.
+        length: tokens per row.
+        mean: mean tokens per caption, including start and end.
 
     Raises:
-        UserError: captions that fit no row.
+        UserError: the mean length does not fit a row.
     """
     if not 3 <= mean <= length:
         raise UserError(
@@ -157,7 +158,7 @@ def packed_rows(captions: int, parts: int, length: int, mean: float) -> int:
 
 
 def assumed_lengths(longest: int, mean: float) -> Int[np.ndarray, " n"]:
-    """Lengths drawn, always the same, from a gamma distribution half as wide as its mean."""
+    """Draws lengths (always the same) from a gamma distribution; std is half of the mean."""
     shape = _SPREAD**-2
     drawn = np.random.default_rng(0).gamma(shape, mean / shape, _CAPTIONS)
     return np.clip(np.round(drawn), 3, longest).astype(np.int64)

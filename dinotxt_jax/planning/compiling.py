@@ -1,4 +1,4 @@
-"""Compiling for devices that are not there, and the memory that the compiler assigned."""
+"""Compiles for devices that need not exist, and reads the memory that the compiler assigned."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dinotxt_jax.runtime.chips import CHIPS, Chip
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is compiled for.
+    """The devices that a program is compiled for.
 
     Attributes:
-        name: of the topology.
-        chip: its kind.
-        devices: all of them.
-        slices: how many slices they are.
+        name: name of the topology.
+        chip: kind of chip.
+        devices: all devices.
+        slices: number of slices.
     """
 
     name: str
@@ -38,23 +38,23 @@ class Target:
 
 
 def target(topology: Topology | str) -> Target:
-    """The target of a topology; raises `UserError` where it, or libtpu, is not to be had."""
-    found = parse_topology(topology) if isinstance(topology, str) else topology
-    return Target(found.name, CHIPS[found.kind], found.devices(), found.slices)
+    """Returns the target of a topology; raises `UserError` if it or libtpu is not available."""
+    parsed = parse_topology(topology) if isinstance(topology, str) else topology
+    return Target(parsed.name, CHIPS[parsed.kind], parsed.devices(), parsed.slices)
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of a device, as the compiler assigned them.
+    """Bytes on one device, as the compiler assigned them.
 
     Attributes:
-        arguments: what the program is given; what it changes in place is here.
-        outputs: results that have no argument's place.
-        temporaries: everything that exists while it runs, at its most.
+        arguments: arguments, including those updated in place.
+        outputs: results that do not reuse an argument's memory.
+        temporaries: peak of the intermediate arrays.
         code: the program.
-        limit: what there is.
-        refused: what the compiler says it would have needed when it gave up; the other numbers
-            are 0 then.
+        limit: available memory.
+        refused: memory that the compiler would have needed, if it gave up; the other numbers are
+            then 0.
     """
 
     arguments: float
@@ -79,7 +79,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What came out: memory, the program's text read (None if it did not fit), seconds it took."""
+    """The result: memory, the parsed program (None if it did not fit), compile time in seconds."""
 
     memory: Memory
     program: Program | None
@@ -93,14 +93,14 @@ def compile_for(
     arguments: Sequence[Any],
     donated: Sequence[int] = (),
 ) -> Compiled:
-    """Compiles a function as `jax.jit` would, for devices that need not be there.
+    """Compiles a function like `jax.jit`, for devices that need not exist.
 
     Args:
-        target: where `mesh` lies.
-        mesh: set while tracing.
-        function: what `jax.jit` would take.
-        arguments: of it, abstract, with shardings.
-        donated: numbers of arguments whose places results take.
+        target: the devices of `mesh`.
+        mesh: the mesh, set while tracing.
+        function: a function for `jax.jit`.
+        arguments: abstract arguments with shardings.
+        donated: indices of donated arguments.
     """
     start = time.monotonic()
     with jax.set_mesh(mesh):
@@ -113,13 +113,13 @@ def compile_for(
             refused = asked_bytes(str(error)) or target.chip.usable
             memory = Memory(0.0, 0.0, 0.0, 0.0, target.chip.usable, refused)
             return Compiled(memory, None, time.monotonic() - start)
-    # Typed as optional for backends that know neither; the CPU's and the TPU's do.
-    found: Any = compiled.memory_analysis()
+    # Typed as optional; the CPU and TPU backends always return it.
+    analysis: Any = compiled.memory_analysis()
     memory = Memory(
-        arguments=float(found.argument_size_in_bytes),
-        outputs=float(found.output_size_in_bytes - found.alias_size_in_bytes),
-        temporaries=float(found.temp_size_in_bytes),
-        code=float(found.generated_code_size_in_bytes),
+        arguments=float(analysis.argument_size_in_bytes),
+        outputs=float(analysis.output_size_in_bytes - analysis.alias_size_in_bytes),
+        temporaries=float(analysis.temp_size_in_bytes),
+        code=float(analysis.generated_code_size_in_bytes),
         limit=target.chip.usable,
     )
     return Compiled(memory, parse(str(compiled.as_text())), time.monotonic() - start)
@@ -129,8 +129,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def asked_bytes(message: str) -> float | None:
-    """What a program needs, from the compiler's sentence of why it cannot have it."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message) or re.search(
+    """Parses the memory that a program needs from the compiler's out-of-memory message."""
+    matched = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message) or re.search(
         r"\(([\d.]+)([KMGT]?)B?\) exceeds available HBM", message
     )
-    return float(found[1]) * _UNITS[found[2]] if found else None
+    return float(matched[1]) * _UNITS[matched[2]] if matched else None

@@ -1,4 +1,4 @@
-"""What one call of an optimised program costs a device: products, memory traffic, collectives."""
+"""Costs of one call of an optimised program per device: products, HBM traffic, collectives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLLECTIVES = (
     "ragged-all-to-all",
 )
 BETWEEN_SLICES = "between slices"
-# Names of arrays, or work that a later instruction is charged for.
+# Instructions that move no bytes, or whose bytes a later instruction counts.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "copy-start"),
@@ -26,14 +26,14 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All runs of one collective.
+    """All runs of one kind of collective over the same mesh axes.
 
     Attributes:
         kind: one of `COLLECTIVES`.
-        axes: mesh axes over which its devices exchange, joined by "+"; or `BETWEEN_SLICES`.
-        count: how often it runs.
-        bytes: what a device sends, in all, if each array takes the shortest way (a ring).
-        dcn_bytes: the part of it that leaves a slice for another.
+        axes: mesh axes over which devices communicate, joined by "+"; or `BETWEEN_SLICES`.
+        count: number of runs.
+        bytes: total bytes that one device sends, assuming ring algorithms.
+        dcn_bytes: bytes of these that go to another slice.
     """
 
     kind: str
@@ -43,8 +43,8 @@ class Collective:
     dcn_bytes: float = 0.0
 
 
-def matmul_flops(program: Program) -> float:
-    """Operations of matrix products and convolutions on a device, recomputed ones included."""
+def product_flops(program: Program) -> float:
+    """Counts the FLOPs of products and convolutions on one device, including recomputation."""
     total = 0.0
     for name, instruction, times in program.runs():
         computation = program.computations[name]
@@ -62,17 +62,17 @@ def _operand(
 
 
 def _dot_flops(computation: Mapping[str, Instruction], instruction: Instruction) -> float:
-    (found,) = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+    (contracting,) = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     left = _operand(computation, instruction, 0).dimensions
-    depth = math.prod(left[int(place)] for place in found.split(",") if place)
+    depth = math.prod(left[int(axis)] for axis in contracting.split(",") if axis)
     return 2.0 * math.prod(instruction.shapes[0].dimensions) * depth
 
 
 def _convolution_flops(computation: Mapping[str, Instruction], instruction: Instruction) -> float:
-    """Terms that are neither padding nor the holes of a dilation, as XLA counts them.
+    """Counts the terms that are neither padding nor gaps of a dilation, like XLA.
 
-    The TPU's compiler writes every product as a convolution, batched ones with the batch as a
-    dilated dimension.
+    The TPU compiler turns every product into a convolution, and the batch of a batched product into
+    a dilated dimension.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if labels is None:
@@ -109,17 +109,17 @@ def _convolution_flops(computation: Mapping[str, Instruction], instruction: Inst
 
 
 def _braced(attributes: str, name: str) -> str:
-    found = re.search(name + r"=\{([^}]*)\}", attributes)
-    return found[1] if found else ""
+    matched = re.search(name + r"=\{([^}]*)\}", attributes)
+    return matched[1] if matched else ""
 
 
 def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collective]:
-    """Everything that devices send each other, by kind and mesh axes, most bytes first.
+    """Lists the communication between devices by kind and mesh axes, most bytes first.
 
     Args:
-        program: partitioned over the mesh, device n of the program at place n of it; with several
-            slices, device n of the first slice.
-        mesh_shape: sizes of the mesh's axes, in their order.
+        program: program partitioned over the mesh; device n of the program is device n of the mesh
+            (with several slices, of the first slice).
+        mesh_shape: sizes of the mesh axes, in order.
     """
     devices = math.prod(mesh_shape.values())
     sums: dict[tuple[str, str], list[float]] = {}
@@ -128,7 +128,7 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
         kind = instruction.opcode.removesuffix("-start")
         channel = re.search(r"channel_id=\d+", instruction.attributes)
         if name in fused and channel:
-            # One exchange that several fusions push on, each a bit, stands in all of them.
+            # An asynchronous collective appears in every fusion that advances it; count it once.
             if (kind, channel[0]) in overlapped:
                 continue
             overlapped.add((kind, channel[0]))
@@ -139,15 +139,15 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
         elif kind in COLLECTIVES:
             groups = _exchanging(instruction, devices)
             size, result = groups.shape[1], _result_bytes(instruction)
-            # A fusion of this name keeps only each device's part of the sum.
+            # A fusion of this name keeps only the device's shard of the sum.
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind, result = "reduce-scatter", result / size
             axes, sent = "+".join(_axes(groups, mesh_shape)) or "none", _sent(kind, result, size)
         else:
             continue
-        found = sums.setdefault((kind, axes), [0, 0, 0])
-        for place, value in enumerate((1, sent, outside)):
-            found[place] += times * value
+        totals = sums.setdefault((kind, axes), [0, 0, 0])
+        for position, value in enumerate((1, sent, outside)):
+            totals[position] += times * value
     rows = [
         Collective(*key, int(count), sent, outside) for key, (count, sent, outside) in sums.items()
     ]
@@ -155,19 +155,19 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
 
 
 def _between_slices(instruction: Instruction) -> tuple[str, float]:
-    """Kind and bytes of what a device hands to its host for other slices, as on a ring of them."""
+    """Returns kind and bytes that a device sends to other slices, assuming a ring of slices."""
     (kind,) = re.findall(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', instruction.attributes)
     count = len(slices[1].split(",")) if slices else 2
-    kind, own = kind.lower().replace("_", "-"), instruction.shapes[0].bytes
+    kind, local = kind.lower().replace("_", "-"), instruction.shapes[0].bytes
     if kind not in COLLECTIVES:
-        return kind, own
-    result = {"all-gather": own * count, "reduce-scatter": own / count}.get(kind, own)
+        return kind, local
+    result = {"all-gather": local * count, "reduce-scatter": local / count}.get(kind, local)
     return kind, _sent(kind, result, count)
 
 
 def _result_bytes(instruction: Instruction) -> float:
-    """Bytes of the result; what starts an exchange carries its operands in front of it."""
+    """Returns the bytes of the result; results of "-start" instructions begin with the operands."""
     shapes: Sequence[ArrayShape] = instruction.shapes
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         arrays = [
@@ -178,7 +178,7 @@ def _result_bytes(instruction: Instruction) -> float:
 
 
 def _sent(kind: str, result: float, devices: int) -> float:
-    """Bytes that one of so many devices sends on a ring, for a result of so many bytes."""
+    """Returns the bytes that each of `devices` sends in a ring, for a result of given bytes."""
     others = devices - 1
     if kind == "all-reduce":
         return 2 * result * others / devices
@@ -192,25 +192,25 @@ def _sent(kind: str, result: float, devices: int) -> float:
 def _exchanging(instruction: Instruction, devices: int) -> np.ndarray:
     pairs = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", instruction.attributes)
     if pairs:
-        found = re.findall(r"(\d+),(\d+)", pairs[1])
-        return np.asarray([[int(one), int(other)] for one, other in found])
+        devices_of_pairs = re.findall(r"(\d+),(\d+)", pairs[1])
+        return np.asarray([[int(source), int(target)] for source, target in devices_of_pairs])
     groups = replica_groups(instruction.attributes)
     return np.arange(devices)[None] if groups is None or not groups.size else groups
 
 
 def _axes(groups: np.ndarray, mesh_shape: Mapping[str, int]) -> list[str]:
-    """The mesh axes along which devices of one group differ."""
+    """Returns the mesh axes along which the devices of a group differ."""
     places = np.stack(np.unravel_index(groups, tuple(mesh_shape.values())))
     differ = (places != places[..., :1]).any(axis=(1, 2))
     return [name for name, used in zip(mesh_shape, differ, strict=True) if used]
 
 
 def memory_traffic(program: Program) -> float:
-    """Bytes that a device reads from and writes to HBM, estimated.
+    """Estimates the bytes that a device reads from and writes to HBM.
 
-    Every instruction reads its operands and writes its results once; of an array that a fusion
-    takes or changes a slice of, the slice counts. What the compiler keeps on the chip is left out,
-    what it fetches twice is not known.
+    Every instruction reads its operands and writes its results once. If a fusion reads or updates a
+    slice of an array, only the slice counts. Arrays that the compiler keeps on the chip do not
+    count; repeated reads are unknown.
     """
     fused, total = program.fused(), 0.0
     for name, instruction, times in program.runs():
@@ -239,7 +239,7 @@ def _moved(
         moved += _in_hbm(shapes) if part is None else min(part, _in_hbm(shapes))
     for update in inner.values():
         if update.opcode == "dynamic-update-slice":
-            # In place: of the result, and of the operand it is, only the slice moves.
+            # In-place update: only the slice of the operand and the result moves.
             whole = _in_hbm(update.shapes)
             part = _in_hbm(_operand_shapes(inner, update, 1))
             moved += min(0.0, part - whole)
@@ -253,11 +253,11 @@ def _operand_shapes(
 
 
 def _taken(program: Program, inner: Mapping[str, Instruction], parameter: int) -> float | None:
-    """The bytes that a fusion uses of a parameter if only slices of it, otherwise None."""
+    """Returns the bytes that a fusion reads of a parameter if it reads only slices, else None."""
     (name,) = [
-        one.name
-        for one in inner.values()
-        if one.opcode == "parameter" and one.constant == str(parameter)
+        instruction.name
+        for instruction in inner.values()
+        if instruction.opcode == "parameter" and instruction.constant == str(parameter)
     ]
     return _used(program, inner, name)
 

@@ -1,4 +1,4 @@
-"""The memory that evaluation takes: the encoders of `dinotxt_jax.evaluate` for a topology."""
+"""Compiles the encoders of `dinotxt_jax.evaluate` for a topology, to plan memory."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Int, UInt8
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import Config, EvaluationConfig, MeshConfig, TaskConfig
-from dinotxt_jax.data.transforms import normalize
-from dinotxt_jax.evaluation.tasks import check_tasks
-from dinotxt_jax.inference.running import checked_dtype, run_method
+from dinotxt_jax.config import DTYPE_NAMES, Config, EvaluationConfig, MeshConfig
+from dinotxt_jax.errors import check_choice
+from dinotxt_jax.evaluation.tasks import KINDS, check_tasks
+from dinotxt_jax.inference.running import run_method
 from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
 from dinotxt_jax.planning.abstract import AbstractRun, abstract_run
 from dinotxt_jax.planning.compiling import Compiled, Target, compile_for
-from dinotxt_jax.storage.model_directory import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderPlan:
-    """One encoder compiled.
+    """A compiled encoder.
 
     Attributes:
-        name: such as "images of 224 px", or "texts".
-        batch_size: encoded at once, all devices.
-        compiled: its memory.
+        name: for example "images of 224 px", or "texts".
+        batch_size: global batch size.
+        compiled: memory and program.
     """
 
     name: str
@@ -37,27 +37,21 @@ class EncoderPlan:
 
 
 def image_sizes(config: EvaluationConfig) -> dict[int, str]:
-    """Sides of the squares that the tasks encode, pixels, and the method that does."""
+    """Returns the side of the square images that tasks encode, pixels -> encoder method."""
     sizes: dict[int, str] = {}
     for task in config.tasks.values():
-        size = _side(task)
-        dense = task.kind == "segmentation" or sizes.get(size) == "encode_patches"
+        kind = KINDS[task.kind]
+        size = kind.image_side(task)
+        dense = not kind.encodes_whole_images or sizes.get(size) == "encode_patches"
         sizes[size] = "encode_patches" if dense else "encode_image"
     return sizes
 
 
-def _side(task: TaskConfig) -> int:
-    if task.kind != "segmentation":
-        return task.data.image_size
-    whole = task.segmentation.protocol == "whole"
-    return task.segmentation.image_size if whole else task.segmentation.window
-
-
 def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target) -> AbstractRun:
-    """The model that a config trains, on replicas, as `dinotxt_jax.evaluate` has it.
+    """Builds the model of a config, replicated on all devices like in `dinotxt_jax.evaluate`.
 
     Raises:
-        UserError: tasks that cannot be run on so many devices.
+        UserError: tasks that cannot run on this number of devices.
     """
     replicas = dataclasses.replace(
         config,
@@ -73,19 +67,20 @@ def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target)
 def plan_encoders(
     config: Config, evaluation: EvaluationConfig, target: Target, dtype: str
 ) -> list[EncoderPlan]:
-    """Compiles what `dinotxt_jax.evaluate` would run with the model that a config trains.
+    """Compiles the encoders that `dinotxt_jax.evaluate` runs for the model of a config.
 
     Args:
-        config: of training, for the architecture.
+        config: training config, which determines the architecture.
         evaluation: tasks and batch size.
-        target: all of whose devices evaluate, as replicas.
-        dtype: of arrays and products.
+        target: devices; all of them evaluate, as replicas.
+        dtype: dtype of arrays and products.
 
     Raises:
         UserError: settings that cannot be run.
     """
     run = evaluation_run(config, evaluation, target)
-    dtypes = DTypes(checked_dtype(dtype), dtype)
+    check_choice("dtype", dtype, DTYPE_NAMES)
+    dtypes = DTypes(dtype, dtype)
 
     def create() -> DinoTxt:
         return DinoTxt(run.trainer.model, dtypes=dtypes)
@@ -95,24 +90,25 @@ def plan_encoders(
     jobs: list[tuple[str, Any, jax.ShapeDtypeStruct]] = []
     for size, method in image_sizes(evaluation).items():
         images = jax.ShapeDtypeStruct((count, size, size, 3), "uint8", sharding=place)
-        encode = functools.partial(_encode_images, graphdef, run.trainer.preprocessing, method)
+        options: dict[str, Any] = {"pixels": run.trainer.preprocessing}
+        options |= {"normalize": True} if method == "encode_image" else {}
+        encode = functools.partial(_encode, graphdef, method, options)
         jobs.append((f"images of {size} px", encode, images))
     length = config.tokenizer.context_length
     texts = jax.ShapeDtypeStruct((count, length), "int32", sharding=place)
-    jobs.append(("texts", functools.partial(_encode_texts, graphdef), texts))
+    encode = functools.partial(_encode, graphdef, "encode_text", {"normalize": True})
+    jobs.append(("texts", encode, texts))
     return [
         EncoderPlan(name, count, compile_for(target, run.mesh, encode, (arrays, rows)))
         for name, encode, rows in jobs
     ]
 
 
-def _encode_images(
-    graphdef: Any, preprocessing: Preprocessing, method: str, arrays: Any, images: jax.Array
+def _encode(
+    graphdef: Any,
+    method: str,
+    settings: dict[str, Any],
+    arrays: Any,
+    rows: UInt8[Array, "b h w 3"] | Int[Array, "b l"],
 ) -> Any:
-    pixels = normalize(images, preprocessing.mean, preprocessing.std)
-    options = (True,) if method == "encode_image" else ()
-    return run_method(graphdef, arrays, method, options, pixels)
-
-
-def _encode_texts(graphdef: Any, arrays: Any, tokens: jax.Array) -> Any:
-    return run_method(graphdef, arrays, "encode_text", (True,), tokens)
+    return run_method(graphdef, arrays, method, rows, **settings)

@@ -1,4 +1,4 @@
-"""A step's plan: what the compiler says of it, and what follows for time and cost."""
+"""Plans a step: facts from the compiler, and estimates of time and cost."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dinotxt_jax.planning.abstract import abstract_run
 from dinotxt_jax.planning.compiling import Memory, Target, compile_for
 from dinotxt_jax.runtime.flops import matmul_flops
 
-# The part of every peak rate that well-written programs reach; the second estimate divides by it.
+# The fraction of peak rates that well-written programs reach; used in the second estimate.
 REACHED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a device does in one step, counted in the optimised program.
+    """The work of one device in one step, counted in the optimised program.
 
     Attributes:
-        flops: of matrix products, recomputed ones included.
+        flops: FLOPs of matrix products, including recomputation.
         hbm_bytes: estimated memory traffic (`costs.memory_traffic`).
-        collectives: what it sends.
-        unknown_loops: loops whose length the program does not tell; their bodies count once.
+        collectives: communication.
+        unknown_loops: number of loops with unknown length; their bodies count once.
     """
 
     flops: float
@@ -35,7 +35,7 @@ class Work:
     unknown_loops: int
 
     def seconds(self, target: Target) -> dict[str, float]:
-        """What each resource needs at its peak rate, each as if alone."""
+        """Returns the seconds that each resource needs at peak rate, independently."""
         chip, share = target.chip, target.chip.devices
         ici = sum(row.bytes - row.dcn_bytes for row in self.collectives)
         dcn = sum(row.dcn_bytes for row in self.collectives)
@@ -49,18 +49,18 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A step compiled for one topology. Bytes and FLOPs of a device unless something else is said.
+    """A step compiled for one topology; bytes and FLOPs are per device unless stated otherwise.
 
     Attributes:
-        target: what it was compiled for.
-        settings: of the config, that decide about memory.
-        mesh: sizes of its axes.
-        pairs_per_step, steps: of the config.
-        memory: compiled.
-        parts: bytes of the arguments by what they are, from their shardings.
-        traced_flops: of matrix products in a step, all devices, counted through scans.
-        work: counted in the compiled program; None if it did not fit.
-        compile_seconds: what compiling took.
+        target: the devices.
+        settings: settings of the config that affect memory.
+        mesh: sizes of the mesh axes.
+        pairs_per_step, steps: from the config.
+        memory: memory assigned by the compiler.
+        parts: bytes of the arguments by group, from their shardings.
+        traced_flops: FLOPs of matrix products per step on all devices, counted through scans.
+        work: work counted in the compiled program; None if it did not fit.
+        compile_seconds: compile time.
     """
 
     target: Target
@@ -76,28 +76,28 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """At peak rates, by resource; empty if the step did not fit."""
+        """Seconds per resource at peak rates; empty if the step did not fit."""
         return {} if self.work is None else self.work.seconds(self.target)
 
     @property
     def bound(self) -> str:
-        """The resource that takes longest."""
+        """The resource that takes the most time."""
         return max(self.seconds, key=lambda name: self.seconds[name])
 
     def step_seconds(self, reached: float = 1.0) -> float:
-        """Time of a step if all resources work at the same time, at that part of their peaks."""
+        """Returns the time of a step if all resources work concurrently at a fraction of peak."""
         return max(self.seconds.values()) / reached
 
     def pairs_per_second(self, reached: float = 1.0) -> float:
         return self.pairs_per_step / self.step_seconds(reached)
 
     def chip_hours(self, reached: float = 1.0) -> float:
-        """For all of the config's steps."""
+        """Returns the chip-hours of all steps of the config."""
         return self.steps * self.step_seconds(reached) * self.target.chips / 3600
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that decide whether a step fits, as they are given on a command line."""
+    """Returns the settings that decide whether a step fits, by command-line key."""
     return {
         "batch_size": config.batch_size,
         "accumulate_steps": config.accumulate_steps,
@@ -111,11 +111,11 @@ def plan_step(config: Config, target: Target, caption_tokens: float) -> Plan:
 
     Args:
         config: the run.
-        target: where it would run.
-        caption_tokens: mean length of captions, for packed ones.
+        target: the devices.
+        caption_tokens: mean length of captions, used if captions are packed.
 
     Raises:
-        UserError: settings that cannot be run on so many devices.
+        UserError: settings that cannot run on this number of devices.
     """
     run = abstract_run(config, target.devices, caption_tokens)
     arguments = tuple(run.arguments.values())
@@ -125,7 +125,7 @@ def plan_step(config: Config, target: Target, caption_tokens: float) -> Plan:
     work = None
     if compiled.program is not None:
         work = Work(
-            flops=costs.matmul_flops(compiled.program),
+            flops=costs.product_flops(compiled.program),
             hbm_bytes=costs.memory_traffic(compiled.program),
             collectives=tuple(costs.collectives(compiled.program, dict(run.mesh.shape))),
             unknown_loops=compiled.program.unknown_loops(),

@@ -1,4 +1,4 @@
-"""Optimised programs as XLA prints them: instructions, and how often each of them runs."""
+"""Parses optimised programs that XLA prints: instructions, and how often each runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CALLED = re.compile(
     r"(calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
     r"(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
-# Computations that are what an instruction does to single elements.
+# Instructions whose called computation applies to single elements.
 _ELEMENTWISE = {
     *("reduce", "all-reduce", "reduce-scatter", "scatter", "sort", "map", "reduce-window"),
     *("select-and-scatter", "all-reduce-start", "reduce-scatter-start"),
@@ -26,7 +26,7 @@ _ELEMENTWISE = {
 
 @dataclasses.dataclass(frozen=True)
 class ArrayShape:
-    """An array of one device: its dtype's name, dimensions, and whether it lies in HBM."""
+    """An array on one device: dtype name, dimensions, and whether it is stored in HBM."""
 
     dtype: str
     dimensions: tuple[int, ...]
@@ -34,7 +34,7 @@ class ArrayShape:
 
     @property
     def bytes(self) -> float:
-        """Without padding."""
+        """Size without padding."""
         digits = re.search(r"\d+", self.dtype)
         bits = int(digits[0]) if digits else 8 * (self.dtype == "pred")
         return math.prod(self.dimensions) * bits / 8
@@ -42,14 +42,14 @@ class ArrayShape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation.
+    """An instruction of a computation.
 
     Attributes:
         name, opcode: as printed.
-        shapes: of the result; several if it is a tuple.
+        shapes: shapes of the result; several for a tuple.
         operands: names of instructions of the same computation.
-        attributes: all that is printed behind the operands.
-        constant: what is printed in place of operands.
+        attributes: the text after the operands.
+        constant: the text inside the parentheses of the operands.
     """
 
     name: str
@@ -60,26 +60,26 @@ class Instruction:
     constant: str = ""
 
     def called(self, kind: str | None = None) -> list[str]:
-        """Computations that the instruction runs, of one kind ("body", "calls", ...) or all."""
+        """Returns called computations, of one kind ("body", "calls", ...) or all."""
         return [
             name.strip().lstrip("%")
-            for found, several, one in _CALLED.findall(self.attributes)
-            if kind in (None, found)
-            for name in (several.split(",") if several else [one])
+            for attribute, names, single_name in _CALLED.findall(self.attributes)
+            if kind in (None, attribute)
+            for name in (names.split(",") if names else [single_name])
         ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A module's computations by name, instructions by name in each (in order), and the entry."""
+    """A module: computation name -> instruction name -> instruction (in order), and the entry."""
 
     computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
 
     def runs(self) -> Iterator[tuple[str, Instruction, int]]:
-        """Every instruction with its computation and how often one call of the program runs it.
+        """Yields (computation, instruction, number of runs in one call of the program).
 
-        A loop whose length the text does not tell counts once (`unknown_loops`). All branches of
+        The body of a loop with unknown length counts once (`unknown_loops`). All branches of
         a conditional count.
         """
         for name, times in self._executions().items():
@@ -87,7 +87,7 @@ class Program:
                 yield name, instruction, times
 
     def fused(self) -> set[str]:
-        """Names of the computations that are the inside of a fusion."""
+        """Returns the names of computations that are bodies of fusions."""
         return {
             called
             for computation in self.computations.values()
@@ -97,7 +97,7 @@ class Program:
         }
 
     def unknown_loops(self) -> int:
-        """Loops whose length the text does not tell."""
+        """Returns the number of loops with unknown length."""
         return sum(
             instruction.opcode == "while" and self.trip_count(instruction) is None
             for name in self._executions()
@@ -105,10 +105,10 @@ class Program:
         )
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often a loop's body runs, where the text tells: noted, or a counter's limit."""
-        noted = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
-        if noted:
-            return int(noted[1])
+        """Returns how often a loop's body runs: its annotation, or the limit of a counter."""
+        annotated = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
+        if annotated:
+            return int(annotated[1])
         (name,) = loop.called("condition")
         condition = self.computations[name]
         limits = [
@@ -116,11 +116,11 @@ class Program:
             for instruction in condition.values()
             if instruction.opcode == "constant" and instruction.constant.isdigit()
         ]
-        compared = any("direction=LT" in one.attributes for one in condition.values())
+        compared = any("direction=LT" in other.attributes for other in condition.values())
         return limits[0] if compared and len(limits) == 1 else None
 
     def _executions(self) -> dict[str, int]:
-        """How often each computation that runs does; callers come before what they call."""
+        """Returns how often each computation runs; callers come before callees."""
         counts: dict[str, int] = {}
 
         def visit(name: str, times: int) -> None:
@@ -139,7 +139,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Reads what `compiled.as_text()` gives."""
+    """Parses the text of `compiled.as_text()`."""
     computations: dict[str, dict[str, Instruction]] = {}
     current: dict[str, Instruction] = {}
     entry = ""
@@ -158,7 +158,7 @@ def parse(text: str) -> Program:
 
 
 def _instruction(name: str, rest: str) -> Instruction:
-    """Of "SHAPE OPCODE(OPERANDS), ATTRIBUTES"."""
+    """Parses "SHAPE OPCODE(OPERANDS), ATTRIBUTES"."""
     end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
     opened = rest.index("(", end)
     closed = _closing(rest, opened)
@@ -181,7 +181,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str, opened: int) -> int:
-    """The place behind the parenthesis that closes the one at `opened`."""
+    """Returns the position after the parenthesis that closes the one at `opened`."""
     depth = 0
     for place in range(opened, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
@@ -191,9 +191,9 @@ def _closing(text: str, opened: int) -> int:
 
 
 def replica_groups(attributes: str) -> np.ndarray | None:
-    """Numbers of the devices that take part together, int[groups devices]; None if not printed.
+    """Parses the device groups of a collective, int[groups devices]; None if not printed.
 
-    Printed as lists, as a reshaped and transposed range `[2,4]<=[4,2]T(1,0)`, or as axes of a mesh
+    XLA prints lists, a reshaped and transposed range `[2,4]<=[4,2]T(1,0)`, or axes of a mesh
     `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`.
     """
     listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes)
@@ -215,7 +215,7 @@ def replica_groups(attributes: str) -> np.ndarray | None:
     places: list[int] = []
     for name, size in sizes.items():
         parts = [(int(before), int(part)) for axis, before, part in chosen if axis == name and part]
-        if parts:  # a part of an axis: between what comes before it and what is left
+        if parts:  # a sub-axis: split the axis into the sizes before, of and after it
             before, part = parts[0]
             places.append(len(shape) + 1)
             shape += [before, part, size // before // part]
@@ -228,7 +228,7 @@ def replica_groups(attributes: str) -> np.ndarray | None:
 
 
 def _range(text: str) -> np.ndarray:
-    """Of "<=[4,2]T(1,0)"."""
+    """Parses "<=[4,2]T(1,0)"."""
     shape, _, permutation = text.removeprefix("<=").partition("T")
     sizes = _numbers(shape)
     numbers = np.arange(math.prod(sizes)).reshape(sizes)

@@ -1,4 +1,4 @@
-"""Memory and time of plans by part, as bars."""
+"""Draws memory and time of plans as bars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dinotxt_jax.planning.estimates import Plan
 from dinotxt_jax.runtime.chips import GIB
 
 _PARTS = ("frozen", "trainable", "optimizer", "batch", "temporaries", "program", "outputs")
-# A part of the memory that is too little to be seen as a bar.
+# Fractions of the memory below this are invisible as a bar.
 _SEEN = 1e-3
 _RESOURCES = ("compute", "hbm", "ici", "dcn")
 
@@ -22,15 +22,15 @@ def check_drawing() -> None:
     except ImportError as error:
         raise UserError(
             "drawing plan.png needs matplotlib, which is not installed; run pip install "
-            "matplotlib, or leave out --output."
+            "matplotlib, or omit --output."
         ) from error
 
 
 def draw(plans: Sequence[Plan], path: Path) -> None:
-    """Two panels: memory of a device beside what it has, and the time of each resource.
+    """Draws two panels: memory of a device with the limit, and the time of each resource.
 
     Args:
-        plans: a row of bars each.
+        plans: one row of bars per plan.
         path: the PNG to write.
     """
     from matplotlib.figure import Figure
@@ -46,18 +46,18 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
             for width, plan in zip(widths, plans, strict=True)
         ):
             left.barh(rows, widths, left=start, label=part)
-            start = [one + width for one, width in zip(start, widths, strict=True)]
+            start = [left_end + width for left_end, width in zip(start, widths, strict=True)]
     for row, plan in zip(rows, plans, strict=True):
         limit = plan.memory.limit / GIB
         left.plot([limit, limit], [row - 0.45, row + 0.45], color="black", linewidth=2)
-    left.set_xlabel("GiB of a device (line: what there is)")
+    left.set_xlabel("GiB per device (line: available)")
     height = 0.8 / len(_RESOURCES)
     for number, resource in enumerate(_RESOURCES):
         times = [1e3 * plan.seconds.get(resource, 0.0) for plan in plans]
         if any(times):
             places = [row - 0.3 + number * height for row in rows]
             right.barh(places, times, height=height, label=resource)
-    right.set_xlabel("ms a step at peak rates, each as if alone (estimated)")
+    right.set_xlabel("ms per step at peak rates, independently (estimated)")
     for axis in (left, right):
         axis.set_yticks(rows, [plan.target.name for plan in plans])
         axis.invert_yaxis()
@@ -68,11 +68,11 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
 
 
 def memory_by_part(plan: Plan) -> dict[str, float]:
-    """Bytes of a device; what did not fit counts as temporaries, beside the arguments."""
+    """Returns bytes per device by part; if the step did not fit, the excess is temporaries."""
     memory, parts = plan.memory, dict(plan.parts)
     if memory.refused:
         return parts | {"temporaries": max(memory.refused - sum(parts.values()), 0.0)}
-    # The padding that the compiler gives arguments goes to the largest part of them.
+    # The compiler pads arguments; count the padding in the largest part.
     largest = max(parts, key=lambda name: parts[name])
     parts[largest] += memory.arguments - sum(parts.values())
     return parts | {

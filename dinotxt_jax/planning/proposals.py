@@ -1,4 +1,4 @@
-"""What to change where a step does not fit: changes that are tried, in the order of their price."""
+"""Proposes changes that make a step fit, trying cheap changes first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Proposal:
 
     Attributes:
         changes: flags of `dinotxt_jax.train` and `.plan`.
-        plan: of the changed config.
+        plan: plan of the changed config.
     """
 
     changes: tuple[str, ...]
@@ -30,7 +30,7 @@ class Proposal:
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
-    """A config with some settings, by dotted name, replaced."""
+    """Replaces settings of a config, given by dotted name."""
     for name, value in changes.items():
         first, _, rest = name.partition(".")
         new = changed(getattr(config, first), {rest: value}) if rest else value
@@ -39,19 +39,21 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def candidates(config: Config, devices: int, slices: int = 1) -> Iterator[dict[str, Any]]:
-    """Changes worth trying, cheapest first: settings by dotted name.
+    """Yields changes worth trying, cheapest first, as settings by dotted name.
 
-    Recomputing costs FLOPs, splitting parameters further costs traffic, accumulating a second pass
-    over the text transformer and the head; only then is the batch itself made smaller, which
+    Recomputation costs FLOPs, sharding parameters further costs traffic, accumulation costs a
+    second pass over the text transformer and the head. Only then is the batch reduced, which
     changes the recipe.
 
     Args:
-        config: of the run. devices: of all its slices. slices: how many those are.
+        config: the run.
+        devices: number of devices of all slices.
+        slices: number of slices.
     """
     weaker = {"none": ("dots", "full"), "dots": ("full",)}.get(config.remat, ())
     most = {"remat": "full"} if config.remat != "full" else {}
     replicas = {} if config.mesh.data == -1 else {"mesh.data": -1}
-    parts = devices // config.mesh.tensor  # of the batch
+    parts = devices // config.mesh.tensor  # parts of the batch
     widest = parts // slices
     wider = [
         {"mesh.fsdp": fsdp} | replicas
@@ -67,10 +69,10 @@ def candidates(config: Config, devices: int, slices: int = 1) -> Iterator[dict[s
     seen: list[dict[str, Any]] = []
     tried: Iterator[dict[str, Any]] = itertools.chain(
         ({"remat": policy} for policy in weaker),
-        (most | one for one in wider),
-        (most | one for one in split),
-        (most | one for one in smaller),
-        (most | wider[-1] | one for one in (*split, *smaller) if wider),
+        (most | change for change in wider),
+        (most | change for change in split),
+        (most | change for change in smaller),
+        (most | wider[-1] | change for change in (*split, *smaller) if wider),
     )
     for changes in tried:
         if changes not in seen:
@@ -85,13 +87,14 @@ def propose(
     most: int,
     compile_step: Callable[[Config, Target, float], Plan] = plan_step,
 ) -> Proposal | None:
-    """The first change that makes a step fit, found by compiling it.
+    """Returns the first change that makes a step fit, which is verified by compiling it.
 
     Args:
         config: a run that does not fit.
-        target: where. caption_tokens: as for `plan_step`.
-        most: changes to try.
-        compile_step: what compiles.
+        target: the devices.
+        caption_tokens: as for `plan_step`.
+        most: maximum number of changes to try.
+        compile_step: compiles a step, like `plan_step`.
     """
     tried = list(itertools.islice(candidates(config, len(target.devices), target.slices), most))
     with progress_bar(len(tried), 0, "change", f"{target.name}: what would fit") as bar:

@@ -1,4 +1,4 @@
-"""Plans in words and as JSON."""
+"""Formats plans as text and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RESOURCES = {
 
 
 def described(plan: Plan) -> list[str]:
-    """A plan as lines to read."""
+    """Formats a plan as lines of text."""
     target, memory = plan.target, plan.memory
     axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "of 1"
     settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
@@ -54,8 +54,8 @@ def described(plan: Plan) -> list[str]:
 
 def _work_lines(plan: Plan, work: Work) -> list[str]:
     lines = [
-        f"  FLOPs of a device in the compiled program, recomputed ones too: {work.flops:.3e}",
-        "  sent by a device in a step, MiB (from the compiled program, as on a ring):",
+        f"  FLOPs of a device in the compiled program, with recomputation: {work.flops:.3e}",
+        "  sent by a device per step, MiB (from the compiled program, ring algorithms):",
     ]
     lines += [
         f"    {row.kind:<20}{row.axes:<16}{row.bytes / 2**20:>10.1f}  in {row.count} runs"
@@ -63,14 +63,14 @@ def _work_lines(plan: Plan, work: Work) -> list[str]:
     ]
     if work.unknown_loops:
         lines.append(f"    ({work.unknown_loops} loops of unknown length count once)")
-    lines.append("  estimated from these and the chip's peaks, ms a step, each as if alone:")
+    lines.append("  estimated from these and the chip's peak rates, ms per step, independently:")
     lines += [
         f"    {_RESOURCES[name]:<24}{1e3 * seconds:>8.1f}" for name, seconds in plan.seconds.items()
     ]
     for reached in (1.0, REACHED):
         lines.append(
             f"  estimated at {reached:.0%} of the peaks, bound by {_RESOURCES[plan.bound]}: "
-            f"{1e3 * plan.step_seconds(reached):.0f} ms a step, "
+            f"{1e3 * plan.step_seconds(reached):.0f} ms per step, "
             f"{plan.pairs_per_second(reached):,.0f} pairs/s, "
             f"{plan.chip_hours(reached):,.0f} chip-hours for {plan.steps} steps"
         )
@@ -78,7 +78,7 @@ def _work_lines(plan: Plan, work: Work) -> list[str]:
 
 
 def described_encoders(plans: Sequence[EncoderPlan], topology: str) -> list[str]:
-    """Evaluation as lines to read."""
+    """Formats the encoders of an evaluation as lines of text."""
     lines = [f"{topology}: evaluation, memory of a device, GiB (from the compiler):"]
     for plan in plans:
         memory = plan.compiled.memory
@@ -91,11 +91,11 @@ def described_encoders(plans: Sequence[EncoderPlan], topology: str) -> list[str]
 
 
 def described_proposal(plan: Plan, proposal: Proposal | None) -> str:
-    """What to do about a step that does not fit."""
+    """Explains how to make a step fit."""
     if proposal is None:
         return (
-            f"{plan.target.name}: the step does not fit, and no change that was tried makes it "
-            "fit; take a larger topology, or try more changes with --proposals."
+            f"{plan.target.name}: the step does not fit, and none of the compiled changes makes it "
+            "fit; use a larger topology, or try more changes with --proposals."
         )
     memory = proposal.plan.memory
     return (
@@ -105,9 +105,9 @@ def described_proposal(plan: Plan, proposal: Proposal | None) -> str:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """A plan as what JSON can hold.
+    """Converts a plan to JSON values.
 
-    "compiled" comes from the compiler, "traced" from the shapes, "estimated" from both and the
+    "compiled" comes from the compiler, "traced" from shapes, "estimated" from both and the
     chip's peak rates.
     """
     target, memory, work = plan.target, plan.memory, plan.work
@@ -149,7 +149,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def encoder_json(plan: EncoderPlan, topology: str) -> dict[str, Any]:
-    """An evaluation encoder as what JSON can hold."""
+    """Converts an encoder plan to JSON values."""
     memory = plan.compiled.memory
     return {
         "topology": topology,

@@ -1,4 +1,4 @@
-"""All that `python -m dinotxt_jax.plan` does, from a config to a report."""
+"""The implementation of `python -m dinotxt_jax.plan`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dinotxt_jax.config import Config, EvaluationConfig
-from dinotxt_jax.errors import UserError
-from dinotxt_jax.inference.running import checked_dtype
+from dinotxt_jax.config import DTYPE_NAMES, Config, EvaluationConfig
+from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.planning.abstract import abstract_run
 from dinotxt_jax.planning.compiling import Target, target
 from dinotxt_jax.planning.encoders import evaluation_run, plan_encoders
@@ -31,7 +30,7 @@ from dinotxt_jax.storage.files import write_text
 
 
 def named_targets(names: Sequence[str]) -> list[Target]:
-    """The topologies of such names, the first to run on and others to compare it with.
+    """Returns the targets of topology names; the first is planned, the others are compared.
 
     Raises:
         UserError: no name, an unknown topology, or libtpu is missing.
@@ -41,7 +40,7 @@ def named_targets(names: Sequence[str]) -> list[Target]:
             "no topology is named, and the config names none; give one with --topology, such as "
             "--topology=v6e:16x16."
         )
-    return [target(found) for found in [parse_topology(name) for name in names]]
+    return [target(topology) for topology in [parse_topology(name) for name in names]]
 
 
 def plan(
@@ -54,40 +53,40 @@ def plan(
     output: Path | None = None,
     proposals: int = 4,
 ) -> bool:
-    """Compiles and reports; prints what it finds.
+    """Compiles the step for all targets, and prints a report.
 
     Args:
         config: the run.
-        targets: what to run on, then others to compare it with.
-        caption_tokens: mean length of captions, for packed ones.
+        targets: the target of the run, then targets to compare with.
+        caption_tokens: mean length of captions, used if captions are packed.
         evaluation: also compile the encoders for these tasks.
-        evaluation_dtype: of them.
+        evaluation_dtype: dtype of these encoders.
         output: folder for plan.json and plan.png.
-        proposals: changes to try where the step does not fit.
+        proposals: number of changes to try if the step does not fit.
 
     Returns:
         Whether everything fits on the first target.
 
     Raises:
-        UserError: settings that cannot be run; before anything is compiled.
+        UserError: settings that cannot run; raised before anything is compiled.
     """
     if output is not None:
         check_drawing()
-    for one in targets:  # all that can be wrong is found before the first of many minutes
-        abstract_run(config, one.devices, caption_tokens)
+    for candidate in targets:  # report mistakes before minutes of compilation
+        abstract_run(config, candidate.devices, caption_tokens)
     if evaluation is not None:
-        checked_dtype(evaluation_dtype)
+        check_choice("dtype", evaluation_dtype, DTYPE_NAMES)
         evaluation_run(config, evaluation, targets[0])
     plans: list[Plan] = []
-    for one in watched(targets, "topology", "compiling the train step"):
-        plans.append(plan_step(config, one, caption_tokens))
+    for candidate in watched(targets, "topology", "compiling the train step"):
+        plans.append(plan_step(config, candidate, caption_tokens))
         tqdm.write("\n".join(described(plans[-1])))
-    fits, contents = plans[0].memory.fits, {"plans": [as_json(one) for one in plans]}
+    fits, contents = plans[0].memory.fits, {"plans": [as_json(planned) for planned in plans]}
     if evaluation is not None:
         encoders = plan_encoders(config, evaluation, targets[0], evaluation_dtype)
         print("\n".join(described_encoders(encoders, targets[0].name)))
-        contents["encoders"] = [encoder_json(one, targets[0].name) for one in encoders]
-        fits &= all(one.compiled.memory.fits for one in encoders)
+        contents["encoders"] = [encoder_json(encoder, targets[0].name) for encoder in encoders]
+        fits &= all(encoder.compiled.memory.fits for encoder in encoders)
     if not plans[0].memory.fits:
         proposal = propose(config, targets[0], caption_tokens, proposals)
         print(described_proposal(plans[0], proposal))

@@ -1,4 +1,4 @@
-"""TPU slices by name: what their chips can do, and devices to compile for where there are none."""
+"""TPU topologies by name, and devices to compile for without having them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Slices of one kind and shape.
+    """One or several slices of the same kind and shape.
 
     Attributes:
-        name: as given, `KIND:AxB[xC]`, several slices as `N*KIND:AxB[xC]`.
+        name: `KIND:AxB[xC]`, or several slices `N*KIND:AxB[xC]`.
         kind: a key of `CHIPS`.
-        shape: chips of a slice along each dimension of its torus.
-        slices: how many.
+        shape: number of chips along each dimension of a slice's torus.
+        slices: number of slices.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Topology:
         return self.chips * self.chip.devices
 
     def devices(self) -> list[jax.Device]:
-        """Devices that can be compiled for, and nothing else.
+        """Returns devices that programs can be compiled for, but not run on.
 
         Raises:
             UserError: libtpu is not installed, or refuses the topology.
@@ -73,10 +73,10 @@ class Topology:
 
 
 def parse_topology(name: str) -> Topology:
-    """The topology of a name such as "v5e:16x16", "v5p:4x4x8" or "2*v6e:16x16".
+    """Parses a name such as "v5e:16x16", "v5p:4x4x8" or "2*v6e:16x16".
 
     Raises:
-        UserError: a kind or shape that there is not.
+        UserError: a kind or shape that does not exist.
     """
     matched = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)+)", name)
     if matched is None:

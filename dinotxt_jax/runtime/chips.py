@@ -1,4 +1,4 @@
-"""What accelerators can do, as their vendors say."""
+"""Peak rates and memory of accelerators, from the vendors' specifications."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of TPU; rates are the vendor's peaks.
+    """A kind of TPU chip; rates are the vendor's peaks.
 
     Attributes:
-        device_kinds: what JAX calls its devices, by runtime.
-        flops: bfloat16 operations a second.
-        hbm: bytes of memory sold with the chip; a program gets a little less (`Topology.limit`).
-        hbm_rate: bytes a second.
-        ici_rate: bytes a second that leave it over all its links to other chips of the slice.
-        dcn_rate: its part of what leaves a host for other slices, bytes a second.
-        dimensions: of the torus.
-        largest: most chips of a slice.
-        devices: JAX devices of a chip. Two cores that act as one ("megacore") are one device.
+        device_kinds: `device_kind` of the JAX devices, depending on the runtime.
+        flops: bfloat16 operations per second.
+        hbm: nominal bytes of memory; a program can use slightly less (`Topology.limit`).
+        hbm_rate: bytes per second.
+        ici_rate: bytes per second sent over all links to other chips of the slice.
+        dcn_rate: share of the host's network to other slices, bytes per second.
+        dimensions: dimensions of the torus.
+        largest: maximum number of chips in a slice.
+        devices: JAX devices per chip. Two cores that act as one ("megacore") are one device.
         usable: bytes of memory that the compiler gives a program on one device.
-        options: what `get_topology_desc` wants for this kind.
+        options: arguments of `get_topology_desc` for this kind.
     """
 
     device_kinds: tuple[str, ...]
@@ -40,10 +40,10 @@ class Chip:
 
 
 GIB = 2.0**30
-# The pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" of docs.cloud.google.com/tpu; links count one
-# way, half of the "bidirectional" figure. v4's links and the share in the data centre network of
-# v4 and TPU7x are those of "How to Scale Your Model" (jax-ml.github.io/scaling-book). `usable` is
-# what libtpu 0.0.42 names when a program asks for too much.
+# Sources: the pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" of docs.cloud.google.com/tpu; links
+# count one direction, half of the "bidirectional" figure. v4's links and the DCN share of v4 and
+# TPU7x are from "How to Scale Your Model" (jax-ml.github.io/scaling-book). `usable` is the limit in
+# libtpu 0.0.42's out-of-memory message.
 CHIPS: Mapping[str, Chip] = {
     "v4": Chip(
         *(("TPU v4",), 275e12, 32 * GIB, 1200e9, 270e9, 6.25e9, 3, 4096, 30.75 * GIB),
@@ -63,8 +63,8 @@ CHIPS: Mapping[str, Chip] = {
     ),
 }
 
-# bfloat16 products without sparsity, operations a second, as NVIDIA's data sheets have them; the
-# first name that occurs in a device's is its.
+# Dense bfloat16 operations per second from NVIDIA's data sheets. The first name that occurs in the
+# device kind applies, so longer names come first.
 _GPU_FLOPS = {
     "GB200": 2250e12,
     "B200": 2250e12,
@@ -84,7 +84,7 @@ _GPU_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """bfloat16 operations a second of a device (`jax.Device.device_kind`), if they are known."""
+    """Returns bfloat16 operations per second of a device kind, or None if unknown."""
     for chip in CHIPS.values():
         if device_kind in chip.device_kinds:
             return chip.flops / chip.devices

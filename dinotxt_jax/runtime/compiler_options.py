@@ -1,4 +1,4 @@
-"""What the compiler is told on CPUs, because its own choice is slow there."""
+"""XLA options for CPUs, where the compiler's default is slow."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Iterable
 
 import jax
 
-# XLA gives float32 products to YNNPACK, which takes twice as long as Eigen for those of attention
-# and a tenth longer for the others (benchmarks/torch_train_step.py, JAX 0.10 and 0.12); in bfloat16
-# it is the faster one.
+# XLA gives float32 products to YNNPACK, which takes twice as long as Eigen for attention and 10 %
+# longer for other products (benchmarks/torch_train_step.py, JAX 0.10 and 0.12). In bfloat16
+# YNNPACK is faster.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
-# XLA takes this one from the environment only.
+# XLA reads this option from the environment only.
 _ONEDNN = re.compile(r"--xla_cpu_experimental_onednn_custom_call(=(true|1))?(\s|$)")
 
 
 def compiler_options(dtypes: Iterable[str]) -> dict[str, str]:
-    """`compiler_options` of `jax.jit` for a function of the models.
+    """Returns `compiler_options` for `jax.jit` of a model function.
 
     Args:
-        dtypes: names of what its matrix products run in.
+        dtypes: dtypes of the matrix products.
 
     Returns:
-        None of them on accelerators, in half precision, where this JAX does not know them, and
-        where `XLA_FLAGS` has them or gives products to oneDNN.
+        The options; empty on accelerators, in bfloat16, if this JAX version does not know them, and
+        if `XLA_FLAGS` sets them or gives products to oneDNN.
     """
     if "bfloat16" in dtypes or jax.default_backend() != "cpu":
         return {}
@@ -35,7 +35,7 @@ def compiler_options(dtypes: Iterable[str]) -> dict[str, str]:
 
 
 def uses_onednn() -> bool:
-    """Whether `XLA_FLAGS` lets CPUs give products to oneDNN (JAX 0.12)."""
+    """Returns whether `XLA_FLAGS` lets XLA use oneDNN on CPUs (JAX 0.12)."""
     return _ONEDNN.search(os.environ.get("XLA_FLAGS", "")) is not None
 
 

@@ -1,6 +1,6 @@
-"""Matrix-product FLOPs of a function, counted in what JAX traces of it.
+"""Counts the matrix-product FLOPs of a function in the program that JAX traces.
 
-A compiler's own count takes the body of a scan once; here it is taken as often as it runs.
+A compiler counts the body of a scan once; here it counts as often as it runs.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from typing import Any
 
 import jax
 
-# Products of cuDNN's fused attention over whole rows: scores and weighted values; backward the
-# scores once more and a gradient for each of the four factors.
+# Number of products in cuDNN's fused attention. Forward: scores, weighted values. Backward: the
+# recomputed scores and a gradient for each of the four factors.
 _FUSED_ATTENTION = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd": 5}
 
 
 def matmul_flops(function: Callable[..., Any], *abstract_args: Any) -> float:
-    """Floating-point operations of the matrix products and convolutions of one call.
+    """Counts the floating-point operations of all matrix products and convolutions in one call.
 
-    A multiplication and an addition count one each. Counted is what is computed: masked scores,
-    and what a rematerialised backward pass computes again (trace with remat "none" for the model's
-    own FLOPs). Of the branches of a conditional the most expensive counts. What `shard_map` and
-    Pallas kernels do counts for all devices and all of the grid.
+    A multiplication and an addition count one each. Everything that is computed counts, including
+    masked scores and recomputation in a rematerialised backward pass (trace with remat "none" for
+    the model's FLOPs). Of a conditional, the most expensive branch counts. The body of `shard_map`
+    counts once per device and the body of a Pallas kernel once per grid point.
 
     Args:
-        function: what `jax.jit` would take; it is traced, not run.
-        abstract_args: its arguments; `jax.ShapeDtypeStruct` will do.
+        function: a function for `jax.jit`; it is traced, not run.
+        abstract_args: the arguments, for example `jax.ShapeDtypeStruct`.
 
     Returns:
         The sum over all devices.
 
     Raises:
-        ValueError: products in a loop whose length is known only when it runs.
+        ValueError: a loop with products has a length that is unknown before it runs.
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*abstract_args).jaxpr)
 
@@ -57,14 +57,14 @@ def _equation_flops(equation: Any) -> float:
         return max(inner)
     if name == "while" and any(inner):
         raise ValueError(
-            "a while loop whose length is known only when it runs has matrix products in it; use "
+            "a while loop with matrix products has a length that is unknown before it runs; use "
             "jax.lax.scan or a fori_loop with constant bounds, so that they can be counted"
         )
     return sum(inner) * _repetitions(name, parameters)
 
 
 def _repetitions(name: str, parameters: dict[str, Any]) -> int:
-    """How often what is inside an equation runs, over all devices."""
+    """Returns how often the body of an equation runs, summed over all devices."""
     if name == "scan":
         return parameters["length"]
     if name == "shard_map":
@@ -78,7 +78,7 @@ def _repetitions(name: str, parameters: dict[str, Any]) -> int:
 def _inner_jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
     for parameter in parameters.values():
         for value in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
-            inner = getattr(value, "jaxpr", value)  # a closed one, or one itself
+            inner = getattr(value, "jaxpr", value)  # unwrap a ClosedJaxpr
             if hasattr(inner, "eqns"):
                 yield inner
 

@@ -1,8 +1,8 @@
-"""Several processes that compute together: how they start, agree with each other, and end.
+"""Starts, synchronises and ends several processes that compute together.
 
-Every process runs the same program on its own devices. What is computed on the mesh, and what
-agrees processes (all functions here that say so), must be called by all of them in the same order.
-Files are written by the first process, except arrays, of which each writes its own parts.
+Every process runs the same program on its local devices. All processes must call computations on
+the mesh, and the functions here that say so, in the same order. The first process writes all
+files, except arrays, of which each process writes its shards.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from jaxtyping import Int
 from dinotxt_jax import errors
 from dinotxt_jax.errors import UserError
 
-# Seconds that a network file system may take to show what another machine wrote.
+# Seconds to wait until a network file system shows files that another machine wrote.
 PATIENCE = 60.0
-# Others that have found the same error end before the first process does: it takes them with it.
+# The first process waits this long, because its end kills processes that found the same error.
 _GRACE = 3.0
 
 
 class CommonError(UserError):
-    """An error that all processes raise, so that they can end in order."""
+    """An error that all processes raise, so that all can exit normally."""
 
 
 def start(
     coordinator: str | None, count: int | None, index: int | None, heartbeat_timeout: int
 ) -> None:
-    """Joins this process with others, if there are others; must come before any computation.
+    """Connects this process with the others, if there are any, before any computation.
 
-    Where nothing is given and no launcher is found (Slurm, Open MPI, an indexed Kubernetes job, a
-    TPU VM), or `count` is 1, this does nothing.
+    Does nothing if `count` is 1, or if nothing is given and no launcher is found (Slurm, Open MPI,
+    an indexed Kubernetes job, a TPU VM).
 
     Args:
         coordinator: HOST:PORT of the first process.
-        count: number of processes. index: of this one.
-        heartbeat_timeout: seconds after which a process that does not answer counts as lost.
+        count: number of processes.
+        index: index of this process.
+        heartbeat_timeout: seconds after which a silent process counts as lost.
 
     Raises:
-        UserError: settings that do not go together, or the others cannot be reached.
+        UserError: inconsistent settings, or the other processes cannot be reached.
     """
     given = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
     missing = [name for name, value in given.items() if value is None]
@@ -106,9 +107,9 @@ def _check(
 
 
 def _launcher(environment: Mapping[str, str]) -> str | None:
-    """What started several processes, as far as the environment tells."""
+    """Returns the name of the launcher of several processes, according to the environment."""
     if "SLURM_STEP_NODELIST" in environment:
-        # A shell inside an allocation of several tasks is a step of one.
+        # A shell inside an allocation of several tasks is a step with a single task.
         tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
         if int(tasks) > 1:
             return "Slurm"
@@ -116,35 +117,35 @@ def _launcher(environment: Mapping[str, str]) -> str | None:
         return "Open MPI"
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
         return "Kubernetes"
-    # JAX sets this where it finds TPU chips.
+    # JAX sets jax_platforms when it finds TPU chips.
     if "tpu" in (getattr(jax.config, "jax_platforms", "") or "").split(","):
         return "the TPU VM"
     return None
 
 
 def several() -> bool:
-    """Whether this process has others beside it."""
+    """Returns whether there is more than one process."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this process writes files and shows progress."""
+    """Returns whether this process writes files and shows progress."""
     return not several() or jax.process_index() == 0
 
 
 def gathered(values: Sequence[int]) -> Int[np.ndarray, "p n"]:
-    """Equally many small numbers of every process; all processes must call it."""
+    """Gathers small integers, equally many per process; all processes must call it."""
     row = np.asarray(values, np.int32)
     return np.asarray(multihost_utils.process_allgather(row)) if several() else row[None]
 
 
 def wait() -> None:
-    """Goes on when all processes have come here."""
+    """Waits until all processes have called this."""
     gathered([0])
 
 
 def gathered_texts(text: str) -> list[str]:
-    """A text of every process; all processes must call it."""
+    """Gathers one text per process; all processes must call it."""
     if not several():
         return [text]
     encoded = np.frombuffer(text.encode(), np.uint8)
@@ -158,12 +159,12 @@ def gathered_texts(text: str) -> list[str]:
 
 
 def first_says(flag: bool) -> bool:
-    """What the first process thinks; all processes must call it."""
+    """Returns the first process's value; all processes must call it."""
     return bool(gathered([flag])[0, 0])
 
 
 def agree(failure: UserError | None) -> None:
-    """Raises the failures of all processes as a `CommonError`; all processes must call it."""
+    """Raises `CommonError` on all processes if any has a failure; all processes must call it."""
     if not several():
         if failure is not None:
             raise failure
@@ -177,10 +178,10 @@ def agree(failure: UserError | None) -> None:
 
 
 def check_same(values: Mapping[str, Any]) -> None:
-    """Raises `UserError` on all processes that names where one of them differs from the first.
+    """Raises `UserError` on all processes if the values of one differ from the first process's.
 
     Args:
-        values: by what the user calls them; anything that JSON can hold.
+        values: JSON values by the names that the user knows.
     """
     if not several():
         return
@@ -188,18 +189,18 @@ def check_same(values: Mapping[str, Any]) -> None:
     for index, other in enumerate(others, start=1):
         different = [key for key in first.keys() | other.keys() if first.get(key) != other.get(key)]
         if different:
-            found = ", ".join(
+            differences = ", ".join(
                 f"{key} {other.get(key)!r} (process 0: {first.get(key)!r})"
                 for key in sorted(different)
             )
-            raise CommonError(f"process {index} has {found}; give all processes the same.")
+            raise CommonError(f"process {index} has {differences}; give all processes the same.")
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A block in which either all processes succeed, or all end with a `CommonError`.
+    """A block in which either all processes succeed or all raise `CommonError`.
 
-    Nothing in it may need another process.
+    The block must not communicate with other processes.
     """
     failure = None
     try:
@@ -210,7 +211,7 @@ def together() -> Iterator[None]:
 
 
 def check_shared(file: Path) -> None:
-    """Raises `UserError` on all processes if one does not see a file that the first one wrote."""
+    """Raises `UserError` on all processes unless all see a file that the first process wrote."""
     with together():
         deadline = time.monotonic() + PATIENCE
         while not file.exists():
@@ -223,14 +224,14 @@ def check_shared(file: Path) -> None:
 
 
 def placed(rows: np.ndarray, sharding: Sharding) -> jax.Array:
-    """An array that every process holds whole on the devices of all; each keeps its parts."""
+    """Shards rows that every process holds completely; each process keeps its shards."""
     return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
 
 def on_host(array: Any) -> np.ndarray:
-    """All elements of an array, of which other processes may hold parts.
+    """Returns all elements of an array, gathering shards of other processes.
 
-    All processes must call it if it is spread over them.
+    All processes must call it if the array is sharded over them.
     """
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
@@ -238,13 +239,16 @@ def on_host(array: Any) -> np.ndarray:
 
 
 def others_may_be_gone() -> bool:
-    """Whether an error is being raised of which not all processes know: nobody waits for them."""
+    """Returns whether an error is being handled that other processes may not know about.
+
+    Then this process must not wait for them.
+    """
     error = sys.exception()
     return several() and error is not None and not isinstance(error, CommonError)
 
 
-def exit_with(error: UserError) -> NoReturn:
-    """`errors.exit_with`; does not wait for processes that may not know of the error."""
+def exit_without_waiting(error: UserError) -> NoReturn:
+    """Like `errors.exit_with`, without waiting for processes that may not know about the error."""
     if several() and not isinstance(error, CommonError):
         print(f"error: {error}", file=sys.stderr)
         if is_first():
@@ -253,8 +257,8 @@ def exit_with(error: UserError) -> NoReturn:
     errors.exit_with(error)
 
 
-# How XLA, NCCL and the coordination service call a process that is gone. Their names alone would be
-# too little: NCCL can also run out of memory.
+# Messages of XLA, NCCL and the coordination service about a lost process. The names alone would
+# match too much: NCCL can also run out of memory.
 _LOST = re.compile(
     r"\bpeer\b|heartbeat|coordination service"
     r"|(gloo|nccl).*(closed|reset|refused|timed? ?out|abort|remote|network error)",
@@ -263,13 +267,13 @@ _LOST = re.compile(
 
 
 def exit_after(error: Exception) -> NoReturn:
-    """Ends one of several processes on an error that is none of the user's."""
-    # Which kind it is depends on whether a program was being started or its result awaited.
+    """Ends one of several processes after an error that is not a `UserError`."""
+    # The type depends on whether a program was being started or its result awaited.
     if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
         print(
-            f"error: process {jax.process_index()} of {jax.process_count()} lost another one "
-            f"({_first_line(error)}); see what that one said, then run the same command on all "
-            "again: it goes on from the newest checkpoint.",
+            f"error: process {jax.process_index()} of {jax.process_count()} lost another process "
+            f"({_first_line(error)}); read that process's output, then run the same command on all "
+            "again: it continues from the newest checkpoint.",
             file=sys.stderr,
         )
     else:
@@ -278,7 +282,7 @@ def exit_after(error: Exception) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process at once, where JAX would wait for the others; they notice that it left."""
+    """Ends this process at once, without JAX's wait for the others, which will notice."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The progress bar that every long job shows."""
+"""Progress bars for long jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ItemT = TypeVar("ItemT")
 
 
 def watched(items: Sequence[ItemT], unit: str, description: str) -> Iterator[ItemT]:
-    """The items, a bar showing how many were taken."""
+    """Yields the items and shows a progress bar."""
     with progress_bar(len(items), 0, unit, description) as bar:
         for item in items:
             yield item
@@ -23,12 +23,14 @@ def watched(items: Sequence[ItemT], unit: str, description: str) -> Iterator[Ite
 def progress_bar(
     total: int | None, initial: int, unit: str, description: str, unit_scale: bool = False
 ) -> tqdm:
-    """A bar with rate and time left; of several processes the first one shows it.
+    """Creates a bar with rate and remaining time; only the first process shows it.
 
     Args:
-        total, initial: how many there are (None: unknown), and how many an earlier call has done.
-        unit: what is counted. description: what is being done.
-        unit_scale: counts are shown in thousands, millions, ...
+        total: number of items; None if unknown.
+        initial: number of items that an earlier run has finished.
+        unit: name of an item.
+        description: name of the job.
+        unit_scale: show counts in thousands, millions, ...
     """
     return tqdm(
         total=total,

@@ -1,4 +1,4 @@
-"""A run that is told to end: it saves what it has before it does."""
+"""SIGTERM handling: lets a run save its state before it ends."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-# What shells report for a process that SIGTERM ended; launchers start such a run again.
+# The exit code that shells report after SIGTERM; launchers restart such a run.
 EXIT_CODE = 128 + signal.SIGTERM
 
 
 class Termination:
-    """While its context is open, SIGTERM ends nothing but is noted in `requested`.
+    """A context in which SIGTERM only sets `requested`.
 
-    Kubernetes, Slurm, a system that shuts down and `scripts/worker.sh stop` send it, perhaps more
-    than once, some time before they end a process for good. Only the main thread of a process can
-    do this; in others the signal does what it did.
+    Kubernetes, Slurm, a system that shuts down and `scripts/worker.sh stop` send SIGTERM, perhaps
+    repeatedly, before they kill a process. Only the main thread can install a signal handler; in
+    other threads this context does nothing.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Termination:
 
     def __exit__(self, *_: object) -> None:
         if self._can:
-            # None: what JAX sets where there are several processes, and Python cannot set again.
+            # None means a handler that JAX installed from C++, which Python cannot restore.
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -39,5 +39,5 @@ class Termination:
 
 
 def ignore(worker: int, count: int) -> None:
-    """For workers: a signal to the whole process group leaves them to the process they work for."""
+    """Makes a worker process ignore SIGTERM: its parent decides when the worker ends."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

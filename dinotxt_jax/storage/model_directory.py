@@ -180,11 +180,10 @@ def read_description(path: epath.PathLike) -> ModelDescription:
         cure = (
             f"take {inside}"
             if (inside / "model.json").exists()
-            else "make one with python -m weights_convert SOURCE --output=DIR"
+            else "correct the path, or make one with python -m weights_convert SOURCE --output=DIR"
         )
-        raise UserError(
-            f"{path or repr('')} is not a model directory (no model.json in it); {cure}."
-        )
+        missing = "it does not exist" if not epath.Path(path).exists() else "no model.json in it"
+        raise UserError(f"{path or repr('')} is not a model directory ({missing}); {cure}.")
     try:
         values = json.loads(file.read_text())
     except ValueError as error:

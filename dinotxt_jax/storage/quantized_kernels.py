@@ -1,7 +1,7 @@
-"""Kernels in 8 bits: how they are represented, and read from a model directory.
+"""8-bit kernels: quantisation, and reading quantised kernels from a model directory.
 
-A kernel is stored in float32 or bfloat16 and held in memory as 8-bit numbers and one float32 factor
-per output channel; `models.quantization` multiplies with them.
+A kernel is stored in float32 or bfloat16 and held in memory as 8-bit numbers with one float32
+factor per output channel; `models.quantization` multiplies with them.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ SCALE = "kernel_scale"
 def quantized(
     x: Float[Array, "..."], dtype: str, axes: tuple[int, ...]
 ) -> tuple[Num[Array, "..."], Float[Array, "..."]]:
-    """8-bit numbers and float32 factors whose product is near `x`.
+    """Quantises `x` to 8-bit numbers and float32 factors whose product approximates `x`.
 
     Args:
         x: values.
-        dtype: of the numbers.
+        dtype: dtype of the numbers.
         axes: dimensions that share a factor; the factors have size 1 there.
     """
     integer = jnp.issubdtype(dtype, jnp.integer)
     largest = float(jnp.iinfo(dtype).max if integer else jnp.finfo(dtype).max)
     wide = x.astype("float32")
     scale = jnp.abs(wide).max(axes, keepdims=True) / largest
-    # Zeros alone need a factor too.
+    # All-zero rows need a non-zero factor.
     scale = jnp.where(scale == 0, 1.0, scale)
     numbers = wide / scale
     return (jnp.round(numbers) if integer else numbers).astype(dtype), scale
 
 
 def without_scales(abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Shapes and places of arrays that may be quantised, as they are stored: in float32.
+    """Replaces quantised kernels by the float32 kernels that are stored.
 
     Args:
         abstract: nested dict of `jax.ShapeDtypeStruct`.
@@ -58,7 +58,7 @@ def without_scales(abstract: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_kernels(abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """What is left of `abstract` without the kernels that are wanted quantised and their factors.
+    """Removes quantised kernels and their factors from a tree.
 
     Args:
         abstract: nested dict of `jax.ShapeDtypeStruct`.
@@ -77,16 +77,17 @@ def with_kernels(
     stored: Mapping[tuple[str, ...], StoredArray],
     place: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Arrays read as `without_kernels` says, and the kernels of `abstract`, quantised.
+    """Adds the quantised kernels of `abstract` to arrays that were read without them.
 
-    They are read and quantised a layer at a time, so that a backbone that fits memory only in a
-    byte a number can be loaded; the dimensions that share a factor are those in which the abstract
-    factors have size 1.
+    Kernels are read and quantised one layer at a time, so that a backbone can be loaded even if
+    only the 8-bit version fits in memory. Dimensions in which the abstract factors have size 1
+    share a factor.
 
     Args:
-        arrays: nested dict. abstract: what is wanted, of the same nesting.
-        stored: arrays of the model directory by name.
-        place: name of `arrays`.
+        arrays: nested dict, read according to `without_kernels`.
+        abstract: the requested arrays, with the same nesting.
+        stored: arrays of the model directory by path.
+        place: path of `arrays`.
     """
     result = {
         name: with_kernels(value, abstract[name], stored, (*place, name))
@@ -106,8 +107,8 @@ def with_kernels(
     return result
 
 
-def _placed(array: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """On the devices of this process that hold a part of it."""
-    if wanted.sharding is None:
+def _placed(array: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """Shards an array as `target` says; each process places its shards."""
+    if target.sharding is None:
         return jnp.asarray(array)
-    return jax.make_array_from_callback(array.shape, wanted.sharding, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, target.sharding, lambda index: array[index])

@@ -31,8 +31,8 @@ def check_evaluations(config: EvaluationConfig) -> None:
     if not config.best:
         return
     name, _, metric = config.best.rpartition("/")
-    if name not in config.tasks or metric not in KINDS[config.tasks[name].kind].METRICS:
-        choices = [f"{n}/{m}" for n, task in config.tasks.items() for m in KINDS[task.kind].METRICS]
+    if name not in config.tasks or metric not in KINDS[config.tasks[name].kind].metrics:
+        choices = [f"{n}/{m}" for n, task in config.tasks.items() for m in KINDS[task.kind].metrics]
         raise UserError(
             f"config.evaluation.best={config.best!r} is no result of a task; choose among "
             f"{', '.join(choices) or 'those of tasks you add'}."

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import DTYPE_NAMES, Config, DataConfig, check_image_size
-from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.examples import Source, check_images_found
 from dinotxt_jax.data.feature_cache import (
     CachedExample,
     FeatureCache,
@@ -100,7 +100,10 @@ class _Run:
         self.cache = self._open_cache(
             Path(config.features), config.data, config.feature_views, self.source
         )
-        opened = [open_task(name, task) for name, task in config.evaluation.tasks.items()]
+        opened = [
+            open_task(name, task, "config.evaluation")
+            for name, task in config.evaluation.tasks.items()
+        ]
         cached = {name for name, _ in tasks_with_caches(config)}
         caches = {
             one.name: self._open_cache(
@@ -109,6 +112,11 @@ class _Run:
             for one in opened
             if one.name in cached
         }
+        if self.cache is None:
+            check_images_found(self.source, config.data)
+        for one in opened:
+            if caches.get(one.name) is None:
+                one.check_images()
         self.tokenizer = make_tokenizer(config, workdir, self.source)
         self.trainer: Trainer = make_trainer(
             config, self.backbone, self.tokenizer.vocabulary_size, self.mesh

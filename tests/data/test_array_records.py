@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from small_sets import examples, png
 
-from dinotxt_jax.data.sources import ArrayRecordSource, Example, write_array_record
+from dinotxt_jax.data.array_records import ArrayRecordSource, write_array_record
+from dinotxt_jax.data.examples import Example
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
 
@@ -68,7 +69,7 @@ def test_missing_truncated_empty_or_foreign_array_record_is_a_user_error(tmp_pat
         with pytest.raises(UserError, match="cannot be read as ArrayRecord"):
             ArrayRecordSource(path)
     write_array_record(path, [])
-    with pytest.raises(UserError, match="holds no examples"):
+    with pytest.raises(UserError, match="is empty"):
         ArrayRecordSource(path)
 
 

@@ -13,8 +13,9 @@ from small_sets import png
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.data.caption_files import open_coco, open_karpathy
+from dinotxt_jax.data.coco import open_coco
 from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.karpathy import open_karpathy
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
 
@@ -183,9 +184,9 @@ def test_faults_of_cocos_files_are_named(tmp_path, content, message) -> None:
 
 def test_settings_that_do_not_fit_a_caption_file_are_named(tmp_path: Path) -> None:
     path = written(tmp_path, COCO)
-    with pytest.raises(UserError, match="data.split is 'val', but .*captions.json is of one split"):
+    with pytest.raises(UserError, match="config.data.split is 'val', but a COCO caption file"):
         open_coco(path, split="val")
-    with pytest.raises(UserError, match=r"absent\.json is not a file, expected one of captions"):
+    with pytest.raises(UserError, match=r"there is no file .*absent\.json, expected a file of c"):
         open_coco(tmp_path / "absent.json")
     with pytest.raises(UserError, match="nowhere is not a folder"):
         open_coco(path, image_root=tmp_path / "nowhere")

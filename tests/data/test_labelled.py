@@ -12,8 +12,10 @@ from small_sets import png
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.data.labelled import LabelledSource, open_labelled
+from dinotxt_jax.data.examples import image_files
+from dinotxt_jax.data.labelled import LabelledSource
 from dinotxt_jax.data.pipeline import evaluation_batches
+from dinotxt_jax.data.sources import open_labelled
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.data.transforms import EvalTransform
 from dinotxt_jax.errors import UserError
@@ -143,8 +145,8 @@ def test_present_keeps_the_classes_that_have_an_image(tmp_path: Path) -> None:
         (["3", "misc"], "has the folder misc beside folders named by numbers"),
         (["0", "1000"], r"1000: the label 1000 lies outside the 1000 classes \(0 to 999\)"),
         (["-1"], "the label -1 lies outside the 1000 classes"),
-        (["cat", "dog"], "has 2 folders, but data.classes names 1000 classes"),
-        (["cat", "²"], "has 2 folders, but data.classes names 1000 classes"),
+        (["cat", "dog"], "has 2 folders, but config.data.classes names 1000 classes"),
+        (["cat", "²"], "has 2 folders, but config.data.classes names 1000 classes"),
     ],
 )
 def test_folders_that_do_not_fit_the_classes_are_named(tmp_path, folders, message) -> None:
@@ -155,12 +157,20 @@ def test_folders_that_do_not_fit_the_classes_are_named(tmp_path, folders, messag
 def test_folders_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     tree = tree_of(tmp_path / "tree", "cat")
     (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "hollow" / "cat").mkdir(parents=True)
     with pytest.raises(UserError, match="config.data.path is empty, .*source=folder reads"):
         open_labelled(DataConfig(source="folder"))
     for path, settings, message in (
         (tmp_path / "absent", {}, "is not a folder"),
-        (tree / "cat", {}, "holds no examples"),
-        (tree, {"classes": str(tmp_path / "empty.txt")}, "which data.classes names, is empty"),
+        (tree / "cat", {}, "cat holds files but no folders, expected one folder for each class"),
+        (tmp_path / "nothing", {}, "nothing is empty, expected at least one example"),
+        (tmp_path / "hollow", {}, "hollow is empty, expected at least one example"),
+        (
+            tree,
+            {"classes": str(tmp_path / "empty.txt")},
+            "config.data.classes names, is empty",
+        ),
         (tree_of(tmp_path / "b", "n00000001"), {}, "has the class n00000001, which is none of"),
     ):
         with pytest.raises(UserError, match=message):
@@ -221,12 +231,21 @@ def test_classes_can_be_restricted(tmp_path: Path) -> None:
         ("file,label\na,²\n", {}, "names none of the classes"),
         ("file,label\na,\n", {}, "index.csv:2: the column label is empty"),
         ("name,label\na,1\n", {}, "has the columns name, label, expected one of file"),
-        ("file,class\na,1\n", {}, r"and label .data.label_key.; correct it"),
-        ("", {}, r"has the columns .none."),
+        ("file,class\na,1\n", {}, r"and label; rename the columns, or set config.data.label_key"),
+        (
+            "",
+            {},
+            "csv is empty, expected at least one example; fill it, or correct config.data",
+        ),
+        ("file,label\n", {}, "index.csv is empty, expected at least one example"),
         ("file,label\na,1\n", {"classes": ""}, "has numbers for labels"),
-        ("file,label\na,1\n", {"split": "test"}, "has no example of split 'test'"),
+        (
+            "file,label\na,1\n",
+            {"split": "test"},
+            "split 'test', its examples name no split; set",
+        ),
         ("file,label\na,1\n", {"classes": "/nowhere.txt"}, "is no file and none of .*imagenet1k"),
-        ("file,label\na,1\n", {"only": "imagenet1k"}, "data.only names 'tench'"),
+        ("file,label\na,1\n", {"only": "imagenet1k"}, "config.data.only names 'tench'"),
         ("file,label\na,1\n", {"image_root": "/nowhere"}, "nowhere is not a folder"),
     ],
 )
@@ -288,3 +307,34 @@ def test_a_csv_that_cannot_be_read_is_named(content: bytes, message: str, tmp_pa
     (tmp_path / "i.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         open_labelled(DataConfig(source="csv", path=str(tmp_path / "i.csv")))
+
+
+def test_files_that_are_not_read_are_counted_by_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(
+        "dinotxt_jax.data.examples.logging.warning",
+        lambda text, *values: lines.append(text % values),
+    )
+    tree = tree_of(tmp_path / "tree", "cat", "dog")
+    for name in ("cat/1.heic", "cat/2.HEIC", "dog/3.heic", "dog/notes.txt", "dog/.DS_Store"):
+        (tree / name).touch()
+    assert len(opened(tree)) == 2
+    assert lines == [
+        f"{tree}: 4 files are not read because of their endings (3 .heic, 1 .txt); images end in "
+        ".bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
+    ]
+    assert [file.name for file in image_files([str(tree), str(tree / "cat/1.heic")])] == [
+        *("photo.png", "photo.png", "1.heic")
+    ]
+    for file in tree.rglob("*.png"):
+        file.unlink()
+    message = r"tree holds no image that can be read, only other files \(3 \.heic, 1 \.txt\)"
+    with pytest.raises(UserError, match=message):
+        opened(tree)
+    with pytest.raises(UserError, match=message):
+        image_files([str(tree)])
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="nothing holds no file, expected images"):
+        image_files([str(tmp_path / "nothing")])

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from small_sets import png, prepare_tfds
 
-from dinotxt_jax.config import DataConfig
-from dinotxt_jax.data.labelled import LabelledSource, open_labelled
-from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.config import DataConfig, TaskConfig
+from dinotxt_jax.data.labelled import LabelledSource
+from dinotxt_jax.data.sources import open_labelled
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.tasks import KINDS
 
 # Of image i, which TFDS may put anywhere in its order.
 SINGLE = (2, 0, 2, 1)
@@ -136,7 +137,8 @@ def test_labels_are_read_without_decoding_an_image(
 
 
 def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConfig) -> None:
-    source = open_source(config, labelled=True)
+    task = TaskConfig(kind="classification", data=config)
+    source = KINDS[task.kind].open_set("config.tasks.t", task)
     assert source.captions(0) == opened(config).captions(0)
 
 
@@ -155,7 +157,7 @@ def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConf
         ({"split": "test"}, r"small, split test, cannot be read \(Unknown split"),
         ({"name": "absent"}, r"absent, split train, cannot be read .*run tfds build absent"),
         ({"name": ""}, "config.data.name is empty"),
-        ({"only": "imagenet1k"}, "data.only names 'tench'"),
+        ({"only": "imagenet1k"}, "config.data.only names 'tench'"),
     ],
 )
 def test_what_cannot_be_used_is_named(config: DataConfig, changes: dict, message: str) -> None:

@@ -9,8 +9,9 @@ import pytest
 from mask_trees import SIZE, ade20k, camvid, cityscapes, coco, context, msrc, save, spread, voc
 
 from dinotxt_jax.config import DataConfig
-from dinotxt_jax.data.mask_layouts import IGNORED, LAYOUTS
-from dinotxt_jax.data.masks import open_masks
+from dinotxt_jax.data.mask_layouts import MASK_LAYOUTS
+from dinotxt_jax.data.masks import IGNORED
+from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.errors import UserError
 
@@ -105,7 +106,7 @@ EXPECTED = {
 
 
 def test_every_layout_is_tested() -> None:
-    assert EXPECTED.keys() == LAYOUTS.keys()
+    assert EXPECTED.keys() == MASK_LAYOUTS.keys()
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -167,23 +168,23 @@ def test_classes_may_be_given_other_names(tmp_path: Path) -> None:
         open_masks(masks("camvid_11", tmp_path, classes="cityscapes_19"))
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", MASK_LAYOUTS)
 def test_every_class_has_a_name_and_occurs_in_the_table_of_values(name: str) -> None:
-    layout = LAYOUTS[name]
+    layout = MASK_LAYOUTS[name]
     indices = {index for index in layout.ids.values() if index != IGNORED}
     assert indices | {layout.others} - {None, IGNORED} == set(range(len(layout.class_names())))
 
 
-@pytest.mark.parametrize("name", sorted(LAYOUTS.keys() - {"coco_stuff_27"}))
+@pytest.mark.parametrize("name", sorted(MASK_LAYOUTS.keys() - {"coco_stuff_27"}))
 def test_classes_have_one_value_each_and_names_of_their_own(name: str) -> None:
-    layout = LAYOUTS[name]
+    layout = MASK_LAYOUTS[name]
     indices = [index for index in layout.ids.values() if index != IGNORED]
     assert len(indices) == len(set(indices))
     assert len(set(layout.class_names())) == len(layout.class_names())
 
 
 def value_of(name: str, value: int) -> int:
-    return int(LAYOUTS[name].to_indices(np.array([[value]]))[0, 0])
+    return int(MASK_LAYOUTS[name].to_indices(np.array([[value]]), "config.data")[0, 0])
 
 
 def test_train_ids_of_cityscapes() -> None:
@@ -193,7 +194,7 @@ def test_train_ids_of_cityscapes() -> None:
 
 
 def test_thing_ids_of_coco_leave_out_those_that_never_occur() -> None:
-    values = [value for value in range(91) if value in LAYOUTS["coco_stuff_171"].ids]
+    values = [value for value in range(91) if value in MASK_LAYOUTS["coco_stuff_171"].ids]
     assert len(values) == 80
     never = {value + 1 for value in range(91)} - {value + 1 for value in values}
     assert never == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
@@ -204,7 +205,7 @@ def test_thing_ids_of_coco_leave_out_those_that_never_occur() -> None:
 
 
 def test_supercategories_of_coco_hold_the_classes_that_they_should() -> None:
-    fine, coarse = LAYOUTS["coco_stuff_171"], LAYOUTS["coco_stuff_27"]
+    fine, coarse = MASK_LAYOUTS["coco_stuff_171"], MASK_LAYOUTS["coco_stuff_27"]
     names, groups = fine.class_names(), coarse.class_names()
     members: dict[int, list[str]] = {index: [] for index in range(27)}
     for value, index in fine.ids.items():
@@ -239,7 +240,7 @@ def test_colours_of_msrc_are_those_of_voc_without_two() -> None:
 
     numbers = [0, *range(1, 19), *range(21, 26)]
     expected = [IGNORED, *range(23)]
-    assert LAYOUTS["msrc_v2"].ids == dict(zip(map(voc_colour, numbers), expected, strict=True))
+    assert MASK_LAYOUTS["msrc_v2"].ids == dict(zip(map(voc_colour, numbers), expected, strict=True))
 
 
 def test_scene_words_are_single_and_no_object_classes() -> None:
@@ -279,11 +280,11 @@ def test_what_a_data_set_lacks_is_named(
 
 def test_a_split_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path) -> None:
     for name, draw, splits in (
-        ("ade20k_150", ade20k, "it has training, validation; correct data.split"),
+        ("ade20k_150", ade20k, "it has training, validation; correct config.data.split"),
         ("cityscapes_19", cityscapes, "it has val; correct"),
         ("coco_object", coco, "it has val2017; correct"),
         ("camvid_11", camvid, "it has test, train, val; correct"),
-        ("voc_20", voc, r"correct data.split \(there are train, val\)"),
+        ("voc_20", voc, r"correct config.data.split \(there are train, val\)"),
     ):
         draw(tmp_path / name)
         with pytest.raises(UserError, match=f"split 'minival'.*{splits}"):
@@ -294,12 +295,12 @@ def test_a_split_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path
 
 
 def test_wrong_settings_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.name is 'ade'.*ade20k_150, .*msrc_v2\.$"):
+    with pytest.raises(UserError, match=r"config.data.name is 'ade'.*ade20k_150, .*msrc_v2\.$"):
         open_masks(masks("ade", tmp_path))
-    with pytest.raises(UserError, match="data.source is 'jsonl', .*take one of csv, masks"):
+    with pytest.raises(UserError, match="='jsonl' has no masks; choose among scenes, csv, ma"):
         open_masks(DataConfig(source="jsonl"))
     for path in (tmp_path, tmp_path / "nowhere"):
-        for name in LAYOUTS:
+        for name in MASK_LAYOUTS:
             with pytest.raises(UserError, match=f"is not the folder of {name}, expected .*; corr"):
                 open_masks(masks(name, path))
 
@@ -307,11 +308,11 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
 def test_empty_folders_and_lists_are_named(tmp_path: Path) -> None:
     for folder in ("images/validation", "annotations/validation"):
         (tmp_path / "ade" / folder).mkdir(parents=True)
-    with pytest.raises(UserError, match="images/validation holds no examples"):
+    with pytest.raises(UserError, match="images/validation is empty"):
         open_masks(masks("ade20k_150", tmp_path / "ade"))
     voc(tmp_path / "voc")
     (tmp_path / "voc/ImageSets/Segmentation/val.txt").write_text("\n")
-    with pytest.raises(UserError, match=r"val.txt, which data.split names, is empty"):
+    with pytest.raises(UserError, match=r"val.txt, which config.data.split names, is empty"):
         open_masks(masks("voc_20", tmp_path / "voc"))
 
 

@@ -11,9 +11,10 @@ from mask_trees import palette, save
 from PIL import Image
 
 from dinotxt_jax.config import DataConfig
-from dinotxt_jax.data.mask_layouts import IGNORED, LAYOUTS
-from dinotxt_jax.data.masks import open_masks
+from dinotxt_jax.data.mask_layouts import MASK_LAYOUTS
+from dinotxt_jax.data.masks import IGNORED
 from dinotxt_jax.data.scenes import SHAPES, SceneSource
+from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.errors import UserError
 
 
@@ -68,21 +69,29 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path, mask: np.ndarray, messa
 
 def test_missing_pairs_and_lists_are_named(tmp_path: Path) -> None:
     config = pairs(tmp_path, np.zeros((20, 30), np.uint8))
+    source = open_masks(config)
     (tmp_path / "a_mask.png").unlink()
     with pytest.raises(UserError, match=r"a_mask.png, the mask of a.png, cannot be read"):
-        open_masks(config).load(0)
+        source.load(0)
+    with pytest.raises(
+        UserError,
+        match=f"index.csv:2: there is no file a_mask.png in the folder {tmp_path}, .* correct the "
+        "path, or config.data.image_root",
+    ):
+        open_masks(config)
     (tmp_path / "index.csv").write_text("image\na.png\n")
     with pytest.raises(
-        UserError, match="has the columns image, expected one of file.* and mask; correct it"
+        UserError,
+        match="has the columns image, expected one of file.* and mask; rename the col",
     ):
         open_masks(config)
     (tmp_path / "classes.txt").write_text("\n")
     with pytest.raises(UserError, match="is empty; write one entry a line"):
         open_masks(config)
-    with pytest.raises(UserError, match="data.classes is empty"):
+    with pytest.raises(UserError, match="config.data.classes is empty"):
         open_masks(DataConfig(source="csv", path=config.path))
     (tmp_path / "classes.txt").write_text("sky\n")
-    with pytest.raises(UserError, match="is not a file, expected a CSV index with the"):
+    with pytest.raises(UserError, match="is a folder, expected a CSV index with the"):
         open_masks(dataclasses.replace(config, path=str(tmp_path)))
 
 
@@ -163,7 +172,7 @@ def test_msrc_as_a_csv_keeps_its_pairs(shared_data: Path) -> None:
     )
     source = open_masks(config)
     assert len(source) == 591
-    assert source.class_names == LAYOUTS["msrc_v2"].class_names()
+    assert source.class_names == MASK_LAYOUTS["msrc_v2"].class_names()
     image, mask = source.load(0)
     assert mask.shape == image.size[::-1]
     assert set(np.unique(mask)) <= {*range(23), IGNORED}

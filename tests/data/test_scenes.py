@@ -176,14 +176,14 @@ def swap(match: re.Match, opposite: dict[str, str]) -> str:
 
 
 def test_masks_show_every_object_where_it_is_drawn(drawn):
-    assert SceneSource.CLASSES[0] == "background"
-    assert set(SceneSource.CLASSES[1:]) == set(SHAPES)
+    assert SceneSource.class_names[0] == "background"
+    assert set(SceneSource.class_names[1:]) == set(SHAPES)
     y, x = (np.mgrid[0:98, 0:98] + 0.5) / 98
     for scene in drawn:
         seen = np.zeros_like(scene.mask, bool)
         for thing in scene.objects:
             near = np.hypot(x - thing.centre[0], y - thing.centre[1]) <= thing.radius + 0.02
-            inside = near & (scene.mask == SceneSource.CLASSES.index(thing.shape))
+            inside = near & (scene.mask == SceneSource.class_names.index(thing.shape))
             seen |= inside
             # The disc around the shape is filled from a third (crescent, star) up to all of it.
             filled = inside.sum() / (math.pi * (98 * thing.radius) ** 2)

@@ -11,7 +11,9 @@ import pytest
 from small_sets import png, prepare_tfds
 
 from dinotxt_jax.config import DataConfig
-from dinotxt_jax.data.sources import Example, TfdsSource, open_source
+from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.data.tfds_records import TfdsSource
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
 

@@ -129,6 +129,20 @@ def test_what_is_not_an_image_is_a_bad_image(image):
         decode_image(image)
 
 
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"a caption\nand another\n", "text, not an image"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a heic file, a format that is not read; convert"),
+        (b"\x93\0\xff" * 30, "not an image in a format that PIL knows"),
+    ],
+)
+def test_what_a_file_is_instead_of_an_image_is_said(image: bytes, reason: str) -> None:
+    with pytest.raises(BadImageError, match=reason):
+        decode_image(image)
+
+
 def torchvision_crop(width, height, scale, ratio, rng):
     """`RandomResizedCrop.get_params`, restated over numpy draws as a plain loop."""
     for _ in range(10):

@@ -200,5 +200,8 @@ def test_a_task_without_labels_is_refused(model_directory: Path, tmp_path: Path)
     config = EvaluationConfig(
         tasks={"a": TaskConfig(kind="classification", data=data)}, batch_size=8
     )
-    with pytest.raises(UserError, match="has data.source=scenes, which has no class labels"):
+    with pytest.raises(
+        UserError,
+        match="config.tasks.a.data.source='scenes' has no class labels; choose among tfds",
+    ):
         evaluate(str(model_directory), config, tmp_path / "out")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dinotxt_jax import UserError
 from dinotxt_jax.evaluation.pages import html_page, markdown_page
-from dinotxt_jax.evaluation.published import FIGURES, check, comparable
+from dinotxt_jax.evaluation.published import FIGURES, check_published, comparable
 
 IMAGENET = {"images": 50_000, "classes": 1000, "templates": 80}
 ADE20K = {
@@ -60,9 +60,9 @@ def test_what_a_source_does_not_say_is_said() -> None:
 
 
 def test_a_set_without_published_figures_is_named() -> None:
-    check("a", "")
-    with pytest.raises(UserError, match="the task a has published='imagenet', which is unknown"):
-        check("a", "imagenet")
+    check_published("config.tasks.a", "")
+    with pytest.raises(UserError, match="config.tasks.a.published='imagenet' is"):
+        check_published("config.tasks.a", "imagenet")
 
 
 def test_the_html_page_is_whole_in_itself_and_escapes_names(tmp_path: Path) -> None:

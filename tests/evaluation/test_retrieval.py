@@ -165,17 +165,36 @@ def test_a_limit_takes_examples_spread_over_the_set(model: Path, tmp_path: Path)
     ("config", "message"),
     [
         (EvaluationConfig(), "config.tasks is empty"),
-        (EvaluationConfig(tasks={"a": TaskConfig(kind="sums")}), "the task a has kind='sums'"),
+        (
+            EvaluationConfig(tasks={"a": TaskConfig(kind="sums")}),
+            "config.tasks.a.kind='sums' is",
+        ),
         (EvaluationConfig(tasks={"a": TaskConfig()}, batch_size=3), "batch_size=3 does not divide"),
         (EvaluationConfig(tasks={"a/b": TaskConfig()}, batch_size=8), "'a/b', which cannot be the"),
         (EvaluationConfig(tasks={"a": TaskConfig(max_examples=-2)}, batch_size=8), "max_examples="),
         (scenes(augmentation="random_resized_crop"), "would be evaluated on random crops"),
-        (scenes(source="jsonl", path="no.jsonl"), "no.jsonl is not a file"),
+        (
+            scenes(source="jsonl", path="no.jsonl"),
+            "no.jsonl, .*; correct config.tasks.scenes.data.path",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_writes_nothing(
     config: EvaluationConfig, message: str, model: Path, tmp_path: Path
 ) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(str(model), config, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_images_that_are_all_missing_are_noticed_before_the_model_is_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinotxt_jax.evaluation.report.load", None)
+    index = tmp_path / "captions.jsonl"
+    index.write_text('{"image": "a.png", "caption": "x"}\n')
+    config = scenes(source="jsonl", path=str(index), split="")
+    message = f"in the folder {tmp_path} .*; set config.tasks.scenes.data.image_root"
     with pytest.raises(UserError, match=message):
         evaluate(str(model), config, tmp_path / "report")
     assert not (tmp_path / "report").exists()

@@ -14,12 +14,14 @@ from PIL import Image
 
 from dinotxt_jax import UserError, inference, sharding
 from dinotxt_jax.config import DataConfig, SegmentationConfig, TaskConfig
-from dinotxt_jax.data.masks import open_masks
+from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.evaluation.jobs import Job, PartialWork
-from dinotxt_jax.evaluation.segmentation import ConfusionMatrix, check, open_set, run, scores
+from dinotxt_jax.evaluation.segmentation import ConfusionMatrix, SegmentationKind, scores
+from dinotxt_jax.inference.dense import DenseScores, DenseTexts
 from dinotxt_jax.inference.prompts import placed_texts
-from dinotxt_jax.inference.segmentation import DenseScores, DenseTexts, segment
+from dinotxt_jax.inference.segmentation import segment
 
+KIND = SegmentationKind()
 SLIDE = SegmentationConfig("slide", short_side=60, window=46, stride=23)
 TEMPLATE = "a photo of a {}"
 
@@ -86,14 +88,16 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskConfig:
 
 
 def job_of(model: inference.Model, task: TaskConfig, batch_size: int, **more: object) -> Job:
-    return Job(model, "blocks", task, open_set(task), batch_size, **more)
+    return Job(
+        model, "blocks", task, KIND.open_set("config.tasks.blocks", task), batch_size, **more
+    )
 
 
 def test_a_result_says_how_it_was_measured_and_what_classes_have(
     directory: Path, task: TaskConfig, tmp_path: Path
 ) -> None:
     model = inference.load(directory)
-    result = run(job_of(model, task, 8))
+    result = KIND.run(job_of(model, task, 8))
     source = open_masks(task.data)
     expected = np.zeros((3, 3))
     texts = placed_texts(model, source.class_names, (TEMPLATE,))
@@ -121,7 +125,7 @@ def test_the_number_of_devices_does_not_matter(
     devices: int, directory: Path, task: TaskConfig
 ) -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    one, many = (run(job_of(inference.load(directory, mesh=m), task, 8)) for m in (None, mesh))
+    one, many = (KIND.run(job_of(inference.load(directory, mesh=m), task, 8)) for m in (None, mesh))
     assert one.protocol == many.protocol
     for key, value in one.metrics.items():
         assert many.metrics[key] == pytest.approx(value, abs=0.02), key  # a pixel is 0.003
@@ -131,18 +135,18 @@ def test_interrupted_work_goes_on_and_comes_to_the_same(
     directory: Path, task: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = inference.load(directory)
-    whole = run(job_of(model, task, 8))
+    whole = KIND.run(job_of(model, task, 8))
     monkeypatch.setattr("dinotxt_jax.evaluation.segmentation._AHEAD", 1)
     slow = dataclasses.replace(task, data=dataclasses.replace(task.data, threads=1))
     file = tmp_path / "work" / ".blocks.partial.npz"
     (tmp_path / "5.png").rename(tmp_path / "5.away")
     with pytest.raises(UserError, match="5.png cannot be read"):
-        run(job_of(model, slow, 1, partial=PartialWork(file, {"a": 1}, interval=0)))
+        KIND.run(job_of(model, slow, 1, partial=PartialWork(file, {"a": 1}, interval=0)))
     (tmp_path / "5.away").rename(tmp_path / "5.png")
     done = int(PartialWork(file, {"a": 1}).load()["done"])
     assert 0 < done <= 5
     (tmp_path / "0.png").unlink()  # what is done is not read again
-    rest = run(job_of(model, slow, 8, partial=PartialWork(file, {"a": 1})))
+    rest = KIND.run(job_of(model, slow, 8, partial=PartialWork(file, {"a": 1})))
     assert rest.protocol == whole.protocol
     assert rest.metrics == pytest.approx(whole.metrics, abs=0.02)
     assert PartialWork(file, {"a": 2}).load() == {}
@@ -154,14 +158,14 @@ def test_a_background_needs_a_class_of_that_name(
     model = inference.load(directory)
     floor = dataclasses.replace(SLIDE, background_score=0.35)
     with pytest.raises(UserError, match="but the data has no class background"):
-        run(job_of(model, dataclasses.replace(task, segmentation=floor), 8))
+        KIND.run(job_of(model, dataclasses.replace(task, segmentation=floor), 8))
     (tmp_path / "classes.txt").write_text("background\ngrass\ncow\n")
     (tmp_path / "words.txt").write_text("sky\n")
     by_words = dataclasses.replace(SLIDE, background_words=str(tmp_path / "words.txt"))
     everything = dataclasses.replace(SLIDE, background_score=2.0)
     shares = []
     for config in (SLIDE, by_words, everything):
-        result = run(job_of(model, dataclasses.replace(task, segmentation=config), 8))
+        result = KIND.run(job_of(model, dataclasses.replace(task, segmentation=config), 8))
         shares.append((result.protocol["background"], dict(result.per_class)["background"]))
     assert [name.split(" ")[0] for name, _ in shares] == ["by", "words", "score"]
     masks = [np.asarray(Image.open(tmp_path / f"{i}_mask.png")) for i in range(7)]
@@ -171,7 +175,10 @@ def test_a_background_needs_a_class_of_that_name(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": DataConfig(source="jsonl")}, "data.source=jsonl, which has no masks; take csv"),
+        (
+            {"data": DataConfig(source="jsonl")},
+            "data.source='jsonl' has no masks; choose among",
+        ),
         ({"segmentation": SegmentationConfig("jump")}, "choose among slide, whole, highres"),
         ({"templates": "{}{}"}, "expected one {}"),
         ({"segmentation": SegmentationConfig(background_words="x")}, "background_words is 'x'"),
@@ -180,4 +187,4 @@ def test_a_background_needs_a_class_of_that_name(
 def test_settings_that_make_no_sense_are_named(changes: dict, message: str) -> None:
     settings = {"kind": "segmentation", "data": DataConfig(source="csv")} | changes
     with pytest.raises(UserError, match=message):
-        check("a", TaskConfig(**settings), 14)
+        KIND.check("a", TaskConfig(**settings), 14)

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from dinotxt_jax.data.sources import Example
+from dinotxt_jax.data.examples import Example
 
 
 def png(value: int) -> bytes:

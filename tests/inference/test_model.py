@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from models import with_tokenizer
 
 import dinotxt_jax as dt
 from dinotxt_jax import sharding
@@ -77,6 +78,32 @@ def test_a_model_without_a_tokenizer_takes_token_rows(tiny_dinotxt: Path) -> Non
         model.embed_texts(["a"], batch_size=1)
 
 
+def test_a_model_describes_itself(tiny_dinotxt: Path, tmp_path: Path) -> None:
+    captions = ["a cat", "a dog"]
+    model = dt.load(with_tokenizer(tiny_dinotxt, tmp_path / "model", captions), dtype="bfloat16")
+    backbone = dt.load_backbone(tiny_dinotxt)
+    size = backbone.size_in_bytes
+    count = size // 4  # float32
+    images = (
+        "  images: short side 256, center crop 224, mean (0.485, 0.456, 0.406), "
+        "std (0.229, 0.224, 0.225)"
+    )
+    assert repr(backbone).splitlines() == [
+        f"Backbone ({count / 1e6:.4g} M parameters, float32, {size / 1e6:.4g} MB)",
+        "  backbone: patch 14, width 64, 3 blocks, 4 heads, 4 registers "
+        f"({count / 1e6:.4g} M parameters, float32, {size / 1e6:.4g} MB)",
+        images,
+    ]
+    title, part, head, text, tokenizer, last = repr(model).splitlines()
+    assert title.startswith("Model (0.")
+    assert "bfloat16" in part
+    assert head.startswith("  vision head: 2 blocks, pooling mean (")
+    assert text.startswith("  text transformer: width 64, 3 blocks, 4 heads, features of 128 dim")
+    assert tokenizer == "  tokenizer: bpe, 300 token ids, 77 tokens for each text"
+    assert last == images
+    assert "  tokenizer: none (encode_text takes token ids)" in repr(dt.load(tiny_dinotxt))
+
+
 def test_the_public_names_are_few() -> None:
     assert dt.__all__ == ["UserError", "load", "load_backbone"]
 
@@ -91,7 +118,7 @@ def test_inputs_of_another_kind_are_refused_with_what_is_expected(tiny_dinotxt: 
             call(np.zeros((1, 3, 98, 98), np.float32))
     with pytest.raises(dt.UserError, match="encode texts with model.tokenizer"):
         model.encode_text(["a dog"])
-    with pytest.raises(dt.UserError, match="dtype='float16' is unknown; choose float32 or bf"):
+    with pytest.raises(dt.UserError, match="dtype='float16' is unknown; choose among float32, bf"):
         dt.load(tiny_dinotxt, dtype="float16")
 
 

@@ -13,10 +13,12 @@ from PIL import Image
 from dinotxt_jax import UserError, inference, sharding
 from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.data.transforms import normalize
-from dinotxt_jax.inference import segmentation
+from dinotxt_jax.inference.canvas import Canvas
 from dinotxt_jax.inference.clustering import clustered
-from dinotxt_jax.inference.segmentation import DenseTexts, segment
-from dinotxt_jax.inference.windows import check_protocol, levels, window_starts
+from dinotxt_jax.inference.dense import DenseTexts
+from dinotxt_jax.inference.protocols import PROTOCOLS, check_protocol
+from dinotxt_jax.inference.segmentation import segment
+from dinotxt_jax.inference.windows import Level, window_starts
 
 SLIDE = SegmentationConfig("slide", short_side=60, window=46, stride=23)
 WHOLE = SegmentationConfig("whole", image_size=98)
@@ -143,14 +145,15 @@ def test_finished_images_are_handed_out_before_the_next_are_added(
     """Else the canvases of a whole batch of windows would be in memory at once."""
     alive, most = 0, []
 
-    class Counted(segmentation._Canvas):
-        def add(self, *arguments: object) -> None:
-            nonlocal alive
-            alive += self._total is None
-            most.append(alive)
-            super().add(*arguments)
+    add = Canvas.add
 
-    monkeypatch.setattr(segmentation, "_Canvas", Counted)
+    def counted(canvas: Canvas, *arguments: object) -> None:
+        nonlocal alive
+        alive += canvas._total is None
+        most.append(alive)
+        add(canvas, *arguments)
+
+    monkeypatch.setattr(Canvas, "add", counted)
     for _ in segment(model, drawn_images() * 2, all_texts(2), WHOLE, 10):
         alive -= 1
     assert max(most) == 1
@@ -260,17 +263,25 @@ def test_windows_cover_a_side_and_the_last_one_is_shifted_inward() -> None:
     assert window_starts(300, 384, 192) == [0]
 
 
+def levels(
+    image: Image.Image, config: SegmentationConfig, texts: int = 3, dim: int = 64
+) -> list[Level]:
+    features = np.zeros((texts, dim), np.float32)
+    dense = DenseTexts(features, np.arange(texts, dtype=np.int32))
+    return PROTOCOLS[config.protocol].levels(image, config, 14, dense)
+
+
 def test_an_image_of_one_pixel_is_segmented_and_a_hair_is_refused(model: inference.Model) -> None:
     dot, hair = (Image.new("RGB", size, "red") for size in ((1, 1), (2**21, 1)))
     for config in (SLIDE, WHOLE, HIGHRES):
         assert labels(model, [dot], all_texts(3), config)[0].shape == (1, 1)
     for config in (SLIDE, HIGHRES):
         with pytest.raises(UserError, match="an image of 2097152 x 1 pixels would be resized to"):
-            levels(hair, config, 14, 64)
+            levels(hair, config, texts=64)
     strip = Image.new("RGB", (500, 1))
-    assert levels(strip, SegmentationConfig(), 14, 3)
+    assert levels(strip, SegmentationConfig())
     with pytest.raises(UserError, match="and what is computed of it not fit into memory"):
-        levels(strip, SegmentationConfig(), 14, 150)
+        levels(strip, SegmentationConfig(), texts=150)
 
 
 @pytest.mark.parametrize(

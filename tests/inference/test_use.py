@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from dinotxt_jax import UserError, sharding
 from dinotxt_jax.config import SegmentationConfig
 from dinotxt_jax.data.transforms import center_crop, normalize
 from dinotxt_jax.inference import Model
+from dinotxt_jax.inference.protocols import PROTOCOLS
+from dinotxt_jax.inference.protocols.whole import Whole
+from dinotxt_jax.inference.windows import Level
 
 NAMES = ["cat", "dog", "zebra"]
 SMALL = SegmentationConfig("slide", short_side=60, window=46, stride=23)
@@ -135,6 +139,30 @@ def test_a_segmentation_has_labels_scores_and_pictures(
         np.testing.assert_allclose(found.scores.sum(-1), 1, atol=1e-5)
 
 
+class Mirrored(Whole):
+    """The whole image, left and right exchanged."""
+
+    unit = "cosine similarity of the mirror image"
+
+    def levels(self, image: Image.Image, *settings: Any) -> list[Level]:
+        return super().levels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), *settings)
+
+
+def test_a_new_protocol_is_one_row(
+    model: Model, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "mirrored", Mirrored())
+    found = model.segment(photo, NAMES, SegmentationConfig("mirrored", 98), "a {}")
+    mirror = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    expected = model.segment(mirror, NAMES, SegmentationConfig("whole", 98), "a {}")
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.heat_maps().width > 280
+    with pytest.raises(UserError, match="choose among slide, whole, highres, mirrored"):
+        model.segment(photo, NAMES, "jump")
+    with pytest.raises(UserError, match="take whole or highres or mirrored"):
+        model.similarity(photo, "cat", "slide")
+
+
 def test_protocols_can_be_named_alone(model: Model, photo: Image.Image) -> None:
     named = model.segment(photo, NAMES, "whole", "a {}")
     size = model.description.preprocessing.crop
@@ -207,16 +235,18 @@ def test_what_cannot_be_used_is_named(model: Model, photo: Image.Image, tmp_path
     (tmp_path / "a.png").write_text("no image")
     hair = Image.new("RGB", (2**21, 1))
     for use, message in (
-        (lambda: model.classify(photo, [], "a {}"), r"the class names are \[\], expected a list"),
-        (lambda: model.classify(photo, "cat", "a {}"), "the class names are 'cat', expected a li"),
-        (lambda: model.classify(photo, ["cat", " "], "a {}"), "a class is named ' ', expected a t"),
-        (lambda: model.segment(photo, [], "whole", "a {}"), r"the class names are \[\]"),
-        (lambda: model.segment(photo, [], "whole", "a {}", background=0.1), "class names are"),
+        (lambda: model.classify(photo, [], "a {}"), "the list of class names is empty"),
+        (lambda: model.classify(photo, "cat", "a {}"), "class names are the text 'cat', expected"),
+        (lambda: model.classify(photo, ["cat", " "], "a {}"), "class name 2 of 2 is ' ', exp"),
+        (lambda: model.segment(photo, [], "whole", "a {}"), "the list of class names is empty"),
+        (lambda: model.segment(photo, [], "whole", "a {}", background=0.1), "class names is"),
         (lambda: model.segment(photo, NAMES, "jump"), "protocol='jump', which is unknown"),
         (lambda: model.segment(photo, NAMES, "whole", []), "templates is empty"),
+        (lambda: model.classify(photo, NAMES, "a photo of"), "no place for the class name"),
+        (lambda: model.classify(photo, NAMES, "openai_8"), "did you mean openai_80"),
         (lambda: model.segment(hair, NAMES, "slide", "a {}"), "would be resized to"),
         (lambda: model.similarity(photo, "cat", "slide"), "one phrase alone has no score"),
-        (lambda: model.embed_images(tmp_path / "a.png"), "a.png cannot be read .*; give another"),
+        (lambda: model.embed_images(tmp_path / "a.png"), "a.png cannot be read .text, not an ima"),
         (lambda: model.embed_images(tmp_path / "b.png"), "b.png cannot be read .No such file"),
         (lambda: model.embed_images(np.zeros((4, 4, 3))), r"an image \(float64\[4, 4, 3\]\) cann"),
         (lambda: model.embed_images([]), "there are no images"),

@@ -135,5 +135,5 @@ def test_products_are_those_of_one_device_and_of_every_turn(mesh: Mesh) -> None:
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
 
     program = compiled(mesh, run, ((512, 256), P("data")), ((3, 256, 256), P()))
-    assert costs.matmul_flops(program) == 3 * 2 * (512 / 4) * 256 * 256
+    assert costs.product_flops(program) == 3 * 2 * (512 / 4) * 256 * 256
     assert program.unknown_loops() == 0

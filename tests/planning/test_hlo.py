@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dinotxt_jax.planning.costs import matmul_flops, memory_traffic
+from dinotxt_jax.planning.costs import memory_traffic, product_flops
 from dinotxt_jax.planning.hlo import parse, replica_groups
 
 # What the TPU's compiler prints, cut down: a loop of 24, in it a fusion with a batched product.
@@ -68,7 +68,7 @@ def test_loops_run_as_often_as_their_condition_says() -> None:
 
 def test_products_written_as_convolutions_count_their_real_terms() -> None:
     looped, batched = 24 * 2 * (4 * 3) * 8 * 16, 2 * 4 * 5 * 7 * 6
-    assert matmul_flops(parse(TEXT)) == looped + batched
+    assert product_flops(parse(TEXT)) == looped + batched
 
 
 def test_memory_traffic_counts_the_slices_that_fusions_take() -> None:

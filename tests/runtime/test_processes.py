@@ -133,7 +133,7 @@ def test_only_errors_of_a_lost_process_are_taken_for_one(
     assert ended.value.code == 1
     shown = capsys.readouterr().err
     assert said in shown
-    assert ("lost another one" in shown) == lost
+    assert ("lost another process" in shown) == lost
     assert ("Error: " + said in shown) != lost  # what is none of these comes with its traceback
 
 
@@ -144,7 +144,7 @@ def test_an_error_of_one_process_ends_the_others(tmp_path: Path) -> None:
     assert codes[1] == 2
     assert "error: only process 1 knows of this; correct it." in group.output(1)
     assert codes[0] == 1, group.everything()
-    assert "error: process 0 of 2 lost another one" in group.output(0)
+    assert "error: process 0 of 2 lost another process" in group.output(0)
     assert "run the same command on all again" in group.output(0)
 
 

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 from small_runs import HELD_OUT, config
+from small_sets import write_index
 
 from dinotxt_jax import UserError
-from dinotxt_jax.config import EvaluationConfig, OptimizerConfig, SegmentationConfig, TaskConfig
+from dinotxt_jax.config import (
+    DataConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    SegmentationConfig,
+    TaskConfig,
+)
 from dinotxt_jax.evaluation.report import evaluate
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.metrics import read_metrics
@@ -82,8 +89,25 @@ def test_the_data_of_tasks_is_opened_before_the_first_step(
 ) -> None:
     data = dataclasses.replace(HELD_OUT, source="jsonl", path="nowhere.jsonl")
     evaluation = EvaluationConfig(tasks={"a": TaskConfig(data=data)}, every=2, batch_size=8)
-    with pytest.raises(UserError, match="nowhere.jsonl is not a file"):
+    key = "config.evaluation.tasks.a.data"
+    message = f"no file nowhere.jsonl, expected the index of {key}.source=jsonl; .* {key}.path"
+    with pytest.raises(UserError, match=message):
         train(config(tiny_backbone, evaluation=evaluation), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_are_all_missing_are_noticed_before_the_first_step(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    index = write_index(tmp_path, {"image": "a.png", "caption": "x"})
+    data = dataclasses.replace(HELD_OUT, source="jsonl", path=str(index), split="")
+    evaluation = EvaluationConfig(tasks={"a": TaskConfig(data=data)}, every=2, batch_size=8)
+    message = "in the folder .* set config.evaluation.tasks.a.data.image_root"
+    with pytest.raises(UserError, match=message):
+        train(config(tiny_backbone, evaluation=evaluation), tmp_path / "run")
+    trained = DataConfig(source="jsonl", path=str(index), image_size=98)
+    with pytest.raises(UserError, match="in the folder .* set config.data.image_root"):
+        train(config(tiny_backbone, data=trained), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

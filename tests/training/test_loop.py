@@ -281,7 +281,7 @@ def test_a_work_directory_of_another_backbone_is_refused(
         ({"evaluation": EvaluationConfig(batch_size=9)}, "config.evaluation.batch_size=9 does not"),
         (
             {"evaluation": EvaluationConfig(tasks={"a": TaskConfig(kind="sums")})},
-            "the task a has kind='sums'",
+            "config.evaluation.tasks.a.kind='sums' is unknown",
         ),
         ({"data": DataConfig(source="jsonl", path="missing.jsonl")}, "missing.jsonl is not a file"),
         (

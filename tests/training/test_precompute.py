@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from small_sets import png, prepare_tfds
+from small_sets import png, prepare_tfds, write_index
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError
@@ -238,3 +238,81 @@ def test_tasks_with_class_labels_are_cached_from_every_source(
     cache = loop._Run(run, tmp_path / "run").evaluations.caches["pets"]
     assert cache is not None
     assert (len(cache), list(cache.skipped[0])) == (4, [0, 0, 0, 0])
+
+
+def with_captions(folder: Path, images: Path, count: int = 3) -> DataConfig:
+    """Captions of images that lie in `images`, all of the split "train"."""
+    names = [f"{number}.png" for number in range(count)]
+    images.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        (images / name).write_bytes(png(number))
+    lines = [{"image": name, "caption": "x", "split": "train"} for name in names]
+    path = write_index(folder, *lines)
+    return DataConfig(
+        source="jsonl",
+        path=str(path),
+        image_root=str(images),
+        split="train",
+        image_size=56,
+        augmentation="squash",
+        threads=2,
+    )
+
+
+KEY = "config.evaluation.tasks.held_out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "nowhere.jsonl"}, f"no file nowhere.jsonl, .*; correct {KEY}.data.path"),
+        ({"split": "val"}, f"of split 'val', its examples name train; correct {KEY}.data.split"),
+        ({"image_root": "."}, f"none of 3 images .* in the folder ., .*; set .*{KEY}.data.image_r"),
+        ({"image_size": 60}, f"{KEY}.* 60"),
+        ({"source": "webdataset"}, f"{KEY}.data.source"),
+    ],
+)
+def test_the_data_of_every_task_is_checked_before_the_first_image_is_encoded(
+    changes: dict, message: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    data = with_captions(tmp_path, tmp_path / "images")
+    task = TaskConfig(data=dataclasses.replace(data, **changes))
+    evaluation = EvaluationConfig(tasks={"held_out": task})
+    run = config(tiny_backbone, tmp_path / "features", data=data, evaluation=evaluation)
+    with pytest.raises(UserError, match=message):
+        precompute(run)
+    assert not (tmp_path / "features").exists()
+
+
+def test_every_cache_is_compared_before_the_first_image_is_encoded(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    data = with_captions(tmp_path, tmp_path / "images")
+    evaluation = EvaluationConfig(tasks={"held_out": TaskConfig(data=data)})
+    run = config(tiny_backbone, tmp_path / "features", data=data, evaluation=evaluation)
+    folder = tmp_path / "features/tasks/held_out"
+    folder.mkdir(parents=True)
+    source, fingerprint = open_source(data), read_description(tiny_backbone).fingerprint
+    other = cache_description(dataclasses.replace(run, seed=1), data, source, 2, fingerprint)
+    for text, message in (
+        (json.dumps(other), r"held_out holds tokens of something else: views 2 \(this run: 1\)"),
+        ("", r"held_out/features.json is not JSON .*; remove .*held_out and run python -m"),
+        ("[]", "held_out/features.json does not describe a feature cache; remove .*held_out and"),
+    ):
+        (folder / "features.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            precompute(run)
+        assert [file.name for file in (tmp_path / "features").iterdir()] == ["tasks"]
+
+
+def test_a_bad_image_of_a_task_is_named_and_no_limit_can_be_raised(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    data = with_captions(tmp_path, tmp_path / "images")
+    (tmp_path / "held").mkdir()
+    held_out = with_captions(tmp_path / "held", tmp_path / "held/images")
+    (tmp_path / "held/images/1.png").write_bytes(b"no image")
+    evaluation = EvaluationConfig(tasks={"held_out": TaskConfig(data=held_out)})
+    run = config(tiny_backbone, tmp_path / "features", data=data, evaluation=evaluation)
+    with pytest.raises(UserError, match=r"example 1 cannot be evaluated \(1.png .*remove it\.$"):
+        precompute(run)

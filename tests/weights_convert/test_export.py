@@ -200,7 +200,7 @@ def test_a_trained_logit_scale_is_in_the_metadata_of_split_files(tmp_path: Path)
 
 def test_a_part_and_a_layout_must_fit_each_other(tmp_path: Path) -> None:
     model = converted(tmp_path, drawn("dinotxt_v2_whole"))
-    with pytest.raises(UserError, match="hold the backbone too; leave out --part"):
+    with pytest.raises(UserError, match="also hold the backbone; omit --part"):
         export(
             model,
             tmp_path / "t.safetensors",

@@ -19,7 +19,7 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.model_directory import read_description
 from weights_convert.convert import convert
 from weights_convert.fetching import fetch
-from weights_convert.sources import open_source
+from weights_convert.sources import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # what tests/conftest.py serves
 ROOT = Path(__file__).parents[2]
@@ -155,23 +155,23 @@ def test_shards_that_do_not_fit_their_index_are_refused(sharded: Path) -> None:
     index = sharded / "model.safetensors.index.json"
     values = json.loads(index.read_text())
     for where, message in (
-        ({"a": "../elsewhere.safetensors"}, "is not the name of a file beside it"),
-        ({"a": "./model-00001-of-00002.safetensors"}, "is not the name of a file beside it"),
+        ({"a": "../elsewhere.safetensors"}, "is not the name of a file next to it"),
+        ({"a": "./model-00001-of-00002.safetensors"}, "is not the name of a file next to it"),
         ({"a": "absent.safetensors"}, "absent.safetensors is missing"),
         (values["weight_map"] | {"surprise": "model-00001-of-00002.safetensors"}, "'surprise'"),
         ({"a": 3}, "has no weight_map"),
     ):
         index.write_text(json.dumps({"weight_map": where}))
         with pytest.raises(UserError, match=message):
-            open_source(sharded)
+            open_checkpoint(sharded)
     index.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
-        open_source(sharded)
+        open_checkpoint(sharded)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a directory without any of model.safetensors.index"):
-        open_source(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_an_activation_that_is_not_computed_here_is_refused(sharded: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_first_layer_that_parts_is_named(reference, tmp_path, capsys):
     code = main(["--verify", f"--model={other}", f"--reference={saved(tmp_path, only)}"])
     assert code == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("layers/0 still agrees, layers/1 is the first to part: 0.")
+    assert last.startswith("layers/0 still agrees, layers/1 is the first to differ: by 0.")
     assert "4 of 5 differ" in last
 
 

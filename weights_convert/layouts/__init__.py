@@ -1,4 +1,4 @@
-"""The known layouts of checkpoint files; `matching.recognise` picks the one that fits."""
+"""The known layouts of checkpoint files; `matching.recognise` selects the best match."""
 
 from weights_convert.layouts.dinotxt_v2 import TEXT_ENCODER, VISION_HEAD
 from weights_convert.layouts.dinotxt_v3 import DINOTXT_V3
@@ -41,4 +41,4 @@ _ALL = (
 )
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
-"""Every layout by name; of two that fit equally well the first is taken."""
+"""Every layout by name; if two match equally well, the first is taken."""

@@ -1,8 +1,8 @@
-"""The trained parts of dino.txt on DINOv2: `..._vision_head.pth` and `..._text_encoder.pth`.
+"""Layouts of dino.txt's trained parts on DINOv2: `..._vision_head.pth`, `..._text_encoder.pth`.
 
 Axes: d width (of the component), f hidden width, h heads, k width of a head, v vocabulary,
-t context length, e width shared by image and text descriptors. Names read off
-`dinov2/hub/dinotxt.py` and `dinov2/eval/text/` of facebookresearch/dinov2. The release holds no
+t context length, e width shared by image and text descriptors. Names follow
+`dinov2/hub/dinotxt.py` and `dinov2/eval/text/` of facebookresearch/dinov2. The release has no
 logit_scale: it stays at ln(1/0.07).
 """
 
@@ -12,7 +12,7 @@ from weights_convert.layouts.dinov2 import ATTENTION_BLOCK, LAYER_SCALE
 from weights_convert.layouts.dinov3 import SWIGLU
 from weights_convert.layouts.rules import Layout, Rule, under
 
-# The head has no other MLP to choose from, whatever the backbone beside it has.
+# The head always has a SwiGLU, whatever MLP the backbone has.
 _SWIGLU = tuple(dataclasses.replace(rule, feature="") for rule in SWIGLU)
 HEAD_BLOCK = (*ATTENTION_BLOCK, *LAYER_SCALE, *_SWIGLU)
 
@@ -35,7 +35,7 @@ HEAD_NORM = (
     Rule("ln_final.bias", "norm/bias", "d -> d"),
 )
 
-TEXT = (
+TEXT_RULES = (
     Rule("backbone.token_embedding.weight", "token_embedding", "v d -> v d"),
     Rule("backbone.positional_embedding", "position_embedding", "t d -> t d"),
     *under("backbone.blocks.{layer}.", "blocks/", TEXT_BLOCK),
@@ -48,10 +48,12 @@ VISION_HEAD = Layout(
     name="dinotxt_v2_head",
     title="dino.txt vision head",
     rules=under("", "head/", (*under("block_list.{layer}.", "blocks/", HEAD_BLOCK), *HEAD_NORM)),
+    default_export=lambda vision: vision.positions == "learned",
 )
 
 TEXT_ENCODER = Layout(
     name="dinotxt_v2_text",
     title="dino.txt text encoder",
-    rules=under("", "text/", TEXT),
+    rules=under("", "text/", TEXT_RULES),
+    default_export=lambda vision: vision.positions == "learned",
 )

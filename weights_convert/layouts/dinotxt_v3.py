@@ -1,11 +1,11 @@
-"""The trained parts of dino.txt on DINOv3: `..._vision_head_and_text_encoder_*.pth`, one file.
+"""Layout of dino.txt's trained parts on DINOv3: `..._vision_head_and_text_encoder_*.pth`.
 
-Axes and rows as in `layouts.dinotxt_v2`. Names read off `dinov3/hub/dinotxt.py` and
-`dinov3/eval/text/` of facebookresearch/dinov3. The official code loads the file non-strictly: what
-it may hold of the backbone is the backbone file's business.
+Axes and rows as in `layouts.dinotxt_v2`. Names follow `dinov3/hub/dinotxt.py` and
+`dinov3/eval/text/` of facebookresearch/dinov3. The official code loads the file non-strictly, so
+backbone arrays in it are ignored: they come from the backbone's file.
 """
 
-from weights_convert.layouts.dinotxt_v2 import HEAD_BLOCK, HEAD_NORM, TEXT
+from weights_convert.layouts.dinotxt_v2 import HEAD_BLOCK, HEAD_NORM, TEXT_RULES
 from weights_convert.layouts.rules import Layout, Rule, under
 
 DINOTXT_V3 = Layout(
@@ -18,7 +18,8 @@ DINOTXT_V3 = Layout(
             "head/",
             (*under("blocks.{layer}.", "blocks/", HEAD_BLOCK), *HEAD_NORM),
         ),
-        *under("text_model.", "text/", TEXT),
+        *under("text_model.", "text/", TEXT_RULES),
     ),
     ignored={"visual_model.backbone.": "the backbone, which has a file of its own"},
+    default_export=lambda vision: vision.positions == "rope",
 )

@@ -1,7 +1,7 @@
-"""A whole dino.txt in one file: the state dict of the official `DinoTxt` module.
+"""Layouts of a whole dino.txt in one file: the state dict of the official `DinoTxt` module.
 
-This is what a training checkpoint of the official code holds, and what a PyTorch user loads with
-one `load_state_dict`. Rows and axes are those of the parts.
+Training checkpoints of the official code have this layout, and PyTorch loads it with a single
+`load_state_dict`. Rows and axes are those of the parts.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ DINOTXT_V2_WHOLE = dataclasses.replace(
         *under("visual_model.head.", "", VISION_HEAD.rules),
         *under("text_model.", "", TEXT_ENCODER.rules),
     ),
+    default_export=lambda vision: False,
 )
 
 DINOTXT_V3_WHOLE = dataclasses.replace(
@@ -29,4 +30,5 @@ DINOTXT_V3_WHOLE = dataclasses.replace(
     name="dinotxt_v3_whole",
     title="whole dino.txt on DINOv3",
     rules=(*under("visual_model.backbone.", "", DINOV3.rules), *DINOTXT_V3.rules),
+    default_export=lambda vision: False,
 )

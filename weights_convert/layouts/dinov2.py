@@ -1,7 +1,7 @@
-"""The official DINOv2 backbones (`dinov2_vit*14_pretrain.pth` and `..._reg4_pretrain.pth`).
+"""Layout of the official DINOv2 backbones (`dinov2_vit*14[_reg4]_pretrain.pth`).
 
-Axes: d width, r registers, n stored positions (with the class token's), p and q rows and columns of
-a patch, h heads, k width of a head, f hidden width of the MLP. Names read off
+Axes: d width, r registers, n stored positions (including the class token's), p and q rows and
+columns of a patch, h heads, k width of a head, f hidden width of the MLP. Names follow
 `dinov2/models/vision_transformer.py` and `dinov2/layers/` of facebookresearch/dinov2.
 """
 
@@ -16,7 +16,7 @@ PATCHES = (
     Rule("norm.weight", "norm/scale", "d -> d"),
     Rule("norm.bias", "norm/bias", "d -> d"),
 )
-"""What surrounds the blocks, in DINOv2, DINOv3 and timm alike."""
+"""Arrays outside the blocks that DINOv2, DINOv3 and timm share."""
 
 POSITIONS = (Rule("pos_embed", "position_embedding", "1 n d -> n d"),)
 
@@ -31,7 +31,7 @@ ATTENTION_BLOCK = (
     Rule("norm2.weight", "norm2/scale", "d -> d"),
     Rule("norm2.bias", "norm2/bias", "d -> d"),
 )
-"""What every block of the family has, also those of the dino.txt vision head."""
+"""Arrays of every block of the family, including the dino.txt vision head."""
 
 QKV_BIAS = (Rule("attn.qkv.bias", "attention/qkv/bias", "(three h k) -> three h k", "qkv_bias"),)
 
@@ -49,7 +49,7 @@ MLP = (
 
 
 def packed_swiglu(packed: str, down: str) -> tuple[Rule, ...]:
-    """Both input projections in one array, the gate (through silu) first."""
+    """Returns rules for a SwiGLU with both input projections in one array, first the gate."""
     return (
         Rule(f"{packed}.weight", "mlp/{gate,up}/kernel", "(part f) d -> part d f", "swiglu"),
         Rule(f"{packed}.bias", "mlp/{gate,up}/bias", "(part f) -> part f", "swiglu"),
@@ -64,7 +64,7 @@ IMAGENET = {
     "resize": 256,
     "crop": 224,
 }
-"""How the DINO families prepare images for evaluation."""
+"""Evaluation preprocessing of the DINO families."""
 
 DINOV2 = Layout(
     name="dinov2",
@@ -92,6 +92,9 @@ DINOV2 = Layout(
     alternatives=(("mlp", "swiglu"),),
     vision={"position_interpolation": "offset"},
     preprocessing=IMAGENET,
+    default_export=lambda vision: (
+        vision.positions == "learned" and vision.layer_scale and not vision.num_registers
+    ),
 )
 
 REGISTERS = Rule("register_tokens", "backbone/register_tokens", "1 r d -> r d")
@@ -102,4 +105,7 @@ DINOV2_REG = dataclasses.replace(
     title="official DINOv2 backbone with registers",
     rules=(*DINOV2.rules, REGISTERS),
     vision={"position_interpolation": "antialias"},
+    default_export=lambda vision: (
+        vision.positions == "learned" and vision.layer_scale and vision.num_registers > 0
+    ),
 )

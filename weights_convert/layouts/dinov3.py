@@ -1,8 +1,8 @@
-"""The official DINOv3 backbones (`dinov3_vit*16_pretrain_*.pth`).
+"""Layout of the official DINOv3 backbones (`dinov3_vit*16_pretrain_*.pth`).
 
-Axes as in `layouts.dinov2`, and o the stored periods, a quarter of a head's width. Names read off
+Axes as in `layouts.dinov2`, plus o: the stored periods, a quarter of a head's width. Names follow
 `dinov3/models/vision_transformer.py` and `dinov3/layers/` of facebookresearch/dinov3. The mask of
-the query/key/value bias is kept as an array: it is what leaves the keys without one.
+the query/key/value bias is kept as an array; it removes the bias of the keys.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ SWIGLU = (
     Rule("mlp.w3.weight", "mlp/down/kernel", "d f -> f d", "swiglu"),
     Rule("mlp.w3.bias", "mlp/down/bias", "d -> d", "swiglu"),
 )
-"""Gate, up and down projection apart, as DINOv3 and the dino.txt vision head store them."""
+"""Separate gate, up and down projections, as in DINOv3 and the dino.txt vision head."""
 
 BIAS_MASK = Rule(
     "attn.qkv.bias_mask", "attention/qkv/bias_mask", "(three h k) -> three h k", "bias_mask"
@@ -37,11 +37,11 @@ LOCAL_NORM = (
     Rule("local_cls_norm.weight", "local_class_norm/scale", "d -> d", "local_class_norm"),
     Rule("local_cls_norm.bias", "local_class_norm/bias", "d -> d", "local_class_norm"),
 )
-"""In the 7B file only."""
+"""Present in the 7B file only."""
 
 
 def _mask_of_keys(vision: VisionConfig) -> np.ndarray:
-    """What leaves the keys without a bias."""
+    """Returns the mask that removes the bias of the keys, [layers 3 heads head_dim]."""
     mask = np.ones((vision.depth, 3, vision.num_heads, vision.dim // vision.num_heads), np.float32)
     mask[:, 1] = 0
     return mask
@@ -70,4 +70,5 @@ DINOV3 = Layout(
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
     synthesised={"backbone/blocks/attention/qkv/bias_mask": _mask_of_keys},
     preprocessing=IMAGENET,
+    default_export=lambda vision: vision.positions == "rope",
 )

@@ -1,9 +1,8 @@
-"""Backbones as `transformers` stores them: Dinov2, Dinov2WithRegisters and DINOv3ViT.
+"""Layouts of backbones in `transformers`: Dinov2, Dinov2WithRegisters and DINOv3ViT.
 
 Axes as in `layouts.dinov2`. Query, key and value are separate arrays. DINOv3's keys have no bias,
-and its periods are not stored but computed from `rope_theta`. Positions of Dinov2 are brought to
-other sizes by plain bicubic interpolation, without the official offset. A classifier on top has no
-place in a frozen backbone.
+and the periods are not stored but computed from `rope_theta`. Dinov2 interpolates positions
+bicubically, without the official offset. A classifier is ignored.
 """
 
 import dataclasses
@@ -63,6 +62,8 @@ HF_DINOV2 = Layout(
     ignored=_CLASSIFIER,
     vision={"position_interpolation": "bicubic"},
     preprocessing=IMAGENET,
+    # Dinov2 of transformers always gates with silu, whatever `hidden_act` says.
+    described_by_config=True,
 )
 
 _REGISTERS = Rule("embeddings.register_tokens", "backbone/register_tokens", "1 r d -> r d")
@@ -125,9 +126,11 @@ HF_DINOV3 = Layout(
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
     computed={"backbone/rope_periods": _periods},
     preprocessing=IMAGENET,
+    described_by_config=True,
+    gate_follows_config=True,
 )
 
-# Another table, because the two kinds of MLP share names.
+# A separate table, because the two kinds of MLP share array names.
 HF_DINOV3_GATED = dataclasses.replace(
     HF_DINOV3,
     name="hf_dinov3_gated",

@@ -1,18 +1,18 @@
-"""Key tables: one row an array, read in both directions.
+"""Key tables: one row per array, applied in both directions.
 
-A row names an array of the released file, its place in this project's tree, and how the axes of the
-one become the axes of the other:
+A row holds the name of an array in the released file, the place in this project's tree, and the
+mapping of axes from one to the other:
 
     Rule("blocks.{layer}.attn.qkv.weight", "backbone/blocks/attention/qkv/kernel",
          "(three h k) d -> d three h k")
 
-`{layer}` counts blocks; in our tree the arrays of equal blocks are stacked on a new leading axis.
-`{gate,up}` in a place means that the leading axis of the result is taken apart into these places;
-`{query,key,value}` in a name means that the arrays of these names are stacked on a new leading axis
-before anything else, where no name, as in `{q_proj,,v_proj}`, stands for zeros that the file leaves
-out. A pattern is einops notation, hence a permutation and regrouping of axes: swapping its sides
-inverts it, bit by bit, and its left side says which shape the file must have. An axis of one name
-has one size within a component (backbone, head, text).
+`{layer}` is the index of a block; in our tree the arrays of all blocks are stacked on a new leading
+axis. `{gate,up}` in a place splits the leading axis of the result into these places.
+`{query,key,value}` in a name first stacks the arrays of these names on a new leading axis; an empty
+name, as in `{q_proj,,v_proj}`, stands for zeros that the file leaves out. A pattern uses einops
+notation and only permutes and regroups axes: swapping the two sides inverts it, bit by bit, and the
+left side gives the shape in the file. An axis name has a single size within a component (backbone,
+head, text).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ import numpy as np
 from dinotxt_jax.config.architecture import VisionConfig
 
 FIXED_AXES = {"three": 3, "rgb": 3}
-"""Axes whose size is known before any file is read: query/key/value, and colour."""
+"""Axes of known size: query/key/value, and colour."""
 
 _LAYER = "(?P<layer>0|[1-9][0-9]{0,3})"
 _AXES = re.compile(r"\([^)]*\)|\S+")
@@ -36,15 +36,15 @@ _BRACES = re.compile(r"\{(\w*(?:,\w*)+)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One array here, and the array or arrays of a released file that it is made of.
+    """A row of a layout: an array of our tree and the array(s) of a file that it is made from.
 
     Attributes:
         source: the name in the file; `{layer}` stands for the index of a block.
-        place: where it goes in our tree, '/'-separated from the component on.
-        axes: einops pattern, file -> ours, of one layer.
-        feature: what an array belongs to that a model may lack; all rules of a feature hold as soon
-            as the file has one array of it. Rules without a feature always hold.
-        keeps_float32: never stored in another dtype here.
+        place: the place in our tree, '/'-separated, starting with the component.
+        axes: einops pattern, file -> ours, for one layer.
+        feature: optional feature of a model that the array belongs to. If the file has any array of
+            a feature, all rules of this feature apply. Rules without a feature always apply.
+        keeps_float32: always stored in float32.
     """
 
     source: str
@@ -55,31 +55,31 @@ class Rule:
 
     @property
     def component(self) -> str:
-        """The top of the place: "backbone", "head", "text" or "logit_scale"."""
+        """The component: "backbone", "head", "text" or "logit_scale"."""
         return self.place.split("/", 1)[0]
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The places, with `{gate,up}` written out."""
+        """The places, with `{gate,up}` expanded."""
         return _written_out(self.place)
 
     @property
     def paths(self) -> tuple[tuple[str, ...], ...]:
-        """The places taken apart: their names from the component on."""
+        """The places as tuples of names, starting with the component."""
         return tuple(tuple(place.split("/")) for place in self.places)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The names, with `{query,key,value}` written out; "" for zeros."""
+        """The names, with `{query,key,value}` expanded; "" for zeros."""
         return _written_out(self.source)
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one such array a block."""
+        """Whether there is one such array per block."""
         return "{layer}" in self.source
 
     def match(self, key: str) -> re.Match[str] | None:
-        """Matches the name of an array in the file; the group `layer` is the index of its block."""
+        """Matches the name of an array in the file; the group `layer` is the index of the block."""
         return next(filter(None, (p.fullmatch(key) for p in _patterns(self.sources))), None)
 
     def keys(self, layer: int | None = None) -> tuple[str, ...]:
@@ -87,12 +87,12 @@ class Rule:
         return tuple(s if layer is None else s.format(layer=layer) for s in self.sources)
 
     def source_axes(self) -> list[list[str]]:
-        """Per axis of an array of the file the names it is made of; "1" for one of size one."""
+        """The names that each axis of an array in the file combines; "1" for an axis of size 1."""
         axes = [axis.strip("()").split() for axis in _AXES.findall(self._sides()[0])]
         return axes[1:] if len(self.sources) > 1 else axes
 
     def source_shape(self, sizes: Mapping[str, int]) -> tuple[int | None, ...]:
-        """The shape in the file; None where an axis has a name that `sizes` lacks."""
+        """The shape in the file; None for axes that `sizes` does not determine."""
         known = self._known(sizes) | {"1": 1}
         return tuple(
             math.prod(known[name] for name in axis) if known.keys() >= set(axis) else None
@@ -112,14 +112,14 @@ class Rule:
     def to_ours(
         self, arrays: Sequence[np.ndarray | None], sizes: Mapping[str, int]
     ) -> tuple[np.ndarray, ...]:
-        """Arrays of the file as the arrays of the places (views, where numpy can).
+        """Converts arrays of the file to the arrays of the places (views where possible).
 
         Args:
-            arrays: one for each of `sources`, of `source_shape(sizes)`; None where there is none.
+            arrays: one per name in `sources`, of shape `source_shape(sizes)`; None for zeros.
             sizes: axis name -> size.
         """
-        given = next(array for array in arrays if array is not None)
-        filled = [np.zeros_like(given) if array is None else array for array in arrays]
+        present = next(array for array in arrays if array is not None)
+        filled = [np.zeros_like(present) if array is None else array for array in arrays]
         array = np.stack(filled) if len(filled) > 1 else filled[0]
         ours = einops.rearrange(array, self.axes, **self._used(sizes))
         return tuple(ours) if len(self.places) > 1 else (ours,)
@@ -127,7 +127,7 @@ class Rule:
     def to_source(
         self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]
     ) -> tuple[np.ndarray, ...]:
-        """The inverse of `to_ours`, for writing a model back under its released names."""
+        """Inverts `to_ours`, for exporting a model."""
         ours = np.stack(arrays) if len(self.places) > 1 else arrays[0]
         left, right = self._sides()
         array = einops.rearrange(ours, f"{right} -> {left}", **self._used(sizes))
@@ -147,19 +147,25 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The key table of one kind of file.
+    """The layout of a kind of checkpoint file.
 
     Attributes:
-        name: its short name.
-        title: what it is, for people.
-        rules: the table.
+        name: short name.
+        title: description for messages.
+        rules: the key table.
         alternatives: sets of features of which a file has exactly one.
-        ignored: beginnings of names of arrays that have no place here, with the reason.
-        vision: what all backbones of this layout share and arrays cannot tell (`VisionConfig`).
-        computed: places of arrays that files of this layout leave out, and how to make them.
-        synthesised: places of arrays that files of this layout need, though a model may have been
-            made from one without, and how to make them.
-        preprocessing: how images are prepared for a backbone of this layout.
+        ignored: prefixes of names of arrays that the model does not need, with the reason.
+        vision: fields of `VisionConfig` that all backbones of this layout share and that array
+            shapes do not determine.
+        computed: place -> function for arrays that files of this layout do not store.
+        synthesised: place -> function for arrays that files of this layout require but that a model
+            converted from another layout may lack.
+        preprocessing: default image preprocessing of this layout.
+        described_by_config: whether a `config.json` next to such files describes the model.
+        gate_follows_config: whether a gated MLP uses the activation that `config.json` names;
+            otherwise gates always use silu.
+        default_export: whether this layout exports a backbone of an architecture, or what was
+            trained on it, if the layout of the parts' sources is not recorded.
     """
 
     name: str
@@ -175,15 +181,18 @@ class Layout:
         default_factory=dict
     )
     preprocessing: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    described_by_config: bool = False
+    gate_follows_config: bool = False
+    default_export: Callable[[VisionConfig], bool] = lambda vision: False
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The parts of a model that a file of this layout holds."""
+        """The components of a model that a file of this layout contains."""
         return tuple(dict.fromkeys(rule.component for rule in self.rules))
 
 
 def under(source: str, place: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """A table moved: every name in the file gets one prefix, every place another."""
+    """Adds one prefix to all file names of a table, and another to all places."""
     return tuple(
         dataclasses.replace(rule, source=source + rule.source, place=place + rule.place)
         for rule in rules
@@ -191,7 +200,7 @@ def under(source: str, place: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
 
 
 def _written_out(name: str) -> tuple[str, ...]:
-    """`a{b,,c}d` as ("abd", "", "acd")."""
+    """Expands `a{b,,c}d` to ("abd", "", "acd")."""
     braces = _BRACES.search(name)
     if braces is None:
         return (name,)
@@ -205,5 +214,5 @@ def _patterns(sources: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
 
 
 def source_pattern(source: str) -> str:
-    """The regular expression of a name in which `{layer}` is any number."""
+    """Returns a regular expression for a name, in which `{layer}` matches any number."""
     return re.escape(source).replace(re.escape("{layer}"), _LAYER)

@@ -1,8 +1,8 @@
-"""Vision transformers of timm: plain ones, and its copies of DINOv2.
+"""Layouts of timm's vision transformers: plain ViTs and copies of DINOv2.
 
-Axes and names as in `layouts.dinov2`. A classifier has no place in a frozen backbone. Positions are
-brought to other sizes as timm does it (antialiased), also for the copies of DINOv2 without
-registers, whose official code does otherwise; `--set position_interpolation=offset` says so.
+Axes and names as in `layouts.dinov2`. The classifier is ignored. Positions are interpolated like in
+timm (antialiased), also for copies of DINOv2 without registers, for which the official code uses an
+offset instead (`--set position_interpolation=offset`).
 """
 
 import dataclasses
@@ -33,8 +33,10 @@ TIMM_VIT = Layout(
     rules=(*_SURROUNDINGS, *_blocks(*MLP)),
     alternatives=(("mlp",),),
     ignored={"head.": "the classifier, which a backbone does not use"},
-    # As timm prepares images for its AugReg weights: 224 px, crop_pct 0.9.
+    # timm's preprocessing for its AugReg weights: 224 px, crop_pct 0.9.
     preprocessing={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resize": 248, "crop": 224},
+    described_by_config=True,
+    default_export=lambda vision: vision.positions == "learned" and not vision.layer_scale,
 )
 
 TIMM_DINOV2 = dataclasses.replace(
@@ -43,9 +45,10 @@ TIMM_DINOV2 = dataclasses.replace(
     title="timm's DINOv2",
     rules=(*_SURROUNDINGS, *_blocks(*LAYER_SCALE, *MLP)),
     preprocessing=IMAGENET,
+    default_export=lambda vision: False,
 )
 
-# The giant: fc1 is the packed SwiGLU under the name of a plain MLP.
+# ViT-g: fc1 is a packed SwiGLU under the name of a plain MLP.
 TIMM_DINOV2_SWIGLU = dataclasses.replace(
     TIMM_DINOV2,
     name="timm_dinov2_swiglu",
@@ -58,7 +61,7 @@ _REGISTERS = Rule("reg_token", "backbone/register_tokens", "1 r d -> r d")
 
 
 def _with_registers(layout: Layout) -> Layout:
-    """timm adds the class token's position to the class token itself."""
+    """Adds registers to a layout; timm adds the class position to the stored class token."""
     return dataclasses.replace(
         layout,
         name=f"{layout.name}_reg",

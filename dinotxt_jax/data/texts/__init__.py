@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,12 @@ def read_list(name: str, what: str) -> tuple[str, ...]:
     file = _FOLDER / f"{name}.txt" if name in BUNDLED else Path(name)
     if not file.is_file():
         raise UserError(
-            f"{what} is {name!r}, which is no file and none of {', '.join(BUNDLED)}; give the path "
-            "of a text file with one entry a line."
+            f"{what} is {name!r}, which is no file and none of {', '.join(BUNDLED)}; "
+            + (
+                f"did you mean {close_list(name)}?"
+                if close_list(name)
+                else "give the path of a text file with one entry a line."
+            )
         )
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -38,12 +43,18 @@ def read_list(name: str, what: str) -> tuple[str, ...]:
     return entries
 
 
+def close_list(name: str) -> str:
+    """The list of the project that a mistyped name probably means, or ""."""
+    # Below 0.7 words of everyday language ("scene", "open") are close to a list.
+    return next(iter(difflib.get_close_matches(name, BUNDLED, 1, cutoff=0.7)), "")
+
+
 def read_names(text: str, what: str) -> tuple[str, ...]:
     """Class names as a command takes them: "a; b; c", or what `read_list` takes.
 
     Raises:
-        UserError: none is named, or what looks like a file that is not there or like names between
-            commas.
+        UserError: none is named, or a single name that looks like a file that does not exist, a
+            mistyped list, or names between commas.
     """
     if ";" not in text and (text in BUNDLED or Path(text).is_file()):
         return read_list(text, what)
@@ -55,7 +66,27 @@ def read_names(text: str, what: str) -> tuple[str, ...]:
             f"{what} is {text!r}, which is no file and none of {', '.join(BUNDLED)}; separate "
             'names by semicolons ("dog; grass"), and end one that holds a comma with a semicolon.'
         )
+    if ";" not in text and close_list(text):
+        raise UserError(
+            f"{what} is {text!r}, which is no list of the project, did you mean "
+            f'{close_list(text)}? If it is a class name, write "{text};".'
+        )
     return names
+
+
+def check_several(names: Sequence[str], what: str, advice: str) -> None:
+    """Raises `UserError` for a single class: it wins everywhere, whatever an image shows.
+
+    Args:
+        names: the class names.
+        what: the setting that names them.
+        advice: what to do, as the end of a sentence.
+    """
+    if len(set(names)) == 1:
+        raise UserError(
+            f"{what} names a single class, {names[0]!r}, which wins with 100 % whatever an image "
+            f"shows, expected at least two to choose from; {advice}."
+        )
 
 
 def read_templates(named: str | Sequence[str], what: str) -> tuple[str, ...]:
@@ -65,6 +96,11 @@ def read_templates(named: str | Sequence[str], what: str) -> tuple[str, ...]:
         UserError: a template without the place `{}` for the class name, or none at all.
     """
     if isinstance(named, str):
+        if " " in named.strip() and "{}" not in named and not Path(named).is_file():
+            raise UserError(
+                f"{what} is {named!r}, which has no place for the class name, expected a template "
+                f'such as "a photo of a {{}}."; write {{}} where the name belongs.'
+            )
         templates = (named,) if "{}" in named else read_list(named, what)
     else:
         templates = tuple(named)

@@ -1,0 +1,82 @@
+"""Caption sets in COCO's own format.
+
+`captions_val2017.json` and the like hold `images` (`id`, `file_name`) and `annotations`
+(`image_id`, `caption`) of one split.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinotxt_jax.data.caption_files import (
+    CaptionFileSource,
+    caption_file_source,
+    filled_text,
+    parsed_json,
+    typed_field,
+)
+from dinotxt_jax.data.examples import SECTION, checked_captions
+from dinotxt_jax.data.source_kind import SourceKind
+from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
+
+
+def open_coco(
+    path: str | Path, *, image_root: str | Path = "", split: str = "", section: str = SECTION
+) -> CaptionFileSource:
+    """Opens a COCO caption file, the images and the captions of each in its order.
+
+    Args:
+        path: the file.
+        image_root: the folder of the images (default: the file's own).
+        split: must be "": the file is of one split.
+        section: the name of these settings on the command line, for messages.
+
+    Raises:
+        UserError: not such a file, a caption of an unknown image, or an image without a caption.
+    """
+    file = Path(path)
+    field = functools.partial(typed_field, section=section)
+    text = functools.partial(filled_text, section=section)
+    if split:
+        raise UserError(
+            f"{section}.split is {split!r}, but a COCO caption file holds a single split, which "
+            f"the file name tells; set --{section}.split= and {section}.path to the file of the "
+            "split."
+        )
+    content = parsed_json(file, section)
+    names: dict[int, str] = {}
+    for number, image in enumerate(field(content, "images", list, file)):
+        where = f"{file}, images[{number}]"
+        identity = field(image, "id", int, where)
+        if identity in names:
+            raise UserError(
+                f"{where}: the id {identity} occurs twice, expected it once; remove one."
+            )
+        names[identity] = text(image, "file_name", where)
+    captions: dict[int, list[str]] = {identity: [] for identity in names}
+    for number, annotation in enumerate(field(content, "annotations", list, file)):
+        where = f"{file}, annotations[{number}]"
+        identity = field(annotation, "image_id", int, where)
+        if identity not in names:
+            raise UserError(
+                f"{where}: the image_id {identity} is that of no image in the file; correct or "
+                "remove the annotation."
+            )
+        captions[identity].append(field(annotation, "caption", str, where))
+    entries = [
+        (name, checked_captions(captions[identity], f"{file}, image {identity} ({name})"))
+        for identity, name in names.items()
+    ]
+    return caption_file_source(file, image_root, entries, section)
+
+
+def _open(config: DataConfig, section: str) -> CaptionFileSource:
+    return open_coco(config.path, image_root=config.image_root, split=config.split, section=section)
+
+
+COCO = SourceKind(reads=("path", "image_root", "split"), captions=_open)

@@ -1,0 +1,141 @@
+"""Image files and a JSONL index of their captions."""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from dinotxt_jax.data.examples import (
+    SECTION,
+    Example,
+    checked_captions,
+    folder_of_images,
+    image_bytes,
+    no_file,
+    nothing_left,
+    shortened,
+)
+from dinotxt_jax.data.source_kind import SourceKind
+from dinotxt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
+
+
+class JsonlSource:
+    """Image files and an index with one JSON object a line.
+
+    Each line holds `image` (a path relative to `image_root`), `captions` (a list of texts) or
+    `caption` (one text), and optionally `split`. Every line is checked once, here. What stays in
+    memory is where each kept line lies, 12 bytes an example; it is read again when asked for.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        image_root: str | Path = "",
+        split: str = "",
+        section: str = SECTION,
+    ) -> None:
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise UserError(
+                f"{no_file(self._path)}, expected the index of {section}.source=jsonl; correct "
+                f"{section}.path."
+            )
+        self._root = folder_of_images(self._path, image_root, section)
+        self._index = self._path.open("rb")
+        self._offsets, self._lengths = self._scan(split, section)
+
+    def _scan(
+        self, split: str, section: str
+    ) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+        """Checks every line; returns offset and length of the lines that belong to `split`."""
+        offsets, lengths = array("q"), array("i")
+        splits = set()
+        offset = 0
+        for number, line in enumerate(self._index, 1):
+            if line.strip():
+                found = _parse_line(line, f"{self._path}:{number}")[2]
+                splits.add(found)
+                if not split or found == split:
+                    offsets.append(offset)
+                    lengths.append(len(line))
+            offset += len(line)
+        if not offsets:
+            raise nothing_left(self._path, split, splits, section)
+        return np.frombuffer(offsets, np.int64), np.frombuffer(lengths, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> Example:
+        name, captions = self._entry(index)
+        return Example(image_bytes(self._root / name, name), captions, name)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._entry(index)[1]
+
+    def _entry(self, index: int) -> tuple[str, tuple[str, ...]]:
+        """(image path, captions) of an example."""
+        # pread moves no shared file position, so threads need no lock.
+        line = os.pread(self._index.fileno(), int(self._lengths[index]), int(self._offsets[index]))
+        return _parse_line(line, f"{self._path}, example {index}")[:2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_index"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._index = self._path.open("rb")
+
+
+def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
+    """(image path, captions, split) of one index line."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where}: this line is not JSON ({error}), expected one object a line; correct or "
+            "remove it."
+        ) from error
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{where}: this line is {shortened(record)}, expected a JSON object with image and "
+            "captions; correct or remove it."
+        )
+    name = record.get("image")
+    if not isinstance(name, str) or not name:
+        found = shortened(name) if "image" in record else "missing"
+        raise UserError(
+            f"{where}: the field image is {found}, expected the path of an image; correct or "
+            "remove the line."
+        )
+    if "captions" not in record and "caption" not in record:
+        raise UserError(
+            f"{where}: the field captions is missing, expected captions (a list of texts) or "
+            "caption (one text); add it or remove the line."
+        )
+    captions = checked_captions(record.get("captions", record.get("caption")), where)
+    split = record.get("split", "")
+    if not isinstance(split, str):
+        raise UserError(
+            f"{where}: the field split is {shortened(split)}, expected a text; correct it."
+        )
+    return name, captions, split
+
+
+def _open(config: DataConfig, section: str) -> JsonlSource:
+    return JsonlSource(
+        config.path, image_root=config.image_root, split=config.split, section=section
+    )
+
+
+JSONL = SourceKind(reads=("path", "image_root", "split"), captions=_open)

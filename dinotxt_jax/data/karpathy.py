@@ -1,0 +1,72 @@
+"""Caption sets with Karpathy's splits.
+
+`dataset_coco.json`, `dataset_flickr30k.json` and `dataset_flickr8k.json` of Karpathy and Li (2015)
+hold `images`, each with `filename`, perhaps `filepath` (a folder), `split` and `sentences`; the
+text of a sentence is its field `raw`.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinotxt_jax.data.caption_files import (
+    CaptionFileSource,
+    caption_file_source,
+    filled_text,
+    parsed_json,
+    typed_field,
+)
+from dinotxt_jax.data.examples import SECTION, checked_captions, nothing_left
+from dinotxt_jax.data.source_kind import SourceKind
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
+
+
+def open_karpathy(
+    path: str | Path, *, image_root: str | Path = "", split: str = "", section: str = SECTION
+) -> CaptionFileSource:
+    """Opens one of Karpathy's files, the images in its order.
+
+    Args:
+        path: the file.
+        image_root: the folder that `filepath`, or `filename` alone, is relative to (default: the
+            file's own).
+        split: "train", "restval", "val" or "test"; several joined by + ("train+restval" is what
+            others train on; "train" alone has no restval); "" keeps all.
+        section: the name of these settings on the command line, for messages.
+
+    Raises:
+        UserError: not such a file, a split it lacks, or an image without a caption.
+    """
+    file = Path(path)
+    field = functools.partial(typed_field, section=section)
+    text = functools.partial(filled_text, section=section)
+    wanted = set(split.split("+")) if split else set()
+    splits = set()
+    entries = []
+    for number, image in enumerate(field(parsed_json(file, section), "images", list, file)):
+        where = f"{file}, images[{number}]"
+        name = text(image, "filename", where)
+        if "filepath" in image:
+            name = f"{text(image, 'filepath', where)}/{name}"
+        own = text(image, "split", where)
+        splits.add(own)
+        if not wanted or own in wanted:
+            sentences = field(image, "sentences", list, where)
+            raw = [field(sentence, "raw", str, where) for sentence in sentences]
+            entries.append((name, checked_captions(raw, f"{where} ({name})")))
+    for missing in sorted(wanted - splits):
+        raise nothing_left(file, missing, splits, section)
+    return caption_file_source(file, image_root, entries, section)
+
+
+def _open(config: DataConfig, section: str) -> CaptionFileSource:
+    return open_karpathy(
+        config.path, image_root=config.image_root, split=config.split, section=section
+    )
+
+
+KARPATHY = SourceKind(reads=("path", "image_root", "split"), captions=_open)
