@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from dinotxt_jax import cli
 from dinotxt_jax.config import Config
-from dinotxt_jax.runtime import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 flags.mark_flag_as_required("config")
@@ -22,6 +21,7 @@ cli.define_process_flags()
 
 
 def _body() -> None:
+    from dinotxt_jax.runtime import processes
     from dinotxt_jax.training.precompute import precompute
 
     config = cli.checked(_CONFIG.value, Config)

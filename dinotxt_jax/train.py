@@ -16,7 +16,6 @@ from ml_collections import config_flags
 from dinotxt_jax import cli
 from dinotxt_jax.config import Config
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.runtime import processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string(
@@ -27,6 +26,7 @@ cli.define_process_flags()
 
 
 def _body() -> None:
+    from dinotxt_jax.runtime import processes
     from dinotxt_jax.training.loop import train
 
     if "://" in _WORKDIR.value:

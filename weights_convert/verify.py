@@ -31,7 +31,6 @@ from dinotxt_jax.inference import load, load_backbone
 from dinotxt_jax.storage.model_directory import read_description
 from weights_convert.messages import quoted
 
-TOLERANCE = 1e-3
 _LAYER = re.compile(r"layers/(0|[1-9]\d*)")
 _OF_BACKBONE = ("class_token", "register_tokens", "patch_tokens")
 _OF_DINOTXT = ("image_features", "text_features")

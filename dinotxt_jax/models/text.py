@@ -111,7 +111,8 @@ class TextTransformer(nnx.Module):
                 f"rows of {length} tokens, but the text transformer has "
                 f"{self.config.context_length} positions"
             )
-        embedded = jnp.take(self.token_embedding[...], tokens, axis=0)
+        # An id outside the table reads the nearest row; `jnp.take` would fill in NaN by default.
+        embedded = jnp.take(self.token_embedding[...], tokens, axis=0, mode="clip")
         table = self.position_embedding
         placed = table[:length] if positions is None else jnp.take(table[...], positions, axis=0)
         x = embedded + placed

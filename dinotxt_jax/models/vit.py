@@ -74,12 +74,12 @@ class VisionTransformer(nnx.Module):
             )
         )
         # Periods are never rounded to the dtype of other arrays: it would move every patch.
-        self.rope_periods = None
-        if rope:
-            periods = make_periods(config.rope_theta, dim // config.num_heads)
-            self.rope_periods = parameter(
-                Constant(tuple(periods.tolist())), periods.shape, ("positions",), "float32"
-            )
+        periods = make_periods(config.rope_theta, dim // config.num_heads)
+        self.rope_periods = (
+            parameter(Constant(tuple(periods.tolist())), periods.shape, ("positions",), "float32")
+            if rope
+            else None
+        )
         self.blocks = stack(Block(config.block(attention), dtypes=dtypes), config.depth)
         self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes)
         self.local_class_norm = (

@@ -26,11 +26,11 @@ from dinotxt_jax.storage import quantized_kernels
 from dinotxt_jax.storage.arrays import (
     StoredArray,
     load_arrays,
-    new_folder,
     open_arrays,
     save_arrays,
     stored_shapes,
 )
+from dinotxt_jax.storage.files import new_folder
 
 FORMAT_VERSION = 2
 # What an older format lacks has a default that means the same; what would not is changed here.
