@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 from dinotxt_jax import UserError, sharding
 from dinotxt_jax.config.architecture import TextConfig
 from dinotxt_jax.models.attention import IMPLEMENTATIONS, choose
-from dinotxt_jax.models.layers import DTypes, abstract_arrays
+from dinotxt_jax.models.layers import DTypes, abstract_arrays, initial_arrays
 from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.models.text import Packing, TextTransformer
 from dinotxt_jax.models.vit import VisionTransformer
@@ -59,14 +59,12 @@ class Workload(NamedTuple):
 
 
 def backbone(attention: str, dtype: str) -> nnx.Module:
-    return VisionTransformer(
-        VISION, dtypes=DTypes(dtype, dtype), rngs=nnx.Rngs(0), attention=attention
-    )
+    return VisionTransformer(VISION, dtypes=DTypes(dtype, dtype), attention=attention)
 
 
 def text(attention: str, dtype: str) -> nnx.Module:
     dtypes = DTypes("float32", dtype)
-    return TextTransformer(TEXT, dtypes=dtypes, rngs=nnx.Rngs(0), remat="dots", attention=attention)
+    return TextTransformer(TEXT, dtypes=dtypes, remat="dots", attention=attention)
 
 
 def backbone_tokens(graphdef: Any, arrays: Any, images: jax.Array) -> jax.Array:
@@ -140,7 +138,7 @@ def compiled(
 ) -> Any:
     """Compiles a workload for a mesh whose devices need not exist."""
     create = lambda: workload.create(attention, dtype)  # noqa: E731
-    graphdef = nnx.graphdef(nnx.eval_shape(create))
+    graphdef = nnx.graphdef(create())
     with jax.set_mesh(mesh):
         run = jax.jit(
             lambda arrays, inputs: workload.run(graphdef, arrays, inputs), compiler_options=options
@@ -175,9 +173,8 @@ def median_seconds(
 ) -> float:
     """Returns the median time over the repeats, without compilation."""
     program = compiled(workload, attention, dtype, count, mesh, compiler_options([dtype]))
-    create = lambda: workload.create(attention, dtype)  # noqa: E731
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_arrays(create, mesh))
-    arrays = jax.jit(lambda: nnx.to_pure_dict(nnx.state(create())), out_shardings=placed)()
+    declared = workload.create(attention, dtype)
+    arrays = initial_arrays(declared, abstract_arrays(lambda: declared, mesh), 0)
     inputs = jax.device_put(
         workload.inputs(count * mesh.size, mesh.size), sharding.batch_sharding(mesh)
     )

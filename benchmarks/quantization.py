@@ -12,6 +12,7 @@ are relative to bfloat16 in the same run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +22,15 @@ import numpy as np
 from flax import nnx
 
 import dinotxt_jax as dt
+from dinotxt_jax.config.architecture import VisionConfig
 from dinotxt_jax.data.transforms import center_crop, normalize
 from dinotxt_jax.inference.backbone import Backbone
 from dinotxt_jax.inference.images import read_image
-from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.layers import DTypes, abstract_arrays, initial_arrays
 from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.models.vit import VisionTransformer
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
+from dinotxt_jax.storage.quantized_kernels import SCALE, quantized
 
 BASE = ("bfloat16", "none")
 KINDS = (
@@ -48,10 +51,29 @@ def backbones(options: argparse.Namespace) -> Iterator[tuple[tuple[str, str], Ba
             continue
         config = PRESETS[options.preset]
         dtypes = DTypes(dtype, dtype, products=products)
-        create = lambda: VisionTransformer(config, dtypes=dtypes, rngs=nnx.Rngs(0))  # noqa: B023, E731
-        arrays = jax.jit(lambda: nnx.to_pure_dict(nnx.state(create())))()  # noqa: B023
-        module = nnx.merge(nnx.graphdef(nnx.eval_shape(create)), arrays)
+        module = drawn_backbone(config, dtypes)
         yield (dtype, products), Backbone(module, ModelDescription(config, Preprocessing(), ""))
+
+
+def drawn_backbone(config: VisionConfig, dtypes: DTypes) -> VisionTransformer:
+    """A backbone with initial values, its kernels quantised as if they had been read."""
+    declared = VisionTransformer(config, dtypes=dtypes)
+    plain = VisionTransformer(config, dtypes=dataclasses.replace(dtypes, products="none"))
+    arrays = initial_arrays(plain, abstract_arrays(lambda: plain, None), 0)
+
+    def quantised(tree: dict, abstract: dict) -> dict:
+        if SCALE in abstract:
+            sizes = zip(abstract["kernel"].shape, abstract[SCALE].shape, strict=True)
+            summed = tuple(axis for axis, (size, kept) in enumerate(sizes) if size != kept)
+            numbers, scale = quantized(tree["kernel"], dtypes.products, summed)
+            return tree | {"kernel": numbers, SCALE: scale}
+        return {
+            name: quantised(leaf, abstract[name]) if isinstance(leaf, dict) else leaf
+            for name, leaf in tree.items()
+        }
+
+    arrays = quantised(arrays, abstract_arrays(lambda: declared, None))
+    return nnx.merge(nnx.graphdef(declared), arrays)
 
 
 def pixels(options: argparse.Namespace) -> np.ndarray:

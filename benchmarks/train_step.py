@@ -28,6 +28,7 @@ from dinotxt_jax.config import (
     TokenizerConfig,
     check,
 )
+from dinotxt_jax.models.layers import abstract_arrays, initial_arrays
 from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
 from dinotxt_jax.training.models import create_model, model_config
@@ -89,10 +90,9 @@ def step_config(dtype: str, batch_size: int) -> Config:
 
 def frozen_arrays(config: Config) -> dict:
     """Draws random backbone arrays."""
-    from flax import nnx
-
     model = create_model(model_config(config, BACKBONE, VOCABULARY), config)
-    return {"backbone": nnx.to_pure_dict(nnx.state(model.backbone))}
+    abstract = abstract_arrays(lambda: model, sharding.make_mesh())
+    return initial_arrays(model, {"backbone": abstract["backbone"]}, config.seed)
 
 
 def main() -> None:

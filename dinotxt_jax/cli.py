@@ -13,12 +13,10 @@ import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 
 from dinotxt_jax import cli_flags
 from dinotxt_jax.errors import UserError, closest, exit_with
-from dinotxt_jax.runtime import processes
 
 COMMANDS = {
     "convert": "weights_convert.__main__",
@@ -58,11 +56,15 @@ def run_with_paths(
     """
 
     def main(arguments: Sequence[str]) -> None:
+        # Imported here, with JAX, so that help and mistakes in flags do not wait for it.
+        from dinotxt_jax.runtime import processes
+
         logging.set_verbosity(logging.INFO)
         std_logging.getLogger("jax").setLevel(std_logging.WARNING)
         _set_format("%(levelname)s: %(message)s")
         try:
             _start_processes()
+            _use_compilation_cache()
             body(arguments[1:])
         except UserError as error:
             processes.exit_without_waiting(error)
@@ -79,7 +81,27 @@ def run_with_paths(
                 raise
             processes.exit_after(error)
 
+    _define_compilation_flag()
     app.run(main, flags_parser=_parse_flags)
+
+
+COMPILATION_CACHE_HELP = (
+    "Folder or bucket address where compiled programs are kept for the next start, or off. "
+    "Default: JAX_COMPILATION_CACHE_DIR, or ~/.cache/dinotxt_jax/xla."
+)
+
+
+def _define_compilation_flag() -> None:
+    """The flag that every entry point has."""
+    if "compilation_cache" not in flags.FLAGS:
+        flags.DEFINE_string("compilation_cache", None, COMPILATION_CACHE_HELP)
+
+
+def _use_compilation_cache() -> None:
+    from dinotxt_jax.runtime.compilation_cache import use_compilation_cache
+    from dinotxt_jax.storage.downloads import cache_folder
+
+    use_compilation_cache(flags.FLAGS.compilation_cache, cache_folder() / "xla")
 
 
 def define_process_flags() -> None:
@@ -108,6 +130,10 @@ def define_process_flags() -> None:
 
 
 def _start_processes() -> None:
+    import jax
+
+    from dinotxt_jax.runtime import processes
+
     values = flags.FLAGS
     if "coordinator" not in values:
         return

@@ -80,6 +80,8 @@ def _prepare() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
+    # A program that is read back from a cache cannot always say what it costs.
+    jax.config.update("jax_enable_compilation_cache", False)
     # Nothing is run, so that several compilers may use the library at the same time. The last three
     # keep it from complaining that it cannot find out where it is.
     os.environ |= {

@@ -12,13 +12,13 @@ from __future__ import annotations
 from dinotxt_jax import cli
 from dinotxt_jax.cli_flags import define_config
 from dinotxt_jax.config import Config
-from dinotxt_jax.runtime import processes
 
 _CONFIG = define_config("config", Config, "File with get_config().", needs=("features", "backbone"))
 cli.define_process_flags()
 
 
 def _body() -> None:
+    from dinotxt_jax.runtime import processes
     from dinotxt_jax.training.precompute import precompute
 
     config = _CONFIG.value

@@ -16,7 +16,6 @@ from dinotxt_jax import cli
 from dinotxt_jax.cli_flags import define_config
 from dinotxt_jax.config import Config
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.runtime import processes
 
 _CONFIG = define_config("config", Config, "File with get_config().", needs=("backbone",))
 _WORKDIR = flags.DEFINE_string(
@@ -26,6 +25,7 @@ cli.define_process_flags()
 
 
 def _body() -> None:
+    from dinotxt_jax.runtime import processes
     from dinotxt_jax.training.loop import train
 
     if "://" in _WORKDIR.value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import commands
 import pytest
 
+import dinotxt_jax
 from dinotxt_jax import cli
+from dinotxt_jax.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ("dinotxt_jax.train", "--config=configs/quickstart.py")
@@ -136,12 +139,47 @@ def test_dispatch_runs_the_entry_point() -> None:
     )
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, dinotxt_jax; heavy = {'tensorflow', 'tensorflow_datasets', 'apache_beam', "
-        "'gradio', 'matplotlib', 'torch', 'array_record'}; print(sorted(heavy & set(sys.modules)))"
-    )
+def loaded(code: str) -> set[str]:
+    """The packages that a program has imported when it ends."""
+    report = "; import sys; print('\\n' + ' '.join({name.split('.')[0] for name in sys.modules}))"
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code + report],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert result.stdout.strip() == "[]"
+    return set(result.stdout.splitlines()[-1].split())
+
+
+# What JAX programs are made of, each of which takes from a tenth of a second to seconds to import.
+HEAVY = {
+    *("jax", "jaxlib", "flax", "optax", "orbax", "tensorstore", "grain", "etils", "PIL", "scipy"),
+    *("tokenizers", "safetensors", "tensorboardX", "matplotlib", "tensorflow_datasets"),
+    *("tensorflow", "apache_beam", "gradio", "torch", "array_record", "pandas", "pyarrow"),
+}
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    names = loaded("import dinotxt_jax as dt; dt.UserError; assert 'load' in dir(dt)")
+    assert names & (HEAVY | {"numpy", "absl", "ml_collections"}) == set()
+
+
+def test_the_package_loads_what_its_names_need_and_tensorflow_never() -> None:
+    names = loaded("import dinotxt_jax; dinotxt_jax.load, dinotxt_jax.load_backbone")
+    assert {"jax", "flax", "tokenizers"} <= names
+    assert names & {"tensorflow", "tensorflow_datasets", "apache_beam", "torch", "gradio"} == set()
+    with pytest.raises(AttributeError, match="module 'dinotxt_jax' has no attribute 'lode'"):
+        dinotxt_jax.lode  # noqa: B018
+
+
+@pytest.mark.parametrize("module", COMMANDS.values())
+def test_help_does_not_wait_for_jax(module: str) -> None:
+    """`sys.argv` names the command, as `python -m` does."""
+    code = (
+        f"import contextlib, runpy, sys\nsys.argv = [{module!r}, '--help']\n"
+        f"with contextlib.suppress(SystemExit): runpy.run_module({module!r}, run_name='__main__')\n"
+        "pass"
+    )
+    assert loaded(code) & HEAVY == set()

@@ -4,16 +4,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from dinotxt_jax.cli import COMPILATION_CACHE_HELP
 from dinotxt_jax.errors import UserError, exit_with
 from dinotxt_jax.models.presets import PRESETS
-from weights_convert import describe, export, verify
-from weights_convert.architecture import parse_settings
-from weights_convert.convert import DTYPES, Conversion, convert
+from weights_convert.choices import DTYPES, EXPORT_DTYPES, PARTS, TOLERANCE
 from weights_convert.layouts import LAYOUTS
 from weights_convert.messages import listed, quoted
-from weights_convert.writing import EXPORT_DTYPES
+
+if TYPE_CHECKING:
+    from weights_convert.convert import Conversion
 
 _EXAMPLES = """\
 examples:
@@ -65,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    # Imported here, with JAX, so that help and mistakes in flags do not wait for it.
+    from weights_convert import describe, export
+    from weights_convert.architecture import parse_settings
+    from weights_convert.convert import convert
+
     if arguments.describe:
         settings = parse_settings(arguments.set)
         given = arguments.sources or ([arguments.model] if arguments.model else [])
@@ -120,8 +126,13 @@ def _conversion_dtype(dtype: str | None) -> str:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from dinotxt_jax.runtime.compilation_cache import use_compilation_cache
+    from dinotxt_jax.storage.downloads import cache_folder
+    from weights_convert import verify
+
     model = _needed(arguments, "model", "--model=DIR")
     reference = Path(_needed(arguments, "reference", "--reference=FILE.npz"))
+    use_compilation_cache(arguments.compilation_cache, cache_folder() / "xla")
     comparisons = verify.compare(model, reference)
     width = max(len(comparison.name) for comparison in comparisons)
     print(f"{'':{width}}  largest difference  relative to its size")
@@ -190,12 +201,17 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=verify.TOLERANCE,
+        default=TOLERANCE,
         help="--verify: largest difference relative to a quantity's size (default: %(default)s)",
     )
     parser.add_argument(
+        "--compilation_cache",
+        metavar="DIR",
+        help=f"--verify: {COMPILATION_CACHE_HELP.replace('Folder', 'folder', 1)}",
+    )
+    parser.add_argument(
         "--part",
-        choices=export.PARTS,
+        choices=PARTS,
         help="--export: only this part; trained means head and text transformer",
     )
     parser.add_argument(
@@ -230,14 +246,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _heads(conversion: Conversion) -> str:
+def _heads(conversion: "Conversion") -> str:
     heads, width = conversion.description.vision.num_heads, conversion.description.vision.dim
     known = any("o" in match.sizes.get("backbone", {}) for match in conversion.matches)
     guess = "" if known or heads * 64 != width else " (width / 64; --set num_heads corrects it)"
     return f"{heads} heads{guess}"
 
 
-def _report(conversion: Conversion, output: str) -> None:
+def _report(conversion: "Conversion", output: str) -> None:
     for match in conversion.matches:
         count = sum(len(entry.present) for entry in match.entries)
         print(f"{match.name}: {match.layout.title}, {count} arrays")

@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from etils import epath
 from tqdm import tqdm
@@ -28,13 +27,13 @@ from dinotxt_jax.storage.model_directory import (
 )
 from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
+from weights_convert.choices import DTYPES
 from weights_convert.fetching import display_name, fetch
 from weights_convert.layouts.rules import Rule
 from weights_convert.matching import LayoutArray, Match, recognise
 from weights_convert.messages import listed, quoted
 from weights_convert.sources import Checkpoint, open_checkpoint
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _PARTS = ("backbone", "head", "text")
 
 

@@ -22,7 +22,6 @@ from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import listed
 from weights_convert.writing import FilePlan, FileRow, Place, Readable, write_safetensors
 
-PARTS = ("backbone", "head", "text", "trained")
 _LOGIT_SCALE = ("logit_scale",)
 _BIAS = ("backbone", "blocks", "attention", "qkv", "bias")
 _MASK = (*_BIAS[:-1], "bias_mask")

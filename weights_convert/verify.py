@@ -31,7 +31,6 @@ from dinotxt_jax.inference import load, load_backbone
 from dinotxt_jax.storage.model_directory import read_description
 from weights_convert.messages import quoted
 
-TOLERANCE = 1e-3
 _LAYER = re.compile(r"layers/(0|[1-9]\d*)")
 _BACKBONE_OUTPUTS = ("class_token", "register_tokens", "patch_tokens")
 _DINOTXT_OUTPUTS = ("image_features", "text_features")

@@ -9,22 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import ml_dtypes
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.model_directory import SourceCheckpoint
+from weights_convert.choices import EXPORT_DTYPES
 from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import quoted
 from weights_convert.sources import SAFETENSORS_DTYPES
 
-EXPORT_DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
 _KINDS = {dtype: kind for kind, dtype in SAFETENSORS_DTYPES.items()}
 _ALIGNMENT = 64
 

@@ -69,7 +69,14 @@ class SegmentationKind:
         return source
 
     def check_images(self, section: str, task: TaskConfig, source: MaskSource) -> None:
-        """Nothing: `open_set` has looked for every image and mask."""
+        """Looks for a pixel with a class; `open_set` has looked for every image and mask."""
+        # Usually the first mask has one, so that a single pair is read.
+        masks = (source.load(index)[1] for index in range(len(source)))
+        if not any((mask != IGNORED).any() for mask in masks):
+            raise UserError(
+                f"the {len(source)} masks of {section}.data have no class in any pixel (all are "
+                f"{IGNORED}), expected class indices; correct {section}.data.path."
+            )
 
     def contents(self, source: MaskSource) -> list[Any]:
         """Names of images and classes; the masks are part of the result's fingerprint."""

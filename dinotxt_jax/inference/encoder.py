@@ -93,7 +93,8 @@ class Encoder:
         self, tokens: Int[Array | np.ndarray, "b l"], normalize: bool = False
     ) -> Float[Array, "b D"]:
         """Features of token rows (`tokenizer(texts)`), float32."""
-        return self._run("encode_text", checked_tokens(tokens), normalize=normalize)
+        rows = checked_tokens(tokens, self.description.dinotxt.text.vocabulary_size)
+        return self._run("encode_text", rows, normalize=normalize)
 
     def embed_batches(
         self, batches: Iterable[UInt8[np.ndarray, "_ h w 3"]], batch_size: int

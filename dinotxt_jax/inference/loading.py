@@ -25,10 +25,10 @@ def load_vision_transformer(
     chosen = _attention(dtypes, vision.block().head_dim)
 
     def create() -> VisionTransformer:
-        return VisionTransformer(vision, dtypes=dtypes, rngs=nnx.Rngs(0), attention=chosen)
+        return VisionTransformer(vision, dtypes=dtypes, attention=chosen)
 
     parts = load_parts(path, {"backbone": abstract_arrays(create, mesh)})
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts["backbone"]), description
+    return nnx.merge(nnx.graphdef(create()), parts["backbone"]), description
 
 
 def load_dinotxt(
@@ -45,10 +45,10 @@ def load_dinotxt(
     chosen = _attention(dtypes, *config.head_dims)
 
     def create() -> DinoTxt:
-        return DinoTxt(config, dtypes=dtypes, rngs=nnx.Rngs(0), attention=chosen)
+        return DinoTxt(config, dtypes=dtypes, attention=chosen)
 
     parts = load_parts(path, abstract_arrays(create, mesh))
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(create)), parts), description
+    return nnx.merge(nnx.graphdef(create()), parts), description
 
 
 def _attention(dtypes: DTypes, *head_dims: int) -> str:

@@ -87,12 +87,23 @@ def checked_images(images: Any) -> Float[Array, "b h w 3"]:
     return jnp.asarray(array)
 
 
-def checked_tokens(tokens: Any) -> Int[Array | np.ndarray, "b l"]:
-    """Token rows as an array, or a `UserError` that says what is expected."""
+def checked_tokens(tokens: Any, vocabulary_size: int) -> Int[Array | np.ndarray, "b l"]:
+    """Token rows as an array, or a `UserError` that says what is expected.
+
+    Ids of an array on devices are not looked at: that would wait for the devices.
+    """
     array = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise UserError(
             f"token rows are {array.dtype}{list(array.shape)}, expected integers [b l]; encode "
             "texts with model.tokenizer(texts) first."
         )
+    if isinstance(array, np.ndarray) and array.size:
+        lowest, highest = int(array.min()), int(array.max())
+        if lowest < 0 or highest >= vocabulary_size:
+            wrong = lowest if lowest < 0 else highest
+            raise UserError(
+                f"token rows hold the id {wrong}, but the model's vocabulary has {vocabulary_size} "
+                f"tokens (0 to {vocabulary_size - 1}); encode texts with model.tokenizer(texts)."
+            )
     return array

@@ -20,8 +20,10 @@ from dinotxt_jax.config.architecture import (
     DinoTxtConfig,
     HeadConfig,
 )
-from dinotxt_jax.models.blocks import Block, Keys, apply_stack, stack
-from dinotxt_jax.models.layers import DTypes, LayerNorm, constant, parameter
+from dinotxt_jax.models.blocks import Block, apply_stack, stack
+from dinotxt_jax.models.drop_path import DropPath
+from dinotxt_jax.models.initialization import Constant
+from dinotxt_jax.models.layers import DTypes, LayerNorm, parameter
 from dinotxt_jax.models.text import Packing, TextTransformer
 from dinotxt_jax.models.vit import VisionTransformer
 
@@ -37,7 +39,6 @@ class VisionHead(nnx.Module):
         dim: int,
         *,
         dtypes: DTypes,
-        rngs: nnx.Rngs,
         drop_path: float = 0.0,
         remat: str = "none",
         attention: str = "xla",
@@ -58,19 +59,17 @@ class VisionHead(nnx.Module):
         self.num_blocks = config.num_blocks
         if not config.num_blocks:
             return
-        self.blocks = stack(
-            lambda rngs: Block(block, dtypes=dtypes, rngs=rngs), config.num_blocks, rngs
-        )
-        self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
+        self.blocks = stack(Block(block, dtypes=dtypes), config.num_blocks)
+        self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes)
 
     def __call__(
-        self, tokens: Float[Array, "b t d"], keys: Keys | None = None
+        self, tokens: Float[Array, "b t d"], drop: DropPath | None = None
     ) -> Float[Array, "b t d"]:
-        """The head's tokens; `keys` (`blocks.drop_path_keys`) turn drop path on."""
+        """The head's tokens; `drop` turns drop path on."""
         if not self.num_blocks:
             return tokens
         x = tokens.astype(self.dtypes.compute)
-        x, _ = apply_stack(self.blocks, x, keys=keys, remat=self.remat)
+        x, _ = apply_stack(self.blocks, x, drop=drop, remat=self.remat)
         return self.norm(x)
 
 
@@ -96,7 +95,6 @@ class DinoTxt(nnx.Module):
         config: DinoTxtConfig,
         *,
         dtypes: DTypes,
-        rngs: nnx.Rngs,
         frozen_dtypes: DTypes | None = None,
         drop_path: float = 0.0,
         remat: str = "none",
@@ -105,19 +103,20 @@ class DinoTxt(nnx.Module):
         """Args:
         config: architecture.
         dtypes: precisions of what is trained.
-        rngs: initialisation.
         frozen_dtypes: precisions of the backbone; `dtypes` if not given.
         drop_path: of the head's blocks, in training.
         remat: what the backward pass recomputes (`blocks.apply_stack`).
         attention: how attention is computed (`models.attention`).
         """
         self.config = config
-        common: dict[str, Any] = dict(rngs=rngs, attention=attention)
+        common: dict[str, Any] = dict(attention=attention)
         trained = common | dict(dtypes=dtypes, remat=remat)
         self.backbone = VisionTransformer(config.vision, dtypes=frozen_dtypes or dtypes, **common)
         self.head = VisionHead(config.head, config.vision.dim, drop_path=drop_path, **trained)
         self.text = TextTransformer(config.text, **trained)
-        self.logit_scale = parameter(rngs, constant(INITIAL_LOGIT_SCALE), (), (), dtypes)
+        # Never rounded to the dtype of other arrays: between 2 and 4 bfloat16 has steps of 1/64,
+        # and updates of the scale are smaller than that.
+        self.logit_scale = parameter(Constant(INITIAL_LOGIT_SCALE), (), (), "float32")
 
     def encode_image(
         self, images: Float[Array, "b h w 3"], normalize: bool = False
@@ -135,10 +134,10 @@ class DinoTxt(nnx.Module):
         )
 
     def encode_tokens(
-        self, tokens: Float[Array, "b t d"], keys: Keys | None = None
+        self, tokens: Float[Array, "b t d"], drop: DropPath | None = None
     ) -> ImageFeatures:
-        """The head on [class, registers, patches] of the backbone; `keys` turn drop path on."""
-        head = self.head(tokens, keys)
+        """The head on [class, registers, patches] of the backbone; `drop` turns drop path on."""
+        head = self.head(tokens, drop)
         return ImageFeatures(head[:, 0], head[:, 1 + self.config.vision.num_registers :])
 
     def describe_tokens(

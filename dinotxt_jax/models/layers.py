@@ -1,7 +1,8 @@
 """The parts with parameters that blocks are made of, and how a parameter is declared.
 
-Arrays are declared once, with shape, initialiser and the logical name of every dimension
-(`dinotxt_jax.sharding`); from that declaration come the abstract array, its sharding and its value.
+A module declares its arrays and does not make them: shape, dtype, initialiser and the logical name
+of every dimension (`dinotxt_jax.sharding`). From that declaration come the abstract array, its
+sharding and its initial value; or the array is read from disk.
 
 Shapes: b batch, d width of the residual stream.
 """
@@ -9,6 +10,7 @@ Shapes: b batch, d width of the residual stream.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +22,8 @@ from jaxtyping import Array, Float
 
 from dinotxt_jax import sharding
 from dinotxt_jax.models import quantization
+from dinotxt_jax.models.initialization import Constant, Initializer, initial_array
 from dinotxt_jax.storage.quantized_kernels import quantized
-
-Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,27 +45,13 @@ class DTypes:
 
 
 def parameter(
-    rngs: nnx.Rngs,
-    initializer: Initializer,
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    dtypes: DTypes,
+    initializer: Initializer, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str
 ) -> nnx.Param:
     """Declares an array: shape, logical axes, initialiser and dtype in one place."""
     if len(shape) != len(axes):
         raise ValueError(f"{len(axes)} logical axes {axes} for an array of shape {shape}")
-    value = initializer(rngs.params(), shape, jnp.dtype(dtypes.parameters))
-    return nnx.Param(value, logical_axes=axes)
-
-
-def constant(value: float) -> Initializer:
-    """An initialiser that fills with one value."""
-    return jax.nn.initializers.constant(value)
-
-
-def normal(stddev: float) -> Initializer:
-    """An initialiser that draws from N(0, stddev^2)."""
-    return jax.nn.initializers.normal(stddev)
+    array = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return nnx.Param(array, logical_axes=axes, initializer=initializer)
 
 
 class Dense(nnx.Module):
@@ -83,22 +70,23 @@ class Dense(nnx.Module):
         use_bias: bool,
         initializer: Initializer,
         dtypes: DTypes,
-        rngs: nnx.Rngs,
         use_bias_mask: bool = False,
     ):
         self.contracted = len(inputs)
         self.dtype = dtypes.compute
-        kernel, scale = parameter(rngs, initializer, inputs + outputs, axes, dtypes), None
+        stored, rest = dtypes.parameters, axes[len(inputs) :]
+        kernel, scale = parameter(initializer, inputs + outputs, axes, stored), None
         if dtypes.products != "none":
             summed = tuple(range(len(inputs)))
-            pair = quantized(kernel[...], dtypes.products, summed)
-            kernel, scale = (nnx.Param(array, logical_axes=axes) for array in pair)
+            wide = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+            pair = jax.eval_shape(lambda values: quantized(values, dtypes.products, summed), wide)
+            # Without an initialiser: 8-bit kernels are made from stored ones.
+            kernel, scale = (
+                nnx.Param(array, logical_axes=axes, initializer=None) for array in pair
+            )
         self.kernel, self.kernel_scale = kernel, scale
-        rest = axes[len(inputs) :]
-        self.bias = parameter(rngs, constant(0.0), outputs, rest, dtypes) if use_bias else None
-        self.bias_mask = (
-            parameter(rngs, constant(1.0), outputs, rest, dtypes) if use_bias_mask else None
-        )
+        self.bias = parameter(Constant(0.0), outputs, rest, stored) if use_bias else None
+        self.bias_mask = parameter(Constant(1.0), outputs, rest, stored) if use_bias_mask else None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         if self.kernel_scale is None:
@@ -118,11 +106,11 @@ class Dense(nnx.Module):
 class LayerNorm(nnx.Module):
     """LayerNorm over the last dimension, statistics in `dtypes.normalization`."""
 
-    def __init__(self, dim: int, epsilon: float, *, dtypes: DTypes, rngs: nnx.Rngs):
+    def __init__(self, dim: int, epsilon: float, *, dtypes: DTypes):
         self.epsilon = epsilon
         self.dtypes = dtypes
-        self.scale = parameter(rngs, constant(1.0), (dim,), ("embed",), dtypes)
-        self.bias = parameter(rngs, constant(0.0), (dim,), ("embed",), dtypes)
+        self.scale = parameter(Constant(1.0), (dim,), ("embed",), dtypes.parameters)
+        self.bias = parameter(Constant(0.0), (dim,), ("embed",), dtypes.parameters)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         wide = x.astype(self.dtypes.normalization)
@@ -136,21 +124,20 @@ class LayerNorm(nnx.Module):
 class LayerScale(nnx.Module):
     """A learned factor per channel on a branch's output (arXiv 2103.17239)."""
 
-    def __init__(self, dim: int, initial: float, *, dtypes: DTypes, rngs: nnx.Rngs):
-        self.scale = parameter(rngs, constant(initial), (dim,), ("embed",), dtypes)
+    def __init__(self, dim: int, initial: float, *, dtypes: DTypes):
+        self.scale = parameter(Constant(initial), (dim,), ("embed",), dtypes.parameters)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return x * self.scale[...].astype(x.dtype)
 
 
 def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
-    """Shapes, dtypes and shardings of a module's arrays, as a nested dict, without making them.
+    """Shapes, dtypes and shardings of a module's arrays, as a nested dict.
 
     Args:
         module: makes the module.
         mesh: None puts everything on the first device.
     """
-    state = nnx.state(nnx.eval_shape(module))
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def struct(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
@@ -164,5 +151,43 @@ def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
         )
         return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=placed)
 
+    return _of_variables(struct, module())
+
+
+def logical_axes(module: nnx.Module) -> Any:
+    """The dimension names of a module's arrays, as a nested dict of tuples."""
+    return _of_variables(lambda variable: variable.get_metadata("logical_axes"), module)
+
+
+def initial_arrays(module: nnx.Module, abstract: Any, seed: int) -> Any:
+    """Arrays of a module with their initial values (`initialization`), as a nested dict.
+
+    Args:
+        module: declares the arrays.
+        abstract: shapes, dtypes and shardings (`abstract_arrays`) of the parts to be made, by name.
+        seed: seed of the run.
+
+    Raises:
+        ValueError: 8-bit kernels, which have no initial value.
+    """
+
+    def draw(variable: nnx.Variable, path: Any, struct: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        initializer = variable.get_metadata("initializer")
+        if initializer is None:
+            raise ValueError(f"{name} has no initial value, expected an array that is read")
+        stacked = variable.get_metadata("logical_axes")[:1] == ("layers",)
+        return initial_array(initializer, struct, seed, name, stacked)
+
+    drawers = _of_variables(lambda variable: functools.partial(draw, variable), module)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, struct, drawer: drawer(path, struct),
+        abstract,
+        {name: drawers[name] for name in abstract},
+    )
+
+
+def _of_variables(function: Callable[[nnx.Variable], Any], module: nnx.Module) -> Any:
+    """The results of a function of every variable of a module, as a nested dict."""
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-    return nnx.to_pure_dict(jax.tree.map(struct, state, is_leaf=is_variable))
+    return nnx.to_pure_dict(jax.tree.map(function, nnx.state(module), is_leaf=is_variable))

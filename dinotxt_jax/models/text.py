@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from dinotxt_jax.config.architecture import TextConfig
 from dinotxt_jax.models.blocks import Block, apply_stack, stack
-from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, normal, parameter
+from dinotxt_jax.models.initialization import Normal
+from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, parameter
 from dinotxt_jax.sharding import constrain
 
 
@@ -44,7 +45,6 @@ class TextTransformer(nnx.Module):
         config: TextConfig,
         *,
         dtypes: DTypes,
-        rngs: nnx.Rngs,
         remat: str = "none",
         attention: str = "xla",
     ):
@@ -52,33 +52,26 @@ class TextTransformer(nnx.Module):
         self.dtypes = dtypes
         self.remat = remat
         self.token_embedding = parameter(
-            rngs,
-            normal(0.02),
+            Normal(0.02),
             (config.vocabulary_size, config.width),
             ("vocabulary", "embed"),
-            dtypes,
+            dtypes.parameters,
         )
         self.position_embedding = parameter(
-            rngs,
-            normal(0.01),
+            Normal(0.01),
             (config.context_length, config.width),
             ("positions", "embed"),
-            dtypes,
+            dtypes.parameters,
         )
-        self.blocks = stack(
-            lambda rngs: Block(config.block(attention), dtypes=dtypes, rngs=rngs),
-            config.depth,
-            rngs,
-        )
-        self.norm = LayerNorm(config.width, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
+        self.blocks = stack(Block(config.block(attention), dtypes=dtypes), config.depth)
+        self.norm = LayerNorm(config.width, config.layer_norm_epsilon, dtypes=dtypes)
         self.projection = Dense(
             (config.width,),
             (config.embed_dim,),
             ("embed", "projection"),
             use_bias=False,
-            initializer=normal(config.width**-0.5),
+            initializer=Normal(config.width**-0.5),
             dtypes=dtypes,
-            rngs=rngs,
         )
 
     def __call__(
@@ -122,7 +115,8 @@ class TextTransformer(nnx.Module):
                 f"rows of {length} tokens, but the text transformer has "
                 f"{self.config.context_length} positions"
             )
-        embedded = jnp.take(self.token_embedding[...], tokens, axis=0)
+        # An id outside the table reads the nearest row; `jnp.take` would fill in NaN by default.
+        embedded = jnp.take(self.token_embedding[...], tokens, axis=0, mode="clip")
         table = self.position_embedding
         placed = table[:length] if positions is None else jnp.take(table[...], positions, axis=0)
         x = embedded + placed

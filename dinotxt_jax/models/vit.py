@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 
 from dinotxt_jax.config.architecture import POSITION_INTERPOLATIONS, VisionConfig
 from dinotxt_jax.models.blocks import Block, apply_stack, stack
-from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, normal, parameter
+from dinotxt_jax.models.initialization import Constant, Normal
+from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, parameter
 from dinotxt_jax.models.rope import Rotation, make_periods, make_rotation
 from dinotxt_jax.sharding import constrain
 
@@ -38,9 +39,7 @@ class VisionOutput(NamedTuple):
 class VisionTransformer(nnx.Module):
     """A DINOv2, DINOv3 or plain vision transformer."""
 
-    def __init__(
-        self, config: VisionConfig, *, dtypes: DTypes, rngs: nnx.Rngs, attention: str = "xla"
-    ):
+    def __init__(self, config: VisionConfig, *, dtypes: DTypes, attention: str = "xla"):
         self.config = config
         self.dtypes = dtypes
         dim, patch = config.dim, config.patch_size
@@ -49,51 +48,42 @@ class VisionTransformer(nnx.Module):
             (dim,),
             ("patch", "patch", "patch", "embed"),
             use_bias=True,
-            initializer=jax.nn.initializers.truncated_normal(0.02),
+            initializer=Normal(0.02),
             # What it loses no block can give back, and it is a small part of the work.
             dtypes=dataclasses.replace(dtypes, products="none"),
-            rngs=rngs,
         )
-        self.class_token = parameter(rngs, normal(1e-6), (dim,), ("embed",), dtypes)
+        stored = dtypes.parameters
+        self.class_token = parameter(Normal(1e-6), (dim,), ("embed",), stored)
         self.register_tokens = (
-            parameter(
-                rngs, normal(1e-6), (config.num_registers, dim), ("positions", "embed"), dtypes
-            )
+            parameter(Normal(1e-6), (config.num_registers, dim), ("positions", "embed"), stored)
             if config.num_registers
             else None
         )
         self.mask_token = (
-            parameter(rngs, normal(1e-6), (dim,), ("embed",), dtypes) if config.mask_token else None
+            parameter(Normal(1e-6), (dim,), ("embed",), stored) if config.mask_token else None
         )
         rope = config.positions == "rope"
         self.position_embedding = (
             None
             if rope
             else parameter(
-                rngs,
-                jax.nn.initializers.truncated_normal(0.02),
+                Normal(0.02),
                 (config.class_position + config.position_grid**2, dim),
                 ("positions", "embed"),
-                dtypes,
+                stored,
             )
         )
         # Periods are never rounded to the dtype of other arrays: it would move every patch.
+        periods = make_periods(config.rope_theta, dim // config.num_heads)
         self.rope_periods = (
-            nnx.Param(
-                jnp.asarray(make_periods(config.rope_theta, dim // config.num_heads)),
-                logical_axes=("positions",),
-            )
+            parameter(Constant(tuple(periods.tolist())), periods.shape, ("positions",), "float32")
             if rope
             else None
         )
-        self.blocks = stack(
-            lambda rngs: Block(config.block(attention), dtypes=dtypes, rngs=rngs),
-            config.depth,
-            rngs,
-        )
-        self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
+        self.blocks = stack(Block(config.block(attention), dtypes=dtypes), config.depth)
+        self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes)
         self.local_class_norm = (
-            LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes, rngs=rngs)
+            LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes)
             if config.local_class_norm
             else None
         )

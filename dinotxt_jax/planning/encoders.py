@@ -83,9 +83,9 @@ def plan_encoders(
     dtypes = DTypes(dtype, dtype)
 
     def create() -> DinoTxt:
-        return DinoTxt(run.trainer.model, dtypes=dtypes, rngs=nnx.Rngs(0))
+        return DinoTxt(run.trainer.model, dtypes=dtypes)
 
-    graphdef, arrays = nnx.graphdef(nnx.eval_shape(create)), abstract_arrays(create, run.mesh)
+    graphdef, arrays = nnx.graphdef(create()), abstract_arrays(create, run.mesh)
     rows_sharding, count = sharding.batch_sharding(run.mesh), evaluation.batch_size
     jobs: list[tuple[str, Any, jax.ShapeDtypeStruct]] = []
     for size, method in image_sizes(evaluation).items():

@@ -10,13 +10,11 @@ it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import logging as std_logging
 import math
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +23,6 @@ import tensorstore
 from etils import epath
 from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
-
-from dinotxt_jax.runtime import processes
 
 # Orbax reports every file it opens; what matters reaches the user through our own messages.
 std_logging.getLogger("orbax").setLevel(std_logging.ERROR)
@@ -247,45 +243,3 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written."""
         self._checkpointer.close()
-
-
-@contextlib.contextmanager
-def new_folder(path: epath.Path, overwrite: bool = False) -> Iterator[epath.Path]:
-    """A folder that appears under its name only when the block ends without an error.
-
-    Of several processes all must enter the block; they get the same folder.
-
-    Args:
-        path: the final name.
-        overwrite: replace a folder of that name; otherwise one is a `FileExistsError`.
-    """
-    if path.exists() and not overwrite:
-        raise FileExistsError(path)
-    # Another run may be writing the same.
-    unique = processes.gathered_texts(uuid.uuid4().hex[:8])[0]
-    partial = path.parent / f".{path.name}.{unique}.partial"
-    if processes.is_first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    processes.wait()
-    try:
-        yield partial
-    except BaseException:
-        if processes.is_first():
-            partial.rmtree()
-        raise
-    processes.wait()  # until all have written
-    if processes.is_first():
-        _rename(partial, path, unique)
-    processes.wait()
-
-
-def _rename(partial: epath.Path, path: epath.Path, unique: str) -> None:
-    if path.exists():
-        # Set aside before it is deleted, so that there is a complete folder at any time.
-        old = path.parent / f".{path.name}.{unique}.old"
-        path.rename(old)
-        partial.rename(path)
-        old.rmtree()
-    else:
-        partial.rename(path)

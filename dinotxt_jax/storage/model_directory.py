@@ -34,11 +34,11 @@ from dinotxt_jax.storage import quantized_kernels
 from dinotxt_jax.storage.arrays import (
     StoredArray,
     load_arrays,
-    new_folder,
     open_arrays,
     save_arrays,
     stored_shapes,
 )
+from dinotxt_jax.storage.files import new_folder
 
 FORMAT_VERSION = 2
 # Fields that an older format lacks have defaults with the same meaning. Version 1 supported only

@@ -28,7 +28,7 @@ def split(batch: Rows, count: int) -> Rows:
     devices = mesh_batch_parts()
 
     def parts(array: Shaped[Array, "rows ..."]) -> Shaped[Array, "k part_rows ..."]:
-        # Too few for all devices are only the keys of drop path in a very small batch.
+        # Only the groups of drop path in a very small batch are too few for all devices.
         spread = devices if array.shape[0] % (devices * count) == 0 else 1
         within = array.reshape(spread, count, -1, *array.shape[1:])  # [p k m ...]
         moved = jnp.moveaxis(within, 1, 0).reshape(count, -1, *array.shape[1:])

@@ -14,7 +14,7 @@ from dinotxt_jax.config import Config, flatten
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints
-from dinotxt_jax.storage.files import write_text
+from dinotxt_jax.storage.files import remove_abandoned, write_text
 from dinotxt_jax.training.step import TrainState
 
 # What may change between a run and its continuation: none of it changes what is computed.
@@ -80,12 +80,15 @@ def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
 def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
     """Writes `run.json`, by which a later run knows whose directory this is.
 
+    What a killed export left behind is removed.
+
     Raises:
         UserError: another process does not see it.
     """
     run = {"fingerprint": fingerprint, "config": dataclasses.asdict(config)}
     if processes.is_first():
         write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
+        remove_abandoned(workdir / "model")
     processes.check_shared(workdir / "run.json")
 
 

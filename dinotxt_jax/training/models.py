@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from absl import logging
-from flax import nnx
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
@@ -25,14 +24,13 @@ from dinotxt_jax.storage.model_directory import ModelDescription
 
 
 def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
-    """The model of a run, freshly initialised from `config.seed`."""
+    """The model of a run; its arrays are declared, not made."""
     precision = config.precision
     trained = DTypes(precision.parameters, precision.compute, precision.normalization)
     return DinoTxt(
         model,
         dtypes=trained,
         frozen_dtypes=frozen_dtypes(config),
-        rngs=nnx.Rngs(config.seed),
         drop_path=config.head.drop_path,
         remat=config.remat,
         attention=config.attention,

@@ -36,7 +36,7 @@ class ModelFlops:
             remat="none",
             attention="xla",
         )
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: create_model(trainer.model, config)))
+        graphdef = nnx.graphdef(create_model(trainer.model, config))
         self._trainer = dataclasses.replace(trainer, config=config, graphdef=graphdef)
         self._state = self._trainer.abstract_state()
         self._known: dict[tuple[Any, ...], float] = {}

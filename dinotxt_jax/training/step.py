@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -24,10 +25,12 @@ from dinotxt_jax.losses import (
     sigmoid_contrastive_loss,
     softmax_contrastive_loss,
 )
-from dinotxt_jax.models.blocks import DROP_PATH_GROUP, drop_path_keys
 from dinotxt_jax.models.dinotxt import DinoTxt, ImageFeatures, normalized
-from dinotxt_jax.models.layers import abstract_arrays
+from dinotxt_jax.models.drop_path import DropPath, drop_path_group
+from dinotxt_jax.models.initialization import Constant, initial_array
+from dinotxt_jax.models.layers import abstract_arrays, initial_arrays, logical_axes
 from dinotxt_jax.models.text import Packing
+from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.compiler_options import compiler_options
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
 from dinotxt_jax.training.accumulation import map_parts, vjp_of_parts
@@ -43,7 +46,7 @@ Arrays = dict[str, Any]
 BatchArrays = Mapping[str, Shaped[Array, "..."]]
 Metrics = dict[str, Float[Array, ""]]
 # SigLIP's starting point: nearly all pairs are negatives (arXiv 2303.15343, section 3.2).
-INITIAL_LOGIT_BIAS = -10.0
+SIGMOID_SCALARS = {"logit_scale": math.log(10.0), "logit_bias": -10.0}
 # What is trained and belongs to no example.
 _SCALARS = ("logit_scale", "logit_bias")
 
@@ -88,37 +91,49 @@ class Trainer:
     mesh: Mesh
 
     def create_state(self) -> TrainState:
-        """Freshly initialised, already sharded: nothing is first built whole on one device."""
-        placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
-        return jax.jit(self._initial_state, out_shardings=placed)()
+        """The state before the first step, already sharded.
+
+        Initial values follow from `config.seed` (`models.initialization`); nothing is first built
+        whole on one device.
+        """
+        abstract, seed = self.abstract_state(), self.config.seed
+        declared = create_model(self.model, self.config)
+        parts = {name: tree for name, tree in abstract.trainable.items() if name in self.abstract}
+        trainable = initial_arrays(declared, parts, seed)
+        if self.config.loss.kind == "sigmoid":
+            for name, value in SIGMOID_SCALARS.items():
+                struct = abstract.trainable[name]
+                trainable[name] = initial_array(Constant(value), struct, seed, name, stacked=False)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
+        optimizer = jax.jit(self.optimizer.init, out_shardings=placed)(trainable)
+        step = processes.placed(np.zeros((), abstract.step.dtype), abstract.step.sharding)
+        return TrainState(step, trainable, optimizer)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
-        state = jax.eval_shape(self._initial_state)
-        placed = sharding.shardings(self.logical_axes, state.trainable, self.mesh)
         whole = sharding.replicated(self.mesh)
+        trainable = trained_part(self.abstract)
+        if self.config.loss.kind == "sigmoid":
+            trainable["logit_bias"] = jax.ShapeDtypeStruct((), "float32", sharding=whole)
+        optimizer = jax.eval_shape(self.optimizer.init, trainable)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, trainable)
         # Moments lie like the arrays they belong to; what else the optimizer keeps are counters.
         moments = optax.tree_utils.tree_map_params(
             self.optimizer,
             lambda _, place: place,
-            state.optimizer,
+            optimizer,
             placed,
             transform_non_params=lambda _: whole,
         )
-        places = state._replace(step=whole, trainable=placed, optimizer=moments)
-        return jax.tree.map(
-            lambda array, place: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place),
-            state,
-            places,
+        step = jax.ShapeDtypeStruct((), "int32", sharding=whole)
+        arrays, places = (step, trainable, optimizer), (whole, placed, moments)
+        return TrainState(
+            *jax.tree.map(
+                lambda array, place: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place),
+                arrays,
+                places,
+            )
         )
-
-    def _initial_state(self) -> TrainState:
-        model = create_model(self.model, self.config)
-        trainable = trained_part(nnx.to_pure_dict(nnx.state(model)))
-        if self.config.loss.kind == "sigmoid":
-            trainable["logit_bias"] = jnp.full((), INITIAL_LOGIT_BIAS)
-            trainable["logit_scale"] = jnp.full((), math.log(10.0))
-        return TrainState(jnp.zeros((), "int32"), trainable, self.optimizer.init(trainable))
 
     def merge(self, arrays: Arrays) -> DinoTxt:
         """The model with these parts; those not given have shapes only and cannot be run."""
@@ -191,17 +206,16 @@ class Trainer:
             batch: "tokens", and where captions are packed the fields of `Packing`.
             key: of the step.
         """
-        drop_key, *image_keys = jax.random.split(key, 3)
-        group = math.gcd(self.config.batch_size, DROP_PATH_GROUP)
+        groups = len(tokens) // drop_path_group(self.config.batch_size)
         rows = {
             "image_tokens": tokens,
-            "drop_keys": drop_path_keys(drop_key, len(tokens), group),
+            "drop_groups": jnp.arange(groups),
             "tokens": batch["tokens"],
             "packing": packing_of(batch),
         }
-        encode = functools.partial(self._encode, image_keys)
         # The chain rule in two pieces: features of each example from the parameters, computed in
         # parts, and the loss of all pairs from all features, which is cheap and computed at once.
+        encode = functools.partial(self._encode, key, groups)
         features, pull_back = vjp_of_parts(encode, trainable, rows, self.config.accumulate_steps)
         scalars = {name: trainable[name] for name in _SCALARS if name in trainable}
         (loss, parts), (of_features, of_scalars) = jax.value_and_grad(
@@ -211,7 +225,7 @@ class Trainer:
         return (loss, parts), gradients | of_scalars
 
     def _encode(
-        self, keys: Sequence[Key[Array, ""]], trainable: Arrays, rows: Arrays
+        self, key: Key[Array, ""], groups: int, trainable: Arrays, rows: Arrays
     ) -> dict[str, Float[Array, "m ..."]]:
         """Encodes m pairs, a part of a batch.
 
@@ -219,10 +233,11 @@ class Trainer:
             "image" and "text": normalised features [m D]; with a weight "gram": the Gram loss of
             each image [m].
         """
-        patch_key, gram_key = keys
+        drop_key, patch_key, gram_key = jax.random.split(key, 3)
         model = self.merge(trainable)
         tokens = self._drawn_patches(rows["image_tokens"], self.config.head.patch_tokens, patch_key)
-        features = model.encode_tokens(tokens, rows["drop_keys"])
+        drop = DropPath(drop_key, rows["drop_groups"], groups)
+        features = model.encode_tokens(tokens, drop)
         text = model.encode_text(rows["tokens"], normalize=True, packing=rows["packing"])
         encoded = {"image": normalized(model.descriptor(features)), "text": text}
         if self.config.loss.gram_weight:
@@ -297,24 +312,16 @@ def make_trainer(
     model = model_config(config, backbone, vocabulary_size)
     warn_of_whole_heads(model, mesh)
     config = dataclasses.replace(config, attention=chosen_attention(config, model, mesh))
-    abstract_model = nnx.eval_shape(lambda: create_model(model, config))
-    axes = trained_part(
-        nnx.to_pure_dict(
-            jax.tree.map(
-                lambda variable: variable.get_metadata("logical_axes"),
-                nnx.state(abstract_model),
-                is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
-            )
-        )
-    )
+    declared = create_model(model, config)
+    axes = trained_part(logical_axes(declared))
     if config.loss.kind == "sigmoid":
         axes["logit_bias"] = ()
     optimizer, schedule = make_optimizer(config.optimizer, config.steps, axes)
     return Trainer(
         config=config,
         model=model,
-        graphdef=nnx.graphdef(abstract_model),
-        abstract=abstract_arrays(lambda: create_model(model, config), mesh),
+        graphdef=nnx.graphdef(declared),
+        abstract=abstract_arrays(lambda: declared, mesh),
         logical_axes=axes,
         optimizer=optimizer,
         schedule=schedule,

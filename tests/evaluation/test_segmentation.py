@@ -173,6 +173,23 @@ def test_a_background_needs_a_class_of_that_name(
     assert shares[2][1] == pytest.approx(100 * float(np.mean(np.stack(masks) == 0)))
 
 
+def test_masks_without_any_class_are_refused_before_any_work(
+    task: TaskConfig, tmp_path: Path
+) -> None:
+    section = "config.tasks.blocks"
+    nothing = Image.new("L", (75, 60), 255)
+    for number in range(6):
+        nothing.save(tmp_path / f"{number}_mask.png")
+    KIND.check_images(section, task, KIND.open_set(section, task))  # the seventh has classes
+    nothing.save(tmp_path / "6_mask.png")
+    message = (
+        "the 7 masks of config.tasks.blocks.data have no class in any pixel .all are 255., "
+        "expected class indices; correct config.tasks.blocks.data.path"
+    )
+    with pytest.raises(UserError, match=message):
+        KIND.check_images(section, task, KIND.open_set(section, task))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -12,7 +12,8 @@ from absl import flags
 
 from dinotxt_jax import UserError, cli
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.storage.arrays import Checkpoints, load_arrays, new_folder
+from dinotxt_jax.storage.arrays import Checkpoints, load_arrays
+from dinotxt_jax.storage.files import new_folder
 from dinotxt_jax.storage.model_directory import fingerprint
 from dinotxt_jax.training.checkpoints import save_state
 

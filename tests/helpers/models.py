@@ -5,13 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 from stored import stored_tree
 
+from dinotxt_jax.models.layers import abstract_arrays, initial_arrays
 from dinotxt_jax.storage.model_directory import read_description, write_model_directory
 from dinotxt_jax.tokenizers import TrainedTokenizer
+
+ModuleT = TypeVar("ModuleT", bound=nnx.Module)
+
+
+def initialized(module: ModuleT, mesh: Mesh | None = None) -> ModuleT:
+    """A module with initial values in its arrays, those of seed 0."""
+    arrays = initial_arrays(module, abstract_arrays(lambda: module, mesh), 0)
+    return nnx.merge(nnx.graphdef(module), arrays)
 
 
 def with_tokenizer(model: Path, folder: Path, captions: Sequence[str]) -> Path:

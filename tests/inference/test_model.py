@@ -129,6 +129,13 @@ def test_inputs_of_another_kind_are_refused_with_what_is_expected(tiny_dinotxt: 
         dt.load(tiny_dinotxt, dtype="float16")
 
 
+@pytest.mark.parametrize("wrong", [-1, 133])
+def test_token_ids_outside_the_vocabulary_are_refused(tiny_dinotxt: Path, wrong: int) -> None:
+    message = rf"hold the id {wrong}, but the model's vocabulary has 133 tokens \(0 to 132\); enc"
+    with pytest.raises(dt.UserError, match=message):
+        dt.load(tiny_dinotxt).encode_text(np.array([[130, wrong, 132, 0]]))
+
+
 def test_the_model_inside_a_work_directory_is_pointed_at(
     tiny_dinotxt: Path, tmp_path: Path
 ) -> None:

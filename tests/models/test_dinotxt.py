@@ -68,7 +68,7 @@ def test_max_pooling_equals_the_official_code(model: DinoTxt, expected: dict) ->
     _graphdef, state = nnx.split(model)
     head = dataclasses.replace(model.config.head, pooling="max")
     config = dataclasses.replace(model.config, head=head)
-    variant = nnx.eval_shape(lambda: DinoTxt(config, dtypes=DTypes(), rngs=nnx.Rngs(0)))
+    variant = DinoTxt(config, dtypes=DTypes())
     variant = nnx.merge(nnx.graphdef(variant), nnx.to_pure_dict(state))
     found = variant.encode_image(jnp.moveaxis(expected["image_98x98"], 1, -1))
     np.testing.assert_allclose(
@@ -87,6 +87,16 @@ def test_padding_behind_the_end_of_text_changes_nothing(model: DinoTxt, expected
 def test_rows_longer_than_the_context_are_refused(model: DinoTxt) -> None:
     with pytest.raises(ValueError, match="rows of 78 tokens.* has 77 positions"):
         model.encode_text(jnp.zeros((1, 78), "int32"))
+
+
+@pytest.mark.parametrize(("wrong", "nearest"), [(-3, 0), (133, 132), (10**6, 132)])
+def test_a_token_id_outside_the_table_reads_the_nearest_row(
+    model: DinoTxt, wrong: int, nearest: int
+) -> None:
+    """Where ids are traced they cannot be refused; they must not turn features into NaN."""
+    rows = jnp.asarray([[130, wrong, 132, 0], [130, nearest, 132, 0]])
+    embedded = jax.jit(model.text.embed)(rows)
+    np.testing.assert_array_equal(embedded[0], embedded[1])
 
 
 # Captions of every kind: as long as a row, of start and end alone, several in a row, one that fills
@@ -201,6 +211,6 @@ def test_the_released_model_has_the_released_sizes() -> None:
     config = dinotxt_for(PRESETS["dinov2_vitl14_reg"])
     assert config.head.mlp_hidden_dim == 2752
     assert config.text.embed_dim == 2048
-    abstract = nnx.eval_shape(lambda: DinoTxt(config, dtypes=DTypes(), rngs=nnx.Rngs(0)))
+    abstract = DinoTxt(config, dtypes=DTypes())
     text = nnx.to_pure_dict(nnx.state(abstract.text))
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(text)) == 538_131_200

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
+from models import initialized
 
 from dinotxt_jax.config.architecture import BlockConfig
 from dinotxt_jax.models.blocks import Block, apply_stack, stack
@@ -147,7 +147,7 @@ def test_stacked_blocks_count_every_block() -> None:
     config = BlockConfig(dim=64, num_heads=2, mlp_hidden_dim=256)
 
     def run(x: Any) -> Any:
-        blocks = stack(lambda rngs: Block(config, dtypes=DTypes(), rngs=rngs), 5, nnx.Rngs(0))
+        blocks = initialized(stack(Block(config, dtypes=DTypes()), 5))
         return apply_stack(blocks, x)[0]
 
     token = 4 * 64 * 64 + 2 * 64 * 256 + 2 * 32 * 64

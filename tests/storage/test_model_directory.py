@@ -65,7 +65,7 @@ def referenced(model: Path, backbone: Path, output: Path) -> Path:
     description = dataclasses.replace(read_description(model), backbone_path=str(backbone))
 
     def create() -> DinoTxt:
-        return DinoTxt(description.dinotxt, dtypes=DTypes(), rngs=nnx.Rngs(0))
+        return DinoTxt(description.dinotxt, dtypes=DTypes())
 
     abstract = abstract_arrays(create, None)
     arrays = load_parts(model, {k: abstract[k] for k in ("head", "text", "logit_scale")})

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import meshes
 import numpy as np
 import pytest
 from flax import nnx
@@ -298,7 +299,8 @@ def test_the_backbone_is_in_the_frozen_dtype_and_trained_arrays_in_theirs(
 def test_initialisation_is_the_released_one(tiny_dinotxt: Path) -> None:
     config = dataclasses.replace(CONFIG, text=TextTrainingConfig(width=256, depth=4, num_heads=4))
     trainer = make_trainer(config, read_description(tiny_dinotxt), 4096, sharding.make_mesh())
-    text = trainer.create_state().trainable["text"]
+    trained = trainer.create_state().trainable
+    text = trained["text"]
 
     def deviation(array: Any) -> float:
         return float(jnp.std(array))
@@ -314,6 +316,37 @@ def test_initialisation_is_the_released_one(tiny_dinotxt: Path) -> None:
     assert deviation(blocks["mlp"]["fc1"]["kernel"]) == pytest.approx(512**-0.5, rel=0.02)
     assert deviation(blocks["mlp"]["fc2"]["kernel"]) == pytest.approx(out, rel=0.02)
     assert deviation(text["projection"]["kernel"]) == pytest.approx(width, rel=0.02)
+    # The official cut of the head's draws, at -2 and 2, cuts nothing off a deviation of 0.02.
+    head = trained["head"]["blocks"]
+    for kernels in (head["attention"], head["mlp"]):
+        for kernel in kernels.values():
+            assert deviation(kernel["kernel"]) == pytest.approx(0.02, rel=0.02)
+    assert float(head["layer_scale1"]["scale"][0, 0]) == pytest.approx(1e-5)
+    assert float(trained["logit_scale"]) == pytest.approx(np.log(1 / 0.07), abs=1e-6)
+
+
+def test_a_run_starts_from_the_same_values_on_every_mesh() -> None:
+    states = {name: meshes.trainer(name).create_state() for name in ("1", "2x4", "2x2x2")}
+    for name, state in states.items():
+        assert meshes.lies_as_wanted(state, name)
+        jax.tree.map(np.testing.assert_array_equal, state, states["1"])
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_scalars_learn_where_parameters_are_bfloat16(kind: str, tiny_dinotxt: Path) -> None:
+    """Between 2 and 4 bfloat16 has steps of 1/64, and a step at this rate moves by 7e-4."""
+    precision = dataclasses.replace(CONFIG.precision, parameters="bfloat16")
+    config = dataclasses.replace(CONFIG, precision=precision, loss=LossConfig(kind=kind))
+    two = setting(tiny_dinotxt, config, 2)
+    with two.context():
+        first = two.trainer.create_state().trainable
+    assert first["text"]["token_embedding"].dtype == jnp.bfloat16
+    run = two.run(3)
+    names = ["logit_scale", "logit_bias"] if kind == "sigmoid" else ["logit_scale"]
+    for name in names:
+        assert run.trainable[name].dtype == jnp.float32
+    assert len(set(run.metrics["logit_scale"])) == 2  # the first rate is 0
+    assert 1e-5 < abs(float(run.trainable[names[-1]]) - float(first[names[-1]])) < 2e-3
 
 
 @pytest.mark.parametrize(
@@ -339,7 +372,7 @@ def test_settings_that_cannot_be_run_are_named(
 def test_the_chosen_attention_is_that_of_every_tower(tiny_dinotxt: Path) -> None:
     architecture = read_description(tiny_dinotxt).dinotxt
     config = dataclasses.replace(CONFIG, attention="splash")
-    model = nnx.eval_shape(lambda: create_model(architecture, config))
+    model = create_model(architecture, config)
     towers = {
         path[0]: module.implementation
         for path, module in nnx.iter_graph(model)

@@ -10,7 +10,6 @@ import dataclasses
 import numpy as np
 
 from dinotxt_jax.config.architecture import VisionConfig
-from dinotxt_jax.models.rope import make_periods
 from weights_convert.layouts.dinov2 import IMAGENET, MLP, packed_swiglu
 from weights_convert.layouts.rules import Layout, Rule, under
 
@@ -114,6 +113,8 @@ def _dinov3_rules(mlp: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 
 def _periods(vision: VisionConfig) -> np.ndarray:
+    from dinotxt_jax.models.rope import make_periods  # imports JAX
+
     return make_periods(vision.rope_theta, vision.dim // vision.num_heads)
 
 
