@@ -21,6 +21,10 @@ EXACT = 1e-12
 # up to the root of their number; eight standard deviations. It keeps 16 of float32's 24 bits.
 SUM_OVER_TOKENS = 8 * (16 * 77) ** 0.5
 
+# Roundings of the learning rate, relative to its peak: of the progress, which the angle contains pi
+# times, of the cosine, and of the products.
+SCHEDULE_ROUNDINGS = 8
+
 
 def assert_exact(found: Any, expected: Any, name: str = "") -> None:
     """Float64 arrays are equal but for `EXACT` times the largest absolute value of `expected`."""

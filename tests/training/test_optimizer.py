@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tolerances import EXACT, ROUNDING, SCHEDULE_ROUNDINGS, assert_exact
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, OptimizerConfig
@@ -27,30 +28,36 @@ def golden() -> dict[str, np.ndarray]:
     return dict(np.load(folder / "schedule_adamw.npz"))
 
 
-def test_the_schedule_equals_the_official_one(golden: dict[str, np.ndarray]) -> None:
-    schedule = jax.vmap(learning_rate_schedule(7e-4, 2000, 50_000))
-    # The learning rate is 7e-4 and computed in float32: half a unit in the last place of it.
-    np.testing.assert_allclose(schedule(golden["steps"]), golden["lr"], rtol=0, atol=1e-10)
-    every = np.arange(0, 50_000, 100)
-    np.testing.assert_allclose(schedule(every), golden["lr_every100"], rtol=0, atol=1e-10)
-    short = jax.vmap(learning_rate_schedule(7e-4, 5, 20))(np.arange(20))
-    np.testing.assert_allclose(short, golden["lr20"], rtol=0, atol=1e-10)
+@pytest.mark.parametrize("float64", [True, False])
+def test_the_schedule_equals_the_official_one(golden: dict[str, np.ndarray], float64: bool) -> None:
+    peak = 7e-4
+    bound = EXACT * peak if float64 else SCHEDULE_ROUNDINGS * ROUNDING * peak
+    with jax.enable_x64(float64):
+        schedule = jax.vmap(learning_rate_schedule(peak, 2000, 50_000))
+        every = schedule(np.arange(0, 50_000, 100))
+        short = jax.vmap(learning_rate_schedule(peak, 5, 20))(np.arange(20))
+        some = schedule(golden["steps"])
+    assert some.dtype == ("float64" if float64 else "float32")
+    np.testing.assert_allclose(some, golden["lr"], rtol=0, atol=bound)
+    np.testing.assert_allclose(every, golden["lr_every100"], rtol=0, atol=bound)
+    np.testing.assert_allclose(short, golden["lr20"], rtol=0, atol=bound)
 
 
 def test_adamw_follows_the_official_trajectory(golden: dict[str, np.ndarray]) -> None:
     axes = {"w": ("embed", "mlp"), "b": ("mlp",)}
-    optimizer, _ = make_optimizer(OptimizerConfig(warmup_steps=5), 20, axes)
-    parameters = {"w": jnp.asarray(golden["adamw_w0"]), "b": jnp.asarray(golden["adamw_b0"])}
-    state = optimizer.init(parameters)
-    for step in range(20):
-        gradients = {
-            "w": jnp.asarray(golden["adamw_grad_w"][step]),
-            "b": jnp.asarray(golden["adamw_grad_b"][step]),
-        }
-        updates, state = optimizer.update(gradients, state, parameters)
-        parameters = optax.apply_updates(parameters, updates)
-        np.testing.assert_allclose(parameters["w"], golden["adamw_w"][step], rtol=0, atol=2e-6)
-        np.testing.assert_allclose(parameters["b"], golden["adamw_b"][step], rtol=0, atol=2e-6)
+    with jax.enable_x64(True):
+        optimizer, _ = make_optimizer(OptimizerConfig(warmup_steps=5), 20, axes)
+        parameters = {"w": jnp.asarray(golden["adamw_w0"]), "b": jnp.asarray(golden["adamw_b0"])}
+        state = optimizer.init(parameters)
+        for step in range(20):
+            gradients = {
+                "w": jnp.asarray(golden["adamw_grad_w"][step]),
+                "b": jnp.asarray(golden["adamw_grad_b"][step]),
+            }
+            updates, state = optimizer.update(gradients, state, parameters)
+            parameters = optax.apply_updates(parameters, updates)
+            for name in ("w", "b"):
+                assert_exact(parameters[name], golden[f"adamw_{name}"][step], f"{name} {step}")
 
 
 def test_the_same_arrays_are_decayed_as_in_the_official_code(
