@@ -86,7 +86,8 @@ def run_with_paths(
 
 
 COMPILATION_CACHE_HELP = (
-    "Folder or bucket address where compiled programs are kept for the next start, or off. "
+    "Folder or bucket address where compiled programs are kept for the next start, or off (plan "
+    "keeps none). "
     "Default: JAX_COMPILATION_CACHE_DIR, or ~/.cache/dinotxt_jax/xla."
 )
 
