@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
@@ -177,7 +176,6 @@ class _Shared:
     def trainer(self, config: Config) -> Trainer:
         """As `make_trainer` builds it from these settings, with the compiled methods."""
         base, shared = self.base, self
-        nnx.Rngs(config.seed)  # as the first state is drawn from
         optimizer, schedule = make_optimizer(config.optimizer, config.steps, base.logical_axes)
 
         class Sharing(Trainer):
