@@ -12,7 +12,7 @@ from absl import flags
 from dinotxt_jax.config import check
 from dinotxt_jax.config.files import load_config
 from dinotxt_jax.config.overrides import as_lines, override
-from dinotxt_jax.config.ranges import settings_of
+from dinotxt_jax.config.ranges import declared_settings
 from dinotxt_jax.errors import UserError, closest
 
 ConfigT = TypeVar("ConfigT")
@@ -83,7 +83,7 @@ def define_config(
     return _CONFIGS[name]
 
 
-def parse(arguments: Sequence[str]) -> list[str]:
+def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Parses a command line; returns the program's name and what is no flag.
 
     Raises:
@@ -148,7 +148,7 @@ def _take_overrides(arguments: Sequence[str]) -> list[str]:
 def _is_bool(cls: Any, key: str) -> bool:
     """Whether a dotted key names a setting that is True or False."""
     for name in key.split("."):
-        types = {setting.name: setting.type for setting in settings_of(cls)}
+        types = {setting.name: setting.type for setting in declared_settings(cls)}
         cls = types.get(name)
         if not dataclasses.is_dataclass(cls):
             return cls is bool

@@ -164,7 +164,7 @@ for arguments in json.loads(sys.stdin.read()):
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            cli_flags.parse(["train", *arguments])
+            cli_flags.parse_flags(["train", *arguments])
         config = train._CONFIG.value
         found.append([config.steps, config.text.pack, config.mesh.data, config.seed])
     except UserError as error:

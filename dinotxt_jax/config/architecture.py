@@ -14,7 +14,7 @@ from dinotxt_jax.config.ranges import Choice, Range
 
 POOLINGS = ("mean", "max", "gem", "none")
 MLPS = ("mlp", "swiglu")
-POSITIONS = ("learned", "rope")
+POSITION_KINDS = ("learned", "rope")
 POSITION_INTERPOLATIONS = ("antialias", "bicubic", "offset")
 
 _WIDTH = Range(1, 2**20)
@@ -81,7 +81,7 @@ class VisionConfig:
         int, Range(0, 1024), "register tokens between the class token and the patch tokens"
     ] = 0
     positions: Annotated[
-        str, Choice(POSITIONS), "learned (a table, added to tokens) or rope (`models.rope`)"
+        str, Choice(POSITION_KINDS), "learned (a table, added to tokens) or rope (`models.rope`)"
     ] = "learned"
     position_grid: Annotated[
         int, Range(1, 4096), "learned: side of the stored table, in patches"

@@ -12,8 +12,8 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dinotxt_jax.config.checking import convert
-from dinotxt_jax.config.ranges import Rule, mistake, settings_of
+from dinotxt_jax.config.checking import typed_value
+from dinotxt_jax.config.ranges import ValueRule, declared_settings, mistake
 from dinotxt_jax.errors import UserError
 
 
@@ -31,7 +31,7 @@ def check(config: Any, where: str = "config", needs: Sequence[str] = ()) -> None
     for sentence in mistakes(config, where):
         raise UserError(sentence)
     cls: type = type(config)
-    meanings = {setting.name: setting.meaning for setting in settings_of(cls)}
+    meanings = {setting.name: setting.meaning for setting in declared_settings(cls)}
     for name in needs:
         if not getattr(config, name):
             key = f"{where}.{name}"
@@ -42,7 +42,7 @@ def mistakes(config: Any, key: str) -> Iterator[str]:
     """A sentence for each mistake; settings are compared with each other if each is right."""
     right = True
     cls: type = type(config)
-    for setting in settings_of(cls):
+    for setting in declared_settings(cls):
         value = getattr(config, setting.name)
         for sentence in _mistakes_of(value, setting.type, setting.rule, f"{key}.{setting.name}"):
             right = False
@@ -55,13 +55,13 @@ def _none(_: str) -> Iterator[str]:
     return iter(())
 
 
-def _mistakes_of(value: Any, hint: Any, rule: Rule | None, key: str) -> Iterator[str]:
+def _mistakes_of(value: Any, hint: Any, rule: ValueRule | None, key: str) -> Iterator[str]:
     """The same for the value of one setting, or of one item of it."""
     if value is None and type(None) in typing.get_args(hint):
         return
     if not dataclasses.is_dataclass(value):
         try:
-            value = convert(value, hint, key)
+            value = typed_value(value, hint, key)
         except UserError as error:
             yield str(error)
             return

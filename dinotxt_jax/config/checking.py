@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from dinotxt_jax.config.ranges import settings_of
+from dinotxt_jax.config.ranges import declared_settings
 from dinotxt_jax.errors import UserError, closest
 
 
@@ -41,7 +41,9 @@ def from_dict(
     for key in values:
         if key not in fields:
             raise unknown_key(cls, where, str(key))
-    converted = {key: convert(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    converted = {
+        key: typed_value(value, hints[key], f"{where}.{key}") for key, value in values.items()
+    }
     missing = [
         name
         for name, field in fields.items()
@@ -56,7 +58,7 @@ def from_dict(
 
 def unknown_key(cls: type, where: str, name: str) -> UserError:
     """The error for a key that a group of settings lacks, with the key that was meant."""
-    names = [setting.name for setting in settings_of(cls)]
+    names = [setting.name for setting in declared_settings(cls)]
     # Settings of the groups within this one, by the last part of their keys.
     below = {path.rpartition(".")[2]: path for path in reversed(keys_of(cls))}
     meant = below.get(name) or closest(name, names) or below.get(closest(name, below) or "")
@@ -72,13 +74,13 @@ def is_group(hint: Any) -> bool:
 def keys_of(cls: type) -> list[str]:
     """The dotted keys of all settings of a group and of the groups within it."""
     keys: list[str] = []
-    for setting in settings_of(cls):
+    for setting in declared_settings(cls):
         inner = keys_of(setting.type) if is_group(setting.type) else []
         keys += [f"{setting.name}.{key}" for key in inner] or [setting.name]
     return keys
 
 
-def convert(value: Any, hint: Any, where: str) -> Any:
+def typed_value(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type that a field is annotated with; `where` is its key in errors."""
     if hint is Any:
         return value
@@ -90,22 +92,24 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return value
         raise UserError(
             f"{where} is {value!r}, expected a group of settings; set one of its keys, such as "
-            f"{where}.{settings_of(hint)[0].name}."  # type: ignore[arg-type]
+            f"{where}.{declared_settings(hint)[0].name}."  # type: ignore[arg-type]
         )
     if origin is dict and isinstance(value, Mapping):
-        return {key: convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+        return {
+            key: typed_value(item, arguments[1], f"{where}.{key}") for key, item in value.items()
+        }
     if origin is tuple and isinstance(value, (list, tuple)):
         variadic = len(arguments) == 2 and arguments[1] is Ellipsis
         kinds = [arguments[0]] * len(value) if variadic else list(arguments)
         if len(kinds) == len(value):
             return tuple(
-                convert(item, kind, f"{where}[{i}]")
+                typed_value(item, kind, f"{where}[{i}]")
                 for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
             )
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return convert(value, next(a for a in arguments if a is not type(None)), where)
+        return typed_value(value, next(a for a in arguments if a is not type(None)), where)
     if not isinstance(value, bool):
         if hint is int and isinstance(value, numbers.Integral):
             return int(value)
@@ -115,7 +119,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         raise UserError(f"{where} is {value!r}, expected text without a NUL character; remove it.")
     if hint in (bool, str) and isinstance(value, hint):
         return value
-    raise UserError(f"{where} is {value!r}, expected {described(hint)}; correct it.")
+    raise UserError(f"{where} is {value!r}, expected {type_name(hint)}; correct it.")
 
 
 def _as_float(value: Any, where: str) -> float:
@@ -135,7 +139,7 @@ _NAMES: Mapping[Any, str] = {
 }
 
 
-def described(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """A type as a person calls it."""
     if hint in _NAMES:
         return _NAMES[hint]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dinotxt_jax.config.checking import described, is_group
+from dinotxt_jax.config.checking import is_group, type_name
 from dinotxt_jax.config.evaluation import EvaluationConfig, TaskConfig
-from dinotxt_jax.config.ranges import Setting, settings_of
+from dinotxt_jax.config.ranges import Setting, declared_settings
 from dinotxt_jax.config.training import Config
 
 _INTRODUCTION = """\
@@ -78,7 +78,7 @@ def _meaning(group: Any) -> str:
 def _groups(config: Any, key: str) -> Iterator[tuple[Any, str]]:
     """(defaults, key) of the groups within a group; those of evaluation are another part."""
     cls: type = type(config)
-    for setting in settings_of(cls):
+    for setting in declared_settings(cls):
         if is_group(setting.type) and setting.type is not EvaluationConfig:
             inner = getattr(config, setting.name)
             yield inner, f"{key}.{setting.name}"
@@ -90,7 +90,7 @@ def _table(defaults: Any, key: str) -> Iterator[str]:
     yield "| key | default | values | meaning |"
     yield "|---|---|---|---|"
     cls: type = type(defaults)
-    for setting in settings_of(cls):
+    for setting in declared_settings(cls):
         if not is_group(setting.type):
             cells = (
                 f"`{key}.{setting.name}`",
@@ -105,7 +105,7 @@ def _difference(group: Any, key: str) -> Iterator[str]:
     """A group whose table stands elsewhere, with the defaults that differ."""
     cls: type = type(group)
     usual = cls()
-    names = [setting.name for setting in settings_of(cls)]
+    names = [setting.name for setting in declared_settings(cls)]
     changed = [
         f"`{name}` is {_value(getattr(group, name))}"
         for name in names
@@ -116,10 +116,10 @@ def _difference(group: Any, key: str) -> Iterator[str]:
 
 def _values(setting: Setting) -> str:
     if setting.rule is None:
-        return described(setting.type)
+        return type_name(setting.type)
     if setting.type in (int, float, str):
         return str(setting.rule)
-    return f"{described(setting.type)}, each {setting.rule}"
+    return f"{type_name(setting.type)}, each {setting.rule}"
 
 
 def _value(value: Any) -> str:

@@ -10,8 +10,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from dinotxt_jax.config.checking import convert, described, unknown_key
-from dinotxt_jax.config.ranges import settings_of
+from dinotxt_jax.config.checking import type_name, typed_value, unknown_key
+from dinotxt_jax.config.ranges import declared_settings
 from dinotxt_jax.errors import UserError, closest
 
 DataclassT = TypeVar("DataclassT")
@@ -43,7 +43,7 @@ def _changed(value: Any, hint: Any, rest: str, text: str | None, where: str) -> 
     if dataclasses.is_dataclass(value):
         name, rest = _first_name(rest)
         cls: type = type(value)
-        setting = next((s for s in settings_of(cls) if s.name == name), None)
+        setting = next((s for s in declared_settings(cls) if s.name == name), None)
         if setting is None:
             raise unknown_key(cls, where, name)
         inner = getattr(value, name)
@@ -66,7 +66,7 @@ def _changed(value: Any, hint: Any, rest: str, text: str | None, where: str) -> 
         return (*value[:index], parsed, *value[index + 1 :])
     raise UserError(
         f"{where}{rest if rest.startswith('[') else '.' + rest} is not a setting, since {where} is "
-        f"{described(hint)}; set {where} itself."
+        f"{type_name(hint)}; set {where} itself."
     )
 
 
@@ -97,19 +97,19 @@ def _parsed(text: str | None, hint: Any, where: str) -> Any:
     if text is None:
         if hint is bool:
             return True
-        raise UserError(f"{where} has no value, expected {described(hint)}; add =VALUE.")
+        raise UserError(f"{where} has no value, expected {type_name(hint)}; add =VALUE.")
     value: Any = text
     if hint is bool:
         value = _TRUTHS.get(text.lower(), text)
     elif hint in (int, float):
-        with contextlib.suppress(ValueError):  # `convert` says what was expected
+        with contextlib.suppress(ValueError):  # `typed_value` says what was expected
             value = hint(text)
     elif typing.get_origin(hint) is tuple:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             value = ast.literal_eval(text)
         if isinstance(value, (int, float)) and typing.get_args(hint)[-1] is Ellipsis:
             value = (value,)
-    return convert(value, hint, where)
+    return typed_value(value, hint, where)
 
 
 def as_lines(config: Any, where: str = "config", default: Any = None) -> Iterator[str]:
@@ -122,7 +122,7 @@ def as_lines(config: Any, where: str = "config", default: Any = None) -> Iterato
     """
     cls: type = type(config)
     default = cls() if default is None else default
-    for setting in settings_of(cls):
+    for setting in declared_settings(cls):
         key, value = f"{where}.{setting.name}", getattr(config, setting.name)
         usual = getattr(default, setting.name)
         if dataclasses.is_dataclass(value):

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from dinotxt_jax.errors import closest
 
 
-class Rule(Protocol):
+class ValueRule(Protocol):
     """The values that a setting may have."""
 
     def accepts(self, value: Any) -> bool:
@@ -144,7 +144,7 @@ class Form:
         return f'{self.form} or ""'
 
 
-def mistake(key: str, value: Any, rule: Rule) -> str:
+def mistake(key: str, value: Any, rule: ValueRule) -> str:
     """The sentence about a value that a rule does not accept."""
     advice = rule.advice(value)
     end = "" if advice.endswith("?") else "."
@@ -165,13 +165,13 @@ class Setting:
 
     name: str
     type: Any
-    rule: Rule | None
+    rule: ValueRule | None
     meaning: str
     default: Any
 
 
 @functools.cache
-def settings_of(cls: type) -> tuple[Setting, ...]:
+def declared_settings(cls: type) -> tuple[Setting, ...]:
     """The fields of a dataclass, in order, with their declarations."""
     hints = typing.get_type_hints(cls, include_extras=True)
     declared = []

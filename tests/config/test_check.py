@@ -26,7 +26,7 @@ from dinotxt_jax.config.data import (
 )
 from dinotxt_jax.config.evaluation import KIND_SETTINGS, PROTOCOL_SIDES, PUBLISHED_SETS
 from dinotxt_jax.config.overrides import override
-from dinotxt_jax.config.ranges import Setting, settings_of
+from dinotxt_jax.config.ranges import Setting, declared_settings
 from dinotxt_jax.config.training import ATTENTIONS
 
 TASKS = EvaluationConfig(
@@ -310,7 +310,7 @@ def test_architectures_have_ranges() -> None:
 def all_settings(cls: type, prefix: str = "") -> list[tuple[str, Setting]]:
     """Every setting of a group and of the groups within it, by key."""
     found: list[tuple[str, Setting]] = []
-    for setting in settings_of(cls):
+    for setting in declared_settings(cls):
         key = f"{prefix}{setting.name}"
         if is_group(setting.type):
             found += all_settings(setting.type, f"{key}.")
@@ -337,7 +337,7 @@ def test_defaults_are_within_their_ranges() -> None:
 def test_the_choices_are_those_of_the_rooms_above() -> None:
     from dinotxt_jax import tokenizers
     from dinotxt_jax.data import scenes
-    from dinotxt_jax.data.mask_layouts import LAYOUTS
+    from dinotxt_jax.data.mask_layouts import MASK_LAYOUTS
     from dinotxt_jax.data.sources import SOURCES
     from dinotxt_jax.evaluation.published import FIGURES
     from dinotxt_jax.evaluation.tasks import KINDS
@@ -351,7 +351,7 @@ def test_the_choices_are_those_of_the_rooms_above() -> None:
     }
     needs_path = {name for name, kind in SOURCES.items() if kind.needs_path}
     assert needs_path == {n for n, source in SOURCE_SETTINGS.items() if "path" in source.needs}
-    assert tuple(LAYOUTS) == MASK_SETS
+    assert tuple(MASK_LAYOUTS) == MASK_SETS
     assert tuple(FIGURES) == PUBLISHED_SETS
     assert tuple(PROTOCOLS) == tuple(PROTOCOL_SIDES)
     assert {name: (kind.metrics, kind.encodes_whole_images) for name, kind in KINDS.items()} == {

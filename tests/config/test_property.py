@@ -18,7 +18,7 @@ from tiny_step import BASE, run_step
 from dinotxt_jax import UserError
 from dinotxt_jax.config import Config, from_dict, to_config_dict
 from dinotxt_jax.config.checking import is_group
-from dinotxt_jax.config.ranges import Choice, Form, Range, Setting, settings_of
+from dinotxt_jax.config.ranges import Choice, Form, Range, Setting, declared_settings
 
 # Numbers within the range of a setting that a tiny run can do, for those where not all can be done.
 SMALL: dict[str, list[Any]] = {
@@ -60,7 +60,7 @@ SIZES = [1, 16, 32, 48, 100]
 def all_settings(cls: type, prefix: str = "") -> dict[str, Setting]:
     """Every setting that is no group, by key; those of tasks by the names of the tasks."""
     found: dict[str, Setting] = {}
-    for setting in settings_of(cls):
+    for setting in declared_settings(cls):
         key = f"{prefix}{setting.name}"
         if is_group(setting.type):
             found |= all_settings(setting.type, f"{key}.")
