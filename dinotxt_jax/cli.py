@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import logging as std_logging
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -202,7 +203,8 @@ def _help(program: str) -> str:
     lines = [(main.__doc__ or "").strip(), "", "flags:"]
     for flag in own:
         default = f" (default: {flag.default})" if flag.default not in (None, "") else ""
-        lines.append(f"  --{flag.name}: {flag.help}{default}")
+        text = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl repeats the choices
+        lines.append(f"  --{flag.name}: {text}{default}")
     if any(flag.name == "config" for flag in own):
         lines.append("  --config.KEY=VALUE: a setting of it; docs/configuration.md explains all")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from models import with_tokenizer
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+QUICKSTART = (f"--config={ROOT}/configs/quickstart.py", "--config.backbone=B")
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +157,10 @@ def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
         (("embed", "a.png", "--texts=a.txt", "--model=M", "--output=e.npz"), "both images and"),
         (("embed", "--texts=t", "--model=M", "--output=e.npz"), "--texts is 't', which is no file"),
         (
-            ("train", f"--config={ROOT}/configs/quickstart.py", "--workdir=gs://bucket/run"),
+            ("train", *QUICKSTART, "--workdir=gs://bucket/run"),
             "gs://bucket/run is an address, expected a folder",
         ),
-        (("train", "extra", "--config=c.py", "--workdir=w"), "'extra' is not a flag"),
+        (("train", "extra", *QUICKSTART, "--workdir=w"), "'extra' is not a flag"),
     ],
 )
 def test_mistakes_end_in_one_sentence(

@@ -12,8 +12,8 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dinotxt_jax.config.checking import convert_value
-from dinotxt_jax.config.ranges import Constraint, declared_settings, mistake
+from dinotxt_jax.config.checking import typed_value
+from dinotxt_jax.config.ranges import ValueRule, declared_settings, mistake
 from dinotxt_jax.errors import UserError
 
 
@@ -55,13 +55,13 @@ def _none(_: str) -> Iterator[str]:
     return iter(())
 
 
-def _mistakes_of(value: Any, hint: Any, rule: Constraint | None, key: str) -> Iterator[str]:
+def _mistakes_of(value: Any, hint: Any, rule: ValueRule | None, key: str) -> Iterator[str]:
     """The same for the value of one setting, or of one item of it."""
     if value is None and type(None) in typing.get_args(hint):
         return
     if not dataclasses.is_dataclass(value):
         try:
-            value = convert_value(value, hint, key)
+            value = typed_value(value, hint, key)
         except UserError as error:
             yield str(error)
             return

@@ -42,7 +42,7 @@ def from_dict(
         if key not in fields:
             raise unknown_key(cls, where, str(key))
     converted = {
-        key: convert_value(value, hints[key], f"{where}.{key}") for key, value in values.items()
+        key: typed_value(value, hints[key], f"{where}.{key}") for key, value in values.items()
     }
     missing = [
         name
@@ -80,7 +80,7 @@ def keys_of(cls: type) -> list[str]:
     return keys
 
 
-def convert_value(value: Any, hint: Any, where: str) -> Any:
+def typed_value(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type that a field is annotated with; `where` is its key in errors."""
     if hint is Any:
         return value
@@ -96,20 +96,20 @@ def convert_value(value: Any, hint: Any, where: str) -> Any:
         )
     if origin is dict and isinstance(value, Mapping):
         return {
-            key: convert_value(item, arguments[1], f"{where}.{key}") for key, item in value.items()
+            key: typed_value(item, arguments[1], f"{where}.{key}") for key, item in value.items()
         }
     if origin is tuple and isinstance(value, (list, tuple)):
         variadic = len(arguments) == 2 and arguments[1] is Ellipsis
         kinds = [arguments[0]] * len(value) if variadic else list(arguments)
         if len(kinds) == len(value):
             return tuple(
-                convert_value(item, kind, f"{where}[{i}]")
+                typed_value(item, kind, f"{where}[{i}]")
                 for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
             )
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return convert_value(value, next(a for a in arguments if a is not type(None)), where)
+        return typed_value(value, next(a for a in arguments if a is not type(None)), where)
     if not isinstance(value, bool):
         if hint is int and isinstance(value, numbers.Integral):
             return int(value)

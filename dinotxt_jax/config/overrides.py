@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from dinotxt_jax.config.checking import convert_value, type_name, unknown_key
+from dinotxt_jax.config.checking import type_name, typed_value, unknown_key
 from dinotxt_jax.config.ranges import declared_settings
 from dinotxt_jax.errors import UserError, closest
 
@@ -102,14 +102,14 @@ def _parsed(text: str | None, hint: Any, where: str) -> Any:
     if hint is bool:
         value = _TRUTHS.get(text.lower(), text)
     elif hint in (int, float):
-        with contextlib.suppress(ValueError):  # `convert_value` says what was expected
+        with contextlib.suppress(ValueError):  # `typed_value` says what was expected
             value = hint(text)
     elif typing.get_origin(hint) is tuple:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             value = ast.literal_eval(text)
         if isinstance(value, (int, float)) and typing.get_args(hint)[-1] is Ellipsis:
             value = (value,)
-    return convert_value(value, hint, where)
+    return typed_value(value, hint, where)
 
 
 def as_lines(config: Any, where: str = "config", default: Any = None) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from dinotxt_jax.errors import closest
 
 
-class Constraint(Protocol):
+class ValueRule(Protocol):
     """The values that a setting may have."""
 
     def accepts(self, value: Any) -> bool:
@@ -144,7 +144,7 @@ class Form:
         return f'{self.form} or ""'
 
 
-def mistake(key: str, value: Any, rule: Constraint) -> str:
+def mistake(key: str, value: Any, rule: ValueRule) -> str:
     """The sentence about a value that a rule does not accept."""
     advice = rule.advice(value)
     end = "" if advice.endswith("?") else "."
@@ -165,7 +165,7 @@ class Setting:
 
     name: str
     type: Any
-    rule: Constraint | None
+    rule: ValueRule | None
     meaning: str
     default: Any
 

@@ -337,7 +337,7 @@ def test_defaults_are_within_their_ranges() -> None:
 def test_the_choices_are_those_of_the_rooms_above() -> None:
     from dinotxt_jax import tokenizers
     from dinotxt_jax.data import scenes
-    from dinotxt_jax.data.mask_layouts import LAYOUTS
+    from dinotxt_jax.data.mask_layouts import MASK_LAYOUTS
     from dinotxt_jax.data.sources import SOURCES
     from dinotxt_jax.evaluation.published import FIGURES
     from dinotxt_jax.evaluation.tasks import KINDS
@@ -351,7 +351,7 @@ def test_the_choices_are_those_of_the_rooms_above() -> None:
     }
     needs_path = {name for name, kind in SOURCES.items() if kind.needs_path}
     assert needs_path == {n for n, source in SOURCE_SETTINGS.items() if "path" in source.needs}
-    assert tuple(LAYOUTS) == MASK_SETS
+    assert tuple(MASK_LAYOUTS) == MASK_SETS
     assert tuple(FIGURES) == PUBLISHED_SETS
     assert tuple(PROTOCOLS) == tuple(PROTOCOL_SIDES)
     assert {name: (kind.metrics, kind.encodes_whole_images) for name, kind in KINDS.items()} == {

@@ -287,7 +287,7 @@ KEY = "config.evaluation.tasks.held_out"
             {"image_root": "."},
             f"none of 3 image paths .* {KEY}.data.image_root",
         ),
-        ({"image_size": 60}, f"{KEY} has data.image_size=60, but"),
+        ({"image_size": 60}, f"{KEY}.data.image_size is 60, expected"),
         ({"source": "webdataset"}, f"{KEY}.data.source"),
     ],
 )
