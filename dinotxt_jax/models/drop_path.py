@@ -95,7 +95,7 @@ def _rounded_up(drop: DropPath, share: float) -> Bool[Array, " g"]:
 
 # Taking rows and putting them back are products with a 0/1 matrix: exact, and each other's
 # transpose for autodiff, so that no backward pass scatters.
-def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[Array, "(g c) n d"]:
+def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[Array, "g*c n d"]:
     """The chosen examples of each of the g groups of s that `x` consists of.
 
     Args:
@@ -108,8 +108,8 @@ def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[
 
 
 def put_rows(
-    taken: Float[Array, "(g c) n d"], chosen: Float[Array, "g c s"]
-) -> Float[Array, "(g s) n d"]:
+    taken: Float[Array, "gc n d"], chosen: Float[Array, "g c s"]
+) -> Float[Array, "g*s n d"]:
     """The inverse of `take_rows`: each example back in its place, zero where none was taken."""
     grouped = taken.reshape(*chosen.shape[:2], -1)
     back = jnp.einsum("gcs,gcx->gsx", chosen, grouped, precision="highest")
