@@ -114,9 +114,10 @@ class DinoTxt(nnx.Module):
         self.backbone = VisionTransformer(config.vision, dtypes=frozen_dtypes or dtypes, **common)
         self.head = VisionHead(config.head, config.vision.dim, drop_path=drop_path, **trained)
         self.text = TextTransformer(config.text, **trained)
-        # Never rounded to the dtype of other arrays: between 2 and 4 bfloat16 has steps of 1/64,
-        # and updates of the scale are smaller than that.
-        self.logit_scale = parameter(Constant(INITIAL_LOGIT_SCALE), (), (), "float32")
+        # At least float32: between 2 and 4 bfloat16 has steps of 1/64, and updates of the scale
+        # are smaller than that.
+        dtype = jnp.promote_types(dtypes.parameters, "float32").name
+        self.logit_scale = parameter(Constant(INITIAL_LOGIT_SCALE), (), (), dtype)
 
     def encode_image(
         self, images: Float[Array, "b h w 3"], normalize: bool = False

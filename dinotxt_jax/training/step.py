@@ -114,7 +114,9 @@ class Trainer:
         whole = sharding.replicated(self.mesh)
         trainable = trained_part(self.abstract)
         if self.config.loss.kind == "sigmoid":
-            trainable["logit_bias"] = jax.ShapeDtypeStruct((), "float32", sharding=whole)
+            trainable["logit_bias"] = jax.ShapeDtypeStruct(
+                (), trainable["logit_scale"].dtype, sharding=whole
+            )
         optimizer = jax.eval_shape(self.optimizer.init, trainable)
         placed = jax.tree.map(lambda leaf: leaf.sharding, trainable)
         # Moments lie like the arrays they belong to; what else the optimizer keeps are counters.
