@@ -19,7 +19,7 @@ import jax
 from absl import logging
 
 OFF = "off"
-VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # A folder that nobody chose is kept below this size, which is a few hundred runs of a large model.
 LARGEST_DEFAULT = 4 * 2**30
 _DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
@@ -39,7 +39,7 @@ def use_compilation_cache(address: str | None, default: Path) -> None:
     if address == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    chosen = address or os.environ.get(VARIABLE) or str(default)
+    chosen = address or os.environ.get(JAX_VARIABLE) or str(default)
     if "://" not in chosen:
         folder = Path(chosen).expanduser()
         if not _is_writable(folder):

@@ -14,6 +14,7 @@ from PIL import Image
 import dinotxt_jax as dt
 from dinotxt_jax import UserError, sharding
 from dinotxt_jax.config import SegmentationConfig
+from dinotxt_jax.config.evaluation import PROTOCOL_SIDES
 from dinotxt_jax.data.transforms import center_crop, normalize
 from dinotxt_jax.inference import Model
 from dinotxt_jax.inference.protocols import PROTOCOLS
@@ -152,12 +153,13 @@ def test_a_new_protocol_is_one_row(
     model: Model, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PROTOCOLS, "mirrored", Mirrored())
+    monkeypatch.setitem(PROTOCOL_SIDES, "mirrored", "")
     found = model.segment(photo, NAMES, SegmentationConfig("mirrored", 98), "a {}")
     mirror = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     expected = model.segment(mirror, NAMES, SegmentationConfig("whole", 98), "a {}")
     np.testing.assert_array_equal(found.labels, expected.labels)
     assert found.heat_maps().width > 280
-    with pytest.raises(UserError, match="choose among slide, whole, highres, mirrored"):
+    with pytest.raises(UserError, match="expected slide, whole, highres or mirrored"):
         model.segment(photo, NAMES, "jump")
     with pytest.raises(UserError, match="take whole or highres or mirrored"):
         model.similarity(photo, "cat", "slide")
