@@ -13,7 +13,7 @@ __all__ = ["UserError", "load", "load_backbone"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports JAX and the models with the first use of `load` or `load_backbone`."""
+    """Imports JAX and the models on first use, when `load` or `load_backbone` is accessed."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from dinotxt_jax import inference

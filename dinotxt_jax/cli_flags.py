@@ -1,4 +1,4 @@
-"""The flags of a command: config files, changes of their settings, and one sentence per mistake."""
+"""Command-line flags: config files, setting overrides, and one error sentence per mistake."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ConfigT = TypeVar("ConfigT")
 
 
 class ConfigFlag(Generic[ConfigT]):
-    """A flag that names a config file; --NAME.KEY=VALUE changes one of its settings.
+    """A flag that names a config file; --NAME.KEY=VALUE changes one setting from the file.
 
     Attributes:
-        name: of the flag.
-        cls: the dataclass of the settings.
-        needs: settings that the command cannot do without.
+        name: flag name.
+        cls: the settings dataclass.
+        needs: settings that the command requires.
     """
 
     def __init__(self, name: str, cls: type[ConfigT], needs: Sequence[str]):
@@ -34,14 +34,14 @@ class ConfigFlag(Generic[ConfigT]):
 
     @property
     def value(self) -> ConfigT:
-        """The checked settings, once flags are parsed; None if no file was named."""
+        """The checked settings after flags are parsed; None if no file was given."""
         return cast(ConfigT, self._value)
 
     def resolve(self) -> ConfigT | None:
-        """Reads the file and makes the changes, in their order.
+        """Reads the file and applies the overrides in command-line order.
 
         Raises:
-            UserError: a file that cannot be used, or a setting that does not exist.
+            UserError: the file cannot be used, or a setting does not exist.
         """
         file = flags.FLAGS[self.name].value
         if file is None:
@@ -68,11 +68,11 @@ def define_config(
     """Defines a flag for a config file.
 
     Args:
-        name: of the flag, and the first part of the keys of settings.
-        cls: the dataclass of the settings.
-        text: of --help.
-        needs: settings that the command cannot do without.
-        required: whether the command ends without the flag.
+        name: flag name, and the first part of each setting key.
+        cls: the settings dataclass.
+        text: description for --help.
+        needs: settings that the command requires.
+        required: whether the command exits if the flag is missing.
     """
     flags.DEFINE_string(name, None, text, required=required)
     if "print_config" not in flags.FLAGS:
@@ -84,10 +84,10 @@ def define_config(
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Parses a command line; returns the program's name and what is no flag.
+    """Parses a command line; returns the program name and the arguments that are not flags.
 
     Raises:
-        UserError: a flag or setting that does not exist, or a value that it cannot have.
+        UserError: a flag or setting does not exist, or cannot have the given value.
         SystemExit: the settings were printed.
     """
     others = _take_overrides(arguments)
@@ -118,7 +118,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def _take_overrides(arguments: Sequence[str]) -> list[str]:
-    """Notes --NAME.KEY=VALUE in the config flags; returns the other arguments."""
+    """Records each --NAME.KEY=VALUE in the matching config flag; returns the other arguments."""
     for flag in _CONFIGS.values():
         flag.overrides.clear()
     if not _CONFIGS:
@@ -146,7 +146,7 @@ def _take_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def _is_bool(cls: Any, key: str) -> bool:
-    """Whether a dotted key names a setting that is True or False."""
+    """Returns whether a dotted key names a boolean setting."""
     for name in key.split("."):
         types = {setting.name: setting.type for setting in declared_settings(cls)}
         cls = types.get(name)
@@ -156,7 +156,7 @@ def _is_bool(cls: Any, key: str) -> bool:
 
 
 def _own_flags() -> list[str]:
-    """The flags of this project, without those of libraries."""
+    """Returns the flags that this project defines, excluding library flags."""
     names = flags.FLAGS.flags_by_module_dict()
     ours = [module for module in names if not module.startswith(("absl", "jax", "grain", "etils"))]
     return [flag.name for module in ours for flag in names[module]]
@@ -165,7 +165,7 @@ def _own_flags() -> list[str]:
 def _unknown_flag(name: str) -> str:
     first, dot, rest = name.partition(".")
     meant = closest(first, _own_flags())
-    # Only a config flag has settings.
+    # Only a config flag has settings, so a dotted name must match a config flag.
     if meant and (not dot or meant in _CONFIGS):
         return f"--{name} is not a flag; did you mean --{meant}{dot}{rest}?"
     return f"--{name} is not a flag of this command; see --help."
@@ -174,7 +174,7 @@ def _unknown_flag(name: str) -> str:
 _MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None")
 _VALUE = re.compile(r"flag --(\w+)=(.*?): (.*)", re.DOTALL)
 _ENUM = re.compile(r"value should be one of <(.*)>")
-# What absl and Python say of a value, and what they expected.
+# Error text from absl and Python -> description of the expected value.
 _EXPECTED = {
     r"Non-boolean argument": "True or False",
     r"invalid literal for int\(\)": "a whole number",
@@ -183,7 +183,7 @@ _EXPECTED = {
 
 
 def _wrong_value(text: str) -> str:
-    """The sentence about a flag's value, from the message of absl."""
+    """Converts an absl error message into the error sentence for a wrong flag value."""
     matched = _VALUE.fullmatch(text)
     if matched is None:
         return f"{' '.join(text.split()).rstrip('.')}; see --help."

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and how a command ends on it."""
+"""The only exception meant for users, and the command exit that it causes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Input that cannot be used: one sentence with what was found, expected, and what to do.
+    """Unusable input: one sentence that states the value found, the value expected, and the fix.
 
-    Commands print it without a traceback and exit with code 2. Everything else that is raised
-    is a defect of this project and keeps its traceback.
+    Commands print the sentence without a traceback and exit with code 2. Any other exception is a
+    defect in this project and keeps the traceback.
     """
 
 
 def closest(word: str, choices: Collection[str]) -> str | None:
-    """The choice that a mistyped or abbreviated word most probably means, or None.
+    """Returns the choice that a mistyped or abbreviated word most probably means, or None.
 
-    Spelling decides first ("optimzer"), then initials ("lr" for learning_rate), then letters left
-    out ("bf16" for bfloat16, "warmup" for warmup_steps), then a common ending.
+    Similar spelling is tried first ("optimzer"), then initials ("lr" for learning_rate), then
+    omitted letters ("bf16" for bfloat16, "warmup" for warmup_steps), then a common ending.
     """
     folded = {choice.lower().replace("-", "_"): choice for choice in choices}
     word = word.lower().replace("-", "_")
@@ -40,7 +40,7 @@ def closest(word: str, choices: Collection[str]) -> str | None:
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raises `UserError` unless the setting `name` is one of the choices."""
+    """Raises `UserError` unless the value for the setting `name` is among the choices."""
     if value not in choices:
         meant = closest(value, choices)
         advice = f"did you mean {meant!r}?" if meant else "choose one of these."
@@ -48,13 +48,13 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def exit_with(error: UserError) -> NoReturn:
-    """Prints the sentence on standard error and leaves with exit code 2."""
+    """Prints the error sentence to standard error and exits with code 2."""
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def run_or_exit(function: Callable[[], None]) -> None:
-    """Runs a command's body; a `UserError` becomes one sentence and exit code 2."""
+    """Runs a command body; a `UserError` becomes one sentence and exit code 2."""
     try:
         function()
     except UserError as error:

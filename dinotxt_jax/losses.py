@@ -1,12 +1,12 @@
 """Training objectives, exact over the global batch.
 
-Under `jax.jit` the batch is one array whatever the mesh, so the loss over it *is* the global loss;
+Under `jax.jit` the batch is a single array on every mesh, so the loss over it *is* the global loss;
 there is no local variant.
 
-The b x b logits of the contrastive losses never exist at once. Each device holds its rows of both
-sides and sees `chunk` columns at a time, gathered from all devices; a block of logits serves both
-directions. What is kept for the gradient is features and a logarithm of a sum for each row and each
-column, and the backward pass computes the blocks again.
+The b x b logits for the contrastive losses never exist at once. Each device holds the local rows of
+both modalities and computes `chunk` columns at a time, gathered from all devices; a block of logits
+serves both directions. Only the features and one logsumexp per row and per column are saved for the
+gradient; the backward pass recomputes the blocks.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ def softmax_contrastive_loss(
     *,
     chunk: int = LossConfig.chunk,
 ) -> Float[Array, ""]:
-    """Mean of image-to-text and text-to-image cross-entropy (arXiv 2103.00020, figure 3).
+    """Returns the mean of image-to-text and text-to-image cross-entropy.
+
+    Source: arXiv 2103.00020, figure 3.
 
     Args:
-        image_features, text_features: L2-normalised; row i of one belongs to row i of the other.
+        image_features, text_features: L2-normalised; row i in one matches row i in the other.
         scale: multiplies cosine similarities, exp(logit_scale).
-        chunk: columns of the logits that exist at a time, over all devices (rounded up to a
-            multiple of their number). Memory on a device is local batch x chunk; the result does
-            not depend on it.
+        chunk: logit columns that exist at a time, over all devices (rounded up to a multiple of
+            the device count). Memory per device is local batch x chunk; the result does not depend
+            on `chunk`.
     """
     return _contrastive_loss("softmax", image_features, text_features, scale, 0.0, chunk)
 
@@ -51,10 +53,12 @@ def sigmoid_contrastive_loss(
     *,
     chunk: int = LossConfig.chunk,
 ) -> Float[Array, ""]:
-    """Every pair as its own two-class problem, summed over texts (arXiv 2303.15343, algorithm 1).
+    """Returns the loss that treats every pair as a separate two-class problem, summed over texts.
+
+    Source: arXiv 2303.15343, algorithm 1.
 
     Args:
-        image_features, text_features: L2-normalised; row i of one belongs to row i of the other.
+        image_features, text_features: L2-normalised; row i in one matches row i in the other.
         scale, bias: logits are scale * cosine + bias.
         chunk: as in `softmax_contrastive_loss`.
     """
@@ -67,10 +71,10 @@ def gram_losses(
     *,
     normalize: bool = True,
 ) -> Float[Array, " b"]:
-    """For each image the mean squared difference of the patch tokens' Gram matrices.
+    """Returns the mean squared difference between patch token Gram matrices for each image.
 
     Args:
-        patch_tokens: of the head. backbone_patch_tokens: of the frozen backbone, same patches.
+        patch_tokens: from the head. backbone_patch_tokens: from the frozen backbone, same patches.
         normalize: compare cosines instead of inner products.
     """
 
@@ -83,17 +87,17 @@ def gram_losses(
 
 
 def _wide(*arrays: Any) -> jnp.dtype:
-    """At least float32, so that bfloat16 features give a float32 loss."""
+    """Returns at least float32, so that bfloat16 features give a float32 loss."""
     return jnp.result_type(*arrays, jnp.float32)
 
 
 class _Setting(NamedTuple):
-    """The constants of a traced loss.
+    """The constants in a traced loss.
 
     Attributes:
         kind: "softmax" or "sigmoid".
-        chunk: columns of the logits that exist at a time, over all devices.
-        shards: the devices.
+        chunk: logit columns that exist at a time, over all devices.
+        shards: how the devices split the batch.
     """
 
     kind: str
@@ -101,25 +105,26 @@ class _Setting(NamedTuple):
     shards: BatchShards
 
     def blocks(self, count: int) -> tuple[int, int]:
-        """Number of blocks, and texts of each device in a block, for `count` texts on each device.
+        """Returns the block count and the block size per device, for `count` texts per device.
 
-        Equal blocks, none above the chunk; together they are less than a block longer than `count`.
+        All blocks are equal and none exceeds the chunk; the padded total exceeds `count` by less
+        than one block.
         """
         number = -(-count // min(-(-self.chunk // self.shards.count), count))
         return number, -(-count // number)
 
 
 class _Block(NamedTuple):
-    """Logits of the n local images with k texts of each of p devices, m = p k texts in all.
+    """Logits between the n local images and k texts from each of p devices, m = p k texts in all.
 
-    The m texts are ordered by device and form one axis, because the compiler copies arrays of three
-    axes to multiply them.
+    The m texts are ordered by device and form a single axis, because the compiler copies arrays
+    with three axes to multiply them.
 
     Attributes:
-        start: position of the first of the k texts on its device, the same on every device.
+        start: local index of the first text in the block, the same on every device.
         size: k.
         texts: gathered features.
-        logits: of local images with these texts; -inf for texts that only pad the last block.
+        logits: local images against these texts; -inf for texts that only pad the last block.
         matched: where image and text are a pair.
     """
 
@@ -130,11 +135,11 @@ class _Block(NamedTuple):
     matched: Bool[Array, "n m"]
 
     def by_device(self, values: Float[Array, "m ..."]) -> Float[Array, "p k ..."]:
-        """Splits the axis of texts by device."""
+        """Splits the text axis by device."""
         return values.reshape(-1, self.size, *values.shape[1:])
 
 
-# Logical axes of the arguments and results of the functions that each device runs on its shard.
+# Logical axes for the arguments and results in functions that each device runs on the local shard.
 _FEATURES, _VECTOR, _NUMBER = ("batch", None), ("batch",), ()
 
 
@@ -152,7 +157,7 @@ def _contrastive_loss(
     return _blockwise_loss(setting, images, texts, scale, bias)
 
 
-# The gradient is written out, because autodiff of the loop over blocks would keep all b x b logits.
+# The gradient is written out, because autodiff through the block loop would keep all b x b logits.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _blockwise_loss(
     setting: _Setting,
@@ -171,7 +176,7 @@ def _forward(
     scale: Float[Array, ""],
     bias: Float[Array, ""],
 ) -> tuple[Float[Array, ""], tuple[Any, ...]]:
-    """The loss, and the values that `_backward` starts from: O(b D), no logits."""
+    """Returns the loss, and the residuals for `_backward`: O(b D), no logits."""
     run = setting.shards.map(
         functools.partial(_local_loss, setting),
         (_FEATURES, _FEATURES, _NUMBER, _NUMBER),
@@ -205,8 +210,8 @@ def _local_loss(
     """Computes the loss of the global batch on one device.
 
     Returns:
-        The loss, and for softmax the logsumexp of the logits of each local image and of each local
-        text, which the gradients need.
+        The loss, and for softmax the logsumexp over the logits for each local image and for each
+        local text, which the gradients need.
     """
     shards, count = setting.shards, images.shape[0]
     images = images.astype(scale.dtype)
@@ -216,7 +221,7 @@ def _local_loss(
     ) -> tuple[Float[Array, " n"], Float[Array, "k p"]]:
         rows = jax.nn.logsumexp(block.logits, axis=1)
         columns = block.by_device(jax.nn.logsumexp(block.logits, axis=0))
-        # Texts come first in the output of a block; `_over_blocks` joins the blocks on that axis.
+        # Texts are the first output axis in a block; `_over_blocks` joins the blocks on that axis.
         return jnp.logaddexp(so_far, rows), columns.T
 
     def sigmoid(so_far: Float[Array, " n"], block: _Block) -> tuple[Float[Array, " n"], None]:
@@ -228,10 +233,11 @@ def _local_loss(
         zeros = jnp.zeros(count, scale.dtype)
         losses, _ = _over_blocks(setting, sigmoid, zeros, images, texts, scale, bias)
     else:
-        empty = jnp.full(count, -jnp.inf, scale.dtype)  # log of an empty sum
+        empty = jnp.full(count, -jnp.inf, scale.dtype)  # log(0)
         rows, parts = _over_blocks(setting, softmax, empty, images, texts, scale, bias)
-        # parts [n p]: the local images' share in the sum of text j of device i is [j, i]. Each
-        # device receives the shares of all devices in its own texts, [p n], and adds them up.
+        # parts [n p]: [j, i] is the contribution of the local images to the sum for text j of
+        # device i. Each device receives the contributions of all devices to the local texts, [p n],
+        # and adds them up.
         columns = jax.nn.logsumexp(shards.exchange(parts.T), axis=0)
         sums = (rows, columns)
         own = jnp.sum(images * texts.astype(scale.dtype), axis=-1) * scale
@@ -248,9 +254,9 @@ def _local_gradients(
     sums: tuple[Float[Array, " n"], ...],
     cotangent: Float[Array, ""],
 ) -> tuple[Float[Array, "n D"], Float[Array, "n D"], Float[Array, ""], Float[Array, ""]]:
-    """`cotangent` times the gradients of the loss in images, texts, scale and bias.
+    """Returns `cotangent` times the gradients of the loss for images, texts, scale and bias.
 
-    S = d loss / d logits is computed again block by block. The gradients are scale * S texts for
+    S = d loss / d logits is recomputed block by block. The gradients are scale * S texts for
     images, scale * S' images for texts, sum(S * cosines) for the scale, and sum(S) for the bias.
     """
     shards, count = setting.shards, images.shape[0]
@@ -263,11 +269,11 @@ def _local_gradients(
     ) -> tuple[tuple[Float[Array, "n D"], Float[Array, ""]], Float[Array, "k D"]]:
         slope = slopes(block)  # [n m]
         of_images = so_far[0] + jnp.einsum("nm,md->nd", slope, block.texts)
-        # The local images' part in the gradients of the m texts goes to the devices of the texts.
+        # The contributions to the m text gradients go to the devices that hold those texts.
         of_texts = jnp.einsum("nm,nd->md", slope, wide_images)
         of_texts = shards.scatter_sum(block.by_device(of_texts))
         of_texts = (of_texts * (factor * scale)).astype(texts.dtype)
-        # A bias would move all logits of a softmax alike.
+        # The softmax loss has no bias gradient: a bias would shift all logits equally.
         of_bias = so_far[1] + jnp.sum(slope) if setting.kind == "sigmoid" else so_far[1]
         return (of_images, of_bias), of_texts
 
@@ -275,14 +281,14 @@ def _local_gradients(
     (of_images, of_bias), of_texts = _over_blocks(
         setting, step, zeros, wide_images, texts, scale, bias
     )
-    # sum(S * cosines) = sum((S texts) * images), which needs no other pass over the blocks.
+    # sum(S * cosines) = sum((S texts) * images), which needs no second pass over the blocks.
     of_scale = shards.sum(jnp.sum(of_images * wide_images))
     of_images = (of_images * (factor * scale)).astype(images.dtype)
     return of_images, of_texts, factor * of_scale, factor * shards.sum(of_bias)
 
 
 def _sigmoid_slopes(block: _Block) -> Float[Array, "n m"]:
-    """Derivatives of the summed loss of the batch in the logits."""
+    """Returns the derivatives of the summed batch loss with respect to the logits."""
     signs = jnp.where(block.matched, -1, 1)
     return signs * jax.nn.sigmoid(signs * block.logits)
 
@@ -290,8 +296,8 @@ def _sigmoid_slopes(block: _Block) -> Float[Array, "n m"]:
 def _softmax_slopes(
     setting: _Setting, rows: Float[Array, " n"], columns: Float[Array, " n"]
 ) -> Callable[[_Block], Float[Array, "n m"]]:
-    """As `_sigmoid_slopes`, from logsumexp of the local images' and texts' logits."""
-    columns = setting.shards.gather(_padded(setting, columns))  # [p n], padded as the texts are
+    """Returns a function like `_sigmoid_slopes`, given the logsumexp per local image and text."""
+    columns = setting.shards.gather(_padded(setting, columns))  # [p n], padded like the texts
 
     def slopes(block: _Block) -> Float[Array, "n m"]:
         sums = jax.lax.dynamic_slice_in_dim(columns, block.start, block.size, axis=1).ravel()  # [m]
@@ -302,7 +308,7 @@ def _softmax_slopes(
 
 
 def _padded(setting: _Setting, values: Float[Array, "n ..."]) -> Float[Array, "padded ..."]:
-    """Local values with zeros at the end, so that the blocks divide them."""
+    """Pads local values with zeros at the end, so that the blocks divide them."""
     number, size = setting.blocks(len(values))
     return jnp.pad(values, [(0, number * size - len(values))] + [(0, 0)] * (values.ndim - 1))
 
@@ -320,21 +326,21 @@ def _over_blocks(
     scale: Float[Array, ""],
     bias: Float[Array, ""],
 ) -> tuple[CarryT, OutputT]:
-    """Runs `step` over all blocks of texts, one after the other.
+    """Runs `step` over all text blocks, one after the other.
 
     Args:
-        setting: of the loss.
+        setting: the loss constants.
         step: takes the carry and a block; returns the next carry, and an output for each of the k
-            local texts of the block.
+            local texts in the block.
         so_far: the first carry.
-        images: in the dtype of `scale`.
-        texts: in their own dtype; a block is converted after it was gathered, so that bfloat16
+        images: features with the same dtype as `scale`.
+        texts: features in any dtype; a block is converted after the gather, so that bfloat16
             features cross devices as bfloat16.
         scale: multiplies cosines.
-        bias: is added to the logits; 0 for softmax.
+        bias: added to the logits; 0 for softmax.
 
     Returns:
-        The last carry, and the outputs of all local texts.
+        The last carry, and the outputs for all local texts.
     """
     shards, count = setting.shards, images.shape[0]
     number, size = setting.blocks(count)
@@ -343,8 +349,8 @@ def _over_blocks(
     def body(so_far: CarryT, start: Int[Array, ""]) -> tuple[CarryT, OutputT]:
         gathered = shards.gather(jax.lax.dynamic_slice_in_dim(texts, start, size))  # [p k D]
         gathered = gathered.astype(scale.dtype).reshape(shards.count * size, -1)  # [m D]
-        row = jnp.tile(start + jnp.arange(size), shards.count)  # [m], position on its device
-        # A logit of -inf adds exactly 0 to every sum and has a gradient of 0.
+        row = jnp.tile(start + jnp.arange(size), shards.count)  # [m], local index on each device
+        # A -inf logit adds exactly 0 to every sum and has a zero gradient.
         offsets = jnp.where(row < count, bias, -jnp.inf)
         logits = jnp.einsum("nd,md->nm", images, scale * gathered) + offsets
         same_device = jnp.repeat(jnp.arange(shards.count) == shards.index(), size)

@@ -1,12 +1,12 @@
 """The mesh, and the table that maps array dimensions to mesh axes.
 
-Every parameter and every constrained activation names its dimensions (`logical_axes`); the table
+Every parameter and every constrained activation has named dimensions (`logical_axes`); the table
 `LOGICAL_AXES` maps these names to mesh axes. No other module mentions a mesh axis.
 
     data    replicas: each holds a shard of the batch and a copy of all parameters that the other
             axes do not shard; the slices in a multi-slice machine divide this axis, so that only
             gradient sums cross slices
-    fsdp    shards the batch, and every large parameter with its optimizer state
+    fsdp    shards the batch, and every large parameter with the optimizer state
     tensor  shards attention heads and MLP channels for the same rows, for very large layers
 
 An MLP kernel on a mesh with data=2, fsdp=2, tensor=2 (both replicas hold the same shards):

@@ -1,10 +1,9 @@
-"""Every setting of the project: frozen dataclasses, and the one place where values are checked.
+"""All project settings: frozen dataclasses, and the only place where values are checked.
 
-A file in `configs/` returns `to_config_dict(Config(...))`; `from_dict` turns that back into the
-dataclass that everything else takes; `--config.KEY=VALUE` changes it (`overrides`). `check` refuses
-a value outside of the range or choices that stand next to the definition of its setting, and
-settings that cannot be combined. docs/configuration.md lists all settings
-(`python -m dinotxt_jax.config`).
+A file in `configs/` returns `to_config_dict(Config(...))`; `from_dict` converts the result back to
+the dataclass that all other code uses; `--config.KEY=VALUE` changes a setting (`overrides`).
+`check` rejects values outside the range or choices declared with each setting, and settings that
+cannot be combined. docs/configuration.md lists all settings (`python -m dinotxt_jax.config`).
 """
 
 from dinotxt_jax.config.check import check

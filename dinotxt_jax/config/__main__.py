@@ -1,4 +1,4 @@
-"""Prints docs/configuration.md, the table of all settings.
+"""Prints docs/configuration.md, the table with all settings.
 
 python -m dinotxt_jax.config > docs/configuration.md
 """

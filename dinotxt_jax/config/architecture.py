@@ -1,7 +1,7 @@
-"""Architectures: what decides the shapes of a model's arrays and how it computes.
+"""Architectures: the values that determine array shapes and computation in a model.
 
-These are plain values, so that storage, planning and conversion can speak of a model without its
-code. Shapes: d width of the residual stream.
+These are plain values, so that storage, planning and conversion can describe a model without
+importing the model code. Shapes: d residual stream width.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ POSITION_INTERPOLATIONS = ("antialias", "bicubic", "offset")
 _WIDTH = Range(1, 2**20)
 _DEPTH = Range(1, 1000)
 _HEADS = Range(1, 1024)
-# A variance of 0 must not be divided by, also where small numbers vanish in float32.
+# Avoids division by a variance of 0; the lower bound does not underflow to 0 in float32.
 _EPSILON = Range(1e-30, 1)
 
 
 def divides(key: str, heads: int, width: int, name: str) -> Iterator[str]:
-    """The sentence about a number of heads that does not divide a width; `name` describes it."""
+    """Yields an error sentence if `heads` does not divide `width`; `name` describes the width."""
     if width % heads:
         smaller = max(count for count in range(1, heads) if width % count == 0)
         yield f"{key} is {heads}, expected a divisor of {name}; set it to one such as {smaller}."
@@ -36,16 +36,16 @@ class BlockConfig:
     """A pre-norm transformer block.
 
     Attributes:
-        dim, num_heads, mlp_hidden_dim: widths; `dim` is a multiple of `num_heads`.
+        dim, num_heads, mlp_hidden_dim: widths; `num_heads` divides `dim`.
         mlp: "mlp" (fc1, exact GELU, fc2) or "swiglu" (silu(gate) * up, down).
-        qkv_bias: whether the query/key/value projection has a bias (the others always do).
-        qkv_bias_mask: whether that bias is multiplied by a stored mask.
+        qkv_bias: whether the query/key/value projection has a bias (other projections always do).
+        qkv_bias_mask: whether the bias is multiplied by a stored mask.
         layer_scale: initial LayerScale factor, or None for no LayerScale.
-        causal: tokens see only themselves and what is before them.
+        causal: whether each token attends only to itself and earlier tokens.
         drop_path: probability that an example skips a branch in training.
         initialization: "vit" (N(0, 0.02)) or "clip" (scaled by `num_layers`; see `initializers`).
-        num_layers: depth of the stack, for the "clip" initialisation.
-        attention: how attention is computed (`models.attention`).
+        num_layers: stack depth, for the "clip" initialisation.
+        attention: attention implementation (`models.attention`).
     """
 
     dim: int
@@ -69,7 +69,7 @@ class BlockConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Architecture of a vision transformer."""
+    """Vision transformer architecture."""
 
     patch_size: Annotated[int, Range(1, 1024), "side of a square patch, pixels"]
     dim: Annotated[int, _WIDTH, "width"]
@@ -115,7 +115,7 @@ class VisionConfig:
     ] = False
 
     def conflicts(self, key: str) -> Iterator[str]:
-        """Sentences about values that cannot be combined; `key` is the key of this group."""
+        """Yields sentences about values that cannot be combined; `key` is the group key."""
         yield from divides(f"{key}.num_heads", self.num_heads, self.dim, f"{key}.dim={self.dim}")
         if self.positions == "rope" and self.dim // self.num_heads % 4:
             yield (
@@ -125,7 +125,7 @@ class VisionConfig:
             )
 
     def block(self, attention: str = "xla") -> BlockConfig:
-        """The configuration of one block."""
+        """Returns the configuration for one block."""
         return BlockConfig(
             dim=self.dim,
             num_heads=self.num_heads,
@@ -141,7 +141,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Architecture of the text transformer; the defaults are the released one."""
+    """Text transformer architecture; the defaults match the released model."""
 
     vocabulary_size: Annotated[int, Range(1, 10_000_000), "number of token ids"] = 49_408
     context_length: Annotated[int, Range(1, 65_536), "positions of the longest row"] = 77
@@ -155,23 +155,23 @@ class TextConfig:
     layer_norm_epsilon: Annotated[float, _EPSILON, "added to the variance"] = 1e-5
 
     def conflicts(self, key: str) -> Iterator[str]:
-        """Sentences about values that cannot be combined; `key` is the key of this group."""
+        """Yields sentences about values that cannot be combined; `key` is the group key."""
         yield from divides(
             f"{key}.num_heads", self.num_heads, self.width, f"{key}.width={self.width}"
         )
 
     def flops(self, rows: int, length: int) -> float:
-        """Floating-point operations of the blocks on rows of tokens, forward.
+        """Returns the floating-point operations of all blocks on token rows, forward pass only.
 
-        Matrix products only, a multiplication and an addition each counting one: 8 w^2 + 4 w m for
-        the projections and the MLP of a token and 4 w `length` for its attention, which is computed
-        over whole rows and then masked.
+        Only matrix products are counted; a multiplication and an addition count one each. Per token
+        and block: 8 w^2 + 4 w m for the projections and the MLP, plus 4 w `length` for attention,
+        which is computed over whole rows and then masked.
         """
         projections = 8 * self.width**2 + 4 * self.width * self.mlp_hidden_dim
         return float(rows * length * self.depth * (projections + 4 * self.width * length))
 
     def block(self, attention: str = "xla") -> BlockConfig:
-        """The configuration of one block."""
+        """Returns the configuration for one block."""
         return BlockConfig(
             dim=self.width,
             num_heads=self.num_heads,
@@ -187,7 +187,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """Architecture of the vision head: SwiGLU blocks on the backbone's final-normed tokens."""
+    """Vision head architecture: SwiGLU blocks on the backbone tokens after the final norm."""
 
     num_blocks: Annotated[
         int, Range(0, 1000), "number of blocks; 0 leaves the tokens of the backbone as they are"
@@ -207,18 +207,18 @@ class HeadConfig:
 
 
 def swiglu_hidden_dim(dim: int) -> int:
-    """The head's SwiGLU width: two thirds of 4 dim, rounded up to a multiple of 64."""
+    """Returns the SwiGLU width of the head: 2/3 * 4 dim, rounded up to a multiple of 64."""
     return (int(4 * dim * 2 / 3) + 63) // 64 * 64
 
 
 def descriptor_dim(dim: int, pooling: str) -> int:
-    """Width of [class token; pooled patch tokens], or of the class token alone."""
+    """Returns the width of [class token; pooled patch tokens], or of the class token alone."""
     return dim if pooling == "none" else 2 * dim
 
 
 @dataclasses.dataclass(frozen=True)
 class DinoTxtConfig:
-    """Architecture of a whole dino.txt."""
+    """Architecture of a complete dino.txt model."""
 
     vision: VisionConfig
     head: HeadConfig
@@ -226,7 +226,7 @@ class DinoTxtConfig:
 
     @property
     def head_dims(self) -> tuple[int, int, int]:
-        """Channels of an attention head in the backbone, the vision head and the text part."""
+        """Channels per attention head in the backbone, the vision head and the text transformer."""
         return (
             self.vision.block().head_dim,
             self.vision.dim // self.head.num_heads,

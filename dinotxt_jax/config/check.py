@@ -1,8 +1,8 @@
-"""The one check of settings: types, ranges and choices, then settings that exclude each other.
+"""The only check for settings: types, ranges and choices, then settings that exclude each other.
 
-Everything that it knows is declared with the settings themselves (`config.ranges`; a method
-`conflicts` for what concerns several of them). Only what depends on data, the mesh or the backbone
-is checked elsewhere.
+All rules are declared with the settings (`config.ranges`; a `conflicts` method for rules that
+involve several settings). Only rules that depend on data, the mesh or the backbone are checked
+elsewhere.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def check(config: Any, where: str = "config", needs: Sequence[str] = ()) -> None
 
     Args:
         config: the settings.
-        where: the key of the whole in the user's command, such as "config" or "eval".
-        needs: settings that the command cannot do without.
+        where: root key in the user's command, such as "config" or "eval".
+        needs: settings that the command requires.
 
     Raises:
-        UserError: names the key, its value, the values it may have, and what to do.
+        UserError: states the key, the value, the accepted values, and how to correct the setting.
     """
     for sentence in mistakes(config, where):
         raise UserError(sentence)
@@ -39,7 +39,7 @@ def check(config: Any, where: str = "config", needs: Sequence[str] = ()) -> None
 
 
 def mistakes(config: Any, key: str) -> Iterator[str]:
-    """A sentence for each mistake; settings are compared with each other if each is right."""
+    """Yields a sentence per mistake; combinations are checked only if every setting is valid."""
     right = True
     cls: type = type(config)
     for setting in declared_settings(cls):
@@ -56,7 +56,7 @@ def _none(_: str) -> Iterator[str]:
 
 
 def _mistakes_of(value: Any, hint: Any, rule: ValueRule | None, key: str) -> Iterator[str]:
-    """The same for the value of one setting, or of one item of it."""
+    """Yields a sentence for each mistake in the value of one setting, or in one tuple item."""
     if value is None and type(None) in typing.get_args(hint):
         return
     if not dataclasses.is_dataclass(value):

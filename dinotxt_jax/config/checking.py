@@ -1,4 +1,4 @@
-"""From `ConfigDict` or JSON to dataclasses: the one place where a key is checked."""
+"""Conversion from `ConfigDict` or JSON to dataclasses: the only place where keys are checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dinotxt_jax.errors import UserError, closest
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:
-    """Any of these dataclasses as a locked `ConfigDict`: setting a key it lacks raises."""
+    """Converts a settings dataclass to a locked `ConfigDict`, which rejects unknown keys."""
     return ml_collections.ConfigDict(dataclasses.asdict(config)).lock()
 
 
@@ -26,15 +26,16 @@ DataclassT = TypeVar("DataclassT")
 def from_dict(
     cls: type[DataclassT], values: Mapping[str, Any], where: str = "config"
 ) -> DataclassT:
-    """A dataclass from a (nested) mapping, every key and type checked.
+    """Builds a dataclass from a (nested) mapping and checks every key and type.
 
     Args:
-        cls: the dataclass; fields that `values` lacks keep their defaults.
+        cls: the dataclass; fields missing from `values` keep the default.
         values: a dict, `ConfigDict` or parsed JSON.
-        where: what the mapping is called in errors.
+        where: the mapping name in error messages.
 
     Raises:
-        UserError: an unknown key, a missing one without default, or a value of the wrong type.
+        UserError: a key is unknown, a key without default is missing, or a value has the wrong
+            type.
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -57,9 +58,9 @@ def from_dict(
 
 
 def unknown_key(cls: type, where: str, name: str) -> UserError:
-    """The error for a key that a group of settings lacks, with the key that was meant."""
+    """Returns the error for an unknown key in a settings group, with the most likely key."""
     names = [setting.name for setting in declared_settings(cls)]
-    # Settings of the groups within this one, by the last part of their keys.
+    # Settings in nested groups, indexed by the last key component.
     below = {path.rpartition(".")[2]: path for path in reversed(keys_of(cls))}
     meant = below.get(name) or closest(name, names) or below.get(closest(name, below) or "")
     advice = f"did you mean {where}.{meant}?" if meant else f"choose among {', '.join(names)}."
@@ -67,12 +68,12 @@ def unknown_key(cls: type, where: str, name: str) -> UserError:
 
 
 def is_group(hint: Any) -> bool:
-    """Whether a type is a dataclass of settings."""
+    """Returns whether a type is a settings dataclass."""
     return dataclasses.is_dataclass(hint)
 
 
 def keys_of(cls: type) -> list[str]:
-    """The dotted keys of all settings of a group and of the groups within it."""
+    """Returns the dotted keys of all settings in a group, including nested groups."""
     keys: list[str] = []
     for setting in declared_settings(cls):
         inner = keys_of(setting.type) if is_group(setting.type) else []
@@ -81,7 +82,7 @@ def keys_of(cls: type) -> list[str]:
 
 
 def typed_value(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type that a field is annotated with; `where` is its key in errors."""
+    """Converts `value` to the annotated field type; `where` is the key in error messages."""
     if hint is Any:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -140,7 +141,7 @@ _NAMES: Mapping[Any, str] = {
 
 
 def type_name(hint: Any) -> str:
-    """A type as a person calls it."""
+    """Returns a human-readable type name."""
     if hint in _NAMES:
         return _NAMES[hint]
     arguments = typing.get_args(hint)
@@ -155,7 +156,7 @@ def type_name(hint: Any) -> str:
 
 
 def flatten(config: Any, prefix: str = "config") -> dict[str, Any]:
-    """A dataclass as {dotted key: value}, for comparing two runs."""
+    """Flattens a dataclass to {dotted key: value}, for comparing two runs."""
     flat: dict[str, Any] = {}
     items = config.items() if isinstance(config, Mapping) else dataclasses.asdict(config).items()
     for key, value in items:

@@ -1,4 +1,4 @@
-"""Settings of data: where examples come from, how images are prepared, how texts become ids."""
+"""Data settings: the example source, image preparation, and text tokenization."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CAPTIONS, LABELS, MASKS = "captions", "class labels", "masks"
 
 @dataclasses.dataclass(frozen=True)
 class SourceSettings:
-    """The settings that a source allows; `data.sources` opens it.
+    """The settings that a source allows; `data.sources` opens the source.
 
     Attributes:
         gives: `CAPTIONS`, `LABELS` or `MASKS`.
-        needs: fields of `DataConfig` that must not be empty; mask_needs: those for masks.
-        names, splits: the values that `name` and `split` may have, if they are known.
-        smallest_image: least side of an image, pixels.
+        needs: `DataConfig` fields that must not be empty; mask_needs: additional fields for masks.
+        names, splits: the values allowed for `name` and `split`, if known in advance.
+        smallest_image: minimum image side, pixels.
     """
 
     gives: tuple[str, ...]
@@ -62,7 +62,7 @@ SOURCE_SETTINGS: dict[str, SourceSettings] = {
 
 
 def sources_of(content: str) -> tuple[str, ...]:
-    """The sources that give `CAPTIONS`, `LABELS` or `MASKS`."""
+    """Returns the sources that provide `content`: `CAPTIONS`, `LABELS` or `MASKS`."""
     return tuple(name for name, source in SOURCE_SETTINGS.items() if content in source.gives)
 
 
@@ -151,7 +151,7 @@ class DataConfig:
     workers: Annotated[int, Range(0, 1024), "additional decoding processes (0: threads only)"] = 0
 
     def conflicts(self, key: str) -> Iterator[str]:
-        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        """Yields sentences about settings that cannot be combined; `key` is the group key."""
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
             if low > high:
@@ -178,7 +178,7 @@ class DataConfig:
             )
 
     def content_conflicts(self, key: str, content: str, use: str) -> Iterator[str]:
-        """The same about a source that has to give `content`; `use` is the setting that says so."""
+        """Yields sentences if the source does not provide `content`, which `use` requires."""
         suitable = sources_of(content)
         if self.source not in suitable:
             yield (
@@ -194,7 +194,7 @@ class DataConfig:
                     )
 
     def preparation_conflicts(self, key: str) -> Iterator[str]:
-        """The same about the preparation of whole images, which segmentation does not use."""
+        """Yields sentences about whole-image preparation, which segmentation does not use."""
         if self.augmentation == "center_crop" and self.resize < self.image_size:
             yield (
                 f"{key}.resize is {self.resize}, expected at least {key}.image_size="
@@ -204,7 +204,7 @@ class DataConfig:
 
 
 def wrong_choice(key: str, value: str, names: tuple[str, ...]) -> Iterator[str]:
-    """The sentence about a value that is none of the names; nothing for a value that is."""
+    """Yields an error sentence if `value` is not among `names`; yields nothing otherwise."""
     choice = Choice(names)
     if not choice.accepts(value):
         yield mistake(key, value, choice)
@@ -231,7 +231,7 @@ class TokenizerConfig:
 
 
 def check_image_size(size: int, patch_size: int, key: str = "config.data.image_size") -> None:
-    """Raises `UserError` when prepared images would not consist of whole patches."""
+    """Raises `UserError` if prepared images do not divide into whole patches."""
     if size < patch_size or size % patch_size:
         lower = max(size // patch_size, 1) * patch_size
         raise UserError(

@@ -1,4 +1,4 @@
-"""docs/configuration.md: every setting with its default, its range and its meaning."""
+"""Generator for docs/configuration.md: every setting with default, range and meaning."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ _PARTS = (
 
 
 def document() -> str:
-    """The text of docs/configuration.md."""
+    """Returns the text of docs/configuration.md."""
     contents, lines = [], []
-    tables: dict[type, str] = {}  # the key of each group that has a table
+    tables: dict[type, str] = {}  # group class -> key under which the table is printed
     for defaults, key, introduction in _PARTS:
         title = introduction.split("\n")[1].removeprefix("## ")
         contents.append(f"- [{title}](#{_anchor(title)})")
@@ -67,7 +67,7 @@ def document() -> str:
 
 
 def _anchor(title: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """Returns the anchor that GitHub generates for a heading."""
     return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
 
 
@@ -76,7 +76,7 @@ def _meaning(group: Any) -> str:
 
 
 def _groups(config: Any, key: str) -> Iterator[tuple[Any, str]]:
-    """(defaults, key) of the groups within a group; those of evaluation are another part."""
+    """Yields (defaults, key) for nested groups, except evaluation groups (a separate part)."""
     cls: type = type(config)
     for setting in declared_settings(cls):
         if is_group(setting.type) and setting.type is not EvaluationConfig:
@@ -86,7 +86,7 @@ def _groups(config: Any, key: str) -> Iterator[tuple[Any, str]]:
 
 
 def _table(defaults: Any, key: str) -> Iterator[str]:
-    """The settings of a group that are no groups themselves."""
+    """Yields the table lines for the settings of a group, excluding nested groups."""
     yield "| key | default | values | meaning |"
     yield "|---|---|---|---|"
     cls: type = type(defaults)
@@ -102,7 +102,7 @@ def _table(defaults: Any, key: str) -> Iterator[str]:
 
 
 def _difference(group: Any, key: str) -> Iterator[str]:
-    """A group whose table stands elsewhere, with the defaults that differ."""
+    """Yields a link to the table of a group, printed elsewhere, with the differing defaults."""
     cls: type = type(group)
     usual = cls()
     names = [setting.name for setting in declared_settings(cls)]

@@ -1,4 +1,4 @@
-"""Settings of evaluation tasks."""
+"""Evaluation task settings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dinotxt_jax.config.ranges import Choice, Range
 
 @dataclasses.dataclass(frozen=True)
 class KindSettings:
-    """The settings that a kind of task allows; `evaluation.tasks` runs it.
+    """The settings that a task kind allows; `evaluation.tasks` runs the task.
 
     Attributes:
-        content: what its source gives.
-        metrics: names of its results.
-        encodes_whole_images: whether it encodes whole images, as `data` prepares them.
+        content: the content that the source must provide.
+        metrics: names of the results.
+        encodes_whole_images: whether the task encodes whole images, as prepared by `data`.
     """
 
     content: str
@@ -45,7 +45,7 @@ KIND_SETTINGS: dict[str, KindSettings] = {
         MASKS, ("mean_iou", "mean_accuracy", "pixel_accuracy"), encodes_whole_images=False
     ),
 }
-# Protocols of segmentation, and the setting with the short sides that their windows have to fit.
+# Segmentation protocol -> setting with the short sides that must be at least as large as a window.
 PROTOCOL_SIDES: dict[str, str] = {"slide": "short_side", "whole": "", "highres": "scales"}
 # Data sets with published figures (`evaluation.published`).
 PUBLISHED_SETS = ("imagenet1k", "coco", "ade20k_150", "cityscapes_19")
@@ -96,7 +96,7 @@ class SegmentationConfig:
     ] = ""
 
     def conflicts(self, key: str) -> Iterator[str]:
-        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        """Yields sentences about settings that cannot be combined; `key` is the group key."""
         name = PROTOCOL_SIDES[self.protocol]
         if not name:
             return
@@ -147,7 +147,7 @@ class TaskConfig:
     ] = ""
 
     def conflicts(self, key: str) -> Iterator[str]:
-        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        """Yields sentences about settings that cannot be combined; `key` is the group key."""
         kind = KIND_SETTINGS[self.kind]
         yield from self.data.content_conflicts(
             f"{key}.data", kind.content, f"{key}.kind={self.kind}"
@@ -189,7 +189,7 @@ class EvaluationConfig:
     ] = ""
 
     def conflicts(self, key: str) -> Iterator[str]:
-        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        """Yields sentences about settings that cannot be combined; `key` is the group key."""
         for name in self.tasks:
             if not name or name.startswith(".") or any(c in name for c in "/\0"):
                 yield (
@@ -198,7 +198,7 @@ class EvaluationConfig:
                 )
 
     def training_conflicts(self, key: str) -> Iterator[str]:
-        """The same about settings that are used in training only."""
+        """Yields sentences about settings that are used only in training."""
         if not self.best:
             return
         results = [f"{name}/{m}" for name, t in self.tasks.items() for m in _metrics(t)]

@@ -19,15 +19,15 @@ DataclassT = TypeVar("DataclassT")
 
 
 def load_config(name: str, cls: type[DataclassT], where: str = "config") -> DataclassT:
-    """The settings of a config file.
+    """Loads the settings from a config file.
 
     Args:
-        name: FILE, or FILE:ARGUMENT, where the argument is handed to `get_config`.
-        cls: the dataclass that the settings become.
-        where: the key of the whole in errors.
+        name: FILE, or FILE:ARGUMENT, where the argument is passed to `get_config`.
+        cls: the dataclass to return.
+        where: root key in error messages.
 
     Raises:
-        UserError: a file that is missing or fails, or a setting that `cls` does not have.
+        UserError: the file is missing or fails, or `cls` does not have a setting from the file.
     """
     file, colon, argument = name.partition(":")
     get_config = _get_config(Path(file))
@@ -51,7 +51,7 @@ def _get_config(file: Path) -> Callable[..., Any]:
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module  # dataclasses look their module up by name
+    sys.modules[loader.name] = module  # `dataclasses` looks up the defining module by name
     _called(str(file), lambda: loader.exec_module(module))
     if not callable(getattr(module, "get_config", None)):
         raise UserError(
@@ -63,7 +63,7 @@ def _get_config(file: Path) -> Callable[..., Any]:
 
 
 def _called(file: str, function: Callable[..., Any], *arguments: str) -> Any:
-    """The result of a config file's code; its errors become one sentence."""
+    """Calls a function from a config file and converts errors into one sentence."""
     try:
         return function(*arguments)
     except UserError:
@@ -72,7 +72,7 @@ def _called(file: str, function: Callable[..., Any], *arguments: str) -> Any:
         raise UserError(
             f"{error.filename}:{error.lineno} is not Python ({error.msg}); correct the config file."
         ) from error
-    except ValueError as error:  # how a config file refuses its argument
+    except ValueError as error:  # a config file raises ValueError to reject the argument
         raise UserError(f"{_one_line(error)}; correct --config={file}:ARGUMENT.") from error
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]

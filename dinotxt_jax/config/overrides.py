@@ -1,4 +1,4 @@
-"""Settings changed on the command line: `--config.KEY=VALUE`, and a config as such lines."""
+"""Command-line overrides (`--config.KEY=VALUE`), and printing a config in the same form."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": 
 
 
 def override(config: DataclassT, key: str, text: str | None, where: str = "config") -> DataclassT:
-    """The settings with one of them changed.
+    """Returns the settings with one setting changed.
 
     Args:
         config: the settings.
-        key: dotted names, with [INDEX] for an item of a tuple: "data.crop_scale[0]".
-        text: the value as it was typed; None if a flag was given without one, which turns a
-            setting that is True or False on.
-        where: the key of the whole in errors.
+        key: dotted names, with [INDEX] for a tuple item: "data.crop_scale[0]".
+        text: the value as typed; None if the flag was given without a value, which sets a boolean
+            setting to True.
+        where: root key in error messages.
 
     Raises:
-        UserError: there is no such setting, or it cannot have this value.
+        UserError: the setting does not exist, or cannot have this value.
     """
     changed: DataclassT = _changed(config, type(config), key, text, where)
     return changed
 
 
 def _changed(value: Any, hint: Any, rest: str, text: str | None, where: str) -> Any:
-    """`value` with the setting changed that `rest` names from here on."""
+    """Returns `value` with one setting changed; `rest` is the key relative to `value`."""
     if not rest:
         return _parsed(text, hint, where)
     if dataclasses.is_dataclass(value):
@@ -71,13 +71,13 @@ def _changed(value: Any, hint: Any, rest: str, text: str | None, where: str) -> 
 
 
 def _first_name(rest: str) -> tuple[str, str]:
-    """The first of dotted names, and the names (or the index) after it."""
+    """Splits a dotted key into the first name and the remaining names (or index)."""
     name, after = re.fullmatch(r"([^.\[]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     return name, after[1:] if after.startswith(".") else after
 
 
 def _entry_name(entries: Mapping[str, Any], rest: str, where: str) -> tuple[str, str]:
-    """The same for entries that the user named, whose names may hold dots."""
+    """Splits a key after the first name, for user-named entries, whose names may contain dots."""
     for name in sorted(entries, key=len, reverse=True):
         if rest == name or rest.startswith(f"{name}."):
             return name, rest[len(name) + 1 :]
@@ -93,7 +93,7 @@ def _entry_name(entries: Mapping[str, Any], rest: str, where: str) -> tuple[str,
 
 
 def _parsed(text: str | None, hint: Any, where: str) -> Any:
-    """A typed value as the type of its setting."""
+    """Converts the text that the user typed to the setting type."""
     if text is None:
         if hint is bool:
             return True
@@ -102,7 +102,7 @@ def _parsed(text: str | None, hint: Any, where: str) -> Any:
     if hint is bool:
         value = _TRUTHS.get(text.lower(), text)
     elif hint in (int, float):
-        with contextlib.suppress(ValueError):  # `typed_value` says what was expected
+        with contextlib.suppress(ValueError):  # `typed_value` reports the expected type
             value = hint(text)
     elif typing.get_origin(hint) is tuple:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
@@ -113,12 +113,14 @@ def _parsed(text: str | None, hint: Any, where: str) -> Any:
 
 
 def as_lines(config: Any, where: str = "config", default: Any = None) -> Iterator[str]:
-    """`KEY=VALUE` for every setting, as a command line takes it; with the default if it differs.
+    """Yields `KEY=VALUE` for every setting, as accepted on the command line.
+
+    If a value differs from the default, the line also shows the default.
 
     Args:
         config: the settings.
-        where: the key of the whole.
-        default: settings to compare with; by default those that the dataclass has.
+        where: root key.
+        default: settings to compare with (None: the dataclass defaults).
     """
     cls: type = type(config)
     default = cls() if default is None else default

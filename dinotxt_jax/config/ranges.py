@@ -1,10 +1,9 @@
-"""How a setting is declared: its type, the values it may have, and its meaning, in one place.
+"""Setting declarations: type, accepted values and meaning, in one place.
 
     steps: Annotated[int, Range(1, 2**31 - 1), "number of optimizer steps"] = 50_000
 
-The check of settings (`config.check`), the suggestions for mistyped values and
-docs/configuration.md are all derived from these declarations. For a tuple the range applies to
-every item.
+The settings check (`config.check`), the suggestions for mistyped values and docs/configuration.md
+are all derived from these declarations. For a tuple, the range applies to every item.
 """
 
 from __future__ import annotations
@@ -21,30 +20,30 @@ from dinotxt_jax.errors import closest
 
 
 class ValueRule(Protocol):
-    """The values that a setting may have."""
+    """A rule for the values that a setting may have."""
 
     def accepts(self, value: Any) -> bool:
-        """Whether the setting may have this value, which has the setting's type."""
+        """Returns whether the setting may have this value, which already has the setting type."""
 
     def advice(self, value: Any) -> str:
-        """The last part of the error message: what to do about a value that is not accepted."""
+        """Returns the last part of the error message: how to correct a rejected value."""
 
     @property
     def expected(self) -> str:
-        """The values it accepts, in an error message."""
+        """The accepted values, as shown in an error message."""
 
     def __str__(self) -> str:
-        """The values it accepts, in a table."""
+        """Returns the accepted values, as shown in a table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; nan and infinity never belong to it.
+    """Numbers from `low` to `high`; nan and infinity are never accepted.
 
     Attributes:
         low, high: the smallest and the largest number.
         open_low: whether `low` itself is excluded.
-        special: a number outside of the range that has a meaning of its own, such as -1.
+        special: a number outside the range with a special meaning, such as -1.
     """
 
     low: float
@@ -78,7 +77,7 @@ class Range:
 
 
 def _number(value: float) -> str:
-    """A number as a person writes it: powers of two and of ten stay readable."""
+    """Formats a number for reading: powers of two and ten stay readable."""
     if isinstance(value, int) and value > 2**20:
         exponent = value.bit_length()
         if value == 2**exponent - 1:
@@ -90,11 +89,11 @@ def _number(value: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of several names.
+    """One name from a fixed collection.
 
     Attributes:
-        names: the choices, or a table whose keys they are.
-        optional: whether the empty text, for none of them, is a choice too.
+        names: the choices, or a mapping whose keys are the choices.
+        optional: whether empty text, meaning no choice, is accepted too.
     """
 
     names: Collection[str]
@@ -118,12 +117,12 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Text of a form, or the empty text.
+    """Text that matches a pattern, or empty text.
 
     Attributes:
         pattern: a regular expression that the whole text matches.
-        form: the form as a person reads it.
-        example: a value of that form.
+        form: human-readable description of the pattern.
+        example: a value that matches.
     """
 
     pattern: str
@@ -145,7 +144,7 @@ class Form:
 
 
 def mistake(key: str, value: Any, rule: ValueRule) -> str:
-    """The sentence about a value that a rule does not accept."""
+    """Returns the error sentence for a value that a rule does not accept."""
     advice = rule.advice(value)
     end = "" if advice.endswith("?") else "."
     return f"{key} is {value!r:.60}, expected {rule.expected}; {advice}{end}"
@@ -153,14 +152,14 @@ def mistake(key: str, value: Any, rule: ValueRule) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One field of a dataclass of settings.
+    """One field of a settings dataclass.
 
     Attributes:
-        name: of the field.
-        type: its type, without the declarations below.
-        rule: the values it may have; None for all of its type.
-        meaning: what it decides, as a phrase that begins in lower case.
-        default: `dataclasses.MISSING` if it has to be given.
+        name: field name.
+        type: type of the field, without the declarations below.
+        rule: the accepted values; None accepts every value with this type.
+        meaning: the effect of the setting, as a phrase that begins in lower case.
+        default: default value, or `dataclasses.MISSING` if the setting is required.
     """
 
     name: str
@@ -172,7 +171,7 @@ class Setting:
 
 @functools.cache
 def declared_settings(cls: type) -> tuple[Setting, ...]:
-    """The fields of a dataclass, in order, with their declarations."""
+    """Returns the fields of a dataclass in order, with the declarations."""
     hints = typing.get_type_hints(cls, include_extras=True)
     declared = []
     for field in dataclasses.fields(cls):

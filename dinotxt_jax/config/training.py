@@ -1,4 +1,4 @@
-"""Settings of training runs."""
+"""Training run settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOSS_KINDS = ("softmax", "sigmoid")
 REMAT_POLICIES = ("none", "full", "dots")
 ATTENTIONS = ("auto", "xla", "grouped", "cudnn", "splash")
 DTYPE_NAMES = ("float32", "bfloat16")
-# Number formats of a frozen backbone's products; "none": its dtype.
+# Number formats for matrix products in the frozen backbone; "none": the backbone dtype.
 PRODUCTS = ("none", "int8", "float8_e4m3fn")
 # Steps are counted in 32 bits on devices.
 MOST_STEPS = 2**31 - 1
@@ -71,7 +71,7 @@ class TextTrainingConfig:
     ] = 0
 
     def conflicts(self, key: str) -> Iterator[str]:
-        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        """Yields sentences about settings that cannot be combined; `key` is the group key."""
         yield from divides(
             f"{key}.num_heads", self.num_heads, self.width, f"{key}.width={self.width}"
         )
@@ -273,11 +273,11 @@ class Config:
 
     @property
     def pairs_per_step(self) -> int:
-        """Image-text pairs of an update."""
+        """Image-text pairs per optimizer update."""
         return self.batch_size * self.accumulate_steps
 
     def conflicts(self, key: str) -> Iterator[str]:
-        """Sentences about settings that cannot be combined; `key` is the key of this group."""
+        """Yields sentences about settings that cannot be combined; `key` is the group key."""
         if self.optimizer.warmup_steps >= self.steps:
             yield (
                 f"{key}.optimizer.warmup_steps is {self.optimizer.warmup_steps}, expected fewer "

@@ -1,4 +1,4 @@
-"""ArrayRecord files of msgpack maps `{image: bytes, captions: [str], key: str, split?: str}`."""
+"""ArrayRecord files with msgpack maps `{image: bytes, captions: [str], key: str, split?: str}`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 class ArrayRecordSource:
-    """ArrayRecord files of msgpack records (see the module's docstring).
+    """ArrayRecord files with msgpack records (see the module docstring).
 
-    `path` is a file, a folder (its files with `.array_record` in the name) or a glob; files are
-    taken in the order of their names. Keeping only one `split` reads every record once on opening,
-    which is slow for large data: write one set of files a split instead.
+    `path` is a file, a folder (all files with `.array_record` in the name) or a glob; files are
+    read in sorted name order. Selecting one `split` reads every record once on opening, which is
+    slow for large data: write one set of files per split instead.
     """
 
     def __init__(self, path: str | Path, *, split: str = "", section: str = SECTION) -> None:
@@ -85,7 +85,7 @@ class ArrayRecordSource:
         return self._entry(index)[1]
 
     def _entry(self, index: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-        """An example's record and its captions."""
+        """Returns the record and the captions of an example."""
         number = int(self._kept[index])
         record = self._read(number)
         return record, checked_captions(record["captions"], f"{self._path}, record {number}")
@@ -105,9 +105,9 @@ def _array_record_files(path: str, section: str) -> list[str]:
 
 
 def write_array_record(path: str | Path, examples: Iterable[Example], *, split: str = "") -> int:
-    """Writes examples as one ArrayRecord file, which appears under `path` only when complete.
+    """Writes examples to one ArrayRecord file, which appears under `path` only when complete.
 
-    Arrays of pixels are stored as PNG, without loss.
+    Pixel arrays are stored as lossless PNG.
 
     Returns:
         The number of examples written.
@@ -116,7 +116,7 @@ def write_array_record(path: str | Path, examples: Iterable[Example], *, split: 
     from array_record.python.array_record_module import ArrayRecordWriter
 
     partial = f"{path}.partial"
-    # One record a group gives random access; images are compressed already.
+    # One record per group gives random access; images are already compressed.
     writer = ArrayRecordWriter(partial, "group_size:1,uncompressed")
     count = 0
     try:

@@ -1,4 +1,4 @@
-"""Images that cannot be read or decoded: skipped and counted, and an error when too many."""
+"""Handling for images that cannot be read or decoded: skip, count, and fail if too many."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dinotxt_jax.errors import UserError
 
 
 class BadImageError(Exception):
-    """One image that cannot be read or decoded; the pipeline skips and counts it."""
+    """An image cannot be read or decoded; the pipeline skips and counts it."""
 
 
 class MissingImageError(BadImageError):
-    """The file of an image does not exist."""
+    """An image file does not exist."""
 
 
 def too_many_bad(bad: int, examples: int, limit: float) -> UserError:
-    """The error that `bad` of `examples` images are over `config.data.max_bad_fraction`."""
+    """Returns the error that `bad` of `examples` images exceed `config.data.max_bad_fraction`."""
     return UserError(
         f"{bad} of {examples} images ({bad / examples:.2%}) could not be read or decoded, expected "
         f"at most config.data.max_bad_fraction = {limit} ({limit:.2%}); the log names them: repair "
@@ -23,7 +23,7 @@ def too_many_bad(bad: int, examples: int, limit: float) -> UserError:
 
 
 def bad_in_evaluation(index: int, error: BadImageError) -> UserError:
-    """The error that an image of an evaluation set is bad: skipping it would change the result."""
+    """Returns the error for a bad evaluation image; skipping it would change the result."""
     return UserError(
         f"example {index} cannot be evaluated ({error}), expected an image that decodes; repair or "
         "remove it."
@@ -31,10 +31,10 @@ def bad_in_evaluation(index: int, error: BadImageError) -> UserError:
 
 
 class BadImageMonitor:
-    """Counts the bad images that a run skipped, and ends it when there are too many.
+    """Counts the bad images that a run skipped, and stops the run when there are too many.
 
-    The limit is `max_bad_fraction` of the examples seen, or of the data set as long as less than
-    one epoch was seen, so that a bad image among the first ten does not end a long run.
+    The limit is `max_bad_fraction` times the number of examples seen, or times the data set size
+    during the first epoch, so that a bad image among the first ten does not stop a long run.
     """
 
     def __init__(self, max_bad_fraction: float, dataset_size: int) -> None:
@@ -46,14 +46,14 @@ class BadImageMonitor:
         """Counts one global batch.
 
         Args:
-            examples: its rows.
-            skipped: images passed over to fill them, in all processes together.
+            examples: number of rows in the batch.
+            skipped: number of images skipped to fill these rows, over all processes.
 
         Returns:
             The number skipped since training began.
 
         Raises:
-            UserError: that number is over the limit.
+            UserError: this number exceeds the limit.
         """
         self._seen += examples
         self._skipped += skipped
@@ -63,9 +63,9 @@ class BadImageMonitor:
         return self._skipped
 
     def get_state(self) -> dict[str, int]:
-        """What `set_state` needs to count on after a restart."""
+        """Returns the counts that `set_state` restores after a restart."""
         return {"seen": self._seen, "skipped": self._skipped}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Counts on from `state`."""
+        """Continues counting from `state`."""
         self._seen, self._skipped = int(state["seen"]), int(state["skipped"])

@@ -1,4 +1,4 @@
-"""Caption sets in JSON files as they were published: parsing that all formats share."""
+"""Shared parsing for caption sets in JSON files, in the formats in which they were published."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _KINDS = {str: "a text", int: "a whole number", list: "a list"}
 
 
 class CaptionFileSource:
-    """Image files and their captions.
+    """A source with image files and captions.
 
     Args:
-        entries: path of each image relative to `root`, and its captions.
-        root: the folder of the images.
+        entries: for each image, the path relative to `root` and the captions.
+        root: the image folder.
     """
 
     def __init__(self, entries: Sequence[tuple[str, tuple[str, ...]]], root: Path) -> None:
@@ -49,17 +49,17 @@ def caption_file_source(
     entries: Sequence[tuple[str, tuple[str, ...]]],
     section: str,
 ) -> CaptionFileSource:
-    """The images of a caption file, whose paths are relative to `image_root` or to the file."""
+    """Opens the images of a caption file; paths are relative to `image_root` or to the file."""
     if not entries:
         raise nothing_left(file, "", set(), section)
     return CaptionFileSource(entries, folder_of_images(file, image_root, section))
 
 
 def parsed_json(file: Path, section: str) -> Any:
-    """The content of a caption file.
+    """Parses a caption file.
 
     Raises:
-        UserError: no such file, or not JSON.
+        UserError: the file does not exist or is not JSON.
     """
     if not file.is_file():
         raise UserError(f"{no_file(file)}, expected a file of captions; correct {section}.path.")
@@ -76,7 +76,7 @@ def parsed_json(file: Path, section: str) -> Any:
 
 
 def typed_field(holder: Any, key: str, kind: type, where: object, section: str) -> Any:
-    """The value under `key` of a JSON object; a `UserError` unless it has the type `kind`."""
+    """Returns the value of a JSON object at `key`; raises `UserError` unless it has type `kind`."""
     if not isinstance(holder, Mapping):
         raise UserError(
             f"{where}: there is {shortened(holder)}, expected an object with {key}; correct the "
@@ -93,7 +93,7 @@ def typed_field(holder: Any, key: str, kind: type, where: object, section: str) 
 
 
 def filled_text(holder: Any, key: str, where: object, section: str) -> str:
-    """The text under `key` of a JSON object; a `UserError` if it is empty."""
+    """Returns the text of a JSON object at `key`; raises `UserError` if it is empty."""
     text = typed_field(holder, key, str, where, section)
     if not text:
         raise UserError(f"{where}: the field {key} is empty, expected a text; correct the file.")

@@ -1,4 +1,4 @@
-"""A folder a class: folders named by WordNet id, by label, or by name."""
+"""Image folders, one per class, named by WordNet id, by label, or by class name."""
 
 from __future__ import annotations
 
@@ -29,14 +29,17 @@ if TYPE_CHECKING:
 def read_class_folders(
     path: Path, names: Sequence[str], section: str
 ) -> tuple[list[LabelledImage], Sequence[str]]:
-    """The images below the folders in `path`, and the names of the classes.
+    """Returns the images below the folders in `path`, and the class names.
 
-    With `names`, folders named by numbers have these labels; folders named by WordNet id, with the
-    1000 names of ImageNet, have that class, and the classes are those that have a folder; all
-    others are the classes in the order of their names. Without, folders name their classes.
+    With `names`, the label of a folder depends on how the folders are named:
+    - by number: the number is the label;
+    - by WordNet id, if `names` has ImageNet's 1000 entries: the id selects the ImageNet class, and
+      only classes that have a folder are kept;
+    - otherwise: the folders are the classes in sorted folder name order.
+    Without `names`, the folder names are the class names.
 
     Raises:
-        UserError: no folder there, or folders that do not fit the names.
+        UserError: `path` has no folder, or the folders do not match the names.
     """
     if not path.is_dir():
         raise UserError(
@@ -63,7 +66,7 @@ def read_class_folders(
 def _labels(
     path: Path, folders: Sequence[str], names: Sequence[str], section: str
 ) -> tuple[Sequence[int], Sequence[str]]:
-    """The label of each folder, these being in the order of their names, and the class names."""
+    """Returns the label of each folder and the class names; `folders` are sorted by name."""
     if not names:
         return range(len(folders)), readable_names(folders, path, section)
     if any(map(is_number, folders)):
@@ -71,7 +74,7 @@ def _labels(
     if any(map(is_wnid, folders)) and len(names) == len(imagenet_labels()):
         strange = [folder for folder in folders if folder not in imagenet_labels()]
         if not strange:
-            # The order of WordNet ids is that of ImageNet's labels.
+            # ImageNet labels are ordered by WordNet id, so sorted folders are in label order.
             own = [names[imagenet_labels()[folder]] for folder in folders]
             logging.info("%s has %d of ImageNet's %d classes", path, len(own), len(names))
             return range(len(folders)), own

@@ -1,4 +1,4 @@
-"""Types, checks of labels and class names that all sources of labelled images share."""
+"""Types, label checks and class names shared by all sources that provide labelled images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _WNID = re.compile(r"n[0-9]{8}")
 
 
 class LabelledImage(NamedTuple):
-    """One image and its classes.
+    """One image and the classes it shows.
 
     Attributes:
-        image: where the source finds the image: a file, or the number of a record.
-        labels: the classes of the image, one or more.
-        key: the name under which reports speak of the image.
+        image: location of the image in the source: a file, or a record number.
+        labels: the class labels, one or more.
+        key: the image name that reports use.
     """
 
     image: Any
@@ -32,12 +32,12 @@ class LabelledImage(NamedTuple):
 
 
 class LabelledImages(NamedTuple):
-    """The labelled images of a source, as its module reads them.
+    """The labelled images of a source, as read by the source module.
 
     Attributes:
         images: every image that has a label.
-        class_names: name of each class, in the order of the labels.
-        load: returns the image of a `LabelledImage`, from its fields `image` and `key`.
+        class_names: class names, ordered by label.
+        load: returns the image of a `LabelledImage`, given the fields `image` and `key`.
     """
 
     images: Sequence[LabelledImage]
@@ -46,17 +46,17 @@ class LabelledImages(NamedTuple):
 
 
 def is_number(text: str) -> bool:
-    """Whether `int` reads the text as a label, if perhaps as a negative one."""
+    """Returns whether `int` can parse the text as a label, including a negative one."""
     return text.removeprefix("-").isdecimal()
 
 
 def is_wnid(text: str) -> bool:
-    """Whether the text has the form of a WordNet id, as ImageNet names its folders: n01440764."""
+    """Returns whether the text looks like a WordNet id (ImageNet folder names): n01440764."""
     return _WNID.fullmatch(text) is not None
 
 
 def checked_label(label: int, classes: int, where: str, section: str) -> int:
-    """The label, or a `UserError` that names `where` if no class has it."""
+    """Returns the label, or raises a `UserError` that names `where` if no class has this label."""
     if not 0 <= label < classes:
         raise UserError(
             f"{where}: the label {label} lies outside the {classes} classes (0 to {classes - 1}); "
@@ -66,7 +66,7 @@ def checked_label(label: int, classes: int, where: str, section: str) -> int:
 
 
 def numbers_only(where: object, section: str) -> UserError:
-    """The error that data has numbers where names of classes are needed."""
+    """Returns the error for data that has numbers where class names are needed."""
     return UserError(
         f"{where} has numbers for labels, so that their names are needed; set {section}.classes to "
         "a list of them."
@@ -75,22 +75,24 @@ def numbers_only(where: object, section: str) -> UserError:
 
 @functools.cache
 def imagenet_labels() -> Mapping[str, int]:
-    """The labels of ImageNet-1k by WordNet id."""
+    """Returns the ImageNet-1k labels, keyed by WordNet id."""
     wnids = read_list("imagenet1k_wnids", "data.classes")
     return MappingProxyType({wnid: label for label, wnid in enumerate(wnids)})
 
 
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
-    """The class names of ImageNet-1k in the order of the labels."""
+    """Returns the ImageNet-1k class names, ordered by label."""
     return read_list("imagenet1k", "data.classes")
 
 
 def readable_names(names: Sequence[str], where: object, section: str) -> list[str]:
-    """Class names that data gives, for prompts: without underscores, and words for WordNet ids.
+    """Converts class names from the data to a form for prompts.
+
+    Underscores become spaces, and WordNet ids become ImageNet class names.
 
     Raises:
-        UserError: WordNet ids, of which one is not in ImageNet-1k.
+        UserError: the names are WordNet ids and one is not in ImageNet-1k.
     """
     if not all(map(is_wnid, names)):
         return [name.replace("_", " ") for name in names]

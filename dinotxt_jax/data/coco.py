@@ -1,6 +1,6 @@
-"""Caption sets in COCO's own format.
+"""Caption data sets in the COCO format.
 
-`captions_val2017.json` and the like hold `images` (`id`, `file_name`) and `annotations`
+Files such as `captions_val2017.json` hold `images` (`id`, `file_name`) and `annotations`
 (`image_id`, `caption`) of one split.
 """
 
@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 def open_coco(
     path: str | Path, *, image_root: str | Path = "", split: str = "", section: str = SECTION
 ) -> CaptionFileSource:
-    """Opens a COCO caption file, the images and the captions of each in its order.
+    """Opens a COCO caption file; images and the captions of each image keep the order of the file.
 
     Args:
-        path: the file.
-        image_root: the folder of the images (default: the file's own).
-        split: must be "": the file is of one split.
-        section: the name of these settings on the command line, for messages.
+        path: the caption file.
+        image_root: the image folder (default: the folder that holds the caption file).
+        split: must be "", because the file holds a single split.
+        section: command-line name for these settings, for messages.
 
     Raises:
-        UserError: not such a file, a caption of an unknown image, or an image without a caption.
+        UserError: the file is not a COCO caption file, a caption refers to an unknown image, or an
+            image has no caption.
     """
     file = Path(path)
     field = functools.partial(typed_field, section=section)

@@ -1,8 +1,8 @@
-"""CSV files that list images, each with class labels or with the file of a mask.
+"""CSV files that list images, each with class labels or with a mask file.
 
-The image column is called `file`, `image`, `path` or `filename`. Labels stand in the column that
-`config.label_key` names, as numbers or names, several separated by ";". Masks stand in the column
-`mask`; image and mask files are relative to `config.image_root`. `config.classes` names the
+The image column is called `file`, `image`, `path` or `filename`. The column `config.label_key`
+holds the labels, as numbers or names; several labels are separated by ";". The column `mask` holds
+the mask files; image and mask files are relative to `config.image_root`. `config.classes` names the
 classes; a class called "background" in a list of mask classes means anything else.
 """
 
@@ -41,7 +41,7 @@ _SEPARATOR = ";"  # between the labels of one image
 
 
 class IndexRow(NamedTuple):
-    """A line of the index: its number, the image file, and the value of the other column."""
+    """One index line: the line number, the image file, and the value in the other column."""
 
     number: int
     file: str
@@ -51,18 +51,18 @@ class IndexRow(NamedTuple):
 def read_index(
     path: Path, column: str, split: str, section: str, setting: str = ""
 ) -> list[IndexRow]:
-    """The lines of a split ("": all), with the image file and one more column.
+    """Reads the index lines of a split ("": all), with the image file and one more column.
 
     Args:
-        path: the CSV; its image column has one of `FILE_COLUMNS` as its name.
-        column: the other one.
-        split: of the column of that name.
-        section: the name of the data settings on the command line, for messages.
+        path: the CSV file; the image column is named by one of `FILE_COLUMNS`.
+        column: the additional column to read.
+        split: the value to select in the column `split`.
+        section: command-line name for the data settings, for messages.
         setting: the key that names `column`, if there is one, for messages.
 
     Raises:
-        UserError: no file, not UTF-8, without these columns, a line that lacks a value, or nothing
-            of that split.
+        UserError: the file does not exist, is not UTF-8 or lacks these columns, a line lacks a
+            value, or no line belongs to the split.
     """
     if not path.is_file():
         raise UserError(
@@ -104,7 +104,7 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
     path = Path(config.path)
     rows = read_index(path, config.label_key, config.split, section, "label_key")
     labels = [[label.strip() for label in row.value.split(_SEPARATOR)] for row in rows]
-    # Where the labels are the names of their classes, one that looks like a number is a name too.
+    # If labels are class names (no `names` given), a label that looks like a number is a name too.
     names_in_file = () if names else _names_in(path, labels, section)
     root = folder_of_images(path, config.image_root, section)
     images = []
@@ -121,7 +121,11 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
 
 
 def _names_in(path: Path, labels: Sequence[Sequence[str]], section: str) -> list[str]:
-    """The names that a CSV uses as labels, sorted; numbers cannot name their classes."""
+    """Returns the class names that a CSV uses as labels, sorted.
+
+    Raises:
+        UserError: all labels are numbers, which cannot name classes.
+    """
     names = sorted({label for row in labels for label in row if label})
     if all(map(is_number, names)):
         raise numbers_only(path, section)

@@ -1,4 +1,4 @@
-"""What a source of image-text examples is, and the checks that every source shares."""
+"""The interface for image-text example sources, and the checks that all sources share."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from dinotxt_jax.errors import UserError
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
-SECTION = "config.data"  # name of the settings of training data; other data has its own
+SECTION = "config.data"  # settings name for training data; other data uses other names
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image and everything that is said of it.
+    """One image and all captions that describe it.
 
     Attributes:
-        image: the bytes of an image file, or uint8 [h w] or [h w c].
-        captions: one text or more.
-        key: the name under which logs and reports speak of the example.
+        image: image file bytes, or uint8 [h w] or [h w c].
+        captions: one or more texts.
+        key: the example name in logs and reports.
     """
 
     image: bytes | Shaped[np.ndarray, "h w *c"]
@@ -37,7 +37,7 @@ class Example:
 
 
 class Source(Protocol):
-    """A finite, ordered collection of examples that any thread may read in any order.
+    """A finite, ordered example collection that any thread may read in any order.
 
     `__getitem__` raises `BadImageError` when the image cannot be read.
     """
@@ -47,15 +47,17 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
     def captions(self, index: int, /) -> tuple[str, ...]:
-        """The captions of an example alone, without reading or drawing its image if possible."""
+        """Returns the captions of an example, without reading or drawing the image if possible."""
 
 
 class Subset:
-    """Some examples of a source, spread over it, as a source; what else it has is as before.
+    """A source with `count` evenly spaced examples from another source.
+
+    All other attributes are those from the original source.
 
     Args:
-        source: any source of examples, labels or masks.
-        count: how many.
+        source: any source that gives examples, labels or masks.
+        count: number of examples.
     """
 
     def __init__(self, source: Any, count: int):
@@ -69,23 +71,23 @@ class Subset:
         return self._source[self._rows[index]]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The captions of an example."""
+        """Returns the captions of an example."""
         return self._source.captions(self._rows[index])
 
     def labels(self, index: int) -> tuple[int, ...]:
-        """The classes of an example."""
+        """Returns the classes of an example."""
         return self._source.labels(self._rows[index])
 
     def key(self, index: int) -> str:
-        """The name of an example."""
+        """Returns the name of an example."""
         return self._source.key(self._rows[index])
 
     def load(self, index: int) -> Any:
-        """An image and its mask."""
+        """Returns an image and its mask."""
         return self._source.load(self._rows[index])
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # while being unpickled there is no source yet
+        if name.startswith("_"):  # during unpickling, `_source` does not exist yet
             raise AttributeError(name)
         return getattr(self._source, name)
 
@@ -94,17 +96,17 @@ SizedT = TypeVar("SizedT", bound=Sized)
 
 
 def limited(source: SizedT, count: int) -> SizedT:
-    """A source, or `count` examples spread over it (0, or more than there are: all)."""
+    """Returns `count` evenly spaced examples from a source (all if 0 or more than it has)."""
     if not 0 < count < len(source):
         return source
     return cast(SizedT, Subset(source, count))
 
 
 def image_bytes(file: Path, key: str) -> bytes:
-    """The bytes of an image file.
+    """Reads the bytes from an image file.
 
     Raises:
-        BadImageError: it cannot be read; the message names `key`.
+        BadImageError: the file cannot be read; the message names `key`.
     """
     try:
         return file.read_bytes()
@@ -115,15 +117,15 @@ def image_bytes(file: Path, key: str) -> bytes:
 
 
 def no_file(path: Path) -> str:
-    """The beginning of an error about a path that is not a file: missing, or a folder."""
+    """Returns the start of an error message for a path that is missing or a folder."""
     return f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
 
 
 def folder_of_images(index: Path, image_root: str | Path, section: str) -> Path:
-    """The folder that the paths in an index are relative to: by default the index's own.
+    """Returns the base folder for the image paths in an index: by default the index file's folder.
 
     Raises:
-        UserError: it is not a folder.
+        UserError: the path is not a folder.
     """
     root = Path(image_root) if image_root else index.parent
     if not root.is_dir():
@@ -138,18 +140,18 @@ _LOOKED_FOR = 8
 
 
 def check_images_found(source: Any, config: DataConfig, section: str = SECTION) -> None:
-    """Looks for a few images spread over a source, until one exists.
+    """Tries a few evenly spaced images in a source, and stops at the first that exists.
 
-    A command that reads images calls this before its first hour of work. Training from cached
-    features does not: it needs no images.
+    A command that reads images calls this function before the first hour of work. Training from
+    cached features does not call it, because it needs no images.
 
     Args:
-        source: as opened from `config`; `source[i]` reads example i.
+        source: the source opened from `config`; `source[i]` reads example i.
         config: the data settings.
-        section: the name of these settings on the command line, for the message.
+        section: the command-line name for these settings, used in the message.
 
     Raises:
-        UserError: every one of these images is missing; the message names the folder searched.
+        UserError: all tried images are missing; the message names the searched folder.
     """
     count, reason = min(_LOOKED_FOR, len(source)), ""
     for number in range(count):
@@ -158,7 +160,7 @@ def check_images_found(source: Any, config: DataConfig, section: str = SECTION) 
         except MissingImageError as error:
             reason = str(error)
         except BadImageError:
-            return  # the file exists; how many may be broken is decided while all are read
+            return  # the file exists; the limit on bad images is checked while reading all
         else:
             return
     root = config.image_root or Path(config.path).parent
@@ -176,16 +178,16 @@ _ENDINGS = ", ".join(sorted(_IMAGES))
 
 
 def images_below(folders: Iterable[Path], where: object) -> list[list[Path]]:
-    """The image files of each folder and of those below it, found by their endings, sorted.
+    """Lists the image files in each folder, recursively, sorted and selected by file ending.
 
-    Files with other endings are counted in one warning; hidden files are not.
+    One warning counts the files with other endings, except hidden files.
 
     Args:
         folders: the folders.
-        where: the name of all folders together, for messages.
+        where: one name for all folders together, used in messages.
 
     Raises:
-        UserError: there are files, but no image.
+        UserError: the folders have files, but no image.
     """
     images: list[list[Path]] = []
     others: Counter[str] = Counter()
@@ -212,10 +214,10 @@ def images_below(folders: Iterable[Path], where: object) -> list[list[Path]]:
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:
-    """Image files: those named, and of folders all that are below them.
+    """Returns the named image files, and all image files found recursively in named folders.
 
     Raises:
-        UserError: a path that does not exist, or no image at all.
+        UserError: a path does not exist, or no image is found.
     """
     if not paths:
         raise UserError("no image is named, expected the paths of files or folders; add them.")
@@ -233,7 +235,7 @@ def image_files(paths: Sequence[str]) -> list[Path]:
 
 
 def checked_captions(captions: object, where: str) -> tuple[str, ...]:
-    """A caption or a list of them as a tuple, or a `UserError` that names `where`."""
+    """Returns one caption or a list as a tuple; if invalid, raises a `UserError` naming `where`."""
     listed = [captions] if isinstance(captions, (str, bytes)) else captions
     if not isinstance(listed, (list, tuple)):
         raise UserError(
@@ -258,13 +260,13 @@ def checked_captions(captions: object, where: str) -> tuple[str, ...]:
 
 
 def shortened(value: object, width: int = 60) -> str:
-    """A value and its type, short enough for an error message."""
+    """Formats a value and the value's type, short enough for an error message."""
     text = f"{value!r} ({type(value).__name__})"
     return text if len(text) <= width else f"{text[:width]}... ({type(value).__name__})"
 
 
 def nothing_left(path: object, split: str, splits: set[str], section: str) -> UserError:
-    """The error of a source that has nothing to give, `splits` being those it has."""
+    """Returns the error for a source with no example in `split`; `splits` are those that exist."""
     if not splits:
         return UserError(
             f"{path} is empty, expected at least one example; fill it, or correct {section}.path."

@@ -1,15 +1,15 @@
-"""The frozen-feature cache: backbone tokens written once, trained from without the backbone.
+"""The frozen-feature cache: backbone tokens written once, for training without the backbone.
 
 A cache is a folder:
 
-    features.json       what was encoded: backbone fingerprint, data settings, shape, dtype, views
-    v000-s00000.npy     tokens [examples, t, d] of one view of one run of `SHARD` examples
-                        (bfloat16 stored as its bits, uint16), beside
-    v000-s00000.skipped.npy  bad images passed over for each example (see `ImageTextExample`)
+    features.json       description: backbone fingerprint, data settings, shape, dtype, views
+    v000-s00000.npy     tokens [examples, t, d] for one view and one shard with `SHARD` consecutive
+                        examples (bfloat16 is stored as raw uint16 bits)
+    v000-s00000.skipped.npy  number of bad images skipped per example (see `ImageTextExample`)
 
-View v holds what epoch v would have seen (the same crops and flips), so that training from the
-cache equals training with the backbone as long as epochs do not outnumber views. Shards appear
-under their name when they are complete; an interrupted run goes on with the first missing one.
+View v holds the same crops and flips that epoch v would use, so training from the cache equals
+training with the backbone while there are no more epochs than views. A shard file gets this name
+only when it is complete; an interrupted run continues with the first missing shard.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from dinotxt_jax.errors import UserError
 
 SHARD = 512
 _SAMPLED = 256
-# What decides which pixels the backbone sees; the rest of DataConfig may change under a cache.
+# The settings that determine the backbone's input pixels. All other DataConfig settings may
+# change while a cache stays valid.
 _DATA_KEYS = (
     "source",
     "name",
@@ -53,13 +54,15 @@ _DATA_KEYS = (
 def cache_description(
     config: Config, data: DataConfig, source: Source, views: int, fingerprint: str
 ) -> dict[str, Any]:
-    """`features.json`: equal descriptions mean equal tokens.
+    """Returns the content for `features.json`: equal descriptions mean equal tokens.
 
     Args:
-        config: of the run. data: of the source, which need not be the run's training data.
-        source: the images; captions spread over it tell it from another of the same length.
-        views: views of each image.
-        fingerprint: of the backbone.
+        config: the run config.
+        data: the data settings for `source`, which need not be the run's training data.
+        source: the images. A hash over evenly spaced captions distinguishes this source from
+            another with the same length.
+        views: number of views per image.
+        fingerprint: the backbone fingerprint.
     """
     count = len(source)
     sample = [source.captions(i * count // _SAMPLED) for i in range(min(count, _SAMPLED))]
@@ -80,11 +83,12 @@ class FeatureCache:
     """Reads a cache by (view, example).
 
     Args:
-        folder: the cache.
-        expected: what `cache_description` says of the run that wants to use it.
+        folder: the cache folder.
+        expected: the `cache_description` for the run that reads the cache.
 
     Raises:
-        UserError: no cache there, not complete, or of something else.
+        UserError: the folder holds no cache, or the cache is incomplete or has a different
+            description.
     """
 
     def __init__(self, folder: Path, expected: dict[str, Any]):
@@ -115,17 +119,17 @@ class FeatureCache:
         return self._examples
 
     def tokens(self, view: int, index: int) -> Float[np.ndarray, "t d"]:
-        """[class, registers, patches] of one view of one example."""
+        """Returns the tokens [class, registers, patches] for one view and one example."""
         shard, row = divmod(index, SHARD)
         return self._mapped(view, shard)[row].view(self._dtype)
 
-    @functools.cache  # noqa: B019 - one cache lives as long as a run
+    @functools.cache  # noqa: B019 - the cache object lives for the whole run
     def _mapped(self, view: int, shard: int) -> np.ndarray:
         return np.load(shard_file(self._folder, view, shard), mmap_mode="r")
 
 
 class CachedExample:
-    """The `make_example` of training from a cache: tokens of the backbone instead of an image."""
+    """Makes examples with cached backbone tokens instead of an image; used as `make_example`."""
 
     def __init__(self, cache: FeatureCache, source: Source, tokenize: Callable[[str], np.ndarray]):
         self._cache = cache
@@ -146,7 +150,7 @@ class CachedExample:
 
 
 def task_folder(features: str, task: str) -> Path:
-    """Where the tokens of an evaluation task of a training run are cached."""
+    """Returns the cache folder that a training run uses for an evaluation task."""
     return Path(features) / "tasks" / task
 
 
@@ -159,7 +163,7 @@ def skipped_file(folder: Path, view: int, shard: int) -> Path:
 
 
 def stored_description(folder: Path) -> dict[str, Any] | None:
-    """`features.json` of a cache; None where there is no cache.
+    """Reads `features.json` from a cache folder; returns None if there is no cache.
 
     Raises:
         UserError: the file is damaged.
@@ -183,8 +187,8 @@ def stored_description(folder: Path) -> dict[str, Any] | None:
 
 
 def check_same_cache(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
-    """A `UserError` naming every difference between two descriptions."""
-    # A setting that is younger than the cache had its default's meaning.
+    """Raises a `UserError` that names every difference between two cache descriptions."""
+    # A setting added after the cache was written counts as having the default value.
     defaults = json.loads(json.dumps(dataclasses.asdict(DataConfig())))
     before = {"products": "none", **defaults, **stored, **stored["data"]}
     now = {**expected, **expected["data"]}

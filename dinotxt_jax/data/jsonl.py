@@ -1,4 +1,4 @@
-"""Image files and a JSONL index of their captions."""
+"""Image files with a JSONL caption index."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 
 class JsonlSource:
-    """Image files and an index with one JSON object a line.
+    """Image files and an index with one JSON object per line.
 
     Each line holds `image` (a path relative to `image_root`), `captions` (a list of texts) or
-    `caption` (one text), and optionally `split`. Every line is checked once, here. What stays in
-    memory is where each kept line lies, 12 bytes an example; it is read again when asked for.
+    `caption` (one text), and optionally `split`. Every line is checked once, on construction. Only
+    the offset and length of each kept line stay in memory, 12 bytes per example; the line is read
+    again when the example is requested.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class JsonlSource:
     def _scan(
         self, split: str, section: str
     ) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
-        """Checks every line; returns offset and length of the lines that belong to `split`."""
+        """Checks every line; returns offsets and lengths of the lines that belong to `split`."""
         offsets, lengths = array("q"), array("i")
         splits = set()
         offset = 0
@@ -84,8 +85,8 @@ class JsonlSource:
         return self._entry(index)[1]
 
     def _entry(self, index: int) -> tuple[str, tuple[str, ...]]:
-        """(image path, captions) of an example."""
-        # pread moves no shared file position, so threads need no lock.
+        """Returns (image path, captions) of an example."""
+        # pread does not move the shared file position, so threads need no lock.
         line = os.pread(self._index.fileno(), int(self._lengths[index]), int(self._offsets[index]))
         return _parse_line(line, f"{self._path}, example {index}")[:2]
 
@@ -98,7 +99,7 @@ class JsonlSource:
 
 
 def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
-    """(image path, captions, split) of one index line."""
+    """Parses one index line and returns (image path, captions, split)."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

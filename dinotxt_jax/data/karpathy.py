@@ -1,8 +1,8 @@
-"""Caption sets with Karpathy's splits.
+"""Caption data sets with Karpathy's splits.
 
-`dataset_coco.json`, `dataset_flickr30k.json` and `dataset_flickr8k.json` of Karpathy and Li (2015)
-hold `images`, each with `filename`, perhaps `filepath` (a folder), `split` and `sentences`; the
-text of a sentence is its field `raw`.
+`dataset_coco.json`, `dataset_flickr30k.json` and `dataset_flickr8k.json` by Karpathy and Li (2015)
+hold `images`, each with `filename`, optionally `filepath` (a folder), `split` and `sentences`; the
+field `raw` holds the text of a sentence.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
 def open_karpathy(
     path: str | Path, *, image_root: str | Path = "", split: str = "", section: str = SECTION
 ) -> CaptionFileSource:
-    """Opens one of Karpathy's files, the images in its order.
+    """Opens a Karpathy caption file; the images keep the order of the file.
 
     Args:
-        path: the file.
+        path: the caption file.
         image_root: the folder that `filepath`, or `filename` alone, is relative to (default: the
-            file's own).
-        split: "train", "restval", "val" or "test"; several joined by + ("train+restval" is what
-            others train on; "train" alone has no restval); "" keeps all.
-        section: the name of these settings on the command line, for messages.
+            folder that holds the caption file).
+        split: "train", "restval", "val" or "test"; several are joined by + (other work trains on
+            "train+restval"; "train" alone has no restval); "" keeps all.
+        section: command-line name for these settings, for messages.
 
     Raises:
-        UserError: not such a file, a split it lacks, or an image without a caption.
+        UserError: the file is not a Karpathy caption file, lacks a requested split, or has an image
+            without a caption.
     """
     file = Path(path)
     field = functools.partial(typed_field, section=section)

@@ -1,7 +1,7 @@
 """Images with class labels, from any source that has labels.
 
-Labels are indices into a list of class names, never names themselves: two classes may be called the
-same (of ImageNet's 1000 names 998 are distinct).
+Labels are indices into a list of class names, never the names: two classes may have the same name
+(998 of the 1000 ImageNet names are distinct).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ PRESENT = "present"
 
 
 class LabelledSource:
-    """Images and their labels. It is a source of captions too: the names of the classes.
+    """A source with images and labels, which also gives the class names as captions.
 
     Attributes:
-        class_names: name of each class, in the order of the labels.
+        class_names: the name for each class, in label order.
 
     Args:
-        labelled: the images, the names of their classes, and how an image is loaded.
+        labelled: the images, the class names, and the function that loads an image.
     """
 
     def __init__(self, labelled: LabelledImages):
@@ -41,25 +41,25 @@ class LabelledSource:
         return tuple(self.class_names[label] for label in self.labels(index))
 
     def labels(self, index: int) -> tuple[int, ...]:
-        """The classes of an example."""
+        """Returns the classes of an example."""
         return self._images[index].labels
 
     def key(self, index: int) -> str:
-        """The name under which reports speak of an example."""
+        """Returns the name of an example in reports."""
         return self._images[index].key
 
 
 def with_classes(labelled: LabelledImages, only: str, section: str) -> LabelledImages:
-    """The classes that `config.only` keeps, numbered anew, and the images that have one of them.
+    """Returns the classes that `config.only` keeps, renumbered, and the images with a kept class.
 
     Args:
         labelled: all images and classes.
         only: a list of class names (`read_list`), "present" (classes that have an image) or ""
             (all classes).
-        section: the name of the data settings on the command line, for messages.
+        section: the command-line name for the data settings, used in messages.
 
     Raises:
-        UserError: a name in the list that no class has.
+        UserError: the list has a name that no class has.
     """
     if not only:
         return labelled
@@ -72,7 +72,7 @@ def with_classes(labelled: LabelledImages, only: str, section: str) -> LabelledI
 
 
 def _labels_of(kept: Sequence[str], names: Sequence[str], section: str) -> set[int]:
-    """The labels of the named classes; a name that several classes have keeps all of them."""
+    """Returns the labels for the named classes; a name that several classes share keeps all."""
     strange = [name for name in kept if name not in names]
     if strange:
         raise UserError(
@@ -85,7 +85,7 @@ def _labels_of(kept: Sequence[str], names: Sequence[str], section: str) -> set[i
 def _restricted(
     images: Sequence[LabelledImage], names: Sequence[str], kept: Collection[int]
 ) -> tuple[list[LabelledImage], list[str]]:
-    """The kept classes, numbered anew, and the images that have one of them."""
+    """Returns the images with a kept class, under new labels, and the kept class names."""
     numbers = {label: number for number, label in enumerate(sorted(kept))}
     left = []
     for image, labels, key in images:

@@ -1,4 +1,4 @@
-"""Segmentation data sets in the folders in which they were published (`data.mask_layouts`)."""
+"""Segmentation data sets in the folder layouts as published (`data.mask_layouts`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _open(config: DataConfig, section: str) -> MaskFiles:
-    """Opens the data set `config.name`; `config.classes` may rename the classes."""
+    """Opens the data set named `config.name`; `config.classes` may rename the classes."""
     layout = MASK_LAYOUTS.get(config.name)
     if layout is None:
         raise UserError(
@@ -39,7 +39,7 @@ def _open(config: DataConfig, section: str) -> MaskFiles:
         raise UserError(
             f"{section}.split is {config.split!r}, but {config.name} has no splits; leave it empty."
         )
-    # The data set's root folder, or the folder that holds it.
+    # `config.path` is the data set root or the parent folder.
     path = Path(config.path)
     root = path / layout.folder if (path / layout.folder).is_dir() else path
     split = config.split or layout.split
@@ -52,7 +52,7 @@ def _open(config: DataConfig, section: str) -> MaskFiles:
 
 
 def _templates(root: Path, layout: MaskLayout, split: str) -> tuple[str, str] | None:
-    """The first templates of images and of masks whose folders exist; None unless both do."""
+    """Returns the first image and mask templates whose folders exist, or None if one is missing."""
 
     def exists(template: str) -> bool:
         return (root / _folder(template, split)).is_dir()
@@ -68,7 +68,10 @@ def _folder(template: str, split: str) -> str:
 def _pairs(
     root: Path, templates: tuple[str, str], split_list: str, split: str, section: str
 ) -> list[tuple[str, str]]:
-    """(image file, mask file) of every name of a split, relative to the root; all files exist."""
+    """Returns (image file, mask file) for each name of a split, relative to the root.
+
+    All returned files exist.
+    """
     image, mask = templates
     names: Sequence[str]
     if split_list:
@@ -94,7 +97,7 @@ def _pairs(
 
 
 def _listed(file: Path, split: str, section: str) -> tuple[str, ...]:
-    """The names in the list of a split."""
+    """Returns the image names in a split list file."""
     if not file.is_file():
         there = ", ".join(sorted(other.stem for other in file.parent.glob(f"*{file.suffix}")))
         advice = f"correct {section}.split (there are {there})" if there else "restore it"
@@ -105,7 +108,7 @@ def _listed(file: Path, split: str, section: str) -> tuple[str, ...]:
 
 
 def _not_found(config: DataConfig, root: Path, layout: MaskLayout, section: str) -> UserError:
-    """The error that the folders of a split do not exist; names the splits that do."""
+    """Returns the error for missing split folders; the message names the splits that exist."""
     above = [image.partition("{split}")[0] for image in layout.images if "{split}" in image]
     folders = [entry for place in above for entry in (root / place).glob("*/")]
     splits = sorted({entry.name for entry in folders if _templates(root, layout, entry.name)})

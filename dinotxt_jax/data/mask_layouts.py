@@ -1,6 +1,6 @@
-"""The folders in which segmentation data sets come, and what the values in their masks mean.
+"""Folder layouts for published segmentation data sets, and the meaning of mask values.
 
-Class names lie in `data/texts`, in the order of the class indices.
+Class names are stored in `data/texts`, ordered by class index.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from dinotxt_jax.data.texts import BACKGROUND, read_list
 
 @dataclass(frozen=True)
 class MaskLayout:
-    """How a data set lies on disk, and which class a value in its masks stands for.
+    """The file layout of a data set on disk, and the mapping from mask value to class index.
 
-    Templates are paths from the data set's root, with the places `{split}` and `{name}`, an image's
-    name, which may contain folders. Of several templates, those whose folders exist are taken.
+    Templates are paths relative to the data set root, with the placeholders `{split}` and `{name}`
+    (the image name, which may contain folders). If there are several templates, the first one whose
+    folder exists is used.
 
     Attributes:
-        about: what is expected on disk, and where it comes from.
-        images, masks: templates of the file of an image, and of its mask.
-        lists: class lists of `data/texts`, one after the other.
-        ids: value in a mask -> class index, or `IGNORED`.
-        split: the split to evaluate on ("": there are none).
-        split_list: template of the text file with the names of a split ("": all images there are).
-        folder: name of the root; `data.path` may also be the folder that holds it.
-        background: whether a class 0, "background", for anything else, precedes those of `lists`.
-        others: class index of values that `ids` lacks (None: they are an error).
-        colours: whether values are colours, as 0xRRGGBB.
+        about: the expected files and the source of the files.
+        images, masks: path templates for image files and for mask files.
+        lists: class lists in `data/texts`, concatenated in this order.
+        ids: mask value -> class index, or `IGNORED`.
+        split: the split to evaluate on ("": the data set has no splits).
+        split_list: path template for the text file that lists the image names in a split ("": every
+            image in the folder is used).
+        folder: name of the root folder; `data.path` may also be the parent folder.
+        background: whether a class 0, "background" (anything else), precedes the `lists` classes.
+        others: class index for values missing from `ids` (None: such values raise an error).
+        colours: whether mask values are colours, as 0xRRGGBB.
     """
 
     about: str
@@ -48,17 +50,18 @@ class MaskLayout:
     colours: bool = False
 
     def class_names(self) -> tuple[str, ...]:
-        """One a class; two may be equal."""
+        """Returns one name per class; two classes may have the same name."""
         names = [name for part in self.lists for name in read_list(part, "the layout's lists")]
         return (BACKGROUND, *names) if self.background else tuple(names)
 
     def to_indices(
         self, pixels: Shaped[np.ndarray, "h w *rgb"], section: str
     ) -> Int[np.ndarray, "h w"]:
-        """Class indices, or `IGNORED`, of the pixels of a mask file.
+        """Returns the class index, or `IGNORED`, of each pixel in a mask file.
 
         Raises:
-            ValueError: what is wrong with the mask, as the end of a sentence that it begins.
+            ValueError: the mask is not valid; the message completes a sentence that starts with the
+                mask name.
         """
         values = _packed(pixels) if self.colours else one_value_a_pixel(pixels)
         known = np.array(sorted(self.ids))
@@ -77,7 +80,7 @@ class MaskLayout:
 
 
 def _packed(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
-    """Colours as 0xRRGGBB."""
+    """Packs RGB colours into integers, as 0xRRGGBB."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(
             f"has {pixels.dtype} pixels of the shape {list(pixels.shape)}, expected 8-bit RGB "
@@ -87,20 +90,20 @@ def _packed(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
 
 
 def _counted(first: int, count: int, index: int = 0) -> dict[int, int]:
-    """`count` values from `first` on -> class indices from `index` on."""
+    """Maps `count` consecutive values from `first` on to class indices from `index` on."""
     return {first + number: index + number for number in range(count)}
 
 
 _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
-# Of COCO's 91 things these were never drawn: street sign, hat, shoe, eye glasses, plate, mirror,
-# window, desk, door, blender, hair brush. Values in masks are category ids minus 1.
+# COCO never annotated these 11 among the 91 thing categories: street sign, hat, shoe, eye glasses,
+# plate, mirror, window, desk, door, blender, hair brush. Mask values are category ids minus 1.
 _COCO_NEVER = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 _COCO = [value for value in range(182) if value not in _COCO_NEVER]
 _COCO_THINGS = 80
 
-# Supercategories of the 171 classes: (which of coco_stuff_27, how many in a row) for things, which
-# COCO sorts by them, and one each for stuff, which is sorted by name.
+# Supercategories (coco_stuff_27 indices) for the 171 classes. COCO sorts things by supercategory,
+# so things are given as (index, run length); stuff is sorted by name and has one index per class.
 _THING_RUNS = "9*1 11*8 8*5 7*10 6*5 10*10 5*7 2*10 3*6 0*6 1*5 4*7"
 _STUFF_GROUPS = (
     "17 17 22 20 20 22 15 25 16 13 12 12 17 17 23 15 15 17 15 21 15 25 13 13 13 13 13 22 26 14 14 "
@@ -186,8 +189,8 @@ MASK_LAYOUTS: dict[str, MaskLayout] = {
         lists=("ade20k_150",),
         ids={0: IGNORED, **_counted(1, 150)},
     ),
-    # Only labelIds are read, which every download has: labelTrainIds are written later, by a script
-    # whose table people change.
+    # Only labelIds files are read, because every download contains them. labelTrainIds files are
+    # generated later, by a script whose class table users may modify.
     "cityscapes_19": MaskLayout(
         about="leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and "
         "gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of the official archives leftImg8bit and gtFine",

@@ -1,4 +1,4 @@
-"""Images with index masks, for segmentation: the protocol, and pairs of files."""
+"""Images with index masks for segmentation: the protocol, and an implementation for file pairs."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ IGNORED = 255  # in a mask: the pixel has no class
 
 
 class MaskSource(Protocol):
-    """Images of which the class of every pixel is known."""
+    """Images for which the class is known at every pixel."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of each class, in the order of the indices."""
+        """The class names, ordered by class index."""
 
     @property
     def background(self) -> int | None:
-        """The index of the class that means "anything else", if there is one."""
+        """The class index that means "anything else", or None if there is no such class."""
 
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
-        """The name under which reports speak of an example."""
+        """Returns the example name that reports use."""
 
     def load(self, index: int) -> tuple[Image.Image, Int[np.ndarray, "h w"]]:
-        """An upright RGB image and its mask, `IGNORED` where there is no class."""
+        """Returns an upright RGB image and the mask, `IGNORED` where a pixel has no class."""
 
 
 class MaskFiles:
-    """Image files, each with a file that says the class of every pixel, a `MaskSource`.
+    """A `MaskSource` for image files, each with a mask file that holds the class of every pixel.
 
-    Images are turned upright by their EXIF orientation; masks are taken as they are stored and must
-    be upright already.
+    Images are rotated upright according to the EXIF orientation; masks are used as stored and must
+    already be upright.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class MaskFiles:
         Args:
             root: folder that the paths in `pairs` are relative to.
             pairs: (image file, mask file).
-            to_indices: the pixels of a mask, as PIL opens it ([h w] indices or [h w 3] colours) ->
-                class indices, `IGNORED` where there is none. Raises `ValueError` with the end of a
-                sentence that the name of the mask begins.
+            to_indices: maps mask pixels, as opened by PIL ([h w] indices or [h w 3] colours), to
+                class indices, `IGNORED` where a pixel has no class. Raises `ValueError` with a
+                message that completes a sentence starting with the mask name.
             class_names, background: see the attributes.
         """
         if len(class_names) > IGNORED:
@@ -75,15 +75,15 @@ class MaskFiles:
         return len(self._pairs)
 
     def key(self, index: int) -> str:
-        """The name under which reports speak of an example."""
+        """Returns the example name that reports use."""
         return self._pairs[index][0]
 
     def load(self, index: int) -> tuple[Image.Image, Int[np.ndarray, "h w"]]:
-        """An upright RGB image and its mask.
+        """Returns an upright RGB image and the mask.
 
         Raises:
-            UserError: a file that cannot be read, a mask of another size, or one with a value that
-                no class has.
+            UserError: a file cannot be read, the mask size differs from the image size, or a mask
+                value belongs to no class.
         """
         image_name, mask_name = self._pairs[index]
         try:
@@ -124,10 +124,11 @@ class MaskFiles:
 
 
 def one_value_a_pixel(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
-    """The pixels of an index, palette, greyscale or 16-bit mask as int32.
+    """Returns the pixels of an index, palette, greyscale or 16-bit mask as int32.
 
     Raises:
-        ValueError: colours or fractions, said as the end of a sentence that the mask begins.
+        ValueError: the mask holds colours or fractions; the message completes a sentence that
+            starts with the mask name.
     """
     if pixels.ndim != 2 or pixels.dtype.kind not in "biu":
         raise ValueError(
@@ -140,7 +141,7 @@ def one_value_a_pixel(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray,
 def checked_indices(
     pixels: Shaped[np.ndarray, "h w *rgb"], classes: int, section: str
 ) -> Int[np.ndarray, "h w"]:
-    """The pixels of a mask that holds class indices."""
+    """Returns the pixels of a mask that holds class indices, checked against the class count."""
     mask = one_value_a_pixel(pixels)
     outside = mask[(mask != IGNORED) & ((mask < 0) | (mask >= classes))]
     if outside.size:

@@ -1,13 +1,14 @@
-"""Packing: the token rows of several captions in one, which changes no feature.
+"""Caption packing: several captions share one token row, and no feature changes.
 
-A caption ends at its first end-of-text, and attention is causal: what stands behind has no effect,
-so that its place can be given to other captions. Tokens then name their caption (the segment, which
-attention does not look beyond) and their position in it. Each part of a batch, which is what one
-device holds, has rows of its own; see `dinotxt_jax.models.text.Packing`.
+A caption ends at the first end-of-text token, and attention is causal: later tokens have no effect,
+so other captions can use the space after it. Each token has a segment ID for the caption (attention
+is masked to one segment) and a position within the caption. Each part of a batch, which is held by
+one device, is packed into separate rows; see `dinotxt_jax.models.text.Packing`.
 
 Captions are placed by first-fit decreasing: longest first, each into the first row with room. The
-number of rows must be known when a step is compiled: `planned_rows` is what almost every batch can
-do with, `row_counts` has more for the others, up to a row a caption, so that nothing is left out.
+number of rows must be known when a step is compiled: `planned_rows` is enough for almost every
+batch. For the other batches `row_counts` lists larger numbers, up to one row per caption, so that
+every caption fits.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-# Batches drawn to learn how many rows they need, and the share of steps that may need more.
+# Number of sample batches for the estimate of needed rows, and the fraction of steps that may need
+# more rows.
 _DRAWN = 64
 _BEYOND = 1e-3
 
 
 class Packed(NamedTuple):
-    """Packed rows of one part of a batch; with a leading dimension p, of p parts.
+    """Packed rows for one part of a batch; with a leading dimension p, for p parts.
 
     Attributes:
-        tokens: int32[r l], 0 where no caption is.
-        segment_ids: int32[r l], the first column of a token's caption plus 1; 0 is padding.
-        positions: int32[r l], of a token in its caption.
-        row, column: int32[c], where the end-of-text of each caption is, in the order of the batch.
+        tokens: int32[r l], the tokens; 0 is padding.
+        segment_ids: int32[r l], 1 plus the first column of the token's caption; 0 is padding.
+        positions: int32[r l], the token position within the caption.
+        row, column: int32[c], the end-of-text location for each caption, in batch order.
     """
 
     tokens: np.ndarray
@@ -45,20 +47,21 @@ class Packed(NamedTuple):
 def first_fit_decreasing(
     lengths: Int[np.ndarray, " c"], row_length: int
 ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
-    """The row of each caption, and its first column there; equal lengths keep their order.
+    """Returns the row and first column for each caption; captions of equal length keep their order.
 
     Args:
-        lengths: tokens of each caption, 1 to `row_length`.
-        row_length: tokens of a row.
+        lengths: number of tokens in each caption, 1 to `row_length`.
+        row_length: number of tokens in a row.
     """
     captions = len(lengths)
     row, first = np.zeros(captions, np.int32), np.zeros(captions, np.int32)
-    used = np.zeros(captions, np.int64)  # tokens used of each row; there are at most c rows
-    # First fit puts captions of equal length into the first row until it is full, then into the
-    # next, so a whole length is placed at once: a loop over lengths instead of captions.
+    used = np.zeros(captions, np.int64)  # [c], tokens used in each row; at most c rows
+    # First-fit puts captions of equal length into the first row until it is full, then into the
+    # next row, so all captions of one length are placed at once: the loop runs over lengths instead
+    # of captions.
     for length in np.unique(lengths)[::-1]:
-        (same,) = np.nonzero(lengths == length)  # the captions of this length
-        room = (row_length - used) // length  # [c], how many of them fit into each row
+        (same,) = np.nonzero(lengths == length)  # captions with this length
+        room = (row_length - used) // length  # [c], how many such captions fit into each row
         before = np.cumsum(room) - room  # [c], how many fit into all earlier rows
         placed = np.clip(len(same) - before, 0, room)  # [c], how many each row receives
         row[same] = np.repeat(np.arange(captions), placed)
@@ -69,21 +72,22 @@ def first_fit_decreasing(
 
 
 def rows_needed(lengths: Int[np.ndarray, " c"], row_length: int) -> int:
-    """How many rows first-fit decreasing fills."""
+    """Returns the number of rows that first-fit decreasing fills."""
     return int(first_fit_decreasing(lengths, row_length)[0].max()) + 1
 
 
 def pack(tokens: Int[np.ndarray, "c l"], lengths: Int[np.ndarray, " c"]) -> Packed:
-    """The captions of one part in as few rows as first-fit decreasing needs.
+    """Packs the captions in one part into as few rows as first-fit decreasing needs.
 
     Args:
-        tokens: a caption a row.
-        lengths: tokens of each up to and with its first end-of-text; what follows is left out.
+        tokens: one caption per row.
+        lengths: number of tokens in each caption, up to and including the first end-of-text; later
+            tokens are dropped.
     """
     row_length = tokens.shape[1]
     row, first = first_fit_decreasing(lengths, row_length)
     packed = np.zeros((3, int(row.max()) + 1, row_length), np.int32)  # tokens, segments, positions
-    # Caption and position of every token of text, [tokens] each; all are copied at once.
+    # Caption and position for every text token, [tokens] each; all are copied at once.
     caption, position = np.nonzero(np.arange(row_length) < lengths[:, None])
     values = tokens[caption, position], first[caption] + 1, position
     packed[:, row[caption], first[caption] + position] = values
@@ -92,7 +96,7 @@ def pack(tokens: Int[np.ndarray, "c l"], lengths: Int[np.ndarray, " c"]) -> Pack
 
 
 def stacked(parts: Sequence[Packed], rows: int) -> Packed:
-    """Parts, each filled up with empty rows to `rows` of them, along a new first dimension."""
+    """Pads each part with empty rows to `rows` rows, and stacks all along a new first dimension."""
 
     def filled(arrays: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([np.pad(array, ((0, rows - len(array)), (0, 0))) for array in arrays])
@@ -106,15 +110,17 @@ def stacked(parts: Sequence[Packed], rows: int) -> Packed:
 def planned_rows(
     lengths: Sequence[Int[np.ndarray, " _"]], captions: int, parts: int, row_length: int
 ) -> int:
-    """Rows of a part that all but one in a thousand steps can do with.
+    """Returns the number of rows per part that is enough for 99.9 % of steps.
 
-    Batches are drawn from a sample, always in the same way; what they need, on average and as a
-    spread, gives the bound of a normal distribution that all parts of a step stay below together.
+    Random batches are drawn from a sample, always with the same seed. The mean and standard
+    deviation of the rows that they need define a normal distribution; the result is the bound that
+    all parts in a step stay below together.
 
     Args:
-        lengths: of the captions of each example of the sample.
-        captions: of a part. parts: of a batch.
-        row_length: tokens of a row.
+        lengths: the caption lengths for each example in the sample.
+        captions: number of captions in a part.
+        parts: number of parts in a batch.
+        row_length: number of tokens in a row.
     """
     rng = np.random.default_rng(0)
     counts = np.asarray([len(of_example) for of_example in lengths])
@@ -124,17 +130,17 @@ def planned_rows(
         example = rng.integers(len(lengths), size=captions)
         drawn = flat[starts[example] + rng.integers(counts[example].astype(np.int64))]
         needs.append(rows_needed(drawn, row_length))
-    # The second root: the average of the sample is itself off by chance.
+    # The square root term: the sample mean itself has a random error.
     spread = np.std(needs, ddof=1) * math.sqrt(1 + captions / len(lengths))
     bound = np.mean(needs) + NormalDist().inv_cdf(1 - _BEYOND / parts) * spread
-    # Needing more than r rows is what the bell curve has beyond r + 1/2.
+    # In the normal approximation, needing more than r rows corresponds to values above r + 1/2.
     return min(math.ceil(bound - 0.5), captions)
 
 
 def row_counts(planned: int, captions: int) -> list[int]:
-    """The planned rows of a part and those to go on with, an eighth more each time.
+    """Returns the planned rows per part, followed by fallbacks that each add one eighth.
 
-    The last is a row a caption, which every batch can do with.
+    The last number is one row per caption, which is enough for every batch.
     """
     counts = [planned]
     while counts[-1] < captions:

@@ -1,7 +1,7 @@
-"""The training pipeline on Grain: batches, resume, bad images; and batches for evaluation.
+"""The Grain training pipeline (batches, resume, bad images), and evaluation batches.
 
-Neither the number of processes, threads or workers, nor where a run was interrupted, changes what
-row r of the global batch of step s holds (see `dinotxt_jax.data.order`).
+Row r in the global batch at step s is always the same, for any number of processes, threads or
+workers, and wherever a run was interrupted (see `dinotxt_jax.data.order`).
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ ResultT = TypeVar("ResultT")
 
 
 class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
-    """Batches without end; its state is the number of the next step and nothing of the machinery.
+    """Yields batches endlessly; the saved position is the next step, with no Grain state.
 
-    A state saved with one number of processes, threads or workers is therefore good for any other.
+    A state saved with one number of processes, threads or workers can therefore be restored with
+    any other number.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
         try:
             batch: dict[str, np.ndarray] = next(self._batches)
         except BaseException:
-            self._stop()  # so that another call tries the same step again and skips nothing
+            self._stop()  # the next call retries this step, so no step is skipped
             raise
         self._next_step += 1
         return batch
@@ -91,10 +92,10 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
             .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
         )
         if self._workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads flags; outside absl.app none are parsed
+            if not flags.FLAGS.is_parsed():  # Grain reads flags, which only absl.app parses
                 flags.FLAGS.mark_as_parsed()
-            # Workers deal out single examples in turn; batched before, the rows of a batch would
-            # depend on the number of workers.
+            # Workers return single examples in round-robin order. If workers built batches, the
+            # rows in a batch would depend on the number of workers.
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=prefetch)
             examples = examples.mp_prefetch(options, worker_init_fn=termination.ignore)
         batches = examples.batch(turns.rows, drop_remainder=True)
@@ -110,10 +111,10 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
         }
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Continues where `state` was taken.
+        """Continues from the position saved in `state`.
 
         Raises:
-            UserError: it was taken with another batch size, seed or number of examples.
+            UserError: `state` was saved with a different batch size, seed or number of examples.
         """
         here = self.get_state()
         for name in ("batch_size", "dataset_size", "seed"):
@@ -132,7 +133,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
             self._batches = None
 
     def close(self) -> None:
-        """Ends threads and worker processes."""
+        """Stops the threads and worker processes."""
         self._closed = True
         self._stop()
 
@@ -150,22 +151,24 @@ def make_training_iterator(
     workers: int = 0,
     shuffle: bool = True,
 ) -> TrainingIterator:
-    """This process's share of every global batch, from step 0 and without end.
+    """Returns an endless iterator, from step 0, over this process's share in every global batch.
 
     Args:
-        source: anything whose length is the number of examples.
-        make_example: arrays of one example, e.g. `ImageTextExample`; called from many threads, and
-            pickled if there are workers.
-        batch_size: rows of the global batch.
-        seed: of the order, the augmentation and the choice of captions; not negative.
-        parts: which of `part_count` equal parts of the rows, in rising order (those that
-            `sharding.batch_readers` has for this process).
-        threads: for `make_example`, all workers together (0: none).
-        prefetch: examples made ahead. workers: processes to make them in (0: threads alone).
-        shuffle: whether each epoch has its own order, or always the source's.
+        source: any object whose length is the number of examples.
+        make_example: makes the arrays for one example, e.g. `ImageTextExample`; called from many
+            threads, and pickled if there are workers.
+        batch_size: number of rows in the global batch.
+        seed: non-negative seed for the order, the augmentation and the caption choice.
+        parts: indices, ascending, into the `part_count` equal parts that the batch rows are split
+            into (the parts that `sharding.batch_readers` lists for this process).
+        threads: total threads that call `make_example`, over all workers (0: none).
+        prefetch: number of examples prepared ahead.
+        workers: number of processes that prepare examples (0: only threads).
+        shuffle: whether to shuffle each epoch differently or always keep the source order.
 
     Raises:
-        UserError: no examples, more than 2^32 - 1, or a batch that does not divide.
+        UserError: there are no examples or more than 2^32 - 1, or the batch size is not divisible
+            by `part_count`.
     """
     size = len(source)
     if not 0 < size <= MAX_EXAMPLES:
@@ -184,15 +187,16 @@ def make_training_iterator(
 
 
 class ImageTextExample:
-    """Reads, augments and tokenizes the example of a draw.
+    """Reads, augments and tokenizes the example for a draw.
 
-    An image that does not decode is named in the log once, and the next index takes its place,
-    with its own captions and augmentation. A run of bad images longer than `max_bad_fraction` of
-    the data set ends in a `UserError`, so that data without a single good image ends too. With
-    `evaluated` no image may be bad: skipping it would change the result of the evaluation.
+    An image that does not decode is logged once and replaced by the example at the next index,
+    with the captions and augmentation for that index. More consecutive bad images than
+    `max_bad_fraction` allows for the data set raise a `UserError`, so the search also ends if no
+    image in the data is good. With `evaluated`, every bad image raises an error, because skipping
+    it would change the evaluation result.
 
-    Gives image uint8 [s s 3] (not normalised), tokens int32 [l], index int64 (of the example
-    used), skipped int32 (bad images passed over to find it).
+    Returns a dict with image uint8 [s s 3] (not normalised), tokens int32 [l], index int64 (the
+    example used) and skipped int32 (bad images skipped before that example).
     """
 
     def __init__(
@@ -239,7 +243,7 @@ class ImageTextExample:
 
     def _name_once(self, index: int, error: BadImageError) -> None:
         ours = object()
-        if self._named.setdefault(index, ours) is ours:  # atomic: other threads lose
+        if self._named.setdefault(index, ours) is ours:  # atomic: only one thread logs
             logging.warning("skipped a bad image, example %d: %s", index, error)
 
 
@@ -253,7 +257,7 @@ def _decoded(example: Example) -> Image.Image:
 def in_threads(
     items: Sequence[ItemT], function: Callable[[ItemT], ResultT], threads: int, prefetch: int
 ) -> Generator[ResultT, None, None]:
-    """function(item) for every item, in order, up to `prefetch` of them computed ahead."""
+    """Yields function(item) for every item, in order, with up to `prefetch` computed ahead."""
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))
     results = iter(grain.MapDataset.source(items).map(function).to_iter_dataset(reading))
     try:
@@ -272,12 +276,12 @@ def evaluation_batches(
     threads: int = 16,
     rows: Sequence[int] | None = None,
 ) -> Iterator[EvaluationBatch]:
-    """The examples `rows` (default: all) once, in order: (images, captions, keys).
+    """Yields (images, captions, keys) batches over the examples `rows` (default: all), in order.
 
-    The last batch may be short.
+    Each example is used once. The last batch may be shorter.
 
     Raises:
-        UserError: an image cannot be read or decoded; skipping it would change the result.
+        UserError: an image cannot be read or decoded (skipping it would change the result).
     """
 
     def load(index: int) -> tuple[np.ndarray, tuple[str, ...], str]:

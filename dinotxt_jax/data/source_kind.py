@@ -1,4 +1,4 @@
-"""The protocol between `data.sources` and the modules that read one kind of source each."""
+"""The interface between `data.sources` and the modules that each read one source kind."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One kind of source: the settings that it reads, and a function for everything it gives.
+    """One source kind: the settings that it reads, and one function per content type that it gives.
 
     A module defines one such object and `data.sources.SOURCES` lists it under the name that users
     write in `config.data.source`. Each function raises `UserError` for data that cannot be used.
 
-    The last argument of each function is the name of these settings on the command line, such as
-    "config.data" or "config.tasks.flickr8k.data", so that messages name the user's own key.
+    The last argument to each function is the command-line name for these settings, such as
+    "config.data" or "config.tasks.flickr8k.data", so that messages name the key that the user set.
 
     Attributes:
-        reads: fields of `DataConfig` that locate the data or select a part of it. Fields that
-            prepare images (`image_size`, `augmentation`, ...) mean the same for every source and
-            are not listed.
-        captions: opens the images with their captions. None if the data has no captions.
-        labels: reads the class labels; the second argument is the list of class names that
-            `config.classes` gives (empty: the data names its classes). None if it has no labels.
-        masks: opens the images with their masks. None if the data has no masks.
+        reads: `DataConfig` fields that locate the data or select a part. Fields that prepare
+            images (`image_size`, `augmentation`, ...) mean the same for every source and are not
+            listed.
+        captions: opens the images and captions. None if the data has no captions.
+        labels: reads the class labels; the second argument lists the class names from
+            `config.classes` (empty: the data provides the names). None if the data has no labels.
+        masks: opens the images and masks. None if the data has no masks.
         needs_path: whether `config.path` must be set.
     """
 
@@ -44,6 +44,9 @@ class SourceKind:
 
     @property
     def gives(self) -> tuple[str, ...]:
-        """`CAPTIONS`, `LABELS` or `MASKS`; class labels give captions too, the class names."""
+        """Lists which content (`CAPTIONS`, `LABELS`, `MASKS`) the source gives.
+
+        Class labels also give captions: the class names.
+        """
         openers = {CAPTIONS: self.captions or self.labels, LABELS: self.labels, MASKS: self.masks}
         return tuple(content for content, opener in openers.items() if opener is not None)

@@ -1,10 +1,10 @@
-"""Every source of examples: one table, and the three ways to open a row of it.
+"""The table with all example sources, and three functions that open a source from it.
 
-A source is opened once, checked as far as that is cheap, and then read by index from many
-threads (and, pickled, from worker processes). It hands out images undecoded: that
-`dinotxt_jax.data.transforms` does, so that a broken image is met in one place.
+A source is opened once, with all checks that are cheap, and then read by index from many threads
+(and, pickled, from worker processes). It returns images undecoded: `dinotxt_jax.data.transforms`
+decodes them, so that broken images are handled in one place.
 
-A new source is a module with a `SourceKind`, and a row here.
+To add a source, write a module with a `SourceKind` and add a row here.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ SOURCES: dict[str, SourceKind] = {
     "csv": CSV,
     "masks": MASK_FOLDERS,
 }
-"""Every source, under the name that `config.data.source` has."""
+"""All sources, keyed by the name used in `config.data.source`."""
 
 _READ_BY_SOME = {key for kind in SOURCES.values() for key in kind.reads}
 
 
 def open_source(config: DataConfig, section: str = SECTION) -> Source:
-    """Opens the images and captions of a source; class names are the captions of labelled images.
+    """Opens a source's images and captions; for labelled images, class names are the captions.
 
     Args:
         config: the data settings.
-        section: the name of these settings on the command line, for messages.
+        section: the command-line name for these settings, used in messages.
 
     Raises:
-        UserError: unknown source; missing or empty data; an example that is not as it should be.
+        UserError: the source is unknown, the data is missing or empty, or an example is invalid.
     """
     kind = _kind(config, CAPTIONS, section)
     if kind.captions is None:
@@ -63,12 +63,12 @@ def open_source(config: DataConfig, section: str = SECTION) -> Source:
 def open_labelled(config: DataConfig, section: str = SECTION) -> LabelledSource:
     """Opens the images and class labels of a source.
 
-    `config.classes` names the classes by label (default: the names that the data has).
-    `config.only` keeps the classes that a list names, numbered anew, and the examples that have one
-    of them; "present" keeps the classes that have an example.
+    `config.classes` names the classes by label (default: the class names in the data).
+    `config.only` keeps the classes that a list names, renumbers them, and keeps the examples with
+    at least one kept class; "present" keeps the classes that have an example.
 
     Raises:
-        UserError: missing or empty data, or a label outside the class names.
+        UserError: the data is missing or empty, or a label is outside the class names.
     """
     read = _kind(config, LABELS, section).labels
     assert read is not None  # `_kind` checked it
@@ -83,7 +83,7 @@ def open_masks(config: DataConfig, section: str = SECTION) -> MaskSource:
     """Opens the images and masks of a source.
 
     Raises:
-        UserError: missing or empty data, an image without mask, or no class names.
+        UserError: the data is missing or empty, an image has no mask, or there are no class names.
     """
     open_kind = _kind(config, MASKS, section).masks
     assert open_kind is not None  # `_kind` checked it
@@ -94,9 +94,9 @@ def check_gives(config: DataConfig, content: str, section: str = SECTION) -> Non
     """Raises `UserError` unless `config.source` gives `CAPTIONS`, `LABELS` or `MASKS`.
 
     Args:
-        config: the source.
-        content: one of the three.
-        section: the name of these settings on the command line, for the message.
+        config: the data settings.
+        content: one of these three constants.
+        section: the command-line name for these settings, used in the message.
     """
     kind = SOURCES.get(config.source)
     if kind is None or content not in kind.gives:
@@ -108,7 +108,7 @@ def check_gives(config: DataConfig, content: str, section: str = SECTION) -> Non
 
 
 def _kind(config: DataConfig, content: str, section: str) -> SourceKind:
-    """The row of a source that gives `content`, settings checked as far as all rows share them."""
+    """Returns the table row for a source that gives `content`, and checks the shared settings."""
     check_gives(config, content, section)
     kind = SOURCES[config.source]
     if kind.needs_path and not config.path:
@@ -118,7 +118,7 @@ def _kind(config: DataConfig, content: str, section: str) -> SourceKind:
         )
     for key in sorted(_READ_BY_SOME - {*kind.reads}):
         value = getattr(config, key)
-        # Evaluation tasks have defaults of their own.
+        # Evaluation tasks have separate defaults.
         if value not in (getattr(DataConfig(), key), getattr(TaskConfig().data, key)):
             logging.warning(
                 "%s.%s=%r is not read by %s.source=%s and has no effect",

@@ -1,8 +1,8 @@
 """TensorFlow Datasets through `tfds.data_source`: random access, without TensorFlow or download.
 
-A data set must already be prepared in a random-access format. A feature is named by its key; a
-path such as `captions/text` goes into nested features. Encoded images are left undecoded, those
-that nobody asked for too.
+The data set must already be prepared in a random-access format. Features are named by key; a path
+such as `captions/text` selects a nested feature. Encoded images are not decoded on read; this
+includes images in unused features.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 
 
 class TfdsRecords:
-    """The examples of a split as nested mappings of features.
+    """The examples of one split, as nested mappings from feature name to value.
 
     Attributes:
-        name: of data set and split, for messages: `mnist[test]`.
+        name: data set and split, for messages: `mnist[test]`.
 
     Args:
-        name: of the data set. split: of it.
-        data_dir: where it was prepared ("": TFDS's own place).
+        name: data set name. split: split name.
+        data_dir: directory in which the data set was prepared ("": the TFDS default).
         image_key: the feature that holds the image.
-        section: the name of these settings on the command line, for messages.
+        section: command-line name for these settings, for messages.
 
     Raises:
-        UserError: no such data set, split or image, or no examples.
+        UserError: the data set, split or image does not exist, or the split has no examples.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TfdsRecords:
         options: dict[str, Any] = {"split": split, "data_dir": data_dir or None, "download": False}
         try:
             self._records = tfds.data_source(name, **options)
-            # Which features are images is known only now.
+            # The image features are known only after the data set is opened.
             self._records.decoders = _images_left_alone(self._records.dataset_info.features)
             if len(self._records):
                 self._records[0]
@@ -91,14 +91,14 @@ class TfdsRecords:
         return self._records[index]
 
     def key(self, index: int) -> str:
-        """The name under which reports speak of an example."""
+        """Returns the example name that reports use."""
         return f"{self.name}[{index}]"
 
     def feature(self, key: str, setting: str) -> Any:
-        """The TFDS feature of a key, of one element where it is a sequence.
+        """Returns the TFDS feature of a key; for a sequence, returns the element feature.
 
         Raises:
-            UserError: no such feature; the message names `setting`.
+            UserError: the feature does not exist; the message names `setting`.
         """
         import tensorflow_datasets as tfds
 
@@ -115,16 +115,16 @@ class TfdsRecords:
         return found
 
     def value(self, record: Any, key: str) -> Any:
-        """The value of a feature in a record."""
+        """Returns the value of a feature in a record."""
         for part in key.split("/"):
             record = record[part]
         return record
 
     def image(self, record: Mapping[str, Any]) -> bytes | Shaped[np.ndarray, "..."]:
-        """The image in a record: an encoded file, or pixels that were stored as an array.
+        """Returns the image in a record: an encoded file, or pixels stored as an array.
 
         Raises:
-            UserError: it is neither.
+            UserError: the value is neither.
         """
         image = self.value(record, self._image_key)
         if not isinstance(image, (bytes, np.ndarray)):
@@ -136,7 +136,7 @@ class TfdsRecords:
 
 
 def _element(feature: Any) -> Any:
-    """What a sequence, perhaps of sequences, is one of."""
+    """Returns the element feature of a (possibly nested) sequence, else the feature unchanged."""
     import tensorflow_datasets as tfds
 
     while isinstance(feature, tfds.features.Sequence):
@@ -145,7 +145,7 @@ def _element(feature: Any) -> Any:
 
 
 def _images_left_alone(features: Any) -> dict[str, Any]:
-    """Decoders that skip every image; TFDS cannot skip those in sequences."""
+    """Returns decoders that skip every image; TFDS cannot skip images inside sequences."""
     import tensorflow_datasets as tfds
 
     decoders: dict[str, Any] = {}
@@ -158,7 +158,7 @@ def _images_left_alone(features: Any) -> dict[str, Any]:
 
 
 class TfdsSource:
-    """Images and captions of a TFDS split (see the module's docstring)."""
+    """Images and captions of a TFDS split (see the module docstring)."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ def _open(config: DataConfig, section: str) -> TfdsSource:
 
 
 def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:
-    """Reads the labels of every record; records without a label are left out."""
+    """Reads the labels of every record and leaves out records without a label."""
     records = TfdsRecords(config.name, config.split, config.path, config.image_key, section)
     label_key = config.label_key
     names = _names_of_feature(records, label_key, names)
@@ -206,7 +206,7 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
     for number in range(len(records)):
         key = records.key(number)
         values = np.ravel(records.value(records[number], label_key)).tolist()
-        # An image may show several objects of one class.
+        # An image may show several objects of one class, so duplicate labels are removed.
         labels = tuple(
             dict.fromkeys(checked_label(label, len(names), key, section) for label in values)
         )
@@ -223,7 +223,7 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
 
 
 def _names_of_feature(records: TfdsRecords, key: str, names: Sequence[str]) -> Sequence[str]:
-    """The class names of a TFDS feature, those of `names` if there are any."""
+    """Returns `names` if it is not empty, else the class names that the TFDS feature defines."""
     import tensorflow_datasets as tfds
 
     feature = records.feature(key, "label_key")
@@ -233,7 +233,7 @@ def _names_of_feature(records: TfdsRecords, key: str, names: Sequence[str]) -> S
             f"{where} is of type {type(feature).__name__}, expected class labels; correct "
             f"{records.section}.label_key."
         )
-    # TFDS takes a name of two lines for two names.
+    # TFDS reads a name that spans two lines as two names, so the counts may differ.
     if len(names or feature.names) != feature.num_classes:
         naming = f"{records.section}.classes names" if names else "the data set names"
         raise UserError(

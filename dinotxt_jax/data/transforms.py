@@ -1,7 +1,7 @@
-"""Images: decoding to RGB, crops, resizes and flips in PIL, and normalisation on any array.
+"""Image transforms: RGB decoding, crops, resizes and flips in PIL, and array normalisation.
 
-Everything up to `normalize` works on 8-bit RGB; a pipeline hands over uint8 and the device
-normalises, which moves a quarter of the bytes.
+All transforms before `normalize` use 8-bit RGB. A pipeline passes uint8 to the device, which
+normalises there: this transfers a quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ ArrayT = TypeVar("ArrayT", np.ndarray, "jax.Array")
 
 
 def decode_image(image: bytes | np.ndarray | Image.Image) -> Image.Image:
-    """An encoded image, an array of pixels, or an image of PIL, as upright 8-bit RGB.
+    """Converts an encoded image, a pixel array or a PIL image to upright 8-bit RGB.
 
-    The EXIF orientation is applied. Transparent pixels are laid over white. 16-bit greyscale is
-    scaled to 8 bits (PIL alone would clip it to white); CMYK, palettes and the rest are converted
-    by PIL. Of an animation, the first frame.
+    The EXIF orientation is applied. Transparent pixels are composited over white. 16-bit greyscale
+    is scaled to 8 bits (PIL alone would clip it to white). PIL converts CMYK, palettes and all
+    other modes. Only the first frame in an animation is used.
 
     Args:
-        image: the bytes of an image file, or uint8 [h w] or [h w c] with c 1, 3 or 4, or
-            uint16 [h w], or an image that PIL opened.
+        image: image file bytes, or uint8 [h w] or [h w c] with c 1, 3 or 4, or uint16 [h w], or
+            an image that PIL opened.
 
     Raises:
-        BadImageError: it is not an image, is truncated, or has pixels without a defined range.
+        BadImageError: the input is not an image, is truncated, or has pixels without a defined
+            range.
     """
     try:
         if isinstance(image, np.ndarray):
@@ -67,12 +68,12 @@ def decode_image(image: bytes | np.ndarray | Image.Image) -> Image.Image:
 
 
 def _unidentified(image: object) -> str:
-    """Why PIL recognises no image, as far as the first bytes tell."""
+    """Explains, from the first bytes, why PIL does not recognise the image."""
     if not image:
         return "the file is empty"
     if not isinstance(image, bytes):
         return "not an image in a format that PIL knows"
-    if image[4:8] == b"ftyp":  # the container of HEIC and of videos; bytes 8 to 12 name the format
+    if image[4:8] == b"ftyp":  # HEIC and video container; bytes 8 to 12 name the format
         kind = image[8:12].decode("ascii", "replace").strip()
         return f"a file of the format {kind}, which is not read"
     if image[:256].isascii() and image[:256].decode("ascii").replace("\n", "").isprintable():
@@ -82,7 +83,7 @@ def _unidentified(image: object) -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    # ImageOps.exif_transpose also writes the EXIF block anew, and fails where a camera broke it.
+    # ImageOps.exif_transpose also rewrites the EXIF block, and fails if a camera corrupted it.
     turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
     return image if turn is None else image.transpose(turn)
 
@@ -101,7 +102,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # "I" is how PIL opens 16-bit PGM and, before version 10, 16-bit PNG: the same scale.
+        # PIL opens 16-bit PGM and, before version 10, 16-bit PNG in mode "I", at the same scale.
         wide = np.clip(np.asarray(image).astype(np.int32), 0, 65535)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
@@ -118,11 +119,12 @@ def sample_crop(
     ratio: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """Draws a crop as torchvision's `RandomResizedCrop.get_params` does.
+    """Samples a crop box in the same way as torchvision's `RandomResizedCrop.get_params`.
 
-    Up to ten times: an area uniform in `scale` times the image's, an aspect ratio log-uniform in
-    `ratio`; the first pair that fits is placed uniformly. Otherwise the largest central crop
-    whose aspect ratio lies within `ratio`.
+    Each try samples an area, uniform in `scale` times the image area, and an aspect ratio,
+    log-uniform in `ratio`. The first crop that fits into the image gets a uniform random position.
+    After ten failed tries, the result is the largest central crop with an aspect ratio within
+    `ratio`.
 
     Returns:
         (left, top, width, height) in pixels.
@@ -153,10 +155,10 @@ def random_resized_crop(
     ratio: tuple[float, float],
     rng: np.random.Generator,
 ) -> Image.Image:
-    """A random crop (see `sample_crop`) resized to size x size, antialiased bicubic.
+    """Crops randomly (see `sample_crop`) and resizes to size x size with antialiased bicubic.
 
-    Cropped first and resized then, as torchvision does: PIL's `resize(box=...)` would let the
-    filter read pixels beyond the crop.
+    The crop comes before the resize, as in torchvision: with PIL's `resize(box=...)` the filter
+    would read pixels outside the crop.
     """
     left, top, w, h = sample_crop(image.width, image.height, scale, ratio, rng)
     crop = image.crop((left, top, left + w, top + h))
@@ -164,9 +166,9 @@ def random_resized_crop(
 
 
 def center_crop(image: Image.Image, resize: int, size: int) -> Image.Image:
-    """Short side to `resize` (the long side rounded down), then the central size x size.
+    """Resizes the short side to `resize` (long side rounded down), then center-crops size x size.
 
-    The arithmetic of torchvision's `Resize(resize)` and `CenterCrop(size)`.
+    The arithmetic matches torchvision's `Resize(resize)` and `CenterCrop(size)`.
     """
     short, long = sorted(image.size)
     long = int(resize * long / short)
@@ -177,32 +179,32 @@ def center_crop(image: Image.Image, resize: int, size: int) -> Image.Image:
 
 
 def squash(image: Image.Image, size: int) -> Image.Image:
-    """The whole image resized to size x size, antialiased bicubic, whatever its aspect ratio."""
+    """Resizes the whole image to size x size, antialiased bicubic, for any aspect ratio."""
     return image.resize((size, size), _BICUBIC)
 
 
 def normalize(images: ArrayT, mean: Sequence[float], std: Sequence[float]) -> ArrayT:
-    """(x / 255 - mean) / std in float32, for numpy and JAX arrays alike, also under `jax.jit`.
+    """Computes (x / 255 - mean) / std in float32, for numpy and JAX arrays, also under `jax.jit`.
 
     Args:
         images: uint8 [... h w 3].
-        mean, std: per channel, in the units of pixels scaled to [0, 1].
+        mean, std: values per channel, for pixels scaled to [0, 1].
 
     Returns:
-        float32, of the same shape.
+        float32 with the same shape.
     """
     unit = images.astype(np.float32) / np.float32(255)
     return (unit - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
 def is_random(config: DataConfig) -> bool:
-    """Whether the training view of an image differs from one seed or epoch to another."""
+    """Returns whether an image's training view depends on the seed and the epoch."""
     return config.augmentation == "random_resized_crop"
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The training view of an image: random crop and flip, or a fixed view, as `config` says."""
+    """Makes the training view for an image: random crop and flip, or a fixed view, per `config`."""
 
     config: DataConfig
 
@@ -222,7 +224,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The same view of an image every time: squashed if `config` says so, else its center crop."""
+    """Makes the same view every time: squashed if set in `config`, otherwise center-cropped."""
 
     config: DataConfig
 

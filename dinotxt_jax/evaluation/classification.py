@@ -1,7 +1,7 @@
-"""Zero-shot classification: the class whose text feature is most similar to the image's descriptor.
+"""Zero-shot classification: predicts the class whose text feature is nearest to the descriptor.
 
-Top-1, top-5 and the mean over classes of top-1; where images have several classes, the mean over
-classes of average precision. In percent.
+Metrics are top-1, top-5 and top-1 averaged over classes; if images have several classes, average
+precision averaged over classes. All are in percent.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ClassificationKind:
         check_images_found(source, task.data, f"{section}.data")
 
     def contents(self, source: LabelledSource) -> list[Any]:
-        """Names and labels of the images, and the names of the classes."""
+        """Returns image names and labels, and class names."""
         described = [[source.key(i), source.labels(i)] for i in range(len(source))]
         return [described, source.class_names]
 
@@ -93,10 +93,10 @@ def accuracies(
     labels: Int[np.ndarray, " n"],
     block: int = 1024,
 ) -> tuple[dict[str, float], Float[np.ndarray, " c"]]:
-    """Top-1, top-5 and the mean over classes of top-1, and top-1 of each class, in percent.
+    """Returns top-1, top-5 and mean per-class top-1, and top-1 of each class, in percent.
 
-    Of equally similar classes the first one counts as the more similar, as `argmax` has it.
-    Classes without an image are nan, and have no part in the mean.
+    Among equally similar classes, the first one ranks highest, as in `argmax`. Classes without an
+    image are nan and are excluded from the mean.
     """
     ranks = np.concatenate(
         [
@@ -125,12 +125,12 @@ def accuracies(
 def _ranks(
     images: Float[Array, "n D"], texts: Float[Array, "c D"], labels: Int[Array, " n"]
 ) -> Int[Array, " n"]:
-    """How many classes are more similar to each image than its own."""
+    """Returns, for each image, how many classes are more similar than the labelled class."""
     similarity = jnp.matmul(images, texts.T, precision="highest")
     own = jnp.take_along_axis(similarity, labels[:, None], axis=1)
     numbers = jnp.arange(texts.shape[0])
     earlier: Bool[Array, "n c"] = numbers < labels[:, None]
-    # Not "more similar": a similarity that is not a number must not count for the model.
+    # Negated `<=` instead of `>`, so that a NaN similarity counts against the model.
     others = ~(similarity <= own) & (numbers != labels[:, None])
     return jnp.sum(others | ((similarity == own) & earlier), axis=1)
 
@@ -138,10 +138,10 @@ def _ranks(
 def average_precisions(
     scores: Float[np.ndarray, "n c"], labels: Sequence[tuple[int, ...]]
 ) -> Float[np.ndarray, " c"]:
-    """Average precision of each class, in percent; nan for classes without images.
+    """Returns average precision of each class, in percent; nan for classes without images.
 
-    It is the mean, over the images of the class, of the share of its images among those scored at
-    least as high.
+    For each image with the class, precision is the share of images with the class among all images
+    scored at least as high. Average precision is the mean over these images.
     """
     positive = np.zeros(scores.shape, bool)
     for row, own in enumerate(labels):

@@ -1,4 +1,4 @@
-"""Image descriptors of a whole set, from its images or from cached backbone tokens."""
+"""Computes image descriptors for a whole data set, from images or cached backbone tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dinotxt_jax.runtime.progress import progress_bar
 
 
 def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
-    """L2-normalised descriptors of the images of a job.
+    """Returns L2-normalised descriptors of the images in a job.
 
     Raises:
-        UserError: an image that cannot be read.
+        UserError: an image cannot be read.
     """
     task, source, size, count = job.task, job.source, job.batch_size, len(job.source)
     before = job.partial.load().get("features")

@@ -1,4 +1,4 @@
-"""What a task is given, what it comes out with, and how interrupted work goes on."""
+"""Task inputs, task results, and the partial results from which interrupted tasks resume."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from dinotxt_jax.storage.files import new_file
 
 
 class PartialWork:
-    """Arrays that stand for the part of a task which is done, in a file while it is not finished.
+    """Stores arrays with partial results in a file until the task is finished.
 
-    Of several processes the first one writes it.
+    With several processes, only the first one writes the file.
 
     Args:
-        file: where; None keeps nothing.
-        origin: what the work depends on; a file of something else is not read.
+        file: the file path; None stores nothing.
+        origin: everything that the work depends on; a file with a different origin is ignored.
         interval: seconds between two writes.
     """
 
@@ -36,7 +36,7 @@ class PartialWork:
         self._interval, self._saved = interval, time.monotonic()
 
     def load(self) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """What was saved of the same work; nothing if there is none, or not for all processes."""
+        """Returns arrays saved with the same origin; {} if absent or if processes disagree."""
         if self._file is None:
             return {}
         arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
@@ -49,7 +49,7 @@ class PartialWork:
         return arrays if (sizes == sizes[0]).all() else {}
 
     def save(self, arrays: Callable[[], Mapping[str, Any]]) -> None:
-        """Replaces what is stored by `arrays()`, if the last time is long enough ago."""
+        """Stores `arrays()` in the file if `interval` seconds have passed since the last write."""
         if self._file is None or not processes.is_first():
             return
         if time.monotonic() - self._saved < self._interval:
@@ -59,7 +59,7 @@ class PartialWork:
         self._saved = time.monotonic()
 
     def clear(self) -> None:
-        """The work is finished."""
+        """Deletes the file, because the work is finished."""
         if self._file is not None and processes.is_first():
             self._file.unlink(missing_ok=True)
 
@@ -68,13 +68,13 @@ SourceT = TypeVar("SourceT")
 
 
 class TaskKind(Protocol[SourceT]):
-    """One kind of evaluation task.
+    """The interface for an evaluation task kind.
 
-    A module defines one such class, and `evaluation.tasks.KINDS` lists an object of it under the
-    name that users write in the config key `kind` of a task.
+    Each task module defines one class with this interface, and `evaluation.tasks.KINDS` lists an
+    instance under the name that users write in a task's config key `kind`.
 
     Attributes:
-        metrics: names of the figures that `run` may return.
+        metrics: names of the metrics that `run` may return.
         encodes_whole_images: whether the task encodes every image once, as `task.data` prepares it,
             so that `precompute` can cache the backbone's tokens. Otherwise it encodes windows.
     """
@@ -83,59 +83,59 @@ class TaskKind(Protocol[SourceT]):
     encodes_whole_images: bool
 
     def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
-        """Raises `UserError` for settings that do not fit the backbone, or texts that are missing.
+        """Raises `UserError` if settings do not fit the backbone or texts are missing.
 
-        `section`, here and below, is the name of the task's settings on the command line, such as
+        `section`, here and below, names the task's settings on the command line, such as
         "config.tasks.flickr8k".
         """
 
     def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
-        """The lists of texts that the task names (templates, words), which its result depends on.
+        """Returns the text lists (templates, words) that the task names and the result depends on.
 
         Raises:
-            UserError: a list that cannot be read.
+            UserError: a list cannot be read.
         """
 
     def image_side(self, task: TaskConfig) -> int:
-        """Side of the square images or windows that enter the encoder, pixels."""
+        """Returns the side of the square images or windows that enter the encoder, in pixels."""
 
     def open_set(self, section: str, task: TaskConfig) -> SourceT:
-        """Opens the examples of a task, `task.max_examples` of them.
+        """Opens the examples of a task, limited to `task.max_examples`.
 
         Raises:
-            UserError: data that cannot be used.
+            UserError: the data cannot be used.
         """
 
     def check_images(self, section: str, task: TaskConfig, source: SourceT) -> None:
-        """Raises `UserError` if the images of an opened set are not where they should be.
+        """Raises `UserError` if images in an opened set are not where they should be.
 
-        A command calls this before its first hour of work, unless backbone tokens are cached.
+        A command calls this before hours of work begin, unless backbone tokens are cached.
         """
 
     def contents(self, source: SourceT) -> list[Any]:
-        """Names and labels (or captions) of all examples: they tell two data sets apart."""
+        """Returns names and labels (or captions) of all examples, to distinguish data sets."""
 
     def run(self, job: Job) -> TaskResult:
-        """Runs a task of this kind.
+        """Runs one task.
 
         Raises:
-            UserError: data that cannot be used.
+            UserError: the data cannot be used.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One task of one model.
+    """One task for one model.
 
     Attributes:
         model: the model.
-        name: of the task, for the progress bar.
-        task: what to do.
-        source: its examples, as the kind's `open_set` gives them.
-        batch_size: images, windows of images, or texts, encoded at once.
-        cache: backbone tokens of the task's images, if there are any.
-        partial: what was done of it before.
-        title: of pictures: model and data.
+        name: task name, for the progress bar.
+        task: task settings.
+        source: the examples, as returned by the kind's `open_set`.
+        batch_size: number of images, image windows or texts encoded at once.
+        cache: cached backbone tokens of the task's images, if there are any.
+        partial: partial results from an earlier, interrupted run.
+        title: picture title: model and data.
     """
 
     model: Model
@@ -150,16 +150,16 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """A task's figures, and everything that they depend on.
+    """A task's metrics, and everything that they depend on.
 
     Attributes:
-        kind: of the task.
+        kind: task kind.
         metrics: name -> value.
-        chance: the same names -> what a model without any idea would score, where that is known.
-        protocol: how it was measured: resolution, templates, counts, dataset fingerprint, ...
-        per_class: name and figure of each class, in percent (None: it does not occur).
-        prompts: the templates that class names were put into.
-        draw: makes a picture of it at a path, where there is one; all processes must call it.
+        chance: the same names -> score of random guessing, if known.
+        protocol: measurement conditions: resolution, templates, counts, dataset fingerprint, ...
+        per_class: name and score of each class, in percent (None: the class does not occur).
+        prompts: the templates into which class names were inserted.
+        draw: draws the result to a path, if a picture exists; all processes must call it.
     """
 
     kind: str
@@ -172,7 +172,7 @@ class TaskResult:
 
 
 def named(names: Sequence[str], values: Float[np.ndarray, " c"]) -> list[tuple[str, float | None]]:
-    """Figures of classes with their names; nan becomes None, which JSON has a word for."""
+    """Pairs class names with values; nan becomes None, which JSON can represent."""
     return [
         (name, None if np.isnan(value) else float(value))
         for name, value in zip(names, values, strict=True)
@@ -180,5 +180,5 @@ def named(names: Sequence[str], values: Float[np.ndarray, " c"]) -> list[tuple[s
 
 
 def digest(contents: Any) -> str:
-    """sha256 of anything that JSON can hold."""
+    """Returns the SHA-256 digest of anything that JSON can represent."""
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Results as pages for people: Markdown, and one HTML file with its pictures inside."""
+"""Renders results as readable pages: Markdown, and one HTML file with embedded pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMES = {
 _NAMES |= {f"image_to_text_r{k}": f"image->text R@{k}" for k in RECALLS}
 _NAMES |= {f"text_to_image_r{k}": f"text->image R@{k}" for k in RECALLS}
 
-# A sentence on each metric; `chance` and published figures are explained by `_ROWS`.
+# One sentence for each metric; `_ROWS` explains `chance` and published figures.
 _MEANINGS = {
     "image_to_text": "image->text R@k: the share of images for which one of their own captions is "
     "among the k most similar captions.",
@@ -58,18 +58,18 @@ Results = Mapping[str, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells as texts, the first row being the heading."""
+    """Table cells as text; the first row is the heading."""
 
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """As a table of Markdown."""
+        """Returns the table in Markdown."""
         lines = ["| " + " | ".join(_flat(cell) for cell in row) + " |" for row in self.rows]
         lines.insert(1, "|" + "---|" * len(self.rows[0]))
         return "\n".join(line.replace("|  |", "| |") for line in lines)
 
     def html(self) -> str:
-        """As a table of HTML."""
+        """Returns the table in HTML."""
         kinds = ["th"] + ["td"] * (len(self.rows) - 1)
         lines = [
             "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row) + "</tr>"
@@ -79,7 +79,7 @@ class Table:
 
 
 def markdown_page(title: str, results: Results, pictures: Mapping[str, Path]) -> str:
-    """The page in Markdown; it points to the pictures, which lie beside it."""
+    """Returns the page in Markdown, with links to the pictures in the same folder."""
     parts = [f"# {title}", *(table.markdown() for table in _tables(results))]
     parts += ["\n".join(f"- {meaning}" for meaning in _meanings(results)), _ROWS]
     for name, result in results.items():
@@ -92,7 +92,7 @@ def markdown_page(title: str, results: Results, pictures: Mapping[str, Path]) ->
 
 
 def html_page(title: str, results: Results, pictures: Mapping[str, Path]) -> str:
-    """The page in HTML; pictures are inside, so that one file can be passed on."""
+    """Returns the page in HTML, with embedded pictures, so that one file can be shared."""
     parts = [f"<h1>{html.escape(title)}</h1>", *(table.html() for table in _tables(results))]
     items = "".join(f"<li>{html.escape(meaning)}</li>" for meaning in _meanings(results))
     parts += [f"<ul>{items}</ul>", f"<p>{html.escape(_ROWS)}</p>"]
@@ -123,7 +123,7 @@ img { max-width: 100% }
 
 
 def _tables(results: Results) -> Iterator[Table]:
-    """One a kind of task: every figure beside chance and published ones of the same protocol."""
+    """Yields one table per task kind: metrics, chance, and figures published for the protocol."""
     for kind in dict.fromkeys(result["kind"] for result in results.values()):
         chosen = {name: result for name, result in results.items() if result["kind"] == kind}
         columns = list(dict.fromkeys(key for r in chosen.values() for key in r["metrics"]))
@@ -148,7 +148,7 @@ def _cell(value: float | None) -> str:
 
 
 def _meanings(results: Results) -> list[str]:
-    """The sentences on the metrics that occur, in their order."""
+    """Returns the explanations for the metrics that occur, in order."""
     metrics = [name for result in results.values() for name in result["metrics"]]
     meanings = (
         meaning
@@ -160,7 +160,7 @@ def _meanings(results: Results) -> list[str]:
 
 
 def _texts(result: Mapping[str, Any]) -> Iterator[str]:
-    """On which data a result was measured, and how."""
+    """Yields sentences that state the data and the protocol for a result."""
     if "task" in result:
         data = result["task"]["data"]
         yield f"Data: {data_name(data)}."
@@ -168,7 +168,7 @@ def _texts(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def data_name(data: Mapping[str, Any]) -> str:
-    """The data of a task, from its settings (`DataConfig`): source, name, place, split."""
+    """Returns a data description from task settings (`DataConfig`): source, name, path, split."""
     parts = [data["source"], data["name"], data["path"]]
     if data["split"]:
         parts.append(f"split {data['split']}")
@@ -188,5 +188,5 @@ def _per_class(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _flat(cell: str) -> str:
-    """A cell that cannot end its row: class and task names may hold anything."""
+    """Removes line breaks and escapes pipes: class and task names may contain any character."""
     return " ".join(cell.split()).replace("|", "\\|")

@@ -1,7 +1,8 @@
-"""Published figures, for standing beside results *of the same protocol*.
+"""Published figures, shown next to results measured *with the same protocol*.
 
-Same name, different protocol, different number: a figure is shown only beside a result whose
-protocol has every value that is known of the figure's own. What its source leaves open is named.
+The same metric name under a different protocol gives a different number. A figure is therefore
+shown only next to a result whose protocol matches every known value in the figure's protocol. Any
+value that the source does not state is listed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ class Figure:
     """Published results of one model on one data set.
 
     Attributes:
-        model: its name.
+        model: model name.
         metrics: name -> value, in percent.
-        protocol: what is known of it, under the names of results' protocols.
-        source: where it was published.
-        open: what the source does not say, if that matters.
+        protocol: the known protocol values, with the same keys as in result protocols.
+        source: the publication.
+        open: relevant protocol details that the source does not state.
     """
 
     model: str
@@ -127,7 +128,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
 
 
 def comparable(name: str, protocol: Mapping[str, Any]) -> Iterable[Figure]:
-    """The figures of a data set that may stand beside a result of this protocol."""
+    """Returns the published figures of a data set that are comparable under this protocol."""
     return (
         figure
         for figure in FIGURES.get(name, ())

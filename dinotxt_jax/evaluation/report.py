@@ -1,4 +1,4 @@
-"""Runs the tasks of an evaluation config and keeps what came out."""
+"""Runs the tasks in an evaluation config and stores the results."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ def evaluate(
 ) -> list[Path]:
     """Evaluates a model directory.
 
-    Several processes share every batch, each reading all of the data; the first one writes.
+    With several processes, each batch is split between them and every process reads all the data;
+    the first process writes the files.
 
-    Tasks whose results lie in the output folder already, from the same model, settings, templates
-    and names and labels of images, are not run again, and an interrupted one goes on. Results of
-    other tasks that lie there stay.
+    A task is skipped if the output folder already holds a result for the same model, settings,
+    templates, image names and labels. An interrupted task resumes. Existing results for other tasks
+    are kept.
 
     Args:
         model_path: the model directory.
-        config: what to evaluate.
-        output: receives results.json, report.md, report.html, and NAME.png for tasks that have a
+        config: the tasks and settings.
+        output: folder for results.json, report.md, report.html, and NAME.png for tasks that have a
             picture.
-        dtype: of arrays and matrix products; "float32" or "bfloat16".
-        mesh: defaults to all devices.
+        dtype: dtype of arrays and matrix products; "float32" or "bfloat16".
+        mesh: device mesh; defaults to all devices.
 
     Returns:
         The files written (by this process).
 
     Raises:
-        UserError: a model or data that cannot be used; finished tasks stay.
+        UserError: the model or data cannot be used; results from finished tasks are kept.
     """
     check(config, needs=("tasks",))
     mesh = sharding.make_mesh() if mesh is None else mesh
@@ -60,7 +61,7 @@ def evaluate(
         opened = [open_task(name, task, "config") for name, task in config.tasks.items()]
         results = _read(file)
         for one in opened:
-            # A task that has been run with the same data is not run again, and reads no image.
+            # A task already run with the same data needs no images: only check the others.
             if not results.get(one.name, {}).items() >= one.origin.items():
                 one.check_images()
     processes.check_same({f"the data of {one.name}": one.origin["contents"] for one in opened})
@@ -104,9 +105,9 @@ def evaluate(
 
 
 def named_folder(path: str) -> str:
-    """The last parts of a path, enough of them to tell one model from another."""
+    """Returns the last parts of a path, as many as needed to distinguish models."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
-    # Training calls every model "model" or "best", in a folder that is often called "run".
+    # Training names every model "model" or "best", in a folder that is often named "run".
     count = next((n for n, part in enumerate(reversed(parts), start=1) if part not in _SAME), 1)
     return "/".join(parts[-count:]) or path
 
@@ -115,7 +116,7 @@ _SAME = ("model", "best", "run")
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Results of before; a file that is none is an error, not overwritten."""
+    """Reads earlier results; raises an error for any other file instead of overwriting it."""
     if not file.is_file():
         return {}
     try:
@@ -143,5 +144,5 @@ def _stored(result: TaskResult) -> dict[str, Any]:
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """What is no number (nothing was there to be measured) as None, which JSON has a word for."""
+    """Replaces non-finite values (nothing to measure) with None, which JSON can represent."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Image-text retrieval: recall at k both ways, several captions an image."""
+"""Image-text retrieval: recall at k in both directions, with several captions per image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RetrievalSet:
     Attributes:
         images: L2-normalised descriptors [n D].
         texts: L2-normalised text features [m D].
-        owners: which image each caption belongs to [m].
+        owners: image index of each caption [m].
         captions: the m texts.
     """
 
@@ -45,7 +45,7 @@ class RetrievalSet:
     captions: Sequence[str]
 
     def metrics(self) -> dict[str, float]:
-        """Recall at 1, 5 and 10 both ways, and their mean, in percent."""
+        """Returns recall at 1, 5 and 10 in both directions, and the mean, in percent."""
         return recalls(self.images, self.texts, self.owners)
 
 
@@ -55,18 +55,18 @@ def recalls(
     owners: Int[np.ndarray, " m"],
     block: int = 1024,
 ) -> dict[str, float]:
-    """Recall at 1, 5 and 10, in percent.
+    """Returns recall at 1, 5 and 10, in percent.
 
-    Image to text counts a hit when *any* of the image's captions is among the k most similar;
-    text to image when the caption's one image is. Equal similarities count against the model, so
-    that constant features score nothing. Similarities are computed in blocks of `block` rows:
-    memory grows with n + m, not with n * m.
+    Image to text counts a hit if *any* caption of the image is among the k most similar captions.
+    Text to image counts a hit if the caption's only image is among the k most similar images. Ties
+    count against the model, so that constant features score zero. Similarities are computed in
+    blocks with `block` rows: memory grows with n + m, not with n * m.
 
     Args:
         images: L2-normalised descriptors.
         texts: L2-normalised text features.
-        owners: row of `images` that each text belongs to; every image has at least one.
-        block: rows of similarities at a time.
+        owners: row in `images` for each text; every image has at least one text.
+        block: number of similarity rows computed at a time.
     """
     image_ranks = _ranks(images, texts, owners, np.arange(len(images)), block)
     text_ranks = _ranks(texts, images, np.arange(len(images)), owners, block)
@@ -79,7 +79,7 @@ def recalls(
 
 
 def chance_recalls(owners: Int[np.ndarray, " m"]) -> dict[str, float]:
-    """What random features would score: the expected recalls, in percent."""
+    """Returns the expected recalls of random features, in percent."""
     m, n = len(owners), int(owners.max()) + 1
     result = {}
     for k in RECALLS:
@@ -101,7 +101,7 @@ def _ranks(
     query_labels: Int[np.ndarray, " q"],
     block: int,
 ) -> Int[np.ndarray, " q"]:
-    """For each query, how many gallery entries of other labels are as similar as its best own."""
+    """Counts, per query, wrong-label gallery entries as similar as the best right-label entry."""
     ranks = []
     placed, labels = jnp.asarray(gallery), jnp.asarray(gallery_labels)
     for start in range(0, len(queries), block):
@@ -117,7 +117,7 @@ def _block_ranks(
 ) -> Int[Array, " q"]:
     similarity = jnp.matmul(queries, gallery.T, precision="highest")
     best = jnp.max(jnp.where(own, similarity, -jnp.inf), axis=1, keepdims=True)
-    # Not "as similar": a similarity that is not a number must not count for the model.
+    # Negated `<` instead of `>=`, so that a NaN similarity counts against the model.
     return jnp.sum(~(similarity < best) & ~own, axis=1)
 
 
@@ -143,11 +143,11 @@ class RetrievalKind:
         check_images_found(source, task.data, f"{section}.data")
 
     def contents(self, source: Source) -> list[Any]:
-        """The captions of every image."""
+        """Returns the captions of every image."""
         return [source.captions(index) for index in range(len(source))]
 
     def run(self, job: Job) -> TaskResult:
-        """Embeds the images and all captions of a task, and searches both ways."""
+        """Embeds all images and captions in a task, and searches in both directions."""
         task = job.task
         source: Source = job.source
         captions_of = self.contents(source)
@@ -173,7 +173,7 @@ class RetrievalKind:
 
 
 def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
-    """Images spread over the set, each with the captions the model finds most similar."""
+    """Draws images spread over the set, each with the captions the model finds most similar."""
     if not processes.is_first():
         return
     source, transform = job.source, EvalTransform(job.task.data)
@@ -190,13 +190,14 @@ def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
 def found_captions(
     embedded: RetrievalSet, image: int, count: int
 ) -> tuple[list[tuple[str, float, bool]], tuple[str, float, int] | None]:
-    """The captions most similar to an image, and the best own caption if none of them is own.
+    """Returns the captions most similar to an image and, if all are wrong, the best correct one.
 
-    As in `recalls`, equal similarities count against the model in the rank of that caption.
+    A caption is correct if it belongs to the image. As in `recalls`, ties count against the model
+    in the rank for the correct caption.
 
     Returns:
-        (text, similarity, whether it is the image's own) of each, best first; and (text,
-        similarity, rank), or None.
+        (text, similarity, whether it is correct) for each caption, best first; and (text,
+        similarity, rank) for the best correct caption, or None.
     """
     similarity: Float[np.ndarray, " m"] = embedded.texts @ embedded.images[image]
     own: Bool[np.ndarray, " m"] = embedded.owners == image

@@ -1,4 +1,4 @@
-"""Open-vocabulary segmentation against masks: IoU and accuracy from one confusion matrix."""
+"""Evaluates open-vocabulary segmentation against masks: IoU and accuracy by confusion matrix."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _AHEAD = 8  # images decoded ahead
 class SegmentationKind:
     """Open-vocabulary segmentation, as a `TaskKind`.
 
-    Cached backbone tokens are of whole images and so cannot be used: windows are encoded here.
+    Cached backbone tokens cover whole images and cannot be used, because windows are encoded here.
     """
 
     metrics = KIND_SETTINGS["segmentation"].metrics
@@ -69,8 +69,8 @@ class SegmentationKind:
         return source
 
     def check_images(self, section: str, task: TaskConfig, source: MaskSource) -> None:
-        """Looks for a pixel with a class; `open_set` has looked for every image and mask."""
-        # Usually the first mask has one, so that a single pair is read.
+        """Checks that some pixel has a class; `open_set` has checked for every image and mask."""
+        # Usually the first mask has such a pixel, so that only one pair is read.
         masks = (source.load(index)[1] for index in range(len(source)))
         if not any((mask != IGNORED).any() for mask in masks):
             raise UserError(
@@ -79,11 +79,11 @@ class SegmentationKind:
             )
 
     def contents(self, source: MaskSource) -> list[Any]:
-        """Names of images and classes; the masks are part of the result's fingerprint."""
+        """Returns image and class names; the masks are included in the result's fingerprint."""
         return [[source.key(i) for i in range(len(source))], source.class_names]
 
     def run(self, job: Job) -> TaskResult:
-        """Segments the images of a task and compares with their masks."""
+        """Segments the images of a task and compares the labels with the masks."""
         task, where = job.task, f"the task {job.name}"
         source: MaskSource = job.source
         templates, words = _templates(where, task), _words(where, task)
@@ -121,7 +121,7 @@ def _words(section: str, task: TaskConfig) -> tuple[str, ...]:
 
 
 def _counted_set(job: Job, texts: DenseTexts) -> tuple[Int[np.ndarray, "c c"], str]:
-    """The confusion matrix of all images, and a sha256 over names of images and classes, masks."""
+    """Returns the total confusion matrix, and a SHA-256 over image names, class names and masks."""
     task, source = job.task, job.source
     before = job.partial.load()
     done = int(before.get("done", 0))
@@ -151,11 +151,11 @@ def _counted_set(job: Job, texts: DenseTexts) -> tuple[Int[np.ndarray, "c c"], s
 
 
 class ConfusionMatrix:
-    """Pixels by true class (rows) and found class (columns), counted on the device.
+    """Counts pixels by true class (rows) and predicted class (columns), on the device.
 
     Args:
-        classes: how many.
-        before: pixels counted already.
+        classes: number of classes.
+        before: counts from earlier images.
     """
 
     def __init__(self, classes: int, before: Int[np.ndarray, "c c"] | None = None):
@@ -168,7 +168,7 @@ class ConfusionMatrix:
         self._on_device = jnp.zeros(self._classes**2 + 1, jnp.int32)
 
     def add(self, mask: Int[np.ndarray, "h w"], dense: DenseScores) -> None:
-        """Counts the pixels of an image; those that the mask ignores are left out."""
+        """Adds the pixels of an image, except the pixels that the mask marks as ignored."""
         height, width = mask.shape
         padding = ((0, padded_side(height) - height), (0, padded_side(width) - width))
         padded = np.pad(mask.astype(np.uint8), padding, constant_values=IGNORED)
@@ -179,7 +179,7 @@ class ConfusionMatrix:
         self._on_device = _counted(self._on_device, padded, labels, self._classes)
 
     def counts(self) -> Int[np.ndarray, "c c"]:
-        """All counts so far."""
+        """Returns all counts so far."""
         added = np.asarray(self._on_device)[:-1].reshape(self._counts.shape)
         self._counts = self._counts + added
         self._clear()
@@ -195,14 +195,14 @@ def _counted(
 
 
 def intersections_over_unions(confusion: Float[np.ndarray, "c c"]) -> Float[np.ndarray, " c"]:
-    """IoU of each class; nan for those that are neither in the masks nor found."""
+    """Returns the IoU of each class; nan for classes neither in the masks nor predicted."""
     right = np.diag(confusion)
     union = confusion.sum(axis=1) + confusion.sum(axis=0) - right
     return np.divide(right, union, where=union > 0, out=np.full(len(right), np.nan))
 
 
 def scores(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
-    """Mean IoU and mean accuracy over the classes that occur, and pixel accuracy, in percent."""
+    """Returns mean IoU and mean accuracy over occurring classes, and pixel accuracy, in percent."""
     right, true = np.diag(confusion), confusion.sum(axis=1)
     return {
         "mean_iou": 100.0 * float(np.nanmean(intersections_over_unions(confusion))),
@@ -212,7 +212,7 @@ def scores(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
 
 
 def _chance(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
-    """The expected scores of classes drawn uniformly, pixel by pixel."""
+    """Returns the expected scores of classes drawn uniformly at random for each pixel."""
     true = confusion.sum(axis=1)
     drawn = np.repeat(true[:, None], len(true), axis=1) / len(true)
     return scores(drawn)
@@ -230,7 +230,7 @@ def _background(source: MaskSource, config: SegmentationConfig, words: Sequence[
 
 
 def _draw_sheet(job: Job, texts: DenseTexts, path: Path) -> None:
-    """Images spread over the set: photo, mask, and what was found."""
+    """Draws images spread over the set: photo, mask, and predicted labels."""
     count = len(job.source)
     shown = dict.fromkeys(i * count // _SHEET_IMAGES for i in range(_SHEET_IMAGES))
     pairs = [job.source.load(index) for index in shown]

@@ -1,6 +1,6 @@
-"""The kinds of evaluation tasks, and the steps that all kinds share: check, open, run.
+"""The evaluation task kinds, and the steps that all kinds share: check, open, run.
 
-A new kind is a module with a `TaskKind`, and a row of `KINDS`.
+To add a kind, write a module with a `TaskKind` and add a row to `KINDS`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ KINDS: dict[str, TaskKind[Any]] = {
     "classification": ClassificationKind(),
     "segmentation": SegmentationKind(),
 }
-"""Every kind of task, under the name that the config key `kind` has."""
+"""All task kinds, keyed by the name used for the config key `kind`."""
 
 
 def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: str) -> None:
-    """Raises `UserError` for tasks that the mesh, the backbone or named texts do not allow.
+    """Raises `UserError` for tasks that do not fit the mesh, the backbone or the named texts.
 
     Args:
-        config: the tasks, as `config.check` accepts them.
-        patch_size: patch size of the backbone, pixels.
-        mesh: of the run.
+        config: the tasks, already accepted by `config.check`.
+        patch_size: the backbone's patch size, pixels.
+        mesh: the device mesh for the run.
         where: the name of these settings on the command line, for messages.
     """
     sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
@@ -43,13 +43,13 @@ def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: st
 
 @dataclasses.dataclass(frozen=True)
 class OpenTask:
-    """A task whose data is there.
+    """A task with opened data.
 
     Attributes:
-        name, task: of the config.
-        source: its examples.
-        origin: everything that decides its result, but for the model: settings, the names and
-            labels (or captions) of all examples, class names, templates.
+        name, task: task name and settings from the config.
+        source: the examples.
+        origin: everything except the model that determines the result: settings, names and labels
+            (or captions) of all examples, class names, templates.
         section: the name of the task's settings on the command line, for messages.
     """
 
@@ -64,7 +64,7 @@ class OpenTask:
         KINDS[self.task.kind].check_images(self.section, self.task, self.source)
 
 
-# Settings that change no result.
+# Settings that do not change any result.
 _FREE = ("threads", "prefetch", "workers", "max_bad_fraction")
 
 
@@ -72,11 +72,11 @@ def open_task(name: str, task: TaskConfig, where: str) -> OpenTask:
     """Opens the data of a task.
 
     Args:
-        name, task: of the config.
+        name, task: task name and settings from the config.
         where: the name of the evaluation config on the command line, for messages.
 
     Raises:
-        UserError: data that cannot be used.
+        UserError: the data cannot be used.
     """
     kind, section = KINDS[task.kind], f"{where}.tasks.{name}"
     source = kind.open_set(section, task)
@@ -92,6 +92,6 @@ def run_task(job: Job) -> TaskResult:
     """Runs one task.
 
     Raises:
-        UserError: data that cannot be used.
+        UserError: the data cannot be used.
     """
     return KINDS[job.task.kind].run(job)

@@ -27,7 +27,7 @@ class Backbone:
 
     Attributes:
         config: architecture.
-        description: what the model directory's `model.json` says (preprocessing, fingerprint).
+        description: content of the model directory's `model.json` (preprocessing, fingerprint).
     """
 
     def __init__(self, module: VisionTransformer, description: ModelDescription):
@@ -42,11 +42,11 @@ class Backbone:
 
     @property
     def size_in_bytes(self) -> int:
-        """Memory of the arrays."""
+        """Memory that the arrays occupy, in bytes."""
         return sum(array.nbytes for array in jax.tree.leaves(self._arrays))
 
     def __call__(self, images: Float[Array | np.ndarray, "b h w 3"]) -> VisionOutput:
-        """Class [b d], register [b r d] and patch tokens [b n d] after the final LayerNorm.
+        """Returns class [b d], register [b r d] and patch [b n d] tokens after the final LayerNorm.
 
         Args:
             images: RGB, normalised with `description.preprocessing`.
@@ -61,20 +61,20 @@ class Backbone:
         normalize: bool = True,
         as_grid: bool = False,
     ) -> list[VisionOutput]:
-        """Tokens after some blocks, as the official `get_intermediate_layers` gives them.
+        """Returns tokens after selected blocks, like the official `get_intermediate_layers`.
 
         Args:
             images: RGB, normalised with `description.preprocessing`.
-            layers: the last so many blocks, or their numbers from 0 (negative ones count from the
-                end).
-            normalize: apply the final LayerNorm to them.
+            layers: n for the last n blocks, or a list of block numbers from 0 (negative numbers
+                count from the end).
+            normalize: apply the final LayerNorm to the tokens.
             as_grid: patch tokens as [b gh gw d] instead of [b n d].
 
         Returns:
-            One `VisionOutput` a layer, in the order asked for.
+            One `VisionOutput` per layer, in the requested order.
 
         Raises:
-            UserError: a block that does not exist, or one twice.
+            UserError: a block does not exist, or is listed twice.
         """
         depth = self.config.depth
         numbers = range(depth - layers, depth) if isinstance(layers, int) else layers
@@ -94,16 +94,16 @@ class Backbone:
 
 
 def load_backbone(path: epath.PathLike, dtype: str = "float32", products: str = "none") -> Backbone:
-    """The backbone of a model directory.
+    """Loads the backbone of a model directory.
 
     Args:
         path: a directory made by `python -m weights_convert` or by training.
-        dtype: of arrays and matrix products; "float32" or "bfloat16".
-        products: "int8" or "float8_e4m3fn" stores and multiplies the kernels of blocks so
-            (`models.quantization`); "none" leaves them in `dtype`.
+        dtype: dtype of arrays and matrix products; "float32" or "bfloat16".
+        products: "int8" or "float8_e4m3fn" stores and multiplies block kernels in that dtype
+            (`models.quantization`); "none" keeps them in `dtype`.
 
     Raises:
-        UserError: not a model directory, or an unknown dtype.
+        UserError: the path is not a model directory, or the dtype is unknown.
     """
     check_choice("products", products, PRODUCTS)
     check_choice("dtype", dtype, DTYPE_NAMES)

@@ -1,4 +1,4 @@
-"""The maps of many windows, added up to the map of one image, on the device."""
+"""Accumulates window maps into one map per image, on the device."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from dinotxt_jax.inference.dense import padded_side
 from dinotxt_jax.inference.interpolation import Taps, linear_taps
 from dinotxt_jax.inference.windows import Level
 
-# (map of a window [gh gw c], taps of its rows and columns to cells) -> the map's cells [s s c]
+# (window map [gh gw c], row and column taps from map to cells) -> window cells [s s c]
 ToCells = Callable[[Float[Array, "gh gw c"], Taps, Taps], Float[Array, "s s c"]]
 
 
 def patches_as_cells(
     piece: Float[Array, "gh gw c"], rows: Taps, columns: Taps
 ) -> Float[Array, "gh gw c"]:
-    """Every patch of a window is a cell."""
+    """Returns the window map unchanged: each patch is one cell."""
     return piece
 
 
 class Canvas:
-    """Window maps of one image at one size, added up: one cell a pixel, or one cell a patch.
+    """Accumulates the window maps of one image at one size, with one cell per pixel or per patch.
 
     Attributes:
-        size: rows and columns of the image, in cells.
+        size: image rows and columns, in cells.
         left: number of windows that have not been added.
 
     Args:
-        level: the image and its windows.
-        cell: side of a cell, pixels.
-        to_cells: what is added up of a window. A function of a module: it is compiled in.
+        level: the image and the windows.
+        cell: cell side, pixels.
+        to_cells: converts a window map to the cells that are added. It must be a module-level
+            function, because it is a static argument in the compiled code.
     """
 
     def __init__(self, level: Level, cell: int, to_cells: ToCells = patches_as_cells):
@@ -49,9 +50,9 @@ class Canvas:
     def add(
         self, maps: Float[Array, "b gh gw c"], row: int, top: int, left: int, side: int
     ) -> None:
-        """Adds the map of a window, one row of a batch; its place and side are in pixels."""
+        """Adds one window map, row `row` in a batch; `top`, `left` and `side` are in pixels."""
         if self._total is None:
-            # Made with the first window: canvases of waiting images take no memory.
+            # Allocated with the first window, so that queued images take no canvas memory.
             self._total = jnp.zeros((*self._visits.shape, maps.shape[-1]), jnp.float32)
         top, left, side = (value // self._cell for value in (top, left, side))
         rows, columns = (linear_taps(source, side) for source in maps.shape[1:3])
@@ -60,7 +61,7 @@ class Canvas:
         self.left -= 1
 
     def mean(self) -> Float[Array, "hp wp c"]:
-        """The sum divided by the number of windows that cover a cell; 0 in the padding."""
+        """Returns the sum divided by the number of windows covering each cell; 0 in the padding."""
         return _divided(self._total, np.maximum(self._visits, 1))
 
 
@@ -77,7 +78,7 @@ def _added(
 ) -> Float[Array, "h w c"]:
     piece = to_cells(maps[row], rows, columns)  # [s s c]
     place = (top, left, 0)
-    # A slice of traced place and static shape: windows anywhere share one compilation.
+    # The slice has a traced position and a static shape: all windows share one compilation.
     before = jax.lax.dynamic_slice(total, place, piece.shape)
     return jax.lax.dynamic_update_slice(total, before + piece, place)
 

@@ -1,4 +1,4 @@
-"""Spherical k-means of the patch tokens of one image."""
+"""Spherical k-means on the patch tokens of one image."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ _STEPS = 20
 def clustered(
     features: Float[Array, "h w d"], inside: Bool[Array, "h w"], count: int
 ) -> Float[Array, "h w d"]:
-    """Each L2-normalised feature replaced by the L2-normalised mean of its cluster.
+    """Replaces each L2-normalised feature with the L2-normalised mean of the cluster.
 
-    Starts from features that lie far from each other, the first one being nearest to the mean of
-    all, so that the result depends on nothing random.
+    The initial centres are features far from each other, starting with the feature nearest to the
+    overall mean, so that the result is deterministic.
 
     Args:
-        features: the patches.
-        inside: which of them count; the others follow.
-        count: clusters; those beyond the number of different features stay empty.
+        features: the patch features.
+        inside: mask of the features that determine the clusters; other features are only assigned
+            to the nearest cluster.
+        count: number of clusters; clusters beyond the number of distinct features stay empty.
     """
     rows = features.reshape(-1, features.shape[-1])
     weight = inside.reshape(-1, 1).astype(rows.dtype)
@@ -32,7 +33,7 @@ def clustered(
     def farthest(
         step: int, carry: tuple[Float[Array, "k d"], Float[Array, " n"]]
     ) -> tuple[Float[Array, "k d"], Float[Array, " n"]]:
-        # `nearest` is each row's similarity to the nearest centre so far.
+        # `nearest` holds the similarity between each row and the nearest centre so far.
         centres, nearest = carry
         chosen = rows[jnp.argmin(jnp.where(weight[:, 0] > 0, nearest, jnp.inf))]
         return centres.at[step].set(chosen), jnp.maximum(nearest, rows @ chosen)
@@ -41,7 +42,7 @@ def clustered(
     centres, _ = jax.lax.fori_loop(1, count, farthest, (centres, rows @ rows[first]))
 
     def improve(_: int, centres: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        # One-hot clusters of the rows [n k]; rows outside count for no cluster.
+        # One-hot cluster assignment [n k]; rows outside the mask are in no cluster.
         own = jax.nn.one_hot(jnp.argmax(rows @ centres.T, axis=-1), count) * weight
         total = own.T @ rows
         norm = jnp.linalg.norm(total, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Scores of every pixel of an image: what `segmentation.segment` returns."""
+"""Dense scores of one image, as returned by `segmentation.segment`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from jaxtyping import Array, Float, Int
 
 from dinotxt_jax.inference.interpolation import Taps, linear_taps, resampled
 
-_ROUND = 64  # canvases and answers are padded to multiples of this: few shapes are compiled
+_ROUND = 64  # canvases and labels are padded to multiples of 64, so that few shapes are compiled
 
 
 class DenseTexts(NamedTuple):
-    """What pixels are compared with.
+    """Text features that pixels are compared with.
 
     Attributes:
-        features: of texts, L2-normalised, their half that speaks of patches [t d].
-        classes: the class that each text stands for [t]; several may stand for one.
-        background: the class of pixels whose best score is below `background_score`; None: none.
-        background_score: in the units of the protocol's scores.
+        features: L2-normalised text features, only the patch half [t d].
+        classes: the class of each text [t]; several texts may share a class.
+        background: class of pixels whose best score is below `background_score`; None: no such
+            class.
+        background_score: threshold, in the same unit as the protocol's scores.
     """
 
     features: Float[np.ndarray, "t d"]
@@ -32,27 +33,27 @@ class DenseTexts(NamedTuple):
 
 
 class DenseScores:
-    """The scores of one image, at the protocol's own resolution.
+    """Scores of one image, at the protocol's resolution.
 
     Args:
         padded: scores [H W t] on a device.
-        size: how many of the rows and columns are the image's.
-        texts: what the last dimension means.
+        size: number of rows and columns that belong to the image; the rest is padding.
+        texts: the texts that the last dimension indexes.
     """
 
     def __init__(self, padded: Float[Array, "hp wp t"], size: tuple[int, int], texts: DenseTexts):
         self._padded, self._size, self.texts = padded, size, texts
 
     def scores(self) -> Float[np.ndarray, "h w t"]:
-        """At the protocol's resolution: pixels of the resized image (slide), else patches."""
+        """Returns scores of each pixel in the resized image (slide), otherwise of each patch."""
         return np.asarray(self._padded)[: self._size[0], : self._size[1]]
 
     def labels(self, height: int, width: int) -> Int[np.ndarray, "h w"]:
-        """The class of every pixel of an image of that size."""
+        """Returns the class of every pixel in an image with that height and width."""
         return np.asarray(self.padded_labels(height, width))[:height, :width]
 
     def padded_labels(self, height: int, width: int) -> Int[Array, "hp wp"]:
-        """As `labels`, on the device, padded to few shapes by whatever lies at the edge."""
+        """Same as `labels`, but on the device and edge-padded, so that few shapes are compiled."""
         rows, columns = (
             linear_taps(source, target, padded_side(target))
             for source, target in zip(self._size, (height, width), strict=True)
@@ -64,7 +65,7 @@ class DenseScores:
 
 
 def padded_side(side: int) -> int:
-    """A side rounded up, so that few shapes are compiled."""
+    """Rounds a side up to a multiple of 64, so that few shapes are compiled."""
     return -(-side // _ROUND) * _ROUND
 
 
@@ -82,6 +83,6 @@ def _labels(
         found = jnp.take(classes, jnp.argmax(fine, axis=-1))
         return jnp.where(jnp.max(fine, axis=-1) < floor, background, found)
 
-    # In pieces, since all scores at the size of a photo need not fit in memory.
+    # Process rows in pieces: all scores at photo resolution might not fit in memory.
     pieces = jax.tree.map(lambda tap: tap.reshape(-1, _ROUND), rows)
     return jax.lax.map(of_rows, pieces).reshape(-1, columns.lower.shape[0])

@@ -1,4 +1,4 @@
-"""Embeddings on disk: as Parquet or npz, written batch by batch."""
+"""Writes embeddings to disk as Parquet or npz, batch by batch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Write = Callable[[Sequence[str], Float[np.ndarray, "n D"]], None]
 
 @contextlib.contextmanager
 def new_embeddings(path: Path) -> Iterator[Write]:
-    """A function that takes names and their embeddings; the file appears when the block ends.
+    """Yields a function that writes names with embeddings; the file appears when the block ends.
 
     Args:
-        path: FILE.parquet (columns name and embedding, a list of float32) or FILE.npz (arrays of
-            these names).
+        path: FILE.parquet (columns name and embedding, a list of float32) or FILE.npz (arrays with
+            the same names).
 
     Raises:
-        UserError: another ending, or pyarrow is not there for Parquet.
+        UserError: the file suffix is unknown, or pyarrow is not installed for Parquet.
     """
     formats = {".parquet": _parquet, ".npz": _npz}
     if path.suffix not in formats:
@@ -84,7 +84,7 @@ def _parquet(path: Path) -> Iterator[Write]:
 def embedded_files(
     model: Model, files: Sequence[Path], batch_size: int, threads: int, title: str = "embedding"
 ) -> Iterator[tuple[list[Path], Float[np.ndarray, "n D"]]]:
-    """Descriptors of image files, some at a time; one that cannot be read is named and left out.
+    """Yields descriptors for image files, batch by batch; logs and skips unreadable files.
 
     Raises:
         UserError: no image can be read.
@@ -119,7 +119,7 @@ def embedded_files(
 
 
 def embed_lines(model: Model, texts: Sequence[str], write: Write, batch_size: int) -> None:
-    """Writes the features of texts."""
+    """Embeds texts and writes the features."""
     block = 64 * batch_size
     with progress_bar(len(texts), 0, "text", "embedding") as bar:
         for start in range(0, len(texts), block):

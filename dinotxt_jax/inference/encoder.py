@@ -1,4 +1,4 @@
-"""A whole dino.txt, ready to run on arrays: compiled once per shape, on one device or a mesh."""
+"""A complete dino.txt model that runs on arrays, on one device or a mesh; one compile per shape."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dinotxt_jax.tokenizers import Tokenizer, trimmed_length
 
 
 class Encoder:
-    """Arrays in, features out; methods are compiled once per shape.
+    """Maps arrays to features; methods are compiled once per shape.
 
     Args:
-        graphdef, arrays: of a `DinoTxt`.
-        description: what the model directory's `model.json` says.
+        graphdef, arrays: a split `DinoTxt` module.
+        description: content of the model directory's `model.json`.
         make_tokenizer: called when the tokenizer is first needed.
-        mesh: shards batches; None uses the first device.
-        cache_texts: keep features of classes in the cache folder (a model that learns should not).
+        mesh: device mesh for sharding batches; None uses the first device.
+        cache_texts: keep class features in the cache folder (disable for a model in training).
     """
 
     def __init__(
@@ -58,50 +58,50 @@ class Encoder:
         """The tokenizer that the model was trained with.
 
         Raises:
-            UserError: the model directory names none, or its vocabulary cannot be had.
+            UserError: the model directory names no tokenizer, or the vocabulary is unavailable.
         """
         return self._make_tokenizer()
 
     @functools.cached_property
     def text_fingerprint(self) -> str:
-        """sha256 of the text transformer's arrays."""
+        """SHA-256 digest of the text transformer's arrays."""
         return fingerprint(self._arrays["text"])
 
     @functools.cached_property
     def trained_fingerprint(self) -> str:
-        """sha256 of everything but the backbone, which `description.fingerprint` is of."""
+        """SHA-256 digest of all arrays except the backbone (`description.fingerprint`)."""
         return fingerprint(
             {name: tree for name, tree in self._arrays.items() if name != "backbone"}
         )
 
     @property
     def logit_scale(self) -> float:
-        """Its exp() multiplies cosine similarities."""
+        """Logarithm of the factor that multiplies cosine similarities: exp(logit_scale)."""
         return float(self._arrays["logit_scale"])
 
     def encode_image(
         self, images: Float[Array | np.ndarray, "b h w 3"], normalize: bool = False
     ) -> Float[Array, "b D"]:
-        """Descriptors [class token; pooled patch tokens] of normalised RGB images, float32."""
+        """Encodes normalised RGB images to [class token; pooled patch tokens], float32."""
         return self._run("encode_image", checked_images(images), normalize=normalize)
 
     def encode_patches(self, images: Float[Array | np.ndarray, "b h w 3"]) -> ImageFeatures:
-        """The head's class token [b d] and patch tokens [b gh gw d] of normalised RGB images."""
+        """Encodes normalised RGB images to the head's class [b d] and patch [b gh gw d] tokens."""
         return self._run("encode_patches", checked_images(images))
 
     def encode_text(
         self, tokens: Int[Array | np.ndarray, "b l"], normalize: bool = False
     ) -> Float[Array, "b D"]:
-        """Features of token rows (`tokenizer(texts)`), float32."""
+        """Encodes token rows (`tokenizer(texts)`) to float32 features."""
         rows = checked_tokens(tokens, self.description.dinotxt.text.vocabulary_size)
         return self._run("encode_text", rows, normalize=normalize)
 
     def embed_batches(
         self, batches: Iterable[UInt8[np.ndarray, "_ h w 3"]], batch_size: int
     ) -> Iterator[Float[np.ndarray, "b D"]]:
-        """L2-normalised descriptors of prepared images, batch by batch.
+        """Yields L2-normalised descriptors for prepared images, batch by batch.
 
-        Short batches are padded to `batch_size`, so that one shape is compiled.
+        Short batches are padded to `batch_size`, so that only one shape is compiled.
         """
         for images in batches:
             yield self._embedded(
@@ -111,16 +111,16 @@ class Encoder:
     def embed_backbone_tokens(
         self, batches: Iterable[Float[np.ndarray, "_ t d"]], batch_size: int
     ) -> Iterator[Float[np.ndarray, "b D"]]:
-        """As `embed_batches`, from cached tokens of the backbone."""
+        """Same as `embed_batches`, but from cached backbone tokens."""
         for tokens in batches:
             yield self._embedded("describe_tokens", tokens, batch_size)
 
     def window_tokens(
         self, windows: UInt8[np.ndarray, "n h w 3"], batch_size: int
     ) -> Float[Array, "b gh gw d"]:
-        """The head's patch tokens of pieces of images, L2-normalised, float32, on the devices.
+        """Returns the head's patch tokens of image windows, L2-normalised, float32, on device.
 
-        Pieces are stretched bicubically to whole patches, and padded to `batch_size` of them.
+        Windows are stretched bicubically to whole patches, and the batch is padded to `batch_size`.
         """
         placed = self._placed(windows, batch_size)
         return unit_length(
@@ -130,10 +130,10 @@ class Encoder:
     def embed_texts(
         self, texts: str | Sequence[str], batch_size: int = 256, trim: int = 8
     ) -> Float[np.ndarray, "n D"]:
-        """L2-normalised features of texts, one or several, in their order.
+        """Returns L2-normalised features for one or several texts, in input order.
 
-        Texts are encoded in order of length and cut to multiples of `trim` tokens: the same
-        features (attention is causal), a fraction of the work.
+        Texts are sorted by length for encoding and cut to multiples of `trim` tokens. This gives
+        the same features (attention is causal) for a fraction of the work.
 
         Raises:
             UserError: there is no text.
@@ -154,7 +154,7 @@ class Encoder:
     def _embedded(
         self, method: str, rows: Shaped[np.ndarray, "b ..."], batch_size: int, **settings: Any
     ) -> Float[np.ndarray, "b D"]:
-        """L2-normalised features of up to `batch_size` rows, on the host."""
+        """Returns L2-normalised features of up to `batch_size` rows, on the host."""
         placed = self._placed(rows, batch_size)
         features = self._run(method, placed, normalize=True, **settings)
         return processes.on_host(features)[: len(rows)]
@@ -162,9 +162,9 @@ class Encoder:
     def _placed(
         self, rows: Shaped[np.ndarray, "b ..."], batch_size: int
     ) -> Shaped[Array, "padded ..."]:
-        """Up to `batch_size` rows on the devices, padded by repeating the last.
+        """Places up to `batch_size` rows on the devices, padded by repeating the last row.
 
-        With a mesh `batch_size` is first rounded up to a multiple of its devices.
+        With a mesh, `batch_size` is first rounded up to a multiple of the device count.
         """
         parts = 1 if self._mesh is None else self._mesh.size
         missing = -(-batch_size // parts) * parts - len(rows)
@@ -175,4 +175,4 @@ class Encoder:
 
 
 unit_length = jax.jit(normalized)
-"""Rows divided by their L2 norm, compiled."""
+"""Divides rows by the L2 norm, compiled."""

@@ -1,4 +1,4 @@
-"""Images as people have them: files, arrays, PIL images."""
+"""Reads images from files, bytes, arrays and PIL images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ImageLike = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
 
 
 def read_image(image: ImageLike) -> Image.Image:
-    """An image as upright 8-bit RGB (`data.transforms.decode_image` says how others become it).
+    """Reads an image as upright 8-bit RGB (conversions: see `data.transforms.decode_image`).
 
     Args:
-        image: a path, the bytes of a file, a PIL image, or an array uint8 [h w], [h w 3] or
-            [h w 4] or uint16 [h w].
+        image: a path, file bytes, a PIL image, or an array uint8 [h w], [h w 3] or [h w 4] or
+            uint16 [h w].
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the image cannot be read.
     """
     name = str(image) if isinstance(image, (str, os.PathLike)) else f"an image ({_kind(image)})"
     try:
@@ -47,7 +47,7 @@ def _kind(image: object) -> str:
 
 
 def image_sequence(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    """One image, or an array of several [n h w c], as a sequence of images."""
+    """Returns one image, or an array with several [n h w c], as a sequence of images."""
     if isinstance(images, (Image.Image, bytes, str, os.PathLike)):
         return [images]
     if isinstance(images, np.ndarray) and images.ndim < 4:

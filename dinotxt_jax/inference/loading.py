@@ -1,4 +1,4 @@
-"""Model directories as modules that can be called."""
+"""Loads model directories as callable modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dinotxt_jax.storage.model_directory import ModelDescription, load_parts, re
 def load_vision_transformer(
     path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
 ) -> tuple[VisionTransformer, ModelDescription]:
-    """The backbone of any model directory, and the directory's description."""
+    """Loads the backbone and the description from any model directory."""
     description = read_description(path)
 
     vision = description.vision
@@ -34,7 +34,7 @@ def load_vision_transformer(
 def load_dinotxt(
     path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
 ) -> tuple[DinoTxt, ModelDescription]:
-    """A whole dino.txt, and its directory's description."""
+    """Loads a complete dino.txt model and the directory's description."""
     description = read_description(path)
     if description.head is None:
         raise UserError(
@@ -52,5 +52,5 @@ def load_dinotxt(
 
 
 def _attention(dtypes: DTypes, *head_dims: int) -> str:
-    """How a model that is loaded computes attention: as is best on the devices of this process."""
+    """Chooses the best attention implementation for a loaded model on this process's devices."""
     return attention.choose("auto", jax.default_backend(), (dtypes.compute,), head_dims)

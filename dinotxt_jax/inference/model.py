@@ -1,4 +1,4 @@
-"""A whole dino.txt, ready to run: encode, embed, classify, segment."""
+"""A complete dino.txt model, ready to run: encode, embed, classify, segment."""
 
 from __future__ import annotations
 
@@ -29,19 +29,21 @@ from dinotxt_jax.tokenizers import Tokenizer, load_tokenizer
 
 
 class Model(Encoder):
-    """A dino.txt model: beside the arrays of `Encoder`, images and texts as people have them."""
+    """A dino.txt model that takes image files and strings, in addition to `Encoder` arrays."""
 
     def embed_images(
         self, images: ImageLike | Iterable[ImageLike], batch_size: int = 32
     ) -> Float[np.ndarray, "n D"]:
-        """L2-normalised descriptors of images: short side to `preprocessing.resize`, center crop.
+        """Returns L2-normalised image descriptors.
+
+        Each image is resized so that the short side is `preprocessing.resize`, then center-cropped.
 
         Args:
             images: paths, PIL images or arrays (`inference.images.read_image`), one or several.
-            batch_size: encoded at once.
+            batch_size: number of images encoded at once.
 
         Raises:
-            UserError: an image that cannot be read, or none.
+            UserError: an image cannot be read, or no image is given.
         """
         wanted = self.description.preprocessing
         pixels = (
@@ -60,17 +62,17 @@ class Model(Encoder):
         templates: str | Sequence[str] = "openai_80",
         batch_size: int = 32,
     ) -> Classification:
-        """Zero-shot classification of whole images.
+        """Classifies whole images zero-shot.
 
         Args:
             images: as for `embed_images`.
-            classes: their names.
-            templates: prompts with `{}` for the name: a list that comes with the project
+            classes: class names.
+            templates: prompts with `{}` for the name: a list included in the project
                 (`data/texts`), a text file, one template, or several.
-            batch_size: images encoded at once.
+            batch_size: number of images encoded at once.
 
         Raises:
-            UserError: images, names or templates that cannot be used.
+            UserError: images, names or templates cannot be used.
         """
         descriptors = self.embed_images(images, batch_size)
         return self.classify_descriptors(descriptors, classes, templates)
@@ -81,7 +83,7 @@ class Model(Encoder):
         classes: Sequence[str],
         templates: str | Sequence[str] = "openai_80",
     ) -> Classification:
-        """As `classify`, of what `embed_images` gave."""
+        """Classifies descriptors returned by `embed_images`; otherwise the same as `classify`."""
         texts = class_features(self, classes, read_templates(templates, "templates"))
         return Classification(tuple(classes), descriptors @ texts.T, self.logit_scale)
 
@@ -94,20 +96,21 @@ class Model(Encoder):
         background: float | str | Sequence[str] | None = None,
         batch_size: int = 8,
     ) -> Segmentation:
-        """The class of every pixel.
+        """Predicts the class of every pixel.
 
         Args:
-            image: as for `embed_images`, one.
-            classes: their names.
-            protocol: "slide", "whole", "highres", or one with sizes of its own.
+            image: a single image, as for `embed_images`.
+            classes: class names.
+            protocol: "slide", "whole", "highres", or a config with custom sizes.
             templates: as for `classify`.
-            background: None gives every pixel a class. A number makes pixels background whose best
-                score is below it (softmax values for slide, cosines otherwise); words (such as
-                "sky", "wall") stand for the background. The class "background" is then the last.
-            batch_size: windows of the image encoded at once.
+            background: None gives every pixel a class. A number is a threshold: pixels whose best
+                score is lower become background (softmax values for slide, cosines otherwise).
+                Words (such as "sky", "wall") describe the background. With a number or words, the
+                class "background" is the last class.
+            batch_size: number of image windows encoded at once.
 
         Raises:
-            UserError: an image, names, templates or a protocol that cannot be used.
+            UserError: the image, names, templates or protocol cannot be used.
         """
         config = protocol
         if isinstance(config, str):
@@ -124,15 +127,15 @@ class Model(Encoder):
     def similarity(
         self, image: ImageLike, text: str, protocol: str | SegmentationConfig = "highres"
     ) -> Float[np.ndarray, "gh gw"]:
-        """Cosines of a free phrase and the patches of an image.
+        """Returns cosine similarities between a free phrase and the image patches.
 
         Args:
-            image: as for `embed_images`, one.
-            text: the phrase, as it is.
-            protocol: "highres" or "whole", or one of these with sizes of its own.
+            image: a single image, as for `embed_images`.
+            text: the phrase, used without a template.
+            protocol: "highres" or "whole", or a config for either with custom sizes.
 
         Raises:
-            UserError: an image, a phrase or a protocol that cannot be used.
+            UserError: the image, phrase or protocol cannot be used.
         """
         name = protocol if isinstance(protocol, str) else protocol.protocol
         if name in PROTOCOLS and not PROTOCOLS[name].scores_alone:
@@ -144,14 +147,14 @@ class Model(Encoder):
         return self.segment(image, [text], protocol, "{}").scores[..., 0]
 
     def patch_tokens(self, image: ImageLike, size: int = 0) -> Float[np.ndarray, "gh gw d"]:
-        """The head's patch tokens of a whole image, not normalised.
+        """Returns the head's patch tokens of a whole image, not normalised.
 
         Args:
-            image: as for `embed_images`, one; its sides are rounded to whole patches.
-            size: of the short side, pixels (0: `preprocessing.crop`).
+            image: a single image, as for `embed_images`; the sides are rounded to whole patches.
+            size: short side, pixels (0: `preprocessing.crop`).
 
         Raises:
-            UserError: an image that cannot be read, or too narrow.
+            UserError: the image cannot be read or is too narrow.
         """
         short = size or self.description.preprocessing.crop
         patch, preparation = self.description.vision.patch_size, self.description.preprocessing
@@ -168,15 +171,15 @@ def _stacks(
 
 
 def load(path: epath.PathLike, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
-    """A whole dino.txt model.
+    """Loads a complete dino.txt model.
 
     Args:
         path: a directory made by `python -m weights_convert` or by training.
-        dtype: of arrays and matrix products; "float32" or "bfloat16".
-        mesh: shards arrays and batches over it; None uses the first device.
+        dtype: dtype of arrays and matrix products; "float32" or "bfloat16".
+        mesh: device mesh over which arrays and batches are sharded; None uses the first device.
 
     Raises:
-        UserError: not a model directory, or one with a backbone only.
+        UserError: the path is not a model directory, or holds only a backbone.
     """
     check_choice("dtype", dtype, DTYPE_NAMES)
     dtypes = DTypes(dtype, dtype)

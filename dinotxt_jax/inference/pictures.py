@@ -1,4 +1,4 @@
-"""One picture of what a model sees in an image, by the name of the picture."""
+"""Draws one picture that shows how a model interprets an image, selected by picture name."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dinotxt_jax.inference.model import Model
 from dinotxt_jax.inference.results import Segmentation
 from dinotxt_jax.storage.files import check_no_folder, new_file
 
-SEGMENTED = ("overlay", "heat")  # pictures of a segmentation
+SEGMENTED = ("overlay", "heat")  # pictures that show a segmentation
 PICTURES = (*SEGMENTED, "similarity", "pca")
-# Of the short side for the components of patch tokens: more patches, a finer picture.
+# Short side, in pixels, for the patch token PCA: more patches give a finer picture.
 _PCA_SIZE = 672
 
 Segment = Callable[[Image.Image, Sequence[str]], Segmentation]
 
 
 def check_picture(picture: str, names: Sequence[str]) -> None:
-    """Raises `UserError` for a picture that does not exist, or names that do not suit it."""
+    """Raises `UserError` for an unknown picture, or for names that do not suit the picture."""
     check_choice("--picture", picture, PICTURES)
     if picture != "pca" and not names:
         raise UserError('--classes is missing, expected names such as "dog; grass"; give them.')
@@ -36,14 +36,14 @@ def check_picture(picture: str, names: Sequence[str]) -> None:
 def draw_picture(
     model: Model, image: Image.Image, names: Sequence[str], picture: str, segment: Segment
 ) -> tuple[Image.Image, Segmentation | None]:
-    """The picture, and the segmentation that it shows if it shows one.
+    """Returns the picture and, for overlay and heat, the segmentation that it shows (else None).
 
     Args:
         model: the model.
         image: upright RGB.
         names: classes (overlay, heat) or one phrase (similarity); pca needs none.
         picture: one of `PICTURES`: "overlay" (the best class of every pixel), "heat" (the scores
-            of every class), "similarity" (of one phrase) or "pca" (patch tokens as colours).
+            of every class), "similarity" (to one phrase) or "pca" (patch tokens as colours).
         segment: (image, classes) -> segmentation, for overlay and heat.
     """
     if picture == "pca":
@@ -55,13 +55,13 @@ def draw_picture(
 
 
 def check_file(path: str, endings: Sequence[str] = (".png", ".jpg", ".jpeg", ".webp")) -> None:
-    """Raises `UserError` for a file whose ending is not one of these, and for a folder."""
+    """Raises `UserError` if the file suffix is not in `endings`, or if the path is a folder."""
     if Path(path).suffix.lower() not in endings:
         raise UserError(f"{path} ends in none of {', '.join(endings)}; name one of these.")
     check_no_folder(Path(path))
 
 
 def write_picture(picture: Image.Image, path: str) -> None:
-    """Writes a picture; the file appears when it is complete."""
+    """Writes a picture; the file appears only when it is complete."""
     with new_file(Path(path)) as partial:
         picture.save(partial)

@@ -1,6 +1,6 @@
-"""Classes as text features: every class name in every template, averaged.
+"""Computes class text features: every class name in every template, averaged.
 
-Each prompt's feature is L2-normalised, then averaged over the templates, then normalised again (as
+Each prompt feature is L2-normalised, then averaged over the templates, then normalised again (as
 in CLIP and the official dino.txt). Features are cached on disk by content.
 """
 
@@ -24,7 +24,7 @@ from dinotxt_jax.runtime.progress import watched
 from dinotxt_jax.storage.downloads import cache_folder
 from dinotxt_jax.storage.files import new_file
 
-_PROMPTS = 4096  # encoded before they are averaged
+_PROMPTS = 4096  # number of prompts encoded before averaging
 
 
 def class_features(
@@ -35,18 +35,18 @@ def class_features(
     *,
     of_patches: bool = False,
 ) -> Float[np.ndarray, "c D"]:
-    """One L2-normalised feature a class.
+    """Returns one L2-normalised feature per class.
 
     Args:
         model: the model.
         class_names: the classes; equal names give equal features.
-        templates: with `{}` for the class name.
-        batch_size: prompts encoded at once.
-        of_patches: only what speaks of patches [c d], the second half of the features (of LiT's,
-            which has one half only, all), taken *before* anything is normalised.
+        templates: prompts with `{}` for the class name.
+        batch_size: number of prompts encoded at once.
+        of_patches: returns only the patch features [c d], the second half (for LiT, which has only
+            one half, the whole feature), sliced *before* any normalisation.
 
     Raises:
-        UserError: no class, or one without a name.
+        UserError: there is no class, or a class name is blank.
     """
     _check(class_names)
     found = _cached_features(model, class_names, templates, batch_size)
@@ -60,14 +60,14 @@ def dense_texts(
     templates: Sequence[str],
     background: float | str | Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], DenseTexts]:
-    """What pixels are compared with, and the names of their classes.
+    """Returns class names and the text features that pixels are compared with.
 
     Args:
         model: the model.
         class_names: the classes, without the background.
-        templates: with `{}` for the class name.
-        background: adds the class "background" behind the others: a number is the score below
-            which a pixel is background; words stand for it. None: there is none.
+        templates: prompts with `{}` for the class name.
+        background: adds the class "background" after the others. A number is the score below which
+            a pixel is background; words describe the background. None adds no background class.
     """
     names = tuple(class_names)
     if background is None:
@@ -93,15 +93,16 @@ def placed_texts(
     score: float = -1.0,
     words: Sequence[str] = (),
 ) -> DenseTexts:
-    """What pixels are compared with.
+    """Returns the text features that pixels are compared with.
 
     Args:
         model: the model.
         class_names: all classes.
-        templates: with `{}` for the class name.
-        background: which of them is the background, if one is.
-        score: below it a pixel is background, and no text stands for it (-1: not so).
-        words: stand for the background instead of its name.
+        templates: prompts with `{}` for the class name.
+        background: index of the background class in `class_names`, if there is one.
+        score: a pixel with a lower score is background, and the background name is not used as a
+            text (-1: no threshold).
+        words: texts used for the background instead of the class name.
     """
     texts = [(name, label) for label, name in enumerate(class_names)]
     if background is not None and (score > -1 or words):
@@ -132,14 +133,14 @@ def _check(class_names: Sequence[str]) -> None:
 def _cached_features(
     model: Encoder, class_names: Sequence[str], templates: Sequence[str], batch_size: int
 ) -> Float[np.ndarray, "c E"]:
-    """Both features of classes beside each other [whole; of patches], if need be newly encoded."""
+    """Returns class features [whole; patches], concatenated; encodes them if not cached."""
     if not model.cache_texts:
         return _encoded(model, class_names, templates, batch_size)
     spec = None if model.description.tokenizer is None else model.tokenizer.spec()
     described = json.dumps([model.text_fingerprint, spec, list(class_names), list(templates)])
     name = hashlib.sha256(described.encode()).hexdigest()
     file = cache_folder() / "text_features" / f"{name}.npy"
-    # Processes have cache folders of their own; to encode they are all needed.
+    # Each process has a separate cache folder, but encoding needs all processes.
     if processes.gathered([file.is_file()]).all():
         return np.load(file)
     features = _encoded(model, class_names, templates, batch_size)
@@ -154,7 +155,7 @@ def _encoded(
     dim, at_once = model.description.vision.dim, max(_PROMPTS // len(templates), 1)
     blocks = [class_names[i : i + at_once] for i in range(0, len(class_names), at_once)]
     found = []
-    # A bar for what takes long only.
+    # Show a progress bar only if there are several blocks.
     for names in watched(blocks, "block", "encoding prompts") if len(blocks) > 1 else blocks:
         prompts = [filled(template, name) for name in names for template in templates]
         features = model.embed_texts(prompts, batch_size)
@@ -164,7 +165,7 @@ def _encoded(
 
 
 def _averaged(features: Float[np.ndarray, "p D"], templates: int) -> Float[np.ndarray, "c D"]:
-    """Normalised, averaged over the templates of each class, and normalised again."""
-    # The prompts of a class follow each other: [c * templates D] -> [c templates D].
+    """Normalises features, averages over the templates of each class, and normalises again."""
+    # Prompts of the same class are adjacent: [c * templates D] -> [c templates D].
     rows = normalized(jnp.asarray(features)).reshape(-1, templates, features.shape[1])
     return np.asarray(normalized(rows.mean(axis=1)))

@@ -1,4 +1,4 @@
-"""What `Model.classify` and `Model.segment` return."""
+"""Result types returned by `Model.classify` and `Model.segment`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Classification:
 
     Attributes:
         class_names: the c classes.
-        cosines: similarities of n images and c classes [n c].
-        logit_scale: of the model.
+        cosines: similarities between n images and c classes [n c].
+        logit_scale: the model's logit scale.
     """
 
     class_names: tuple[str, ...]
@@ -42,7 +42,7 @@ class Classification:
         return odds / odds.sum(axis=1, keepdims=True)
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
-        """For each image the k most probable classes and their probabilities, best first."""
+        """Returns the k most probable classes with probabilities for each image, best first."""
         return [
             [(self.class_names[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:k]]
             for row in self.probabilities
@@ -51,12 +51,12 @@ class Classification:
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """An image, and the class of each of its pixels.
+    """An image and the class of each pixel.
 
     Attributes:
         image: upright RGB.
-        class_names: the classes, the background last if there is one.
-        protocol: how it was made.
+        class_names: the classes, with the background last if there is one.
+        protocol: name of the protocol that produced the segmentation.
         dense: scores at the protocol's resolution.
     """
 
@@ -67,30 +67,30 @@ class Segmentation:
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, "h w"]:
-        """The class of every pixel of the image."""
+        """The class of every pixel in the image."""
         return self.dense.labels(self.image.height, self.image.width)
 
     @functools.cached_property
     def scores(self) -> Float[np.ndarray, "gh gw t"]:
-        """Scores of texts at the protocol's resolution: softmax values (slide) or cosines.
+        """Text scores at the protocol's resolution: softmax values (slide) or cosines.
 
-        There is one text a class, except that background words follow the classes and a background
-        by score has none.
+        There is one text per class, with two exceptions: background words follow the classes, and a
+        background defined by a score threshold has no text.
         """
         return self.dense.scores()
 
     def mask(self) -> Image.Image:
-        """The labels as an 8-bit greyscale image, a value a class (16 bits for over 256)."""
+        """Returns an 8-bit greyscale image with one value per class (16 bits for over 256)."""
         wide = len(self.class_names) > 256
         return Image.fromarray(self.labels.astype(np.uint16 if wide else np.uint8))
 
     def overlay(self) -> Image.Image:
-        """The image under the colours of its classes, with a legend."""
-        # Every pixel has a class, also where there are so many that one has the number of none.
+        """Draws the class colours over the image, with a legend."""
+        # Every pixel has a class: with more than 255 classes, 255 is a real label, not "ignored".
         return visualize.segmentation_overlay(self.image, self.labels, self.class_names, ignored=-1)
 
     def heat_maps(self) -> Image.Image:
-        """The scores of every class over the image, those of an added background left out."""
+        """Draws the scores of every class over the image, except for an added background."""
         texts = self.dense.texts
         shown = [n for n, label in enumerate(texts.classes) if label != texts.background]
         names = [self.class_names[texts.classes[n]] for n in shown]

@@ -1,4 +1,4 @@
-"""The one way from a module and arrays to a compiled result, and the checks of what enters it."""
+"""Compiles and runs module methods, and checks the inputs."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def run_method(
     pixels: Preprocessing | None = None,
     **options: Any,
 ) -> Any:
-    """One method of a module as a pure function, compiled once per module, options and shapes.
+    """Runs a module method as a pure function, compiled once per module, options and shapes.
 
     Args:
-        graphdef, arrays: of the module.
-        method: name of the method.
-        rows: first argument of the method: images [b h w 3], or tokens [b l] or [b t d].
-        mesh: the mesh that the arrays lie on; None runs on the device of the arrays.
+        graphdef, arrays: the split module.
+        method: method name.
+        rows: first method argument: images [b h w 3], or tokens [b l] or [b t d].
+        mesh: the mesh on which the arrays are placed; None runs on the arrays' device.
         pixels: given for uint8 images, which are then normalised and stretched to whole patches
             inside the compiled function.
-        options: the other arguments of the method, which must be hashable.
+        options: the other method arguments, which must be hashable.
     """
     leaves = jax.tree.leaves((arrays, rows))
-    # Options are for the outermost function only, which is not this one inside a user's own jit.
+    # Compiler options apply only to the outermost jit: omit them when a caller already traces.
     inside = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     dtypes = {str(leaf.dtype) for leaf in leaves}
     compiled = _compiled(() if inside else tuple(compiler_options(dtypes).items()))
-    # The mesh is part of jit's cache key, so that activations are pinned where there is one.
+    # The mesh is part of jit's cache key, so that activations are pinned if there is a mesh.
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         return compiled(graphdef, arrays, method, tuple(sorted(options.items())), pixels, rows)
 
@@ -77,7 +77,7 @@ def _run_method(
 
 
 def checked_images(images: Any) -> Float[Array, "b h w 3"]:
-    """Images as an array, or a `UserError` that says what is expected."""
+    """Returns images as an array, or raises a `UserError` that states the expected format."""
     array = images if isinstance(images, jax.Array) else np.asarray(images)
     if array.ndim != 4 or array.shape[-1] != 3 or not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(
@@ -88,9 +88,9 @@ def checked_images(images: Any) -> Float[Array, "b h w 3"]:
 
 
 def checked_tokens(tokens: Any, vocabulary_size: int) -> Int[Array | np.ndarray, "b l"]:
-    """Token rows as an array, or a `UserError` that says what is expected.
+    """Returns token rows as an array, or raises a `UserError` that states the expected format.
 
-    Ids of an array on devices are not looked at: that would wait for the devices.
+    IDs in a device array are not checked, because the check would block on the devices.
     """
     array = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
     if array.ndim != 2 or array.dtype.kind not in "iu":

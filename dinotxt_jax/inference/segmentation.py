@@ -1,7 +1,7 @@
-"""Open-vocabulary segmentation: every pixel gets the class whose text is most similar to its patch.
+"""Open-vocabulary segmentation: each pixel gets the class whose text is most similar to the patch.
 
-`inference.protocols` says how an image is cut into windows and how their patch tokens become
-scores; this module encodes the windows of many images in batches.
+`inference.protocols` defines how an image is cut into windows and how patch tokens become scores;
+this module encodes windows from many images in batches.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ def segment(
     config: SegmentationConfig,
     batch_size: int,
 ) -> Iterator[DenseScores]:
-    """Scores of RGB images, one after the other; images are taken as they are needed.
+    """Yields the scores of RGB images in input order; images are read lazily.
 
     Args:
         model: the model.
         images: RGB.
-        texts: what pixels are compared with.
-        config: protocol and sizes, as `protocols.check_protocol` accepts them.
-        batch_size: windows encoded at once, of as many images as it takes.
+        texts: text features that pixels are compared with.
+        config: protocol and sizes, already accepted by `protocols.check_protocol`.
+        batch_size: number of windows encoded at once; a batch may span several images.
 
     Raises:
-        UserError: an image too narrow to be resized.
+        UserError: an image is too narrow to be resized.
     """
     protocol, patch = PROTOCOLS[config.protocol], model.description.vision.patch_size
-    # The canvases of every image that is not finished, in the order of the images.
+    # Canvases of each unfinished image, in image order.
     unfinished: collections.deque[list[Canvas]] = collections.deque()
-    # Windows to encode: where their maps go, top, left, pixels [s s 3].
+    # Windows to encode: canvas for the map, top, left, pixels [s s 3].
     queue: list[tuple[Canvas, int, int, UInt8[np.ndarray, "s s 3"]]] = []
 
     def flush() -> Iterator[DenseScores]:
         tokens = model.window_tokens(np.stack([pixels for *_, pixels in queue]), batch_size)
-        # Texts are not on a device yet: tokens may lie on those of several processes.
+        # Texts stay on the host here, because tokens may be on devices from several processes.
         maps = protocol.window_maps(tokens, texts)
         if len(maps.sharding.device_set) > 1:
-            maps = jnp.asarray(processes.on_host(maps))  # canvases lie on the first device
+            maps = jnp.asarray(processes.on_host(maps))  # canvases are on the first device
         for row, (canvas, top, left, pixels) in enumerate(queue):
             canvas.add(maps, row, top, left, pixels.shape[0])
-            # At once: the canvases of a whole batch need not fit in memory.
+            # Yield immediately: canvases for a whole batch might not fit in memory.
             while unfinished and all(canvas.left == 0 for canvas in unfinished[0]):
                 yield protocol.scores(unfinished.popleft(), texts, config)
         queue.clear()

@@ -1,4 +1,4 @@
-"""The text that `repr` gives for a loaded model: size, tokenizer, preprocessing."""
+"""Builds the `repr` text for a loaded model: size, tokenizer, preprocessing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PARTS = {"backbone": "backbone", "head": "vision head", "text": "text transform
 
 
 def summary(title: str, description: ModelDescription, arrays: Mapping[str, Any]) -> str:
-    """Several lines that describe a model.
+    """Returns several lines that describe a model.
 
     Args:
-        title: the class of the model.
+        title: the model's class name.
         description: the content of `model.json`.
-        arrays: the arrays of each part: "backbone", and "head" and "text" if there are any.
+        arrays: the arrays of each part: "backbone", and "head" and "text" if present.
     """
     lines = [f"{title} ({_size(arrays)})"]
     for part, name in _PARTS.items():
@@ -36,7 +36,7 @@ def summary(title: str, description: ModelDescription, arrays: Mapping[str, Any]
 
 
 def _size(arrays: Any) -> str:
-    """Number of parameters, dtypes and memory."""
+    """Returns the parameter count, dtypes and memory as text."""
     leaves = jax.tree.leaves(arrays)
     count = sum(leaf.size for leaf in leaves)
     dtypes = " and ".join(sorted({str(leaf.dtype) for leaf in leaves}))

@@ -1,6 +1,6 @@
-"""One block, one way to stack it: what every transformer here is made of.
+"""The transformer block and the layer scan that every model here is built from.
 
-Shapes: b batch, n tokens, d width of the residual stream, h heads, k width of a head, f hidden
+Shapes: b batch, n tokens, d width of the residual stream, h heads, k head width, f hidden
 width of the MLP, l layers.
 """
 
@@ -26,10 +26,11 @@ from dinotxt_jax.sharding import constrain
 
 
 def initializers(config: BlockConfig) -> tuple[Initializer, Initializer, Initializer]:
-    """Initialisers of what reads the stream, of fc1/gate/up, and of what writes back.
+    """Returns the initialisers for the qkv projection, for fc1/gate/up, and for output projections.
 
-    "clip" is the text transformer's rule: attention in dim^-0.5, fc (2 dim)^-0.5, out
-    dim^-0.5 (2 num_layers)^-0.5.
+    The output projections are attention out and fc2/down, which write to the residual stream.
+    "clip" is the text transformer's rule, with the standard deviations dim^-0.5 for qkv,
+    (2 dim)^-0.5 for fc1/gate/up, and dim^-0.5 (2 num_layers)^-0.5 for output projections.
     """
     if config.initialization == "clip":
         width = config.dim**-0.5
@@ -72,7 +73,7 @@ class Attention(nnx.Module):
         rotation: Rotation | None = None,
         segment_ids: Int[Array, "b n"] | None = None,
     ) -> Float[Array, "b n d"]:
-        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)
+        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # [b n 3 h k] -> 3 x [b n h k]
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         y = attention(
@@ -88,7 +89,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """fc2(gelu(fc1(x))) with the exact (erf) GELU."""
+    """Computes fc2(gelu(fc1(x))) with the exact (erf) GELU."""
 
     def __init__(self, config: BlockConfig, *, dtypes: DTypes):
         _, into, out = initializers(config)
@@ -102,7 +103,7 @@ class Mlp(nnx.Module):
 
 
 class SwiGlu(nnx.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+    """Computes down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
     def __init__(self, config: BlockConfig, *, dtypes: DTypes):
         _, into, out = initializers(config)
@@ -117,7 +118,10 @@ class SwiGlu(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attention(norm1(x)), then + mlp(norm2(x)), each branch with LayerScale and drop path."""
+    """A pre-norm block: x + attention(norm1(x)), then x + mlp(norm2(x)).
+
+    Each branch has optional LayerScale and drop path.
+    """
 
     def __init__(self, config: BlockConfig, *, dtypes: DTypes):
         self.drop_path = config.drop_path
@@ -159,7 +163,10 @@ ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 
 
 def stack(module: ModuleT, num_layers: int) -> ModuleT:
-    """`num_layers` modules like this one as a single one, its arrays with a "layers" dimension."""
+    """Adds a leading "layers" dimension to every array declaration in the module, in place.
+
+    The returned module declares the arrays for `num_layers` layers; `apply_stack` runs it.
+    """
     for _, variable in nnx.iter_graph(module):
         if isinstance(variable, nnx.Variable):
             shape = (num_layers, *variable.shape)
@@ -179,26 +186,27 @@ def apply_stack(
     segment_ids: Int[Array, "b n"] | None = None,
     keep: Sequence[int] = (),
 ) -> tuple[Float[Array, "b n d"], Float[Array, "l b n d"]]:
-    """Runs stacked blocks one after the other with `jax.lax.scan`.
+    """Runs stacked blocks in sequence with `jax.lax.scan`.
 
     Args:
-        blocks: what `stack` returned.
+        blocks: a module returned by `stack`.
         x: tokens.
-        drop: randomness for drop path; None evaluates without.
-        remat: what the backward pass recomputes: "none", "full" (everything), "dots" (all but
-            matrix products).
+        drop: randomness for drop path; None disables drop path.
+        remat: recomputation in the backward pass: "none", "full" (everything), "dots" (everything
+            except matrix products).
         rotation: rotary positions of the tokens, the same in every block.
-        segment_ids: which tokens of a row see each other (`attention`).
-        keep: numbers of blocks, from 0, whose outputs are returned too; only these take memory.
+        segment_ids: tokens attend only to tokens with the same ID in the same row (`attention`).
+        keep: indices of the blocks, from 0, whose outputs are also returned; only these outputs
+            use memory.
 
     Returns:
-        The last block's output, and those of the blocks `keep`, in that order.
+        The output of the last block, and the outputs of the blocks in `keep`, in that order.
     """
     graphdef, state = nnx.split(blocks)
     arrays = nnx.to_pure_dict(state)
     num_layers = jax.tree.leaves(arrays)[0].shape[0]
-    # The scan carries one buffer of all requested outputs, [slots b n d], because its stacked
-    # results would hold every layer. slots[i] is where block i writes; unrequested layers write to
+    # The scan carries one buffer of the requested outputs, [slots b n d], because stacked scan
+    # results would store every layer. slots[i] is the slot for block i; unrequested layers write to
     # a scratch slot at the end, so that all blocks run the same program.
     slots = np.full(num_layers, len(keep))
     slots[list(keep)] = np.arange(len(keep))
@@ -206,6 +214,7 @@ def apply_stack(
     def body(carry: Any, layer: Any) -> tuple[Any, None]:
         x, kept = carry  # [b n d], [slots b n d]
         block_arrays, number, slot = layer
+        # The scan slices off the "layers" dimension: these are the arrays of one ordinary block.
         block = nnx.merge(graphdef, block_arrays)
         x = block(x, for_part(drop, number), rotation, segment_ids)
         if keep:

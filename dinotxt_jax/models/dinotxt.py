@@ -1,7 +1,9 @@
-"""dino.txt: a frozen vision transformer, a trainable head on it, and a text transformer.
+"""dino.txt: a frozen vision transformer with a trainable head, and a text transformer.
 
-Source: `dinov2/hub/dinotxt.py` and `dinov2/eval/text/` of facebookresearch/dinov2;
+Source: `dinov2/hub/dinotxt.py` and `dinov2/eval/text/` in facebookresearch/dinov2;
 arXiv 2412.16334.
+
+Shapes: b batch, t all tokens, n patch tokens, d backbone width, D descriptor width.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 
 class VisionHead(nnx.Module):
-    """Blocks and a LayerNorm on top of all tokens of the backbone; without blocks, neither."""
+    """Transformer blocks and a LayerNorm over all backbone tokens; the identity for 0 blocks."""
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class VisionHead(nnx.Module):
     def __call__(
         self, tokens: Float[Array, "b t d"], drop: DropPath | None = None
     ) -> Float[Array, "b t d"]:
-        """The head's tokens; `drop` turns drop path on."""
+        """Returns the head's output tokens; `drop` enables drop path."""
         if not self.num_blocks:
             return tokens
         x = tokens.astype(self.dtypes.compute)
@@ -74,20 +76,21 @@ class VisionHead(nnx.Module):
 
 
 class ImageFeatures(NamedTuple):
-    """What the head makes of an image: class token [b d], patch tokens [b n d]."""
+    """Head outputs for a batch: class token [b d], patch tokens [b n d]."""
 
     class_token: jax.Array
     patch_tokens: jax.Array
 
 
 class DinoTxt(nnx.Module):
-    """Image descriptors [class token; pooled patch tokens] and text features, comparable by cosine.
+    """Computes image descriptors and text features that are compared by cosine similarity.
 
-    With a head of no blocks and the pooling "none" this is LiT (arXiv 2111.07991): a locked image
-    tower whose class token alone is compared.
+    An image descriptor is [class token; pooled patch tokens]. With a 0-block head and pooling
+    "none" this is LiT (arXiv 2111.07991): a locked image tower that is compared by the class token
+    alone.
 
-    Sub-modules, and so the names at the top of every tree of arrays: `backbone` (frozen), `head`,
-    `text` and `logit_scale` (trained).
+    The sub-module names are the top-level keys in every array tree: `backbone` (frozen), and
+    `head`, `text` and `logit_scale` (trained).
     """
 
     def __init__(
@@ -102,11 +105,11 @@ class DinoTxt(nnx.Module):
     ):
         """Args:
         config: architecture.
-        dtypes: precisions of what is trained.
-        frozen_dtypes: precisions of the backbone; `dtypes` if not given.
-        drop_path: of the head's blocks, in training.
-        remat: what the backward pass recomputes (`blocks.apply_stack`).
-        attention: how attention is computed (`models.attention`).
+        dtypes: precisions of the trained modules.
+        frozen_dtypes: precisions of the backbone; defaults to `dtypes`.
+        drop_path: drop rate of the head's blocks in training.
+        remat: rematerialization policy for the backward pass (`blocks.apply_stack`).
+        attention: implementation of attention (`models.attention`).
         """
         self.config = config
         common: dict[str, Any] = dict(attention=attention)
@@ -114,19 +117,19 @@ class DinoTxt(nnx.Module):
         self.backbone = VisionTransformer(config.vision, dtypes=frozen_dtypes or dtypes, **common)
         self.head = VisionHead(config.head, config.vision.dim, drop_path=drop_path, **trained)
         self.text = TextTransformer(config.text, **trained)
-        # At least float32: between 2 and 4 bfloat16 has steps of 1/64, and updates of the scale
-        # are smaller than that.
+        # At least float32: bfloat16 has a spacing of 1/64 between 2 and 4, and updates to the
+        # scale are smaller than that.
         dtype = jnp.promote_types(dtypes.parameters, "float32").name
         self.logit_scale = parameter(Constant(INITIAL_LOGIT_SCALE), (), (), dtype)
 
     def encode_image(
         self, images: Float[Array, "b h w 3"], normalize: bool = False
     ) -> Float[Array, "b D"]:
-        """The descriptor of normalised images, D = 2 d."""
+        """Returns descriptors for normalised images; D = 2 d, or d with pooling "none"."""
         return self.describe_tokens(self.backbone.tokens(images), normalize)
 
     def encode_patches(self, images: Float[Array, "b h w 3"]) -> ImageFeatures:
-        """The head's class token [b d] and patch tokens as a grid [b gh gw d]."""
+        """Returns the head's class token [b d] and the patch tokens as a grid [b gh gw d]."""
         features = self.encode_tokens(self.backbone.tokens(images))
         patches = features.patch_tokens
         grid = self.backbone.grid(images)
@@ -137,19 +140,22 @@ class DinoTxt(nnx.Module):
     def encode_tokens(
         self, tokens: Float[Array, "b t d"], drop: DropPath | None = None
     ) -> ImageFeatures:
-        """The head on [class, registers, patches] of the backbone; `drop` turns drop path on."""
+        """Applies the head to backbone tokens [class, registers, patches].
+
+        `drop` enables drop path. The head sees the registers, but its outputs for them are dropped.
+        """
         head = self.head(tokens, drop)
         return ImageFeatures(head[:, 0], head[:, 1 + self.config.vision.num_registers :])
 
     def describe_tokens(
         self, tokens: Float[Array, "b t d"], normalize: bool = False
     ) -> Float[Array, "b D"]:
-        """The descriptor of images whose backbone tokens are at hand."""
+        """Returns image descriptors computed from backbone tokens."""
         descriptor = self.descriptor(self.encode_tokens(tokens))
         return normalized(descriptor) if normalize else descriptor
 
     def descriptor(self, features: ImageFeatures) -> Float[Array, "b D"]:
-        """[class token; pooled patch tokens], in float32 or wider, not normalised."""
+        """Returns [class token; pooled patch tokens] in float32 or wider, not normalised."""
         class_token = wide(features.class_token)
         if self.config.head.pooling == "none":
             return class_token
@@ -162,16 +168,16 @@ class DinoTxt(nnx.Module):
         normalize: bool = False,
         packing: Packing | None = None,
     ) -> Float[Array, "b D"]:
-        """Features of token rows, one text each or packed (`TextTransformer`).
+        """Returns text features in float32 or wider.
 
-        They are in float32 or wider.
+        A token row contains one text, or several with `packing` (`TextTransformer`).
         """
         features = wide(self.text(tokens, packing))
         return normalized(features) if normalize else features
 
 
 def pool(patches: Float[Array, "b n d"], pooling: str) -> Float[Array, "b d"]:
-    """Patch tokens to one vector: "mean", "max", or "gem" (generalised mean, p = 3)."""
+    """Pools patch tokens into one vector: "mean", "max", or "gem" (generalised mean, p = 3)."""
     if pooling == "mean":
         return patches.mean(axis=1)
     if pooling == "max":
@@ -182,12 +188,12 @@ def pool(patches: Float[Array, "b n d"], pooling: str) -> Float[Array, "b d"]:
 
 
 def wide(features: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Features in float32, or in their own dtype where that is wider (float64)."""
+    """Casts features to float32; wider features (float64) are returned unchanged."""
     return features.astype(jnp.promote_types(features.dtype, "float32"))
 
 
 def normalized(features: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-    """Each row divided by its L2 norm (at least 1e-12), in float32 or wider."""
+    """Divides each row by the row's L2 norm (at least 1e-12), in float32 or wider."""
     rows = wide(features)
     norm = jnp.sqrt(jnp.sum(jnp.square(rows), axis=-1, keepdims=True))
     return rows / jnp.maximum(norm, 1e-12)

@@ -1,14 +1,14 @@
-"""Initial values of arrays: drawn on the host, and the same on every mesh.
+"""Initial values of arrays, sampled on the host and identical on every mesh.
 
-Values are drawn in blocks of consecutive rows of a layer (an array that is not stacked is a single
-layer). The generator of a block is Philox with the key
+Values are sampled in blocks. A block contains consecutive rows of one layer (an array that is not
+stacked counts as a single layer). The random generator for a block is Philox with the key
 
     sha256("SEED PATH LAYER BLOCK")    for example "0 text.blocks.mlp.fc1.kernel 11 3"
 
-so that a value depends on the seed, on the array's path and shape, and on its place in the array,
-but not on the mesh, on the number of processes, or on the other arrays of the model. A process
-draws only blocks that its devices hold a part of, and keeps its parts of one array at a time.
-Nothing is compiled: compiling the same draws took 11 CPU-seconds in every new run.
+so that a value depends on the seed, on the array's path and shape, and on the position in the
+array, but not on the mesh, on the number of processes, or on other arrays in the model. A process
+samples only blocks that overlap the shards on its devices, and holds the host shards for one array
+at a time. Nothing is compiled: compiling the same sampling took 11 CPU-seconds in every new run.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from jaxtyping import Float
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """Fills an array with a number, or with numbers that broadcast to its shape."""
+    """Fills an array with a number, or with numbers that broadcast to the array shape."""
 
     value: float | tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """Draws from N(0, stddev^2).
+    """Samples from N(0, stddev^2).
 
-    The official `trunc_normal_(std=0.02)` cuts at -2 and 2, which is 100 standard deviations: no
-    draw ever reaches that, so this is the same distribution.
+    The official `trunc_normal_(std=0.02)` truncates at -2 and 2, which is 100 standard deviations.
+    No sample ever reaches these bounds, so this is the same distribution.
     """
 
     stddev: float
@@ -46,35 +46,36 @@ class Normal:
 
 Initializer = Constant | Normal
 
-# Elements of a block: small enough that threads share the work, large enough that setting up a
-# generator costs nothing beside its draws.
+# Elements per block: small enough that threads share the work, and large enough that creating a
+# generator costs nothing compared with sampling the block.
 _BLOCK = 2**18
-# First and last index (exclusive) on every dimension.
+# First and last index (exclusive) in every dimension.
 Bounds = tuple[tuple[int, int], ...]
 
 
 def initial_array(
     initializer: Initializer, abstract: jax.ShapeDtypeStruct, seed: int, path: str, stacked: bool
 ) -> jax.Array:
-    """An array with its initial values, every device's part made for that device.
+    """Returns an array with initial values, built shard by shard for the local devices.
 
     Args:
         initializer: distribution of the values.
         abstract: shape, dtype and sharding.
-        seed: seed of the run.
-        path: names that lead to the array in the model, with dots between them.
-        stacked: the first dimension counts layers.
+        seed: run seed.
+        path: the array's dotted path in the model.
+        stacked: whether the first dimension is the layer dimension.
     """
     shape, sharding = abstract.shape, abstract.sharding
     if isinstance(initializer, Constant):
         values = np.broadcast_to(np.asarray(initializer.value, abstract.dtype), shape)
         return jax.make_array_from_callback(shape, sharding, lambda index: values[index].copy())
     held = sharding.addressable_devices_indices_map(shape).values()
+    # One host buffer per distinct shard; replicas share a buffer because the bounds are the key.
     parts = {
         bounds: np.empty([last - first for first, last in bounds], abstract.dtype)
         for bounds in {_bounds(index, shape) for index in held}
     }
-    # Seen as [layers rows ...], whether the array is stacked or not.
+    # Views of the buffers as [layers rows ...]. An unstacked array gets a leading dimension of 1.
     layered = shape if stacked else (1, *shape)
     views = {
         (bounds if stacked else ((0, 1), *bounds)): (part if stacked else part[None])
@@ -85,12 +86,15 @@ def initial_array(
     def fill(place: tuple[int, int]) -> None:
         layer, block = place
         first, last = block * rows, min((block + 1) * rows, layered[1])
+        # Blocks that overlap no local shard are not sampled.
         overlapping = [bounds for bounds in views if _overlap(bounds, layer, first, last)]
         if not overlapping:
             return
         name = f"{seed} {path} {layer} {block}"
+        # The whole block [rows ...] is sampled, so that values do not depend on the sharding.
         values = _normal(name, (last - first, *layered[2:])) * np.float32(initializer.stddev)
         for bounds in overlapping:
+            # Copy the intersection of block rows [first, last) and shard rows [low, high).
             (first_layer, _), (low, high), *others = bounds
             low_row, high_row = max(low, first), min(high, last)
             columns = tuple(slice(*pair) for pair in others)
@@ -105,17 +109,17 @@ def initial_array(
 
 
 def _bounds(index: Any, shape: Sequence[int]) -> Bounds:
-    """The slices of `index` as numbers, which can be the key of a dict."""
+    """Converts the slices in `index` to (first, last) pairs, which are hashable dict keys."""
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
 def _overlap(bounds: Bounds, layer: int, first: int, last: int) -> bool:
-    """Whether a part holds elements of rows `first` to `last` of a layer."""
+    """Returns whether a shard overlaps rows `first` to `last` (exclusive) in a layer."""
     (first_layer, last_layer), (low, high), *_ = bounds
     return first_layer <= layer < last_layer and low < last and first < high
 
 
 def _normal(name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Draws from N(0, 1), float32, by a generator that the name determines."""
+    """Samples N(0, 1) in float32 with a generator seeded by `name`."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
     return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)

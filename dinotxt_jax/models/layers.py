@@ -1,8 +1,9 @@
-"""The parts with parameters that blocks are made of, and how a parameter is declared.
+"""Layers with parameters that blocks are built from, and parameter declarations.
 
-A module declares its arrays and does not make them: shape, dtype, initialiser and the logical name
-of every dimension (`dinotxt_jax.sharding`). From that declaration come the abstract array, its
-sharding and its initial value; or the array is read from disk.
+A module declares arrays and does not allocate them. A declaration contains the shape, the dtype,
+the initialiser and a logical name for every dimension (`dinotxt_jax.sharding`). The abstract array
+and the sharding are derived from the declaration; the values are initialised from it or read from
+disk.
 
 Shapes: b batch, d width of the residual stream.
 """
@@ -28,14 +29,14 @@ from dinotxt_jax.storage.quantized_kernels import quantized
 
 @dataclasses.dataclass(frozen=True)
 class DTypes:
-    """The three precisions of a model.
+    """Model precisions.
 
     Attributes:
-        parameters: what parameters are stored in.
-        compute: what matrix products run in (and activations are kept in).
-        normalization: softmax, LayerNorm statistics and pooling of features.
-        products: "none", or the 8-bit dtype that kernels of blocks are stored in and multiplied in
-            (`models.quantization`): of arrays that are not trained.
+        parameters: storage dtype for parameters.
+        compute: dtype for matrix products and activations.
+        normalization: dtype for softmax, LayerNorm statistics and feature pooling.
+        products: "none", or the 8-bit dtype for storing and multiplying block kernels
+            (`models.quantization`); only for arrays that are not trained.
     """
 
     parameters: str = "float32"
@@ -55,10 +56,10 @@ def parameter(
 
 
 class Dense(nnx.Module):
-    """`x @ kernel + bias` over one or several trailing dimensions.
+    """Computes `x @ kernel + bias` over one or several trailing dimensions.
 
     With `use_bias_mask` the bias is multiplied by a stored mask (DINOv3's keys have no bias). With
-    8-bit `dtypes.products` the kernel has factors per output channel beside it.
+    8-bit `dtypes.products` the kernel is stored with a scale per output channel.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Dense(nnx.Module):
             summed = tuple(range(len(inputs)))
             wide = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
             pair = jax.eval_shape(lambda values: quantized(values, dtypes.products, summed), wide)
-            # Without an initialiser: 8-bit kernels are made from stored ones.
+            # No initialiser: 8-bit kernels are quantized from stored kernels.
             kernel, scale = (
                 nnx.Param(array, logical_axes=axes, initializer=None) for array in pair
             )
@@ -104,7 +105,7 @@ class Dense(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm over the last dimension, statistics in `dtypes.normalization`."""
+    """LayerNorm over the last dimension, with statistics in `dtypes.normalization`."""
 
     def __init__(self, dim: int, epsilon: float, *, dtypes: DTypes):
         self.epsilon = epsilon
@@ -122,7 +123,7 @@ class LayerNorm(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-    """A learned factor per channel on a branch's output (arXiv 2103.17239)."""
+    """Multiplies a branch's output by a learned factor per channel (arXiv 2103.17239)."""
 
     def __init__(self, dim: int, initial: float, *, dtypes: DTypes):
         self.scale = parameter(Constant(initial), (dim,), ("embed",), dtypes.parameters)
@@ -132,11 +133,11 @@ class LayerScale(nnx.Module):
 
 
 def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
-    """Shapes, dtypes and shardings of a module's arrays, as a nested dict.
+    """Returns the shapes, dtypes and shardings of a module's arrays as a nested dict.
 
     Args:
-        module: makes the module.
-        mesh: None puts everything on the first device.
+        module: a function that constructs the module.
+        mesh: device mesh; None places every array on the first device.
     """
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -155,20 +156,21 @@ def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
 
 
 def logical_axes(module: nnx.Module) -> Any:
-    """The dimension names of a module's arrays, as a nested dict of tuples."""
+    """Returns the dimension names of a module's arrays as a nested dict of tuples."""
     return _of_variables(lambda variable: variable.get_metadata("logical_axes"), module)
 
 
 def initial_arrays(module: nnx.Module, abstract: Any, seed: int) -> Any:
-    """Arrays of a module with their initial values (`initialization`), as a nested dict.
+    """Returns a module's arrays with initial values (`initialization`) as a nested dict.
 
     Args:
         module: declares the arrays.
-        abstract: shapes, dtypes and shardings (`abstract_arrays`) of the parts to be made, by name.
-        seed: seed of the run.
+        abstract: shapes, dtypes and shardings (`abstract_arrays`) of the sub-modules to
+            initialise, keyed by name.
+        seed: run seed.
 
     Raises:
-        ValueError: 8-bit kernels, which have no initial value.
+        ValueError: the module has 8-bit kernels, which have no initial value.
     """
 
     def draw(variable: nnx.Variable, path: Any, struct: jax.ShapeDtypeStruct) -> jax.Array:
@@ -188,6 +190,6 @@ def initial_arrays(module: nnx.Module, abstract: Any, seed: int) -> Any:
 
 
 def _of_variables(function: Callable[[nnx.Variable], Any], module: nnx.Module) -> Any:
-    """The results of a function of every variable of a module, as a nested dict."""
+    """Applies a function to every variable in a module and returns a nested dict."""
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
     return nnx.to_pure_dict(jax.tree.map(function, nnx.state(module), is_leaf=is_variable))

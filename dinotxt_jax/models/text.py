@@ -1,6 +1,9 @@
-"""The text transformer of dino.txt: causal, pre-norm, features at the end-of-text token.
+"""The dino.txt text transformer: causal, pre-norm, with features read at the end-of-text token.
 
-Source: `dinov2/eval/text/` and `dinov2/hub/text/` of facebookresearch/dinov2; arXiv 2412.16334.
+Source: `dinov2/eval/text/` and `dinov2/hub/text/` in facebookresearch/dinov2; arXiv 2412.16334.
+
+Shapes: b texts, or rows inside the transformer; l row length, w transformer width, D feature
+width. Packed batches have p parts with r rows and c texts each.
 """
 
 from __future__ import annotations
@@ -20,15 +23,16 @@ from dinotxt_jax.sharding import constrain
 
 
 class Packing(NamedTuple):
-    """Where the texts are in token rows that hold several, for each of p parts of a batch.
+    """Text locations in packed token rows, which contain several texts each.
 
-    What is gathered for a part lies in that part, so that nothing crosses devices where p is a
-    multiple of their number. `dinotxt_jax.data.packing` makes such rows.
+    A batch is divided into p parts. Each part gathers only from tokens in the same part, so that
+    nothing crosses devices if p is a multiple of the device count. `dinotxt_jax.data.packing`
+    makes packed rows.
 
     Attributes:
-        segment_ids: int[p r l], the number of a token's text in its row; 0 is padding.
-        positions: int[p r l], of a token in its text.
-        row, column: int[p c], where the end of each text is, `row` counted within the part.
+        segment_ids: int[p r l], each token's text number in the row; 0 is padding.
+        positions: int[p r l], each token's position in the text.
+        row, column: int[p c], location of each end-of-text token; `row` counts within the part.
     """
 
     segment_ids: jax.Array
@@ -38,7 +42,7 @@ class Packing(NamedTuple):
 
 
 class TextTransformer(nnx.Module):
-    """Token ids to one feature vector a text."""
+    """Maps token IDs to one feature vector per text."""
 
     def __init__(
         self,
@@ -77,45 +81,45 @@ class TextTransformer(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "*p r l"], packing: Packing | None = None
     ) -> Float[Array, "b D"]:
-        """Features of the first end-of-text token, which has the largest id of the text.
+        """Returns features read at the first end-of-text token, the largest ID in the text.
 
-        Rows may be shorter than the context length: attention is causal, so that cutting off
-        padding behind the end-of-text changes nothing.
+        Rows may be shorter than the context length: attention is causal, so removing the padding
+        after the end-of-text token does not change the features.
 
         Args:
-            tokens: one text a row, int[b l]; or packed rows, int[p r l].
-            packing: where the texts of packed rows are, p c = b of them.
+            tokens: int[b l] with one text per row, or packed rows int[p r l].
+            packing: text locations in packed rows, for p c = b texts.
 
         Raises:
-            ValueError: rows longer than the context length.
+            ValueError: rows are longer than the context length.
         """
         if packing is None:
-            # Every row is a part with one text: p = b, c = 1. The end-of-text has the largest id.
+            # Every row is a part with one text: p = b, c = 1. End-of-text has the largest ID.
             end = jnp.argmax(tokens, axis=-1)[:, None]  # [b 1]
             hidden = self.hidden(tokens)  # [b l w]
         else:
-            # Index of each end-of-text among the r l tokens of its part.
+            # Flat index of each end-of-text token among the r l tokens in the part.
             end = packing.row * tokens.shape[-1] + packing.column  # [p c]
-            # The blocks need no parts: [p r l] -> [(p r) l].
+            # The blocks do not use the division into parts: [p r l] -> [(p r) l].
             layout = (tokens, packing.positions, packing.segment_ids)
             hidden = self.hidden(*(array.reshape(-1, tokens.shape[-1]) for array in layout))
-        # Each part gathers from its own tokens only, so that no token crosses devices.
+        # Each part gathers only from tokens in the same part, so that no token crosses devices.
         parts = self.norm(hidden).reshape(end.shape[0], -1, self.config.width)  # [p (r l) w]
         read = jnp.take_along_axis(parts, end[..., None], axis=1).reshape(-1, self.config.width)
-        # The projection acts on every token alike: projecting only the end-of-text is the same.
+        # The projection acts on each token separately, so only end-of-text tokens are projected.
         return self.projection(constrain(read, "batch", None))
 
     def embed(
         self, tokens: Int[Array, "b l"], positions: Int[Array, "b l"] | None = None
     ) -> Float[Array, "b l w"]:
-        """Token plus position embeddings, positions counting from the row's start by default."""
+        """Returns token plus position embeddings; by default positions count from the row start."""
         length = tokens.shape[1]
         if length > self.config.context_length:
             raise ValueError(
                 f"rows of {length} tokens, but the text transformer has "
                 f"{self.config.context_length} positions"
             )
-        # An id outside the table reads the nearest row; `jnp.take` would fill in NaN by default.
+        # IDs outside the table read the nearest row; `jnp.take` would return NaN by default.
         embedded = jnp.take(self.token_embedding[...], tokens, axis=0, mode="clip")
         table = self.position_embedding
         placed = table[:length] if positions is None else jnp.take(table[...], positions, axis=0)
@@ -128,7 +132,7 @@ class TextTransformer(nnx.Module):
         positions: Int[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
     ) -> Float[Array, "b l w"]:
-        """Tokens after the last block, before the final LayerNorm."""
+        """Returns the tokens after the last block, before the final LayerNorm."""
         x = self.embed(tokens, positions)
         x, _ = apply_stack(self.blocks, x, remat=self.remat, segment_ids=segment_ids)
         return x

@@ -1,8 +1,11 @@
-"""The vision transformer of DINOv2 and DINOv3; with LayerScale off also the plain ViT of timm.
+"""The DINOv2 and DINOv3 vision transformer, and timm's plain ViT when LayerScale is off.
 
-Sources: `dinov2/models/vision_transformer.py` of facebookresearch/dinov2 (arXiv 2304.07193, and
-2309.16588 for register tokens); `dinov3/models/vision_transformer.py` of facebookresearch/dinov3
-(arXiv 2508.10104), whose "storage tokens" are called registers here.
+Sources: `dinov2/models/vision_transformer.py` in facebookresearch/dinov2 (arXiv 2304.07193, and
+2309.16588 for register tokens); `dinov3/models/vision_transformer.py` in facebookresearch/dinov3
+(arXiv 2508.10104). DINOv3's "storage tokens" are called registers here.
+
+Shapes: b batch, t all tokens (1 class + r registers + n patches), d model width, gh x gw patch
+grid.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class VisionTransformer(nnx.Module):
             ("patch", "patch", "patch", "embed"),
             use_bias=True,
             initializer=Normal(0.02),
-            # What it loses no block can give back, and it is a small part of the work.
+            # The patch embedding is never quantized: precision lost here cannot be recovered by
+            # later blocks, and this product is a small part of the work.
             dtypes=dataclasses.replace(dtypes, products="none"),
         )
         stored = dtypes.parameters
@@ -73,7 +77,7 @@ class VisionTransformer(nnx.Module):
                 stored,
             )
         )
-        # Periods are never rounded to the dtype of other arrays: it would move every patch.
+        # Periods stay in float32: rounding them to a narrower dtype would shift every patch.
         periods = make_periods(config.rope_theta, dim // config.num_heads)
         self.rope_periods = (
             parameter(Constant(tuple(periods.tolist())), periods.shape, ("positions",), "float32")
@@ -89,7 +93,7 @@ class VisionTransformer(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
-        """Class, register and patch tokens of normalised images.
+        """Returns class, register and patch tokens for normalised images.
 
         Raises:
             ValueError: height or width is not a multiple of the patch size.
@@ -97,7 +101,7 @@ class VisionTransformer(nnx.Module):
         return self.split_tokens(self.tokens(images))
 
     def tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
-        """All tokens [class, registers, patches] after the final LayerNorm."""
+        """Returns all tokens [class, registers, patches] after the final LayerNorm."""
         x, _ = apply_stack(self.blocks, self.embed(images), rotation=self.rotation(images))
         return self.norm(x)
 
@@ -108,13 +112,13 @@ class VisionTransformer(nnx.Module):
         normalize: bool = True,
         as_grid: bool = False,
     ) -> list[VisionOutput]:
-        """Tokens after some blocks.
+        """Returns the tokens after each requested block.
 
         Args:
-            images: normalised.
-            layers: numbers of blocks from 0, each once.
-            normalize: apply the final LayerNorm to them.
-            as_grid: patch tokens as [b gh gw d] instead of [b n d].
+            images: normalised images.
+            layers: block indices from 0, without duplicates.
+            normalize: apply the final LayerNorm to each output.
+            as_grid: return patch tokens as [b gh gw d] instead of [b n d].
         """
         x, rotation = self.embed(images), self.rotation(images)
         _, kept = apply_stack(self.blocks, x, rotation=rotation, keep=layers)
@@ -131,12 +135,16 @@ class VisionTransformer(nnx.Module):
         ]
 
     def split_tokens(self, tokens: Float[Array, "b t d"]) -> VisionOutput:
-        """[class, registers, patches] taken apart."""
+        """Splits [class, registers, patches] into a `VisionOutput`."""
         first = 1 + self.config.num_registers
         return VisionOutput(tokens[:, 0], tokens[:, 1:first], tokens[:, first:])
 
     def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
-        """What enters the first block: patches and class token with positions, and registers."""
+        """Returns the first block's input: the embedded tokens [class, registers, patches].
+
+        Position embeddings, if the model has them, are added to the patches and (with
+        `class_position`) to the class token; registers have no position.
+        """
         patch = self.config.patch_size
         rows, columns = self.grid(images)
         patches = einops.rearrange(
@@ -145,10 +153,12 @@ class VisionTransformer(nnx.Module):
             ph=patch,
             pw=patch,
         )
+        # [b n patch patch 3] -> [b n d]: the stride-`patch` convolution as one matrix product.
         x = self.patch_embed(constrain(patches, "batch", "tokens", None, None, None))
         first = self.class_token[...][None]
         if self.position_embedding is not None:
             table = self.position_embedding[...].astype("float32")
+            # The table is [class_rows + g g, d]; row 0 belongs to the class token if it has one.
             class_rows = int(self.config.class_position)
             positions = interpolate_positions(
                 table[class_rows:], (rows, columns), self.config.position_interpolation
@@ -164,11 +174,12 @@ class VisionTransformer(nnx.Module):
         return jnp.concatenate([repeated(first), *registers, x], axis=1)
 
     def grid(self, images: Float[Array, "b h w 3"]) -> tuple[int, int]:
-        """Rows and columns of patches.
+        """Returns the number of rows and columns of patches.
 
         Raises:
-            ValueError: height or width is not a multiple of the patch size, or, for models with
-                rotary positions (which leave out a remainder, as DINOv3 does), less than a patch.
+            ValueError: height or width is smaller than a patch or, for models without rotary
+                positions, not a multiple of the patch size. Models with rotary positions crop the
+                remainder, as DINOv3 does.
         """
         patch = self.config.patch_size
         height, width = images.shape[1:3]
@@ -181,7 +192,7 @@ class VisionTransformer(nnx.Module):
         return height // patch, width // patch
 
     def rotation(self, images: Float[Array, "b h w 3"]) -> Rotation | None:
-        """Rotary positions of all tokens, for models that have them."""
+        """Returns rotary positions for all tokens, or None for models without RoPE."""
         if self.rope_periods is None:
             return None
         return make_rotation(
@@ -192,16 +203,16 @@ class VisionTransformer(nnx.Module):
 def interpolate_positions(
     table: Float[Array, "gg d"], grid: tuple[int, int], rule: str
 ) -> Float[Array, "n d"]:
-    """Position embeddings for a grid of patches.
+    """Returns position embeddings for a patch grid.
 
     Args:
-        table: the stored positions of a square grid, float32.
-        grid: rows and columns of patches wanted. A square grid of the stored size takes the table
-            as it is; everything else is interpolated.
-        rule: "antialias": Keys cubic a = -0.5, antialiased, to the size (DINOv2 with registers,
-            timm); "bicubic": a = -0.75, not antialiased, edges clamped, to the size (Dinov2 of
-            transformers); "offset": as that, but by the scale (n + 0.1) / g (official DINOv2
-            without registers, whose 0.1 guarded against rounding).
+        table: stored positions of a square grid with side g, float32.
+        grid: target rows and columns. The stored grid is returned unchanged; any other grid is
+            interpolated.
+        rule: "antialias": Keys cubic with a = -0.5, antialiased, scaled to the target size (DINOv2
+            with registers, timm); "bicubic": a = -0.75, not antialiased, edges clamped, scaled to
+            the target size (Dinov2 in transformers); "offset": like "bicubic", but with the scale
+            (n + 0.1) / g (official DINOv2 without registers, where 0.1 guards against rounding).
 
     Raises:
         ValueError: unknown rule.
@@ -213,6 +224,7 @@ def interpolate_positions(
     if rule == "antialias":
         resized = jax.image.resize(square, (*grid, square.shape[-1]), "cubic", antialias=True)
     elif rule in _SCALE_OFFSETS:
+        # Separable resampling of [g g d] with weights [gh g] and [gw g] gives [gh gw d].
         rows, columns = (cubic_weights(stored, n, _SCALE_OFFSETS[rule]) for n in grid)
         resized = jnp.einsum("in,jm,nmd->ijd", rows, columns, square, precision="highest")
     else:
@@ -226,8 +238,9 @@ _SCALE_OFFSETS = {"bicubic": 0.0, "offset": 0.1}
 
 
 def cubic_weights(stored: int, new: int, offset: float = 0.0) -> Float[np.ndarray, "n g"]:
-    """Weights of PyTorch's bicubic resampling with the scale (new + offset) / stored."""
+    """Returns PyTorch's bicubic resampling weights for the scale (new + offset) / stored."""
     a = -0.75
+    # [n]: centres of the output pixels in input coordinates, and the first of four taps for each.
     centres = (np.arange(new) + 0.5) * stored / (new + offset) - 0.5
     first = np.floor(centres).astype(int) - 1
     weights = np.zeros((new, stored))
@@ -235,6 +248,8 @@ def cubic_weights(stored: int, new: int, offset: float = 0.0) -> Float[np.ndarra
         distance = np.abs(centres - (first + tap))
         near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
         far = a * (((distance - 5) * distance + 8) * distance - 4)
+        # Taps outside the grid read the edge pixel. Several taps may share that pixel, so their
+        # weights are summed with `np.add.at`.
         index = np.clip(first + tap, 0, stored - 1)
         np.add.at(weights, (np.arange(new), index), np.where(distance <= 1, near, far))
     return weights.astype(np.float32)

@@ -1,8 +1,8 @@
-"""The persistent compilation cache, by which a restarted command does not compile again.
+"""The persistent compilation cache: a restarted command reuses compiled programs.
 
-JAX keeps compiled programs under a key of the program, its compiler options, the versions of JAX
-and of the compiler, and the devices. On CPUs the key includes the features of the processor, so
-that machines of different kinds can share a folder. Of several processes the first one writes.
+The JAX cache key contains the program, the compiler options, the JAX and compiler versions, and the
+devices. On CPUs the key includes the processor features, so that different machine types can share
+a folder. With several processes, only the first process writes.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from absl import logging
 
 OFF = "off"
 JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-# A folder that nobody chose is kept below this size, which is a few hundred runs of a large model.
+# Size limit in bytes for the default folder, enough for a few hundred runs with a large model.
 LARGEST_DEFAULT = 4 * 2**30
 _DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 _MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 
 
 def use_compilation_cache(address: str | None, default: Path) -> None:
-    """Keeps compiled programs from now on; must come before anything is compiled.
+    """Turns the compilation cache on; must be called before anything is compiled.
 
-    A folder that cannot be written is a warning: the command runs without a cache.
+    If the folder is not writable, the function logs a warning and the command runs without a cache.
 
     Args:
-        address: a folder, the address of a bucket, or "off"; None stands for the folder that
-            JAX_COMPILATION_CACHE_DIR names, or without that variable for `default`.
-        default: kept small: the programs that were not used for the longest time are removed.
+        address: a folder, a bucket address, or "off"; None uses the folder in
+            JAX_COMPILATION_CACHE_DIR, or `default` if that variable is not set.
+        default: default folder, limited to `LARGEST_DEFAULT` bytes: the least recently used
+            programs are removed.
     """
     if address == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -51,12 +52,12 @@ def use_compilation_cache(address: str | None, default: Path) -> None:
         chosen = str(folder)
     jax.config.update("jax_compilation_cache_dir", chosen)
     if _MIN_SECONDS.upper() not in os.environ:
-        # Start-up compiles many small programs, none of which reaches JAX's own limit of a second.
+        # Start-up compiles many small programs, all below JAX's default minimum of one second.
         jax.config.update(_MIN_SECONDS, 0.0)
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, or where it is missing, the folder itself."""
+    """Returns whether a folder is writable or, if the folder is missing, can be created."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -72,10 +73,11 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _compile_damaged_programs_again(folder: Path) -> None:
-    """Replaces programs that a killed process or a full disk left incomplete.
+    """Replaces cached programs that a killed process or a full disk left incomplete.
 
-    JAX then warns and compiles, but leaves the damaged file where it is, and would warn in every
-    run. Once the file is gone, JAX writes the new program.
+    When JAX reads a damaged file, it warns and compiles the program, but does not replace the file,
+    so that every run would warn again. This function installs a warning hook that deletes the file;
+    JAX then writes the new program.
     """
     show = warnings.showwarning
 
@@ -93,17 +95,17 @@ def _compile_damaged_programs_again(folder: Path) -> None:
 
 
 def _remove_unused(folder: Path, limit: int) -> None:
-    """Removes the programs that were not used for the longest time, until the others fit a limit.
+    """Removes the least recently used programs until the cache fits a size limit.
 
     Args:
-        folder: the cache.
-        limit: bytes.
+        folder: cache folder.
+        limit: size limit in bytes.
     """
     used = []
     for file in folder.glob("*-cache"):
         try:
             status = file.stat()
-        except FileNotFoundError:  # another process removes, too
+        except FileNotFoundError:  # another process also removes files
             continue
         used.append((max(status.st_atime, status.st_mtime), status.st_size, file))
     kept = 0

@@ -1,11 +1,11 @@
-"""Arrays on disk: the one module that calls Orbax (its v1 API), and TensorStore below it.
+"""Array storage on disk: the only module that calls Orbax (v1 API) and TensorStore.
 
-A tree of arrays is stored in named parts that can be read one without the others. Reading always
-states shapes, dtypes and shardings; otherwise Orbax would silently reuse the saved placement.
+An array tree is stored in named parts, and each part can be read separately. Reads always specify
+shapes, dtypes and shardings; otherwise Orbax would silently reuse the saved placement.
 
-Models larger than memory are written, and read back, one layer at a time: Orbax lays out the
-folder, and TensorStore, in whose format (Zarr v3 in an OCDBT database) Orbax stores arrays, fills
-it.
+Models larger than memory are written and read back one layer at a time: Orbax creates the folder,
+and TensorStore fills it. Orbax stores arrays in a TensorStore format (Zarr v3 in an OCDBT
+database).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from etils import epath
 from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
 
-# Orbax reports every file it opens; what matters reaches the user through our own messages.
+# Orbax logs every file it opens; our own messages report everything that the user needs.
 std_logging.getLogger("orbax").setLevel(std_logging.ERROR)
 std_logging.getLogger("absl").addFilter(
     lambda record: "/orbax/" not in record.pathname or record.levelno > std_logging.WARNING
@@ -32,7 +32,7 @@ std_logging.getLogger("absl").addFilter(
 
 
 def _absolute(path: epath.PathLike) -> str:
-    """What Orbax wants: local paths absolute, gs:// paths as they are."""
+    """Returns a path as Orbax requires it: local paths absolute, gs:// paths unchanged."""
     path = epath.Path(path)
     return str(path if path.is_absolute() else path.resolve())
 
@@ -40,37 +40,37 @@ def _absolute(path: epath.PathLike) -> str:
 def save_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> None:
     """Writes `{part: tree of arrays}` (numpy or jax) to a new folder, atomically.
 
-    Of several processes all must call it; each writes its parts.
+    If there are several processes, all must call it; each process writes the shards it holds.
     """
     with _layered():
         ocp.save_checkpointables(_absolute(path), dict(parts))
 
 
 def _layered() -> ocp.Context:
-    """Stores large stacks of layers so that one of them can be read without the others."""
+    """Returns a context that stores large layer stacks so that each layer can be read alone."""
     context = _saving()
     context.array.saving.scoped_storage_options_creator = _one_chunk_a_layer
     return context
 
 
-# Orbax lets the replicas of an array write a slice each. Slicing compiles a program for each array
-# and slice, which takes far longer than to write a small array whole.
+# Orbax lets each replica write one slice of an array. Slicing compiles a program for each array and
+# slice, which takes far longer than writing a small array whole.
 _LEAST_SLICE = 2**16
 
 
 def _saving() -> ocp.Context:
-    """Splits an array among its replicas only where each of them writes 64 KiB or more."""
+    """Returns a context that splits an array among replicas only if each writes 64 KiB or more."""
     context = ocp.Context()
     context.array.saving.min_slice_bytes_for_replica_parallel = _LEAST_SLICE
     return context
 
 
 class Piece(NamedTuple):
-    """A part of an array: all of it, or one layer of a stack.
+    """A complete array, or one layer of a stack.
 
     Attributes:
-        place: its names from the part on.
-        layer: index on the first dimension; None for all of it.
+        place: the array's path, starting with the part name.
+        layer: index on the first dimension; None for the complete array.
         values: the elements.
     """
 
@@ -84,13 +84,13 @@ def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Itera
 
     Args:
         path: a new folder.
-        parts: `{part: tree}` of arrays, which are written as they are, and of
-            `jax.ShapeDtypeStruct`, which `pieces` fill.
-        pieces: all pieces of one array before those of the next, in order of their layers.
+        parts: `{part: tree}`. Array leaves are written directly; `pieces` supplies the values for
+            `jax.ShapeDtypeStruct` leaves.
+        pieces: grouped by array, and in layer order within each array.
     """
-    # Orbax lays out the folder from zeros, which the pieces then replace: it has no public way to
-    # create an array without storing it. A zero broadcast to any shape takes no memory, and
-    # compresses to almost nothing, so that every array is written to disk once.
+    # Orbax first stores zeros, which the pieces then replace, because Orbax has no public way to
+    # create an array without storing it. A zero broadcast to any shape takes no memory and
+    # compresses to almost nothing, so every array is written to disk once.
     empty = jax.tree.map(
         lambda leaf: (
             np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
@@ -114,10 +114,10 @@ def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Itera
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array in a folder, read when asked for: all of it, or one layer.
+    """An array in a folder that is read on request, completely or one layer at a time.
 
     Attributes:
-        shape, dtype: of the array.
+        shape, dtype: the array's shape and dtype.
     """
 
     path: epath.Path
@@ -126,13 +126,13 @@ class StoredArray:
     dtype: np.dtype
 
     def read(self, layer: int | None = None) -> Shaped[np.ndarray, "..."]:
-        """Its elements, or those of one index of the first dimension."""
+        """Reads all elements, or only the elements at one index on the first dimension."""
         array = _open(self.path, self.place)
         return np.asarray((array if layer is None else array[layer]).read().result())
 
 
 def open_arrays(path: epath.PathLike) -> dict[tuple[str, ...], StoredArray]:
-    """All arrays of a folder by their names from the part on, none of them read."""
+    """Returns all arrays of a folder, keyed by path (part name first); reads no values."""
     leaves = jax.tree_util.tree_leaves_with_path(stored_shapes(path))
     found = {}
     for keys, leaf in leaves:
@@ -141,7 +141,7 @@ def open_arrays(path: epath.PathLike) -> dict[tuple[str, ...], StoredArray]:
     return found
 
 
-# Arrays below this size are one chunk: many small ones would be slow to open.
+# Arrays smaller than this (bytes) are one chunk, because many small chunks would be slow to open.
 _LEAST_FOR_LAYERS = 2**25
 
 
@@ -168,7 +168,7 @@ def _open(path: epath.PathLike, place: tuple[str, ...]) -> tensorstore.TensorSto
     folder = _absolute(epath.Path(path) / part)
     base = folder if "://" in folder else f"file://{folder}"
     kvstore = {"driver": "ocdbt", "base": f"{base}/", "path": ".".join(names) + "/"}
-    # Chunks of zeros are stored too: Orbax takes a missing one for a damaged checkpoint.
+    # All-zero chunks are stored too: Orbax treats a missing chunk as a damaged checkpoint.
     spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
     return tensorstore.open(spec, open=True).result()
 
@@ -180,9 +180,9 @@ def load_arrays(
 
     Args:
         path: a folder written by `save_arrays`.
-        parts: `{part: tree of jax.ShapeDtypeStruct with sharding}`; each array is read straight
-            into its sharding, and cast to the dtype asked for.
-        some: arrays of a part that are not asked for are left out instead of an error.
+        parts: `{part: tree of jax.ShapeDtypeStruct with sharding}`; each array is read directly
+            into the given sharding and cast to the given dtype.
+        some: skip stored arrays that `parts` does not request, instead of raising an error.
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = some
@@ -191,7 +191,7 @@ def load_arrays(
 
 
 def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
-    """`{part: tree of (shape, dtype) structs}` of a folder, without reading arrays."""
+    """Returns `{part: tree of (shape, dtype) structs}` for a folder without reading arrays."""
     parts = ocp.checkpointables_metadata(_absolute(path)).metadata
 
     def struct(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -204,11 +204,12 @@ def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
 class Checkpoints:
     """Numbered training checkpoints in one folder, written in the background.
 
-    Of several processes all must make the same calls; each writes its parts of the arrays.
+    If there are several processes, all must make the same calls; each process writes the array
+    shards it holds.
 
     Args:
         path: the folder.
-        keep: how many of the newest to keep.
+        keep: how many checkpoints to keep, starting from the newest.
     """
 
     def __init__(self, path: epath.PathLike, keep: int):
@@ -219,27 +220,27 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """The newest complete checkpoint's step."""
+        """Returns the step number of the newest complete checkpoint, or None if there is none."""
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
     def save(self, step: int, parts: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-        """Starts writing; the arrays may be donated as soon as this returns.
+        """Starts writing in the background; the arrays may be donated as soon as this returns.
 
         Args:
             step: the checkpoint's number.
             parts: `{part: tree of arrays}`.
-            notes: plain JSON kept beside them.
+            notes: plain JSON stored next to the arrays.
         """
         self._checkpointer.save_checkpointables_async(
             step, dict(parts), force=True, overwrite=True, custom_metadata=dict(notes)
         )
 
     def load(self, step: int, parts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The parts, as in `load_arrays`, and the notes of a checkpoint."""
+        """Returns the parts (as in `load_arrays`) and the notes of a checkpoint."""
         notes = self._checkpointer.checkpointables_metadata(step).custom_metadata
         return self._checkpointer.load_checkpointables(step, dict(parts)), dict(notes or {})
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits until all pending writes are complete."""
         self._checkpointer.close()

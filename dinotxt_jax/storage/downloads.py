@@ -30,7 +30,7 @@ def cache_folder() -> Path:
 
 
 def sha256_of(path: epath.PathLike, progress: Callable[[int], object] = lambda _: None) -> str:
-    """Returns a file's sha256 in hexadecimal; calls `progress` with the bytes of each piece."""
+    """Returns a file's sha256 in hexadecimal; calls `progress` with each piece size in bytes."""
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
         while piece := file.read(4 * _PIECE):

@@ -26,7 +26,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: `path` is a folder.
-        OSError: it cannot be written; the error names `path`, not the temporary file.
+        OSError: the file cannot be written; the error names `path`, not the temporary file.
     """
     check_no_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,18 +59,18 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: epath.Path, overwrite: bool = False) -> Iterator[epath.Path]:
-    """A folder that appears under its name only when the block ends without an error.
+    """Yields a temporary folder and renames it to `path` only if the block ends without an error.
 
-    Of several processes all must enter the block; they get the same folder. Folders that killed
-    processes left behind for the same path are removed first (`remove_abandoned`).
+    If there are several processes, all must enter the block; they get the same folder. Folders that
+    killed processes left behind for the same path are removed first (`remove_abandoned`).
 
     Args:
-        path: the final name.
-        overwrite: replace a folder of that name; otherwise one is a `FileExistsError`.
+        path: the final path.
+        overwrite: replace an existing folder; otherwise it causes a `FileExistsError`.
     """
     if path.exists() and not overwrite:
         raise FileExistsError(path)
-    # Another run may be writing the same.
+    # The name is unique because another run may be writing the same path.
     unique = processes.gathered_texts(f"{_host()}-{uuid.uuid4().hex[:8]}")[0]
     partial = path.parent / f".{path.name}.{unique}.partial"
     with contextlib.ExitStack() as stack:
@@ -86,7 +86,7 @@ def new_folder(path: epath.Path, overwrite: bool = False) -> Iterator[epath.Path
             if processes.is_first():
                 partial.rmtree()
             raise
-        processes.wait()  # until all have written
+        processes.wait()  # until all processes have written
         if processes.is_first():
             _rename(partial, path, unique)
         processes.wait()
@@ -94,7 +94,7 @@ def new_folder(path: epath.Path, overwrite: bool = False) -> Iterator[epath.Path
 
 def _rename(partial: epath.Path, path: epath.Path, unique: str) -> None:
     if path.exists():
-        # Set aside before it is deleted, so that there is a complete folder at any time.
+        # Rename the old folder before deleting it, so that a complete folder exists at any time.
         old = path.parent / f".{path.name}.{unique}.old"
         path.rename(old)
         partial.rename(path)
@@ -103,16 +103,16 @@ def _rename(partial: epath.Path, path: epath.Path, unique: str) -> None:
         partial.rename(path)
 
 
-# Seconds without a change after which the unfinished folder of another host counts as abandoned:
-# not every network file system shows the locks of other hosts.
+# An unfinished folder from another host counts as abandoned after this many seconds without a
+# change, because not every network file system shows locks that other hosts hold.
 _PATIENCE = 3600.0
 
 
 def remove_abandoned(path: epath.PathLike) -> None:
-    """Removes what killed processes left behind when they wrote the folder `path`.
+    """Removes temporary folders that killed processes left behind while writing `path`.
 
-    A folder that a living process writes is locked and stays. Buckets have no locks, so everything
-    stays there.
+    A folder that a running process is writing is locked and is kept. Buckets have no locks, so
+    nothing is removed there.
     """
     path = epath.Path(path)
     if "://" in str(path) or not path.parent.is_dir():
@@ -122,14 +122,14 @@ def remove_abandoned(path: epath.PathLike) -> None:
         name = pattern.fullmatch(folder.name)
         if not name or not folder.is_dir() or _is_living(folder, host=name[1]):
             continue
-        # An old folder that was set aside and not replaced is the only complete one.
+        # If `path` is absent, the renamed old folder is the only complete one.
         if name[2] == "partial" or path.exists():
             shutil.rmtree(folder, ignore_errors=True)
             _lock_file(folder).unlink(missing_ok=True)
 
 
 def _is_living(folder: Path, host: str) -> bool:
-    """Whether a process still writes an unfinished folder."""
+    """Returns whether a process is still writing an unfinished folder."""
     newest = max(file.stat().st_mtime for file in (folder, *folder.rglob("*")))
     if host != _host() and time.time() - newest < _PATIENCE:
         return True
@@ -142,7 +142,7 @@ def _is_living(folder: Path, host: str) -> bool:
 
 @contextlib.contextmanager
 def _in_use(folder: epath.Path) -> Iterator[None]:
-    """Tells other processes that this one writes a folder, until the block or the process ends."""
+    """Locks a folder against other processes until the block or this process ends."""
     if "://" in str(folder):
         yield
         return
@@ -158,10 +158,10 @@ def _in_use(folder: epath.Path) -> Iterator[None]:
 
 
 def _lock_file(folder: Path) -> Path:
-    """The lock of an unfinished folder, and of the folder that it is going to replace."""
+    """Returns the lock file for an unfinished folder and for the folder that it will replace."""
     return folder.with_suffix(".lock")
 
 
 def _host() -> str:
-    """The name of this host, as a part of file names."""
+    """Returns this host's name in a form that is valid in file names."""
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())

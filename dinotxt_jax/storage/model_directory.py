@@ -143,7 +143,7 @@ def write_model_directory(
     overwrite: bool = False,
     write_tokenizer: Callable[[epath.Path], None] | None = None,
 ) -> None:
-    """Writes a model directory; it appears under its name only when it is complete.
+    """Writes a model directory, which appears at `path` only when it is complete.
 
     If there are several processes, all must call it; each writes its shards.
 

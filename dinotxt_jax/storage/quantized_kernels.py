@@ -108,7 +108,7 @@ def with_kernels(
 
 
 def _placed(array: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:
-    """Shards an array as `target` says; each process places its shards."""
+    """Shards an array as `target` specifies; each process places the local shards."""
     if target.sharding is None:
         return jnp.asarray(array)
     return jax.make_array_from_callback(array.shape, target.sharding, lambda index: array[index])

@@ -1,12 +1,13 @@
-"""Gradient accumulation that gives the update of the whole batch, contrastive loss included.
+"""Gradient accumulation that gives the whole-batch update, contrastive loss included.
 
-The loss compares every image of a batch with every text, so gradients of the losses of parts of a
-batch do not add up to its gradient. Features do not depend on each other, though: they are computed
-part by part, the loss and its gradients in them over the whole batch, and then, part by part again,
-what that means for the parameters (arXiv 2111.10050, algorithm 1; "GradCache", arXiv 2101.06983).
+The loss compares every image in a batch with every text, so the gradients of per-part losses do not
+add up to the gradient of the batch loss. Features do not depend on each other, though. They are
+computed part by part; the loss and the feature gradients are computed over the whole batch; then
+the parameter gradients are computed part by part again (arXiv 2111.10050, algorithm 1; "GradCache",
+arXiv 2101.06983).
 
-A batch of k parts lies on a mesh that splits it in p as [p k m ...]; part j is [:, j]: every device
-has rows of every part, and nothing moves.
+On a mesh that splits the batch into p shards, a batch with k parts has the layout [p k m ...]. Part
+j is [:, j]: every device has rows from every part, and no data moves.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ Rows = PyTree[Shaped[Array, "..."]]
 
 
 def split(batch: Rows, count: int) -> Rows:
-    """Arrays [p k m ...] as `count` parts [k (p m) ...]; see `join`."""
+    """Splits arrays [p k m ...] into `count` parts [k (p m) ...]; see `join`."""
     devices = mesh_batch_parts()
 
     def parts(array: Shaped[Array, "rows ..."]) -> Shaped[Array, "k part_rows ..."]:
-        # Only the groups of drop path in a very small batch are too few for all devices.
+        # Only the drop path groups in a very small batch are too few for all devices.
         spread = devices if array.shape[0] % (devices * count) == 0 else 1
         within = array.reshape(spread, count, -1, *array.shape[1:])  # [p k m ...]
         moved = jnp.moveaxis(within, 1, 0).reshape(count, -1, *array.shape[1:])
@@ -38,7 +39,7 @@ def split(batch: Rows, count: int) -> Rows:
 
 
 def join(parts: Rows) -> Rows:
-    """The inverse of `split`."""
+    """Joins parts to a batch; the inverse of `split`."""
     devices = mesh_batch_parts()
 
     def whole(array: Shaped[Array, "k part_rows ..."]) -> Shaped[Array, "rows ..."]:
@@ -50,7 +51,7 @@ def join(parts: Rows) -> Rows:
 
 
 def map_parts(function: Callable[[Rows], Rows], batch: Rows, count: int) -> Rows:
-    """`function(batch)`, computed in `count` parts one after the other."""
+    """Computes `function(batch)` in `count` parts, one after the other."""
     if count == 1:
         return function(batch)
     return join(jax.lax.map(function, split(batch, count)))
@@ -59,13 +60,13 @@ def map_parts(function: Callable[[Rows], Rows], batch: Rows, count: int) -> Rows
 def vjp_of_parts(
     function: Callable[[Any, Rows], Rows], parameters: Any, batch: Rows, count: int
 ) -> tuple[Rows, Callable[[Rows], Any]]:
-    """`function(parameters, batch)` in `count` parts, and its pull-back to the parameters.
+    """Returns `function(parameters, batch)`, in `count` parts, and the pull-back to the parameters.
 
     Args:
-        function: of the parameters and a batch; rows of its result belong to rows of the batch.
-        parameters: what is differentiated in.
+        function: takes the parameters and a batch; result rows correspond to batch rows.
+        parameters: the arrays to differentiate for.
         batch: arrays whose rows are the batch.
-        count: parts; more than one are computed a second time by the pull-back.
+        count: number of parts; if more than one, the pull-back computes them a second time.
     """
     if count == 1:
         result, pull_back = jax.vjp(lambda p: function(p, batch), parameters)

@@ -1,4 +1,4 @@
-"""What several processes of one run must have in common before they start."""
+"""Checks, before training starts, that all processes in a run agree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dinotxt_jax.evaluation.tasks import OpenTask
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.tokenizers import Tokenizer
 
-# Settings that each machine may have in its own way.
+# Settings that may differ between machines.
 _LOCAL = ("backbone", "features", "image_root", "path", "prefetch", "threads", "vocabulary")
 
 
@@ -23,14 +23,15 @@ def check_same_run(
     tokenizer: Tokenizer,
     tasks: Iterable[OpenTask],
 ) -> None:
-    """Raises `UserError` on all processes where one has another config, data or model.
+    """Raises `UserError` on all processes if any process has another config, data or model.
 
     Args:
-        config: of the run.
-        fingerprint: of its backbone.
-        source: of the training data; the number of examples and captions spread over them count.
-        tokenizer: of the run.
-        tasks: evaluated while training.
+        config: the run's config.
+        fingerprint: the fingerprint of the backbone.
+        source: the training data; the number of examples and captions spread over them are
+            compared.
+        tokenizer: the run's tokenizer.
+        tasks: the tasks evaluated during training.
     """
     if not processes.several():
         return

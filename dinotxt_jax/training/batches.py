@@ -1,4 +1,4 @@
-"""The batches of a training run: read, agreed on by all processes, and placed on the mesh."""
+"""Training batches: read, agreed on by all processes, and placed on the mesh."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from dinotxt_jax.training.texts import PreparedTexts, TextRows, TokenRows
 
 
 class Batch(NamedTuple):
-    """One global batch, and the facts about it that the loop acts on.
+    """One global batch, and the information that the training loop needs about it.
 
     Attributes:
-        arrays: the batch of `Trainer.train_step`, on the mesh.
-        token_rows: the rows that the text transformer computes for it.
-        waited: seconds that this process waited for its examples.
+        arrays: the batch for `Trainer.train_step`, on the mesh.
+        token_rows: the rows that the text transformer computes for this batch.
+        waited: seconds that this process waited for examples.
         bad_images: images that all processes have skipped since training began.
-        terminate: whether any process was asked to terminate; the step of this batch is the last.
+        terminate: whether any process was asked to terminate; if so, the step with this batch is
+            the last.
     """
 
     arrays: dict[str, jax.Array]
@@ -48,7 +49,7 @@ class Batch(NamedTuple):
 
 
 class _HostBatch(NamedTuple):
-    """The share of one process in a batch, before it depends on other processes.
+    """One process's share of a batch, before it depends on other processes.
 
     Attributes:
         images: pixels uint8[b h w 3], or cached backbone tokens [b t d].
@@ -62,7 +63,7 @@ class _HostBatch(NamedTuple):
 
 
 class _Agreement(NamedTuple):
-    """The values that all processes must share before a batch is placed."""
+    """The values that all processes must agree on before a batch is placed."""
 
     text_size: int
     skipped: int
@@ -70,18 +71,18 @@ class _Agreement(NamedTuple):
 
 
 class Batches(Iterator[Batch]):
-    """Endless iterator over the global batches of a run; all processes must advance it together.
+    """Endless iterator over global batches; all processes must advance it together.
 
-    A batch is made in two stages. `_read` concerns this process alone, so it may run ahead of the
-    train step. `_agree` and `_place` are collective: they follow the order of the steps.
+    A batch is made in two stages. `_read` involves only this process, so it may run ahead of the
+    train step. `_agree` and `_place` are collective: they follow the step order.
 
     Args:
-        config: the run.
+        config: the run's config.
         source: the training data.
         cache: backbone tokens of `source`; None reads images.
-        tokenizer: of the run.
-        mesh: where the batches are placed.
-        termination: notes a request to terminate, which all processes then learn of.
+        tokenizer: the run's tokenizer.
+        mesh: the mesh that receives the batches.
+        termination: records a termination request, which is then shared with all processes.
     """
 
     def __init__(
@@ -131,10 +132,10 @@ class Batches(Iterator[Batch]):
         )
 
     def __next__(self) -> Batch:
-        """The next global batch.
+        """Returns the next global batch.
 
         Raises:
-            UserError: the examples of any process cannot be read, or too many images are bad;
+            UserError: any process cannot read the examples, or too many images are bad;
                 all processes raise it.
         """
         started = time.perf_counter()
@@ -152,20 +153,20 @@ class Batches(Iterator[Batch]):
         return Batch(arrays, token_rows, waited, bad_images, agreed.terminate)
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the batch that was returned last, as plain JSON."""
+        """Returns the position after the last returned batch, as plain JSON."""
         return {"data": self._examples.get_state(), "bad_images": self._bad_images.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues after the batch at which `state` was taken.
+        """Continues after the batch at which `state` was saved.
 
         Raises:
-            UserError: it was taken with another batch size, seed or number of examples.
+            UserError: `state` has another batch size, seed or number of examples.
         """
         self._examples.set_state(state["data"])
         self._bad_images.set_state(state["bad_images"])
 
     def close(self) -> None:
-        """Ends threads and worker processes."""
+        """Stops threads and worker processes."""
         self._examples.close()
 
     def _read(self) -> _HostBatch:
@@ -174,7 +175,7 @@ class Batches(Iterator[Batch]):
         return _HostBatch(rows[self._image_name], texts, int(rows["skipped"].sum()))
 
     def _agree(self, size: int, skipped: int, failure: UserError | None) -> _Agreement:
-        """One exchange for all decisions: every process must compile and make the same step."""
+        """Makes all decisions in one exchange: every process must compile and run the same step."""
         everywhere = processes.gathered(
             [size, skipped, failure is not None, self._termination.requested]
         )
@@ -183,7 +184,7 @@ class Batches(Iterator[Batch]):
             processes.agree(failure)
         return _Agreement(
             text_size=int(sizes.max()),
-            # The processes of a group read the same rows: one of them counts.
+            # All processes in a group read the same rows, so only the first one counts.
             skipped=sum(int(skips[group[0]]) for group in self._readers.values()),
             terminate=bool(terminations.any()),
         )

@@ -1,4 +1,4 @@
-"""Training checkpoints: what is in one, and which work directory a run may go on in."""
+"""Training checkpoints: the contents, and the check that a run may resume in a work directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.files import remove_abandoned, write_text
 from dinotxt_jax.training.step import TrainState
 
-# What may change between a run and its continuation: none of it changes what is computed.
+# Settings that may change when a run is resumed: none of them changes the computed results.
 FREE_SETTINGS = (
     "config.attention",
     "config.backbone",
@@ -43,12 +43,12 @@ FREE_SETTINGS = (
 
 
 def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
-    """Raises `UserError` when `workdir` holds a run of another backbone or config.
+    """Raises `UserError` if `workdir` holds a run with another backbone or config.
 
     Args:
         workdir: the work directory, which need not exist.
-        config: of the run that wants to go on there.
-        fingerprint: of its backbone.
+        config: the config of the run to start or resume there.
+        fingerprint: the fingerprint of the backbone.
     """
     file = workdir / "run.json"
     if not file.exists():
@@ -59,9 +59,9 @@ def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
             f"{workdir} was trained on the backbone {stored['fingerprint'][:12]} and this run has "
             f"{fingerprint[:12]}; give that backbone or another --workdir."
         )
-    # Through JSON, so that tuples compare equal to the lists they were written as.
+    # Convert through JSON, so that tuples compare equal to the lists stored for them.
     now = flatten(json.loads(json.dumps(dataclasses.asdict(config))))
-    # A setting that is younger than the run had its default's meaning.
+    # A setting added after the stored run counts as the default.
     before = flatten(json.loads(json.dumps(dataclasses.asdict(Config())))) | flatten(
         stored["config"]
     )
@@ -78,12 +78,12 @@ def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
 
 
 def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
-    """Writes `run.json`, by which a later run knows whose directory this is.
+    """Writes `run.json`, which tells a later run which run the directory belongs to.
 
-    What a killed export left behind is removed.
+    Removes leftovers of a killed export.
 
     Raises:
-        UserError: another process does not see it.
+        UserError: another process does not see `run.json`.
     """
     run = {"fingerprint": fingerprint, "config": dataclasses.asdict(config)}
     if processes.is_first():
@@ -97,13 +97,13 @@ def _is_free(key: str) -> bool:
 
 
 def save_state(checkpoints: Checkpoints, state: TrainState, positions: Mapping[str, Any]) -> None:
-    """Starts saving a state and the positions that belong to it.
+    """Starts saving a state and the matching positions.
 
     Args:
-        checkpoints: of the run.
-        state: after `state.step` updates.
-        positions: plain JSON: the data iterator's state, the count of bad images, the seed that
-            every random key is derived from together with the step.
+        checkpoints: the checkpoints of the run.
+        state: the state after `state.step` updates.
+        positions: plain JSON: the data iterator's state, the bad image count, and the seed that,
+            together with the step, determines every random key.
     """
     parts = {"trainable": state.trainable, "optimizer": state.optimizer}
     checkpoints.save(int(state.step), parts, positions)
@@ -112,7 +112,7 @@ def save_state(checkpoints: Checkpoints, state: TrainState, positions: Mapping[s
 def restore_state(
     checkpoints: Checkpoints, step: int, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the positions saved at `step`, every array read into its sharding."""
+    """Returns the state and the positions saved at `step`; reads each array as sharded."""
     parts, positions = checkpoints.load(
         step, {"trainable": abstract.trainable, "optimizer": abstract.optimizer}
     )

@@ -1,4 +1,4 @@
-"""Evaluation while training: when, on what, and which model is the best so far."""
+"""Evaluation during training: the schedule, the tasks, and the best model so far."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dinotxt_jax.visualize.curves import CHANCE
 
 
 class Evaluations:
-    """The evaluations of one run.
+    """Runs the evaluations in one run.
 
     Args:
-        config: the run.
-        exporter: makes its models.
-        workdir: where best/ and best.json go.
-        tasks: of the config, their data opened.
-        caches: backbone tokens of the tasks that have them.
+        config: the run's config.
+        exporter: makes the models of the run.
+        workdir: receives best/ and best.json.
+        tasks: the tasks in the config, with opened data.
+        caches: cached backbone tokens for the tasks that have them.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class Evaluations:
 
     @property
     def need_backbone(self) -> bool:
-        """Whether a task runs the backbone itself."""
+        """Returns whether any task runs the backbone itself."""
         return any(self.caches.get(one.name) is None for one in self.tasks)
 
     def due(self, step: int) -> bool:
-        """Whether to evaluate after this step."""
+        """Returns whether to evaluate after this step."""
         every = self._config.every
         regular = every and (step % every == 0 or step == self._last)
         return bool(regular) or step in self._config.at
 
     def run(self, step: int, state: TrainState, frozen: dict[str, Any]) -> dict[str, float]:
-        """Every task's results, the task's name before each; the best model is kept.
+        """Returns the results of every task, prefixed with the task name; keeps the best model.
 
         Chance levels follow as "TASK/METRIC/chance".
 
-        All processes must call it: they share every batch, each reading all of the data.
+        All processes must call this method: they share every batch, and each reads all data.
         """
         model = self._exporter.model(state, frozen)
         results: dict[str, float] = {}
@@ -80,7 +80,7 @@ class Evaluations:
         return results | chances
 
     def _keep_best(self, step: int, state: TrainState, results: Mapping[str, float]) -> None:
-        """Writes best/ if this is better than what best.json says."""
+        """Writes best/ if the result is better than the value in best.json."""
         metric, file = self._config.best, self._workdir / "best.json"
         if metric not in results:
             raise UserError(

@@ -1,4 +1,4 @@
-"""The model of a run: usable while it trains, and as model directories."""
+"""Exports the model of a run: for use during training, and as model directories."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dinotxt_jax.training.step import Trainer, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Exporter:
-    """Makes models of a run's states.
+    """Makes models from training states.
 
     Attributes:
-        config: the run.
-        backbone: what its model directory says.
-        trainer: of the run.
-        tokenizer: of the run.
+        config: the run's config.
+        backbone: the description in the backbone's model directory.
+        trainer: the run's trainer.
+        tokenizer: the run's tokenizer.
     """
 
     config: Config
@@ -30,9 +30,9 @@ class Exporter:
     tokenizer: Tokenizer
 
     def description(self) -> ModelDescription:
-        """What `model.json` will say."""
+        """Returns the contents of `model.json`."""
         config, data = self.config, self.config.data
-        # The view to evaluate with: what was trained on, or the usual margin around a center crop.
+        # View for evaluation: same as in training, or the usual margin around a center crop.
         resize = data.resize if data.augmentation == "center_crop" else data.image_size * 8 // 7
         return dataclasses.replace(
             self.backbone,
@@ -46,7 +46,7 @@ class Exporter:
         )
 
     def model(self, state: TrainState, frozen: dict[str, Any]) -> Model:
-        """The model as it is now; without `frozen` it takes cached tokens of the backbone only."""
+        """Returns the current model; without `frozen` it accepts only cached backbone tokens."""
         arrays = self.trainer.abstract | _trained(state) | frozen
         return Model(
             self.trainer.graphdef,
@@ -58,7 +58,7 @@ class Exporter:
         )
 
     def write(self, state: TrainState, path: Path) -> Path:
-        """Writes a model directory, the backbone's arrays as they were converted."""
+        """Writes a model directory, with the backbone arrays exactly as converted."""
         arrays = _trained(state)
         if self.config.include_backbone:
             arrays |= load_stored(self.config.backbone, "backbone", self.trainer.abstract)
@@ -73,5 +73,5 @@ class Exporter:
 
 
 def _trained(state: TrainState) -> dict[str, Any]:
-    """The trained arrays that belong to a model (the sigmoid loss's bias does not)."""
+    """Returns the trained arrays that belong to a model (the bias of the sigmoid loss does not)."""
     return {name: tree for name, tree in state.trainable.items() if name != "logit_bias"}

@@ -50,21 +50,22 @@ from dinotxt_jax.visualize import training_curves
 
 
 def train(config: Config, workdir: Path) -> Path:
-    """Trains, or goes on where `workdir`'s newest checkpoint stands, to the last step.
+    """Trains to the last step, resuming from the newest checkpoint in `workdir` if there is one.
 
-    Several processes must all call it, with a work directory that they share.
+    With several processes, all of them must call this function, with a shared work directory.
 
     Args:
-        config: the run.
-        workdir: where everything it writes goes.
+        config: the run's config.
+        workdir: receives everything that the run writes.
 
     Returns:
         The model directory written at the end, `workdir / "model"`.
 
     Raises:
-        UserError: settings or data that cannot be used, or a work directory of another run;
-            nothing has been written then.
-        SystemExit: SIGTERM came, to any process; the step it came in is saved (code 143).
+        UserError: the settings or the data cannot be used, or the work directory belongs to
+            another run; nothing has been written in these cases.
+        SystemExit: any process received SIGTERM; the step during which it arrived is saved (code
+            143).
     """
     with processes.together():
         run = _Run(config, workdir)
@@ -164,7 +165,7 @@ class _Run:
         terminated = False
         try:
             if first and self.evaluations.due(first) and not writer.has_evaluation(first):
-                # Interrupted while at it.
+                # The previous run was interrupted during this evaluation.
                 writer.write(first, self.evaluations.run(first, state, whole))
             with progress_bar(config.steps, first, "step", "training") as bar:
                 for step in range(first + 1, config.steps + 1):
@@ -175,7 +176,7 @@ class _Run:
                     throughput.add(config.pairs_per_step, flops(frozen, batch.arrays), batch.waited)
                     texts.add(batch.token_rows)
                     if self._is_due(step, config.log_every):
-                        # Reading the metrics waits for the step, which its rates must include.
+                        # Reading the metrics waits for the step; the rates must include that.
                         losses = {name: float(value) for name, value in metrics.items()}
                         rates = throughput.report()
                         counts = {"bad_images": batch.bad_images}
@@ -199,7 +200,7 @@ class _Run:
         return state, terminated
 
     def _start(self, checkpoints: Checkpoints) -> TrainState:
-        """The newest checkpoint's state, with data position and counters set; or a fresh one."""
+        """Restores the newest checkpoint with data position and counters, or creates a state."""
         newest = checkpoints.latest()
         if newest is None:
             return self.trainer.create_state()
@@ -219,7 +220,7 @@ class _Run:
         return step % every == 0 or step == self.config.steps
 
     def _draw_curves(self) -> None:
-        """Writes curves.png; a run does not end in an error for want of matplotlib."""
+        """Writes curves.png; a missing matplotlib does not end the run with an error."""
         loss = self.config.loss
         plain = loss.kind == "softmax" and not loss.gram_weight
         try:
@@ -239,7 +240,7 @@ def _show(bar: tqdm, losses: Mapping[str, float], rates: Mapping[str, float]) ->
 
 
 def _end_early(step: int) -> NoReturn:
-    processes.wait()  # a launcher may end the others when the first of them has ended
+    processes.wait()  # a launcher may end the others after the first exit
     if processes.is_first():
         print(
             f"told to end (SIGTERM); step {step} is saved, the same command goes on from it",

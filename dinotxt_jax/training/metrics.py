@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.jsonl` and TensorBoard."""
+"""Writes the metrics of a run to `metrics.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dinotxt_jax.storage.files import write_text
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` (one JSON object a line) and to TensorBoard.
+    """Appends to `metrics.jsonl` (one JSON object per line) and to TensorBoard.
 
-    Of several processes the first one writes.
+    With several processes, only the first one writes.
 
     Args:
         workdir: the work directory.
-        first_step: lines of steps after this one are dropped: a resumed run writes them again.
+        first_step: lines for later steps are dropped, because a resumed run writes them again.
     """
 
     def __init__(self, workdir: Path, first_step: int):
@@ -37,15 +37,15 @@ class MetricsWriter:
         )
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the results of an evaluation after this step are there.
+        """Returns whether the file has results of an evaluation after this step.
 
-        All processes must call it.
+        All processes must call this method.
         """
         rows = read_metrics(self.path)
         return processes.first_says(any(row["step"] == step and "loss" not in row for row in rows))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line; values that are not finite become null, so that it stays JSON."""
+        """Writes one line; non-finite values become null, so that the line is valid JSON."""
         if not self._writes:
             return
         row: dict[str, Any] = {"step": step}
@@ -56,7 +56,7 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes both."""
+        """Closes both outputs, which flushes them."""
         if not self._writes:
             return
         self._file.close()
@@ -64,7 +64,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that a crash cut short is left out."""
+    """Returns the lines of a `metrics.jsonl`; skips a last line that a crash truncated."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:

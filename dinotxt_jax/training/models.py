@@ -1,4 +1,4 @@
-"""The model that a run trains, as its config says; checked before anything is compiled."""
+"""Creates the model that a run trains from the config; checks it before anything is compiled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dinotxt_jax.storage.model_directory import ModelDescription
 
 
 def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
-    """The model of a run; its arrays are declared, not made."""
+    """Returns the model of a run; arrays are declared, not allocated."""
     precision = config.precision
     trained = DTypes(precision.parameters, precision.compute, precision.normalization)
     return DinoTxt(
@@ -38,10 +38,10 @@ def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
 
 
 def model_config(config: Config, backbone: ModelDescription, vocabulary_size: int) -> DinoTxtConfig:
-    """The architecture that a run trains on a backbone.
+    """Returns the architecture that a run trains on a backbone.
 
     Raises:
-        UserError: heads of the vision head that do not divide the backbone's width.
+        UserError: the head count of the vision head does not divide the backbone width.
     """
     vision, text = backbone.vision, config.text
     heads = config.head.num_heads or vision.num_heads
@@ -70,7 +70,7 @@ def model_config(config: Config, backbone: ModelDescription, vocabulary_size: in
 
 
 def warn_of_whole_heads(model: DinoTxtConfig, mesh: Mesh) -> None:
-    """Says which attentions every device of the tensor axis computes as a whole."""
+    """Logs a warning with the attentions that every device on the tensor axis computes in full."""
     parts = sharding.parts_of("heads", mesh)
     counts = {
         "the backbone": model.vision.num_heads,
@@ -88,17 +88,17 @@ def warn_of_whole_heads(model: DinoTxtConfig, mesh: Mesh) -> None:
 
 
 def frozen_dtypes(config: Config) -> DTypes:
-    """Precisions of the backbone."""
+    """Returns the dtypes of the backbone."""
     precision = config.precision
     dtype = precision.frozen
     return DTypes(dtype, dtype, precision.normalization, precision.frozen_products)
 
 
 def chosen_attention(config: Config, model: DinoTxtConfig, mesh: Mesh) -> str:
-    """What `config.attention` means for the devices of a mesh, which need not be of this machine.
+    """Resolves `config.attention` for the mesh devices, which may be on another machine.
 
     Raises:
-        UserError: impossible there.
+        UserError: the setting is impossible on these devices.
     """
     return attention.choose(
         config.attention,

@@ -12,10 +12,10 @@ from dinotxt_jax.config import OptimizerConfig
 
 
 def learning_rate_schedule(peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then a cosine that reaches 0 with the last step.
+    """Returns a linear warm-up from 0, then a cosine that reaches 0 at the last step.
 
     The official trainer indexes an array of `steps` rates: rate[0] = 0, rate[warmup_steps] = peak,
-    rate[steps - 1] = 0 (`CosineScheduler` of facebookresearch/dinov2).
+    rate[steps - 1] = 0 (`CosineScheduler` in facebookresearch/dinov2).
     """
 
     def schedule(step: Any) -> jax.Array:
@@ -29,9 +29,9 @@ def learning_rate_schedule(peak: float, warmup_steps: int, steps: int) -> optax.
 
 
 def decay_mask(logical_axes: Any) -> Any:
-    """Which arrays are decayed: those of two or more dimensions, as in the official code.
+    """Returns which arrays are decayed: those with two or more dimensions, as in the official code.
 
-    The "layers" dimension of stacked blocks does not count, so that biases, norms and LayerScale
+    The "layers" dimension in stacked blocks does not count, so that biases, norms and LayerScale
     are not decayed; token and position embeddings are.
 
     Args:
@@ -47,11 +47,11 @@ def decay_mask(logical_axes: Any) -> Any:
 def make_optimizer(
     config: OptimizerConfig, steps: int, logical_axes: Any
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW over the trained arrays, and its schedule.
+    """Returns AdamW over the trained arrays, and the learning rate schedule.
 
     Args:
         config: rates and betas.
-        steps: length of the run.
+        steps: number of steps in the run.
         logical_axes: tree of tuples of dimension names, like the trained arrays.
     """
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_steps, steps)

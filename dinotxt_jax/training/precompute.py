@@ -1,4 +1,4 @@
-"""Writing frozen-feature caches (`data.feature_cache`): the backbone runs once over every image."""
+"""Writes frozen-feature caches (`data.feature_cache`): the backbone runs once over every image."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from dinotxt_jax.training.models import frozen_dtypes
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSet:
-    """The images of one cache.
+    """The images in one cache.
 
     Attributes:
-        data: settings of the images.
+        data: settings for the images.
         source: the images.
-        folder: the cache.
-        views: views of each image.
-        section: the name of `data` on the command line, for messages.
-        title: name of the images for the progress bar.
-        evaluated: whether the images are those of an evaluation task, none of which may be bad.
+        folder: the cache folder.
+        views: number of views per image.
+        section: the command-line name of `data`, for messages.
+        title: name for the images in the progress bar.
+        evaluated: whether the images belong to an evaluation task, which allows no bad images.
     """
 
     data: DataConfig
@@ -64,23 +64,23 @@ class EncodedSet:
     evaluated: bool = False
 
     def jobs(self) -> list[tuple[int, int]]:
-        """(view, shard) of every file of the cache."""
+        """Returns (view, shard) for every file in the cache."""
         shards = range(-(-len(self.source) // feature_cache.SHARD))
         return [(view, shard) for view in range(self.views) for shard in shards]
 
     def is_complete(self) -> bool:
-        """Whether every file of the cache exists, so that no image will be read."""
+        """Returns whether every file in the cache exists, so that no image will be read."""
         return all(shard_file(self.folder, *job).exists() for job in self.jobs())
 
 
 def precompute(config: Config) -> None:
-    """Writes the caches of a run's training data and evaluation tasks, where they are not yet.
+    """Writes the missing caches for the training data and the evaluation tasks of a run.
 
-    All data is opened, and all caches that exist are compared with it, before the first image is
-    encoded.
+    All data is opened, and all existing caches are compared with the data, before the first image
+    is encoded.
 
     Raises:
-        UserError: settings or data that cannot be used; a cache of something else is in the way.
+        UserError: the settings or the data cannot be used, or the folder holds a different cache.
     """
     with processes.together():
         sets = _open_sets(config)
@@ -118,16 +118,16 @@ def _description(config: Config, images: EncodedSet, fingerprint: str) -> dict[s
 
 
 def tasks_with_caches(config: Config) -> list[tuple[str, TaskConfig]]:
-    """The evaluation tasks that encode whole images; others encode windows of them."""
+    """Returns the evaluation tasks that encode whole images; other tasks encode image windows."""
     tasks = config.evaluation.tasks.items()
     return [(name, task) for name, task in tasks if KINDS[task.kind].encodes_whole_images]
 
 
 def encode_source(config: Config, images: EncodedSet) -> None:
-    """Writes the tokens of all views of every example of one source.
+    """Writes the tokens for all views of every example in one source.
 
-    Of several processes each encodes some shards on its own devices, which split the backbone as
-    `config.mesh.fsdp` does if there are as many.
+    With several processes, each process encodes some shards on the local devices, which split the
+    backbone as `config.mesh.fsdp` says if there are enough local devices.
     """
     local = jax.local_devices()
     mesh = sharding.make_mesh(fsdp=math.gcd(config.mesh.fsdp, len(local)), devices=local)
@@ -154,7 +154,7 @@ def encode_source(config: Config, images: EncodedSet) -> None:
         job: min(feature_cache.SHARD, len(source) - job[1] * feature_cache.SHARD) for job in mine
     }
     done = sum(rows.values()) - sum(rows[job] for job in missing)
-    # All batches have one shape, also the last one of a shard, so that one program is compiled.
+    # All batches have the same shape, even the last batch in a shard, to compile only one program.
     batch_size = min(config.evaluation.batch_size, feature_cache.SHARD, len(source))
     batch_size += -batch_size % mesh.size
     arrays = nnx.to_pure_dict(state)
@@ -180,7 +180,7 @@ def encode_source(config: Config, images: EncodedSet) -> None:
 def _batches(
     examples: Iterator[dict[str, np.ndarray]], size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images, skipped) in batches of up to `size`."""
+    """Yields (images, skipped) in batches of up to `size`."""
     rows: list[dict[str, np.ndarray]] = []
     for example in examples:
         rows.append(example)
@@ -196,7 +196,7 @@ def _stacked(rows: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _padded(images: np.ndarray, count: int) -> np.ndarray:
-    """`count` images: the last one is repeated."""
+    """Pads to `count` images by repeating the last image."""
     return np.concatenate([images, np.repeat(images[-1:], count - len(images), axis=0)])
 
 

@@ -1,4 +1,4 @@
-"""Traces of a few steps for xprof: what every device and thread did when."""
+"""Traces a few steps for xprof: a timeline of every device and thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dinotxt_jax.runtime import processes
 
 
 def parse_profile(setting: str) -> range:
-    """The steps that `config.profile` names, "FIRST:LAST" or "" for none."""
+    """Returns the steps in `config.profile`, "FIRST:LAST" or "" for none."""
     if not setting:
         return range(0)
     first, last = map(int, setting.split(":"))
@@ -21,12 +21,12 @@ def parse_profile(setting: str) -> range:
 
 
 class StepProfiler:
-    """Traces those steps of `config.profile` that a run makes.
+    """Traces the steps in `config.profile` that a run reaches.
 
     Args:
         setting: `config.profile`.
         folder: receives `plugins/profile/...`, which xprof and TensorBoard find.
-        steps: how many the run makes from here.
+        steps: number of steps that the run still makes.
     """
 
     def __init__(self, setting: str, folder: Path, steps: int):
@@ -39,7 +39,7 @@ class StepProfiler:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """A step: its data, and the start of its computation."""
+        """Wraps a step: data loading, and the start of the computation."""
         self._seen += 1
         if self._seen in self._wanted and not self._running:
             jax.profiler.start_trace(self._folder)
@@ -48,13 +48,13 @@ class StepProfiler:
             yield
 
     def end_step(self, result: object) -> None:
-        """Ends the trace after its last step, when that has been computed."""
+        """Ends the trace after the last traced step, once that step has been computed."""
         if self._running and self._seen == self._wanted[-1]:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Writes a trace that is still running, as where a run ends before its last step."""
+        """Writes a trace that is still running, as when a run ends before the last traced step."""
         if not self._running:
             return
         self._running = False

@@ -1,4 +1,4 @@
-"""How fast a run is and what it needs: pairs and FLOPs a second, MFU, waiting, memory."""
+"""Speed and resource use of a run: pairs and FLOPs per second, MFU, data waits, memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from dinotxt_jax.training.step import Arrays, Trainer
 
 
 class ModelFlops:
-    """FLOPs that the matrix products of a step need, by the shapes of its batch.
+    """Counts the FLOPs that the matrix products in a step need, by batch shapes.
 
-    Counted by `flops.matmul_flops` in the step as it is for the whole batch at once and without
-    rematerialisation: backbone forward, the rest forward and backward, rows of captions as they are
-    (packed or trimmed), all of every attention matrix. The blocks of the contrastive loss count as
-    often as they are computed. What `remat` and accumulation compute again does not count.
+    `flops.matmul_flops` counts them in the step for the whole batch at once and without
+    rematerialisation: backbone forward, the rest forward and backward, caption rows as given
+    (packed or trimmed), every attention matrix in full. Blocks of the contrastive loss count as
+    often as they are computed. Recomputation by `remat` and accumulation does not count.
     """
 
     def __init__(self, trainer: Trainer):
@@ -42,7 +42,7 @@ class ModelFlops:
         self._known: dict[tuple[Any, ...], float] = {}
 
     def __call__(self, frozen: Arrays, batch: Mapping[str, jax.Array]) -> float:
-        """Those of `Trainer.train_step` on a batch like this, over all devices; none is run."""
+        """Returns the `Trainer.train_step` FLOPs for this batch, all devices; runs nothing."""
         shapes = tuple((name, array.shape) for name, array in sorted(batch.items()))
         if shapes not in self._known:
             abstract = jax.tree.map(
@@ -51,14 +51,14 @@ class ModelFlops:
                 ),
                 (frozen, dict(batch)),
             )
-            # On a mesh the loss would count once for each part of the tensor axis.
+            # On a mesh the loss would count once per part of the tensor axis.
             with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
                 self._known[shapes] = matmul_flops(self._trainer.train_step, self._state, *abstract)
         return self._known[shapes]
 
 
 class Throughput:
-    """Rates between two reports; of the whole run unless something else is said."""
+    """Measures the rates between two reports, for the whole run unless stated otherwise."""
 
     def __init__(self) -> None:
         devices = jax.devices()
@@ -74,16 +74,17 @@ class Throughput:
         self._flops = 0.0
 
     def add(self, pairs: int, flops: float, waited: float) -> None:
-        """One step of so many pairs and FLOPs that waited `waited` seconds for its data."""
+        """Adds one step with the given pairs and FLOPs that waited `waited` seconds for data."""
         self._pairs += pairs
         self._flops += flops
         self._waited += waited
 
     def report(self) -> dict[str, float]:
-        """The rates since the last report, and the most memory since the process began.
+        """Returns the rates since the last report, and the peak memory since the process began.
 
-        `tflops_per_second` is of a device, and so is `mfu`, its part of the peak in bfloat16, where
-        that is known; memory is of this process and of the device of it that needed most.
+        `tflops_per_second` is per device, and so is `mfu`, the fraction of the bfloat16 peak, where
+        that peak is known. Memory is measured for this process and for the local device that used
+        most.
         """
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
@@ -102,7 +103,10 @@ class Throughput:
 
 
 def peak_memory() -> dict[str, float]:
-    """GiB: `host_memory_gib` of this process, `device_memory_gib` where devices say theirs."""
+    """Returns in GiB `host_memory_gib`, and `device_memory_gib` if the devices report it.
+
+    `host_memory_gib` is the peak for this process.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     memory = {
         "host_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB,

@@ -1,4 +1,4 @@
-"""The train step: a plain function of (state, frozen, batch), differentiated in what is trained."""
+"""The train step: a plain function (state, frozen, batch), differentiated for trained arrays."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ BatchArrays = Mapping[str, Shaped[Array, "..."]]
 Metrics = dict[str, Float[Array, ""]]
 # SigLIP's starting point: nearly all pairs are negatives (arXiv 2303.15343, section 3.2).
 SIGMOID_SCALARS = {"logit_scale": math.log(10.0), "logit_bias": -10.0}
-# What is trained and belongs to no example.
+# Trained scalars that all examples share.
 _SCALARS = ("logit_scale", "logit_bias")
 
 
 class TrainState(NamedTuple):
-    """All that training changes.
+    """Everything that training changes.
 
     Attributes:
-        step: number of updates made, int32.
+        step: number of completed updates, int32.
         trainable: {"head", "text", "logit_scale"} (and "logit_bias" with the sigmoid loss).
-        optimizer: optax's state.
+        optimizer: the optax state.
     """
 
     step: Int[Array, ""]
@@ -67,17 +67,17 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """The pieces of a training run that do not change while it runs; `make_trainer` builds it.
+    """The constant parts in a training run; `make_trainer` builds it.
 
     Attributes:
-        config: the run.
+        config: the run's config.
         model: architecture.
         graphdef: `DinoTxt` without arrays.
-        abstract: its arrays' shapes, dtypes and shardings, as a nested dict.
-        logical_axes: dimension names of the trained arrays.
-        optimizer, schedule: AdamW and its learning rate.
-        preprocessing: of the backbone.
-        mesh: where everything lives.
+        abstract: the `DinoTxt` array shapes, dtypes and shardings, as a nested dict.
+        logical_axes: dimension names for the trained arrays.
+        optimizer, schedule: AdamW and the learning rate schedule.
+        preprocessing: the preprocessing of the backbone.
+        mesh: the mesh that holds all arrays.
     """
 
     config: Config
@@ -91,10 +91,10 @@ class Trainer:
     mesh: Mesh
 
     def create_state(self) -> TrainState:
-        """The state before the first step, already sharded.
+        """Returns the state before the first step, already sharded.
 
-        Initial values follow from `config.seed` (`models.initialization`); nothing is first built
-        whole on one device.
+        Initial values depend on `config.seed` (`models.initialization`); no array is first built
+        unsharded on one device.
         """
         abstract, seed = self.abstract_state(), self.config.seed
         declared = create_model(self.model, self.config)
@@ -110,7 +110,7 @@ class Trainer:
         return TrainState(step, trainable, optimizer)
 
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state."""
+        """Returns the shapes, dtypes and shardings of the state."""
         whole = sharding.replicated(self.mesh)
         trainable = trained_part(self.abstract)
         if self.config.loss.kind == "sigmoid":
@@ -119,7 +119,7 @@ class Trainer:
             )
         optimizer = jax.eval_shape(self.optimizer.init, trainable)
         placed = jax.tree.map(lambda leaf: leaf.sharding, trainable)
-        # Moments lie like the arrays they belong to; what else the optimizer keeps are counters.
+        # Moments are sharded like the parameters; the rest of the state is replicated counters.
         moments = optax.tree_utils.tree_map_params(
             self.optimizer,
             lambda _, place: place,
@@ -138,23 +138,23 @@ class Trainer:
         )
 
     def merge(self, arrays: Arrays) -> DinoTxt:
-        """The model with these parts; those not given have shapes only and cannot be run."""
+        """Returns the model with these arrays; missing parts have only shapes and cannot run."""
         known = {name: tree for name, tree in arrays.items() if name in self.abstract}
         return nnx.merge(self.graphdef, self.abstract | known)
 
     def train_step(
         self, state: TrainState, frozen: Arrays, batch: BatchArrays
     ) -> tuple[TrainState, Metrics]:
-        """One update.
+        """Makes one update.
 
         Args:
-            state: before the step.
-            frozen: {"backbone": arrays}; empty if the batch brings the backbone's tokens.
+            state: the state before the step.
+            frozen: {"backbone": arrays}; empty if the batch contains the backbone tokens.
             batch: "tokens" int[b l] (or packed, int[p r l], with the fields of `Packing`), and
                 "image" uint8[b h w 3] or "features" float[b t d].
 
         Returns:
-            The next state, and scalars: loss, its parts, logit_scale (before the step),
+            The next state, and scalars: loss, loss terms, logit_scale (before the step),
             learning_rate, grad_norm.
         """
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
@@ -175,13 +175,13 @@ class Trainer:
         return TrainState(state.step + 1, trainable | {"logit_scale": clamped}, optimizer), metrics
 
     def compiled_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
-        """`train_step`, compiled when it is first called; the state that it is given is used up."""
+        """Returns `train_step`, compiled on the first call; the input state is donated."""
         precision = self.config.precision
         options = compiler_options((precision.compute, precision.frozen))
         return jax.jit(self.train_step, donate_argnums=0, compiler_options=options)
 
     def backbone_tokens(self, frozen: Arrays, batch: BatchArrays) -> Float[Array, "b t d"]:
-        """[class, registers, patches] of the frozen backbone, [b t d]: cached, or computed."""
+        """Returns backbone tokens [class, registers, patches], [b t d]: cached, or computed."""
         if "features" in batch:
             return batch["features"]
 
@@ -200,13 +200,13 @@ class Trainer:
         batch: BatchArrays,
         key: Key[Array, ""],
     ) -> tuple[tuple[Float[Array, ""], Metrics], Arrays]:
-        """The objective of all pairs of a step, its parts by name, and its gradients.
+        """Returns the loss of all pairs in a step, the loss terms by name, and the gradients.
 
         Args:
-            trainable: what is differentiated in.
-            tokens: of the backbone.
-            batch: "tokens", and where captions are packed the fields of `Packing`.
-            key: of the step.
+            trainable: the arrays to differentiate for.
+            tokens: the backbone tokens.
+            batch: "tokens", and with packed captions the fields of `Packing`.
+            key: the step's random key.
         """
         groups = len(tokens) // drop_path_group(self.config.batch_size)
         rows = {
@@ -215,8 +215,8 @@ class Trainer:
             "tokens": batch["tokens"],
             "packing": packing_of(batch),
         }
-        # The chain rule in two pieces: features of each example from the parameters, computed in
-        # parts, and the loss of all pairs from all features, which is cheap and computed at once.
+        # The chain rule in two stages: parameters to features, computed part by part, then features
+        # to the loss over all pairs, which is cheap and computed at once.
         encode = functools.partial(self._encode, key, groups)
         features, pull_back = vjp_of_parts(encode, trainable, rows, self.config.accumulate_steps)
         scalars = {name: trainable[name] for name in _SCALARS if name in trainable}
@@ -229,11 +229,11 @@ class Trainer:
     def _encode(
         self, key: Key[Array, ""], groups: int, trainable: Arrays, rows: Arrays
     ) -> dict[str, Float[Array, "m ..."]]:
-        """Encodes m pairs, a part of a batch.
+        """Encodes m pairs, one part of a batch.
 
         Returns:
-            "image" and "text": normalised features [m D]; with a weight "gram": the Gram loss of
-            each image [m].
+            "image" and "text": normalised features [m D]; with a nonzero `gram_weight`, "gram": the
+            Gram loss for each image [m].
         """
         drop_key, patch_key, gram_key = jax.random.split(key, 3)
         model = self.merge(trainable)
@@ -249,7 +249,7 @@ class Trainer:
     def _objective(
         self, features: dict[str, Float[Array, "b ..."]], scalars: dict[str, Float[Array, ""]]
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss of all pairs of a step from their features, and its parts by name."""
+        """Returns the loss of all pairs in a step from the features, and the loss terms by name."""
         config = self.config.loss
         image, text, scale = features["image"], features["text"], jnp.exp(scalars["logit_scale"])
         if config.kind == "sigmoid":
@@ -265,7 +265,7 @@ class Trainer:
     def _drawn_patches(
         self, tokens: Float[Array, "m t d"], count: int, key: Key[Array, ""]
     ) -> Float[Array, "m s d"]:
-        """[class, registers, patches] with `count` of the patches, the same for all images."""
+        """Returns [class, registers, patches] with `count` patches, the same for all images."""
         first = 1 + self.model.vision.num_registers
         if count == 0 or count >= tokens.shape[1] - first:
             return tokens
@@ -285,30 +285,30 @@ class Trainer:
 
 
 def packing_of(batch: BatchArrays) -> Packing | None:
-    """Where the captions of a batch with packed rows are; None if each has a row of its own."""
+    """Returns the caption positions in packed rows; None if each row holds one caption."""
     if "segment_ids" not in batch:
         return None
     return Packing(**{name: batch[name] for name in Packing._fields})
 
 
 def trained_part(arrays: Arrays) -> Arrays:
-    """Everything but the backbone."""
+    """Returns everything except the backbone."""
     return {name: tree for name, tree in arrays.items() if name != "backbone"}
 
 
 def make_trainer(
     config: Config, backbone: ModelDescription, vocabulary_size: int, mesh: Mesh
 ) -> Trainer:
-    """Everything a run needs before its first array exists.
+    """Builds the trainer, before any array exists.
 
     Args:
-        config: the run.
-        backbone: what the backbone's model directory says.
-        vocabulary_size: of the tokenizer.
-        mesh: where the run will live.
+        config: the run's config.
+        backbone: the description in the backbone's model directory.
+        vocabulary_size: the tokenizer's vocabulary size.
+        mesh: the mesh that the run will use.
 
     Raises:
-        UserError: settings that cannot be run.
+        UserError: the settings cannot be run.
     """
     sharding.check_batch(config.batch_size, mesh)
     model = model_config(config, backbone, vocabulary_size)

@@ -1,4 +1,4 @@
-"""The captions of a batch as the step gets them: token rows, packed, trimmed, or as they are."""
+"""Turns batch captions into token rows for the train step: packed, trimmed, or unchanged."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from dinotxt_jax.tokenizers import (
     trimmed_length,
 )
 
-# Examples whose captions are read to learn how long captions are.
+# Number of examples whose captions are read to estimate caption lengths.
 _SAMPLED = 2048
-# A backward pass costs twice the forward one.
+# A backward pass costs twice as much as a forward pass.
 _FORWARD_AND_BACKWARD = 3
 
 TokenArrays = dict[str, Int[np.ndarray, "..."]]
 
 
 def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
-    """The tokenizer of a run; one of its own is trained once and then kept in `workdir`.
+    """Returns the run's tokenizer; a custom tokenizer is trained once and then kept in `workdir`.
 
     Raises:
-        UserError: a vocabulary that cannot be had.
+        UserError: the vocabulary is not available.
     """
     settings = config.tokenizer
     if settings.kind == "clip":
@@ -52,7 +52,7 @@ def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Keeps a run's tokenizer, its description last, so that an interrupted write is noticed."""
+    """Saves the tokenizer; writes spec.json last, so that an interrupted save is detected."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     (folder / "spec.json").write_text(json.dumps(tokenizer.spec(), indent=2) + "\n")
@@ -62,9 +62,10 @@ class PreparedTexts(NamedTuple):
     """The captions of one process in a batch, before all processes agree on a common size.
 
     Attributes:
-        size: packed rows that each part needs, or without packing columns of the longest caption.
-        tokens: a caption a row.
-        parts: the packed rows of each part of the batch; empty without packing.
+        size: with packing, the packed rows that each part needs; without, the longest caption in
+            tokens.
+        tokens: one caption per row.
+        parts: the packed rows of each batch part; empty without packing.
     """
 
     size: int
@@ -76,8 +77,8 @@ class TokenRows(NamedTuple):
     """The token rows that the text transformer computes in one step.
 
     Attributes:
-        rows: in the global batch.
-        length: tokens of a row.
+        rows: number of rows in the global batch.
+        length: tokens per row.
         overflow: whether packing needed more rows than planned.
     """
 
@@ -87,16 +88,16 @@ class TokenRows(NamedTuple):
 
 
 class TextRows:
-    """Arranges the captions of a batch as token rows: packed, trimmed, or as they are.
+    """Arranges batch captions as token rows: packed, trimmed, or unchanged.
 
-    All processes must agree on the size of the rows, hence the two steps: `prepare` says which size
-    the captions of this process need, and `arrange` takes the largest size of all processes.
+    All processes must agree on the row size, hence the two steps: `prepare` returns the size that
+    this process's captions need, and `arrange` takes the largest size over all processes.
 
     Args:
-        config: of the run.
-        tokenizer: of the run.
-        source: of the training data; `config.text.pack` reads captions of it.
-        mesh: of the run.
+        config: the run's config.
+        tokenizer: the run's tokenizer.
+        source: the training data; `config.text.pack` reads captions from it.
+        mesh: the run's mesh.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, source: Source, mesh: Mesh):
@@ -112,7 +113,7 @@ class TextRows:
             logging.info("packing %d captions into %d rows on each device", captions, planned)
 
     def prepare(self, tokens: Int[np.ndarray, "b l"]) -> PreparedTexts:
-        """Packs the captions of this process; needs no other process."""
+        """Packs this process's captions; needs no communication with other processes."""
         lengths = self._tokenizer.lengths(tokens)
         if not self._config.text.pack:
             return PreparedTexts(int(lengths.max()), tokens, ())
@@ -124,7 +125,10 @@ class TextRows:
         return PreparedTexts(max(len(part.tokens) for part in parts), tokens, parts)
 
     def arrange(self, texts: PreparedTexts, size: int) -> tuple[TokenArrays, TokenRows]:
-        """The text arrays of the batch for the largest `PreparedTexts.size` of all processes."""
+        """Returns the text arrays of the batch.
+
+        `size` is the largest `PreparedTexts.size` over all processes.
+        """
         length = texts.tokens.shape[1]
         if not self._config.text.pack:
             trim = self._config.text.trim
@@ -136,7 +140,7 @@ class TextRows:
         return stacked(texts.parts, rows)._asdict(), computed
 
     def _packed_rows(self, needed: int) -> int:
-        """The smallest compiled row count that is large enough."""
+        """Returns the smallest compiled row count that is large enough."""
         rows = next(count for count in self._row_counts if count >= needed)
         planned = self._row_counts[0]
         if rows > planned and rows not in self._logged and processes.is_first():
@@ -155,9 +159,9 @@ class TextMetrics:
     """Measures how much packing and trimming save.
 
     Args:
-        config: of the run.
-        model: the text transformer.
-        context_length: tokens of a row that is neither packed nor trimmed.
+        config: the run's config.
+        model: the text transformer's architecture.
+        context_length: tokens per row without packing and trimming.
     """
 
     def __init__(self, config: Config, model: TextConfig, context_length: int):
@@ -169,11 +173,12 @@ class TextMetrics:
         self._steps.append(rows)
 
     def report(self) -> dict[str, float]:
-        """Metrics of the steps since the last report.
+        """Returns metrics over the steps since the last report.
 
-        `text_tokens_computed_fraction`: of a row of the context length for each caption.
-        `text_flops_saved`: per step, of the text transformer's products on such rows, forward and
-        backward. With packing `packing_overflows`: steps that needed more rows than planned.
+        The baseline for `text_tokens_computed_fraction` and `text_flops_saved` is one row of the
+        context length per caption. `text_flops_saved` is the saving per step in the products of
+        the text transformer, forward and backward. With packing, `packing_overflows` counts the
+        steps that needed more rows than planned.
         """
         steps = len(self._steps)
         untrimmed = steps * self._config.pairs_per_step
@@ -193,7 +198,7 @@ class TextMetrics:
 def sampled_lengths(
     source: Source, tokenizer: Tokenizer, data: DataConfig
 ) -> list[Int[np.ndarray, " c"]]:
-    """Tokens of the captions of examples spread over a source, for each of them."""
+    """Returns the caption lengths in tokens of examples spread over a source, per example."""
     count = min(len(source), _SAMPLED)
     indices = [number * len(source) // count for number in range(count)]
 

@@ -1,7 +1,7 @@
-"""Pictures of what a run learned and a model found.
+"""Plots for training runs and pictures for model outputs.
 
-Only `training_curves` needs matplotlib (the extra `[plots]`); the rest is Pillow and numpy.
-Pictures of segmentations, similarities and tokens are returned as images for the caller to save.
+Only `training_curves` needs matplotlib (the extra `[plots]`); the rest uses Pillow and numpy.
+Pictures for segmentations, similarities and tokens are returned as images for the caller to save.
 """
 
 from dinotxt_jax.visualize.components import patch_pca

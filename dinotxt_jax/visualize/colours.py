@@ -1,8 +1,8 @@
-"""Colours: one a class, told apart also by the colour-blind, and a scale for heat maps.
+"""Class colours that colour-blind readers can also distinguish, and a colour scale for heat maps.
 
-A class whose name has a colour that people expect (`known_colours`) gets it, or the nearest shade
-that no other class has; the other classes get colours that differ from all of these. Distances are
-computed in OKLab, a space in which equal distances look about equally large.
+A class whose name has an expected colour (`known_colours`) gets that colour, or the nearest shade
+that no other class has; the other classes get colours that differ from all known ones. Distances
+are computed in OKLab, a space in which equal distances look about equally large.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ MISSED: Colour = (176, 42, 32)
 RULE: Colour = (205, 205, 210)
 HATCH: Colour = (120, 120, 126)
 
-CLASS_COLOURS = 512  # then they repeat
+CLASS_COLOURS = 512  # with more classes, colours repeat
 
-# Okabe and Ito's colours, which the colour-blind tell apart, begin the list.
+# The list begins with Okabe and Ito's colours, which colour-blind readers can distinguish.
 _FIRST = (
     (230, 159, 0),
     (0, 114, 178),
@@ -34,16 +34,16 @@ _FIRST = (
     (213, 94, 0),
     (86, 180, 233),
 )
-_APART = 0.05  # the least distance between classes with known colours, in any eyes
-# Other classes look nothing like these: the first colours are at least as far from them in OKLab,
-# and their distance from further ones counts less.
+_APART = 0.05  # least distance between known class colours, in any colour vision
+# Other classes must look unlike the known colours: an Okabe-Ito colour is used only if it is at
+# least this far from them in OKLab. For further colours, this distance counts less.
 _CLEAR = 0.12
 _KNOWN_WEIGHT = 0.5
-_FARTHEST_SHADE = 0.2  # in OKLab: beyond it a shade no longer looks like the known colour
-_RECENT = 8  # so many classes before one are kept farther away than all others
+_FARTHEST_SHADE = 0.2  # in OKLab; beyond it, a shade no longer looks like the known colour
+_RECENT = 8  # this many preceding classes are kept farther away than all others
 _RECENT_WEIGHT = 0.3
 
-# From linear sRGB to cone responses, and from their cube roots to OKLab (Ottosson 2020).
+# Linear sRGB to cone responses, and cube roots of cone responses to OKLab (Ottosson 2020).
 _CONES = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -58,8 +58,8 @@ _LAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-# Linear sRGB itself, and what protanopes, deuteranopes and tritanopes see of it
-# (Machado et al. 2009, severity 1).
+# Linear sRGB as seen with normal colour vision (identity) and by protanopes, deuteranopes and
+# tritanopes (Machado et al. 2009, severity 1).
 _SIGHTS = np.array(
     [
         np.eye(3),
@@ -80,14 +80,14 @@ _SIGHTS = np.array(
         ],
     ]
 )
-# How much a distance counts in those four sights: most people have the first, few the last.
+# Distance weights for the four kinds of vision: most people have the first, few the last.
 _SIGHT_WEIGHTS = np.array([1.0, 1.6, 1.6, 2.5])
 
 
 def class_colours(class_names: Sequence[str]) -> UInt8[np.ndarray, "c 3"]:
-    """One colour a class, the same for the same list of names.
+    """Returns one colour per class, always the same for the same list of names.
 
-    Among names without known colours, the colour of a class depends on its index alone.
+    Among names without known colours, the class index alone decides the colour.
     """
     known = _known_shades(tuple(known_colour(name) for name in class_names))
     others = [index for index in range(len(class_names)) if index not in known]
@@ -101,14 +101,14 @@ def class_colours(class_names: Sequence[str]) -> UInt8[np.ndarray, "c 3"]:
 
 @functools.lru_cache(maxsize=64)
 def _known_shades(expected: tuple[Colour | None, ...]) -> dict[int, Colour]:
-    """By class index, the known colour or the nearest shade that differs from all before it."""
+    """Maps class index to the known colour, or to the nearest shade unlike all earlier ones."""
     shades: dict[int, Colour] = {}
     for index, colour in enumerate(expected):
         if colour is None:
             continue
         choices = np.concatenate([np.asarray([colour], np.uint8), _shades()])
         target, lab = _oklab(_linear(choices[:1])), _oklab(_linear(choices))
-        # Rounded, so that no machine's last bit chooses.
+        # Rounded, so that the choice does not depend on the machine's last bit.
         away = np.round(np.linalg.norm(lab - target, axis=1), 6)
         if shades:
             taken = np.asarray(list(shades.values()), np.uint8)
@@ -123,26 +123,27 @@ def _known_shades(expected: tuple[Colour | None, ...]) -> dict[int, Colour]:
 def _distances(
     colours: UInt8[np.ndarray, "n 3"], others: UInt8[np.ndarray, "m 3"]
 ) -> Float[np.ndarray, "n m"]:
-    """How far colours are from others, in the eyes that tell them apart the least."""
+    """Returns colour distances in the kind of vision that distinguishes each pair least."""
     apart = np.linalg.norm(_seen(colours)[:, :, None] - _seen(others)[:, None], axis=-1)
     return (apart * _SIGHT_WEIGHTS[:, None, None]).min(axis=0)
 
 
 def _seen(colours: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, "4 n 3"]:
-    """Colours in OKLab as each of the four sights has them."""
+    """Converts colours to OKLab as seen in each of the four kinds of vision."""
     linear = _linear(colours)
     return np.stack([_oklab(np.clip(linear @ sight.T, 0, 1)) for sight in _SIGHTS])
 
 
 @functools.lru_cache(maxsize=64)
 def _palette(taken: tuple[Colour, ...], count: int) -> UInt8[np.ndarray, "n 3"]:
-    """Greedily, always the candidate whose nearest chosen colour is farthest, in any eyes.
+    """Chooses colours greedily: always the candidate whose nearest chosen colour is farthest.
 
-    Classes with near indices are often drawn together, so they are kept apart more strictly.
+    Distances are the least over all kinds of vision. Classes with near indices are often drawn
+    together, so they are kept apart more strictly.
 
     Args:
-        taken: colours that are chosen already, and not returned.
-        count: how many to choose; more of them begin with the same ones.
+        taken: colours that are already in use; they are not returned.
+        count: number of colours; a longer palette begins with the same colours.
     """
     candidates = np.concatenate([np.asarray(_FIRST, np.uint8), _candidates()])
     seen = _seen(candidates)
@@ -161,7 +162,7 @@ def _palette(taken: tuple[Colour, ...], count: int) -> UInt8[np.ndarray, "n 3"]:
             index = first[len(chosen)]
         else:
             recent = [_RECENT_WEIGHT * distance for distance in distances[-_RECENT:]]
-            # Rounded, so that no machine's last bit chooses.
+            # Rounded, so that the choice does not depend on the machine's last bit.
             worst = np.round(np.stack([nearest, *recent]).min(axis=0), 6)
             index = int(np.argmax(worst))
         distance = np.linalg.norm(seen - seen[:, index, None], axis=-1)
@@ -172,7 +173,7 @@ def _palette(taken: tuple[Colour, ...], count: int) -> UInt8[np.ndarray, "n 3"]:
 
 
 def _candidates() -> UInt8[np.ndarray, "n 3"]:
-    """Colours neither so dark, bright nor grey that they are lost on a photo."""
+    """Returns colours that stay visible on a photo: not too dark, too bright or too grey."""
     colours = _shades()
     lab = _oklab(_linear(colours))
     vivid = np.hypot(lab[:, 1], lab[:, 2]) > 0.07
@@ -186,7 +187,7 @@ def _shades() -> UInt8[np.ndarray, "n 3"]:
 
 
 def heat_colours(unit: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
-    """From deep violet (0) through red to light yellow (1), ever lighter in even steps."""
+    """Maps 0 to deep violet, 1 to light yellow, via red, in even steps of increasing lightness."""
     table = _heat_table()
     return table[np.round(np.clip(unit, 0, 1) * (len(table) - 1)).astype(int)]
 
@@ -209,7 +210,7 @@ def _heat_path(t: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 3"]:
 
 
 def _linear(colours: np.ndarray) -> Float[np.ndarray, "n 3"]:
-    """sRGB from 0 to 255 as light."""
+    """Converts sRGB from 0 to 255 to linear light."""
     unit = np.asarray(colours, np.float64) / 255
     return np.where(unit > 0.04045, ((unit + 0.055) / 1.055) ** 2.4, unit / 12.92)
 

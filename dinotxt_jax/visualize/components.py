@@ -1,4 +1,4 @@
-"""What patch tokens have in common: their first three principal components as colours."""
+"""Pictures that show the first three principal components of patch tokens as colours."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from dinotxt_jax.visualize.page import (
     sized,
 )
 
-_RANGE = (1, 99)  # percentiles that become 0 and 1
-# Of the first component's variance, and of the mean's square: below it there is only rounding.
+_RANGE = (1, 99)  # percentiles that are mapped to 0 and 1
+# Fractions: the first component's variance times _NOISE plus the squared mean times _MEAN_NOISE
+# bounds rounding errors; a variance below that bound is only rounding.
 _NOISE, _MEAN_NOISE = 1e-10, 1e-13
 
 
@@ -35,21 +36,21 @@ def patch_pca(
     *,
     columns: int = 2,
 ) -> Image.Image:
-    """The first three principal components of patch tokens as red, green and blue.
+    """Draws the first three principal components of patch tokens as red, green and blue.
 
     All images share one PCA, so that equal colours mean similar patches. Each component is scaled
-    from its 1st to its 99th percentile, and its sign is the one that makes its largest loading
+    from the 1st to the 99th percentile, and the sign is chosen to make the largest loading
     positive.
 
     Args:
-        patches: the tokens of one image [gh gw d] or of several [n gh gw d].
-        images: the photo or photos, drawn beside their components, which are brought to their size
-            bicubically.
-        columns: images beside each other.
+        patches: tokens of one image [gh gw d] or of several images [n gh gw d].
+        images: the photo or photos. Each is drawn next to the components, which are resized
+            bicubically to the photo size.
+        columns: number of images next to each other.
 
     Raises:
-        UserError: tokens that are not finite, as many photos as there are not images, or an
-            unusable photo.
+        UserError: tokens are not finite, the number of photos differs from the number of images, or
+            a photo is unusable.
     """
     several = np.ndim(patches) == 4
     axes = ("n", "gh", "gw", "d") if several else ("gh", "gw", "d")
@@ -91,11 +92,11 @@ def _listed(images: Photo | Sequence[Photo] | None) -> list[Photo] | None:
 def _components(
     tokens: Float[np.ndarray, "n gh gw d"],
 ) -> tuple[Float[np.ndarray, "n gh gw 3"], Float[np.ndarray, "3"]]:
-    """Components scaled to percentiles (a component without variance is 0.5), and their shares."""
+    """Returns percentile-scaled components (0.5 where there is no variance) and variance shares."""
     width = tokens.shape[-1]
     mean = tokens.mean(axis=(0, 1, 2), dtype=np.float64)
     covariance = np.zeros((width, width))
-    for image in tokens:  # one after the other: in double precision all would take much memory
+    for image in tokens:  # one by one: all images in double precision would take much memory
         centred = image.reshape(-1, width) - mean
         covariance += centred.T @ centred
     variances, directions = np.linalg.eigh(covariance)
@@ -120,6 +121,6 @@ def _components(
 
 
 def _coloured(components: Float[np.ndarray, "gh gw 3"], size: tuple[int, int]) -> Image.Image:
-    """Enlarged first and clipped then, so that outliers do not leave flat spots."""
+    """Enlarges components before clipping them, so that outliers do not leave flat spots."""
     bands = [enlarged(components[..., band], size, Image.Resampling.BICUBIC) for band in range(3)]
     return Image.fromarray(np.round(255 * np.clip(np.stack(bands, -1), 0, 1)).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Training curves with matplotlib, which comes with the extra `[plots]`."""
+"""Training curves drawn with matplotlib, which the extra `[plots]` installs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.visualize.text import one_line
 
-# A result called NAME has its chance level under NAME/chance.
+# The chance level for a result NAME is stored under NAME/chance.
 CHANCE = "chance"
 _COLUMNS = 3
 _RESULTS = {
@@ -33,7 +33,7 @@ class _Line:
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
-    """A diagram, and a sentence on what it shows."""
+    """A diagram with a sentence that explains it."""
 
     title: str
     meaning: str
@@ -46,14 +46,14 @@ def training_curves(
 ) -> None:
     """Draws loss, logit scale, learning rate, speed, and evaluation results over steps.
 
-    Quantities that no row has get no panel.
+    Quantities that are absent from all rows get no panel.
 
     Args:
-        rows: lines of `metrics.jsonl`. Chance levels of results stand in them under
+        rows: lines from `metrics.jsonl`. Chance levels for results are stored under the key
             "TASK/METRIC/chance".
         path: the PNG to write.
-        title: the name of the run.
-        chance_loss: the loss of a model that cannot tell pairs apart, for a dashed line.
+        title: the run name.
+        chance_loss: loss for a model that cannot tell pairs apart, drawn as a dashed line.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -102,7 +102,7 @@ def _training_panels(rows: Sequence[dict[str, Any]], chance_loss: float | None) 
 
 
 def _result_panels(rows: Sequence[dict[str, Any]]) -> list[_Panel]:
-    """A panel for each headline metric, with a line for each task that has it."""
+    """Returns a panel for each headline metric, with a line for each task that reports it."""
     panels = []
     for metric, (title, meaning) in _RESULTS.items():
         names = sorted({name for row in rows for name in row if name.endswith(f"/{metric}")})
@@ -119,7 +119,7 @@ def _result_panels(rows: Sequence[dict[str, Any]]) -> list[_Panel]:
 
 
 def _panels_per_row(count: int) -> list[int]:
-    """Rows of at most `_COLUMNS` panels, as equal as can be, so that no place stays empty."""
+    """Splits panels into rows with at most `_COLUMNS` each, as evenly as possible to avoid gaps."""
     rows = -(-count // _COLUMNS)
     return [count // rows + (number < count % rows) for number in range(rows)]
 
@@ -128,7 +128,7 @@ def _draw(axis: Any, panel: _Panel, last_step: int) -> None:
     for number, line in enumerate(panel.lines):
         colour = f"C{number}"
         steps, values = zip(*line.points, strict=True)
-        # One point alone is no line.
+        # A single point would be invisible as a line.
         marker = panel.marker or ("o" if len(steps) == 1 else None)
         axis.plot(steps, values, color=colour, label=line.label, marker=marker, linewidth=1.5)
         if line.chance is not None:

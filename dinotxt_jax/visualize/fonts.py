@@ -1,8 +1,8 @@
-"""Finds a font that has the characters of a text.
+"""Finds a font that has all characters of a text.
 
-Pillow's own font has little beyond ASCII. A text is drawn with the first font that has all of its
-characters: a file that the environment variable DINOTXT_FONT names, Pillow's own font, then the
-fonts in the usual folders of the system and those that come with matplotlib (DejaVu).
+Pillow's default font has little beyond ASCII. A text is drawn with the first font that has all
+characters, in this order: files that the environment variable DINOTXT_FONT names, Pillow's default
+font, then fonts in the usual system folders and the fonts that come with matplotlib (DejaVu).
 """
 
 from __future__ import annotations
@@ -21,35 +21,34 @@ from PIL import ImageFont, features
 
 VARIABLE = "DINOTXT_FONT"
 _ENDINGS = (".ttf", ".otf", ".ttc")
-_OWN = ""  # stands for Pillow's own font, which is no file
-# Styles that are taken only where no plain font has the characters.
+_OWN = ""  # stands for Pillow's default font, which is not a file
+# Styles that are used only if no plain font has the characters.
 _STYLES = (
     *("bold", "italic", "oblique", "mono", "serif", "condensed", "narrow", "light", "thin"),
     *("black", "heavy", "medium", "display", "math", "emoji", "symbol"),
 )
 _NO_CHARACTER = "\U0010ffff"  # every font draws it as a missing character
 _PROBE_SIZE = 24
-_REGULAR = b"Regular"  # of variable fonts, of which some are thin unless told otherwise
+_REGULAR = b"Regular"  # variation name; some variable fonts are thin by default
 
 
 def font_of(size: int, text: str) -> ImageFont.FreeTypeFont:
-    """The font for a text: the first that has all of its characters, or the most of them."""
+    """Returns the first font that has all characters in a text, or else the most characters."""
     file, _ = _choose(text)
     font = _loaded(file, size)
-    assert font is not None  # a chosen file is one that could be loaded
+    assert font is not None  # only files that could be loaded are chosen
     return font
 
 
 def missing(text: str) -> frozenset[str]:
-    """The characters of a text that `font_of` has no glyph for."""
+    """Returns the characters of a text for which `font_of` has no glyph."""
     return _choose(text)[1]
 
 
 def can_shape(text: str) -> bool:
-    """Whether the letters of a text can be put in order and joined.
+    """Returns whether the letters in a text can be ordered and joined correctly.
 
-    Scripts that are written from right to left, and those whose vowel signs change places, need
-    the library Raqm.
+    Right-to-left scripts and scripts with reordered vowel signs need the library Raqm.
     """
     needs_raqm = any(
         unicodedata.bidirectional(sign) in ("R", "AL") or unicodedata.category(sign) == "Mc"
@@ -59,7 +58,7 @@ def can_shape(text: str) -> bool:
 
 
 def warn_once(text: str) -> None:
-    """Logs what to install so that a text can be drawn, for the first text with this reason."""
+    """Logs how to make a text drawable, only for the first text with the same cause."""
     advice = (
         "install fonts that have the characters (Debian, Ubuntu: apt install fonts-noto-core "
         f"fonts-noto-cjk), or name a font file in {VARIABLE}."
@@ -88,12 +87,12 @@ def _choose(text: str) -> tuple[str, frozenset[str]]:
 def _chosen(
     signs: frozenset[str], named: str, folders: tuple[Path, ...]
 ) -> tuple[str, frozenset[str]]:
-    """The file of the font for these characters, and those that the font has not.
+    """Returns the font file for these characters, and the characters that the font lacks.
 
     Args:
         signs: the characters.
-        named: the value of DINOTXT_FONT.
-        folders: searched for font files.
+        named: the DINOTXT_FONT value.
+        folders: the folders to search for font files.
     """
     best: tuple[str, frozenset[str]] = (_OWN, signs)
     for file in _files(named, folders):
@@ -113,7 +112,7 @@ def _files(named: str, folders: tuple[Path, ...]) -> Iterator[str]:
 
 @functools.cache
 def _named_files(setting: str) -> tuple[str, ...]:
-    """The files that DINOTXT_FONT names; those that are no fonts are logged and passed over."""
+    """Returns the files that DINOTXT_FONT names; warns about each file that is not a font."""
     files = tuple(file for file in setting.split(os.pathsep) if file)
     for file in files:
         if _loaded(file, _PROBE_SIZE) is None:
@@ -126,7 +125,7 @@ def _named_files(setting: str) -> tuple[str, ...]:
 
 
 def _folders() -> Iterator[Path]:
-    """The usual folders of fonts, and that of matplotlib, which is not imported for it."""
+    """Yields the usual font folders and matplotlib's font folder, without importing matplotlib."""
     home = Path.home()
     matplotlib = importlib.util.find_spec("matplotlib")
     if matplotlib is not None and matplotlib.origin is not None:
@@ -146,7 +145,7 @@ def _folders() -> Iterator[Path]:
 
 @functools.cache
 def _files_below(folders: tuple[Path, ...]) -> tuple[str, ...]:
-    """Font files below some folders; plain sans-serif fonts come first."""
+    """Returns the font files below the given folders; plain sans-serif fonts come first."""
     files = [
         Path(folder) / name
         for top in folders
@@ -158,14 +157,14 @@ def _files_below(folders: tuple[Path, ...]) -> tuple[str, ...]:
 
 
 def _preference(file: Path) -> tuple[int, bool, str, str]:
-    # "sansserif" is no style, and neither is the "serif" of it.
+    # "sansserif" is not a style, and the "serif" in it must not count as one.
     name = file.stem.lower().replace("sansserif", "sans").replace("sans-serif", "sans")
     return sum(style in name for style in _STYLES), "sans" not in name, name, str(file)
 
 
 @functools.lru_cache(maxsize=256)
 def _loaded(file: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """A font, or None for a file that is none or has no outlines."""
+    """Loads a font; returns None if the file is not a font or has no outlines."""
     if file == _OWN:
         return ImageFont.load_default(size)  # type: ignore[return-value]
     try:
@@ -180,7 +179,7 @@ def _loaded(file: str, size: int) -> ImageFont.FreeTypeFont | None:
 
 @functools.cache
 def _has(file: str, sign: str) -> bool:
-    """Whether a font has a glyph for a character: it is not drawn as a missing one is."""
+    """Returns whether a font has a glyph, that is, draws it unlike a missing character."""
     font = _loaded(file, _PROBE_SIZE)
     if font is None:
         return False
@@ -188,7 +187,7 @@ def _has(file: str, sign: str) -> bool:
 
 
 def _shape(font: ImageFont.FreeTypeFont, sign: str) -> tuple[tuple[int, int], bytes]:
-    # Raqm would compose an accented letter of two glyphs, often badly, where the font has none.
+    # If the font lacks an accented letter, Raqm would compose it from two glyphs, often badly.
     basic = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
     mask = basic.getmask(sign)
     return mask.size, bytes(mask)

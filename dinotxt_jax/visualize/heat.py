@@ -1,4 +1,4 @@
-"""Heat maps over a photo: of classes, and of one free phrase."""
+"""Heat maps over a photo, for classes or for one free phrase."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dinotxt_jax.visualize.page import (
 )
 from dinotxt_jax.visualize.text import numbers_between, one_line
 
-_COVER = 0.72  # how much of the photo the heat covers
+_COVER = 0.72  # opacity of the heat map over the photo
 
 
 def heat_maps(
@@ -37,18 +37,19 @@ def heat_maps(
     columns: int = 4,
     what: str = "score",
 ) -> Image.Image:
-    """The photo and, for every class, its scores over it, all on one scale from least to most.
+    """Draws the photo and, for every class, the scores over it, all on one scale from min to max.
 
     Args:
         image: the photo, PIL or uint8 [h w 3].
-        scores: of patches or pixels; any grid that covers the photo, brought to its size
-            bilinearly.
-        class_names: one a class; each tile has its class's name and its largest score as a title.
-        columns: tiles beside each other, the photo being one.
-        what: the scores are, for the colour bar, such as "cosine similarity".
+        scores: class scores for patches or pixels; any grid that covers the photo. The grid is
+            resized bilinearly to the photo size.
+        class_names: one name per class; each tile title gives the class name and the largest score.
+        columns: number of tiles next to each other; the photo is one tile.
+        what: name for the scores at the colour bar, such as "cosine similarity".
 
     Raises:
-        UserError: scores that are not finite or of another number of classes, or an unusable photo.
+        UserError: scores are not finite or have another number of classes, or the photo is
+            unusable.
     """
     photo = checked_photo(image)
     values = checked_numbers(scores, ("h", "w", "c"), "scores")
@@ -72,16 +73,16 @@ def heat_maps(
 
 
 def similarity_map(image: Photo, similarity: Float[np.ndarray, "h w"], phrase: str) -> Image.Image:
-    """The photo, and the similarity of a phrase over it, with the phrase as the title.
+    """Draws the photo and a heat map of the similarity to a phrase, with the phrase as the title.
 
     Args:
         image: the photo, PIL or uint8 [h w 3].
-        similarity: cosines of patches or pixels; any grid that covers the photo, brought to its
-            size bilinearly.
-        phrase: what was looked for.
+        similarity: cosine similarities for patches or pixels; any grid that covers the photo. The
+            grid is resized bilinearly to the photo size.
+        phrase: the search phrase.
 
     Raises:
-        UserError: similarities that are not finite, or an unusable photo.
+        UserError: similarities are not finite, or the photo is unusable.
     """
     photo = checked_photo(image)
     values = checked_numbers(similarity, ("h", "w"), "similarity")
@@ -96,7 +97,7 @@ def similarity_map(image: Photo, similarity: Float[np.ndarray, "h w"], phrase: s
 def _heated(
     photo: Image.Image, values: Float[np.ndarray, "h w"], low: float, high: float
 ) -> Image.Image:
-    """Values from `low` to `high` as colours over the greyed photo."""
+    """Draws values from `low` to `high` as colours over the greyed photo."""
     unit = (values.astype(np.float64) - low) / (high - low) if high > low else 0.0 * values
     colours = Image.fromarray(heat_colours(enlarged(unit, photo.size)))
     return Image.blend(photo.convert("L").convert("RGB"), colours, _COVER)

@@ -1,4 +1,4 @@
-"""What the pictures are made of: photos, label maps and numbers, each checked."""
+"""Input checks for pictures: photos, label maps and numbers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dinotxt_jax.data.examples import shortened
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
 
-NONE = -1  # in checked label maps
+NONE = -1  # marks pixels without a class in checked label maps
 
 Photo = Image.Image | UInt8[np.ndarray, "h w 3"]
 
 
 def checked_photo(image: Photo) -> Image.Image:
-    """A photo as upright RGB.
+    """Returns a photo as upright RGB.
 
     Raises:
-        UserError: it is neither an image of PIL nor uint8 [h w 3], or is empty.
+        UserError: the photo is neither a PIL image nor uint8 [h w 3], or is empty.
     """
     if not isinstance(image, Image.Image | np.ndarray):
         raise UserError(
@@ -47,10 +47,10 @@ def checked_photo(image: Photo) -> Image.Image:
 def checked_labels(
     labels: Int[np.ndarray, "h w"], photo: Image.Image, classes: int, ignored: int, what: str
 ) -> Int[np.ndarray, "h w"]:
-    """Class indices of every pixel of a photo, `NONE` where there is no class.
+    """Returns the class index for every pixel in a photo, `NONE` where there is no class.
 
     Raises:
-        UserError: they are no whole numbers, of another size, or of a class without a name.
+        UserError: labels are not integers, have another size, or belong to an unnamed class.
     """
     found = np.asarray(labels)
     if found.shape != (photo.height, photo.width) or not np.issubdtype(found.dtype, np.integer):
@@ -69,10 +69,10 @@ def checked_labels(
 
 
 def checked_alpha(alpha: float) -> float:
-    """How much of the photo colours cover.
+    """Returns the opacity `alpha` for colours over a photo.
 
     Raises:
-        UserError: it is not between 0 and 1.
+        UserError: `alpha` is not between 0 and 1.
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha is {alpha}, expected a number from 0 to 1; correct it.")
@@ -82,10 +82,11 @@ def checked_alpha(alpha: float) -> float:
 def checked_numbers(
     values: Float[np.ndarray, "..."], axes: Sequence[str], what: str
 ) -> Float[np.ndarray, "..."]:
-    """Finite numbers as float32, with one axis for each name.
+    """Returns finite numbers as float32, with one axis for each name.
 
     Raises:
-        UserError: another number of axes, an empty one, no numbers, or not all finite.
+        UserError: the number of axes differs, an axis is empty, or values are not numbers or not
+            finite.
     """
     try:
         found = np.asarray(values).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The colours that people expect of some names: of sky, of grass, of a red car."""
+"""Expected colours for some class names, such as sky, grass or red car."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 Colour = tuple[int, int, int]
 
-# By the last word of a name in the singular, so that "palm tree" is green and "tree house" is not.
+# Keyed by the last word in a name, singular, so that "palm tree" is green but "tree house" is not.
 _COLOURS: dict[Colour, str] = {
     # Sky and weather.
     (135, 200, 245): "sky",
@@ -42,11 +42,11 @@ _COLOURS: dict[Colour, str] = {
     (250, 145, 25): "orange carrot pumpkin",
     (205, 40, 45): "tomato strawberry cherry",
     (90, 140, 60): "broccoli cucumber",
-    # Everything that is not asked for.
+    # Everything outside the requested classes.
     (110, 110, 116): "background",
 }
 _BY_WORD = {word: colour for colour, words in _COLOURS.items() for word in words.split()}
-# Names of colours, anywhere in a name that says nothing else: "red car", "light blue".
+# Colour words, anywhere in a name that has no entry above: "red car", "light blue".
 _NAMED: dict[str, Colour] = {
     "red": (215, 40, 40),
     "orange": (250, 145, 25),
@@ -62,13 +62,13 @@ _NAMED: dict[str, Colour] = {
     "grey": (130, 130, 130),
     "gray": (130, 130, 130),
 }
-_EMPTY_WORDS = ("other", "merged", "stuff")  # "sky-other" of COCO-Stuff
+_EMPTY_WORDS = ("other", "merged", "stuff")  # as in COCO-Stuff's "sky-other"
 
 
 def known_colour(name: str) -> Colour | None:
-    """The colour that people expect of a class, by its English name; None for most classes.
+    """Returns the expected colour for an English class name; None for most classes.
 
-    Of several names between commas the first one counts.
+    If there are several names separated by commas, the first one counts.
     """
     words = re.findall(r"[^\W\d_]+", str(name).partition(",")[0].lower())
     words = [word for word in words if word not in _EMPTY_WORDS]

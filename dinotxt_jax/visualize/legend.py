@@ -1,4 +1,4 @@
-"""The legend of class colours, and the bar of a colour scale."""
+"""Legends for class colours, and bars for colour scales."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dinotxt_jax.visualize.text import fitted, numbers_between, width_of
 LONGEST = 20
 _CHIP, _SPACE, _LINE = TEXT, TEXT // 2, TEXT * 8 // 5
 _COLUMN_SPACE = 2 * TEXT
-_NAME = 14 * TEXT  # longer names are cut, so that one of them does not make all columns wide
+_NAME = 14 * TEXT  # longer names are cut, so that one long name does not widen all columns
 _TICKS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A line of the legend; without a colour the chip is hatched."""
+    """A legend line; without a colour, the chip is hatched."""
 
     name: str
     share: str
@@ -31,9 +31,9 @@ class Entry:
 
 
 def draw_legend(entries: Sequence[Entry], width: int) -> Image.Image:
-    """Chip, name and share of every entry, in as many columns as fit, read downwards.
+    """Draws chip, name and share for every entry, in as many columns as fit, read downwards.
 
-    Of more than `LONGEST` entries the last ones are only counted.
+    Entries after the first `LONGEST` are only counted.
     """
     more = f"... and {len(entries) - LONGEST} more" if len(entries) > LONGEST else ""
     entries = entries[:LONGEST]
@@ -74,13 +74,13 @@ def _chip(colour: Colour | None) -> Image.Image:
 
 
 def hatched(height: int, width: int, period: int) -> UInt8[np.ndarray, "height width 3"]:
-    """White with diagonal lines, for what has no class."""
+    """Returns a white image with diagonal lines, which marks pixels without a class."""
     lines = np.add.outer(np.arange(height), np.arange(width)) % period < max(period // 4, 1)
     return np.where(lines[..., None], HATCH, 255).astype(np.uint8)
 
 
 def scale_bar(low: float, high: float, what: str, width: int) -> Image.Image:
-    """The colours of a heat map from `low` to `high`, with numbers, and what they are."""
+    """Draws the heat map colours from `low` to `high`, with tick numbers and the title `what`."""
     thick = TEXT * 2 // 3
     heading = TEXT * 3 // 2
     bar = Image.new("RGB", (width, heading + thick + TEXT * 3 // 2), "white")
@@ -95,7 +95,7 @@ def scale_bar(low: float, high: float, what: str, width: int) -> Image.Image:
         colours = np.broadcast_to(np.linspace(0, 1, width), (thick, width))
     bar.paste(Image.fromarray(heat_colours(colours)), (0, heading))
     bottom = heading + thick
-    # Fewer numbers where they would touch.
+    # Only the first and last number are drawn if all numbers would touch.
     if (
         max(width_of(text, TEXT) for text in numbers) * 1.3 * len(numbers) > width
         and len(numbers) > 1

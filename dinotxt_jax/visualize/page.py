@@ -1,4 +1,4 @@
-"""The white page: photos in readable sizes, tiles with titles in a grid, parts below each other."""
+"""White page layout: readable photo sizes, titled tiles in a grid, parts below each other."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dinotxt_jax.visualize.colours import FAINT, INK, Colour
 from dinotxt_jax.visualize.fonts import font_of
 from dinotxt_jax.visualize.text import fitted, width_of
 
-PAGE = 1600  # about the width of a page, pixels: what a slide shows
+PAGE = 1600  # approximate page width in pixels, suitable for a slide
 MARGIN = 28
 GAP = 20
 TEXT = 24
-_NARROWEST = 280  # of a tile, so that there is room for its title
+_NARROWEST = 280  # least tile width in pixels, which leaves room for a title
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A picture with a title at its left and a note at its right above it."""
+    """A picture with a title above it on the left and a note above it on the right."""
 
     picture: Image.Image
     title: str = ""
@@ -31,7 +31,7 @@ class Tile:
 
 
 def sized(photo: Image.Image, side: int) -> Image.Image:
-    """A photo with that many pixels on its longer side, enlarged or reduced."""
+    """Resizes a photo so that the longer side has `side` pixels."""
     size = [max(round(length * side / max(photo.size)), 1) for length in photo.size]
     return photo.resize((size[0], size[1]), Image.Resampling.LANCZOS)
 
@@ -41,20 +41,20 @@ def enlarged(
     size: tuple[int, int],
     filter: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> Float[np.ndarray, "h w"]:
-    """Numbers on a grid brought to a picture's size (width, height), smoothly."""
+    """Interpolates numbers on a grid to the picture size (width, height)."""
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, filter))
 
 
 def panel_side(columns: int) -> int:
-    """The longer side of pictures of which so many stand beside each other on a page."""
+    """Returns the longer picture side, in pixels, for `columns` pictures per page width."""
     return max((PAGE - (columns - 1) * GAP) // columns, 160)
 
 
 def checked_columns(columns: int, tiles: int) -> int:
-    """How many tiles stand beside each other, at most as many as there are.
+    """Returns the number of tiles next to each other, at most the number of tiles.
 
     Raises:
-        UserError: none do.
+        UserError: `columns` is less than 1.
     """
     if columns < 1:
         raise UserError(f"columns is {columns}, expected 1 or more; raise it.")
@@ -62,7 +62,7 @@ def checked_columns(columns: int, tiles: int) -> int:
 
 
 def grid(tiles: Sequence[Tile], columns: int) -> Image.Image:
-    """Tiles in rows, without a margin; titles too long for their tile are cut."""
+    """Arranges tiles in rows without a margin; titles wider than the tile are cut."""
     cell = max(_NARROWEST, *(tile.picture.width for tile in tiles))
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heads = [TEXT * 3 // 2 if any(tile.title or tile.note for tile in row) else 0 for row in rows]
@@ -99,12 +99,12 @@ def write(
     *,
     anchor: str = "ls",
 ) -> None:
-    """Writes a line in a font that has its characters; `place` is on its baseline."""
+    """Writes a line in a font that has all characters of `text`; `place` is on the baseline."""
     draw.text(place, text, colour, font_of(size, text), anchor=anchor)
 
 
 def line(text: str, width: int, size: int = TEXT, colour: Colour = INK) -> Image.Image:
-    """One line of text, cut at so many pixels."""
+    """Draws one text line, cut at `width` pixels."""
     shown = fitted(text, size, width)
     strip = Image.new("RGB", (max(round(width_of(shown, size)), 1), size * 5 // 4), "white")
     write(ImageDraw.Draw(strip), (0, size), shown, colour, size)
@@ -112,7 +112,7 @@ def line(text: str, width: int, size: int = TEXT, colour: Colour = INK) -> Image
 
 
 def page_of(parts: Sequence[Image.Image], gap: int = GAP, *, beside: bool = False) -> Image.Image:
-    """Parts below (or beside) each other on a white page with a margin."""
+    """Places parts below (or next to) each other on a white page with a margin."""
     widths, heights = ([part.size[axis] for part in parts] for axis in (0, 1))
     between = gap * (len(parts) - 1)
     size = (

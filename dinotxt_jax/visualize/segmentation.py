@@ -1,4 +1,4 @@
-"""Segmentations: class colours over the photo, beside the ground truth, with one legend."""
+"""Segmentation pictures: class colours over photos, next to the ground truth, with a legend."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from dinotxt_jax.visualize.page import (
 from dinotxt_jax.visualize.text import one_line, percent
 
 _SMALLEST = 1000  # the longer side of an overlay, pixels; the largest is PAGE
-_FINER = 2  # regions are drawn so many times finer, for smooth edges
-_BESIDE = 0.85  # where a photo's height has this share of its width, the legend is beside it
-_LEGEND = 420  # its width there, pixels
-_CONTOUR = 217  # opacity of lines, of 255
+_FINER = 2  # regions are drawn at this multiple of the resolution, for smooth edges
+_BESIDE = 0.85  # from this ratio (height / width) on, the legend is next to the photo
+_LEGEND = 420  # legend width next to a photo, pixels
+_CONTOUR = 217  # line opacity, from 0 to 255
 _SHARES = "share of pixels: ground truth / prediction"
 
 Labels = Int[np.ndarray, "h w"]
@@ -43,25 +43,24 @@ def segmentation_overlay(
     ignored: int = 255,
     legend: bool = True,
 ) -> Image.Image:
-    """A photo under translucent class colours, with contours and a legend.
+    """Draws translucent class colours over a photo, with contours and a legend.
 
-    A class always has the same colour. The legend names the classes that occur with their share
-    of all pixels, the largest first, below the photo, or beside a square or
-    upright one.
+    A class always has the same colour. The legend lists the classes that occur and the share of all
+    pixels for each, the largest first. It is below the photo, or next to a square or upright photo.
 
     Args:
         image: the photo, PIL or uint8 [h w 3].
-        labels: the class index of every pixel.
+        labels: class index for every pixel.
         class_names: by index.
-        alpha: how much of the photo the colours cover, 0 to 1.
-        ignored: the index of pixels without a class; they are hatched.
-        legend: whether to draw it; without, the picture has no margin either.
+        alpha: opacity of the class colours, 0 to 1.
+        ignored: index for pixels without a class, which are hatched.
+        legend: whether to draw the legend; without a legend, the picture has no margin either.
 
     Returns:
-        RGB; the photo has 1000 to 1600 pixels on its longer side.
+        An RGB image; the photo has 1000 to 1600 pixels on the longer side.
 
     Raises:
-        UserError: labels of another size or without a name, or an unusable photo.
+        UserError: labels have another size or no class name, or the photo is unusable.
     """
     photo = checked_photo(image)
     found = checked_labels(labels, photo, len(class_names), ignored, "labels")
@@ -85,9 +84,9 @@ def segmentation_comparison(
     alpha: float = 0.55,
     ignored: int = 255,
 ) -> Image.Image:
-    """Photo, ground truth and prediction beside each other, with one legend.
+    """Draws photo, ground truth and prediction next to each other, with one legend.
 
-    As `segmentation_sheet` with one row.
+    The picture is the same as `segmentation_sheet` with one row.
     """
     return segmentation_sheet([(image, truth, labels)], class_names, alpha=alpha, ignored=ignored)
 
@@ -100,20 +99,21 @@ def segmentation_sheet(
     ignored: int = 255,
     title: str = "",
 ) -> Image.Image:
-    """Rows of photo, ground truth and prediction, with one legend.
+    """Draws photo, ground truth and prediction in rows, with one legend.
 
-    Above each prediction stands how many of the pixels that have a true class it got right. The
-    legend gives the share of pixels in the ground truths and in the predictions.
+    The note above each prediction gives the pixel accuracy among pixels that have a true class. The
+    legend gives the pixel shares in the ground truths and in the predictions.
 
     Args:
-        entries: (photo, true class index of every pixel, predicted ones).
+        entries: (photo, true class index for every pixel, predicted class index for every pixel).
         class_names: by index.
-        alpha: how much of the photo the colours cover, 0 to 1.
-        ignored: the index of pixels without a class; they are hatched.
+        alpha: opacity of the class colours, 0 to 1.
+        ignored: index for pixels without a class, which are hatched.
         title: model and data.
 
     Raises:
-        UserError: no entries, labels of another size or without a name, or an unusable photo.
+        UserError: there are no entries, labels have another size or no class name, or a photo is
+            unusable.
     """
     if not entries:
         raise UserError("there are no entries, expected at least one; give a photo with labels.")
@@ -146,7 +146,7 @@ def segmentation_sheet(
 
 
 def _shares(maps: Sequence[Labels], classes: int) -> Float[np.ndarray, " {classes}+1"]:
-    """The share of pixels of every class, and last of those without one."""
+    """Returns the pixel share for every class; the last is for pixels without a class."""
     counts = np.zeros(classes + 1, np.int64)
     for labels in maps:
         numbers = np.where(labels == NONE, classes, labels)
@@ -157,7 +157,7 @@ def _shares(maps: Sequence[Labels], classes: int) -> Float[np.ndarray, " {classe
 def _class_legend(
     shares: Float[np.ndarray, "c k"], class_names: Sequence[str], width: int
 ) -> Image.Image:
-    """Names and shares of what occurs, the most first; pixels without a class come last."""
+    """Draws names and shares for classes that occur, largest first; pixels without a class last."""
     total = shares.sum(axis=1)
     order = [index for index in np.argsort(-total[:-1], kind="stable") if total[index] > 0]
     palette = class_colours(class_names)
@@ -176,7 +176,7 @@ def _class_legend(
 def _painted(
     photo: Image.Image, labels: Labels, palette: UInt8[np.ndarray, "c 3"], alpha: float
 ) -> Image.Image:
-    """Class colours and contours over a photo, which fades to grey as much as they cover it."""
+    """Draws class colours and contours over a photo, which fades to grey by the same `alpha`."""
     fine = _resized(labels, (_FINER * photo.width, _FINER * photo.height))
     colours = np.concatenate([palette, np.asarray([HATCH], np.uint8)])[fine]  # NONE is the last
     period = _FINER * max(max(photo.size) // 40, 8)
@@ -191,11 +191,12 @@ def _painted(
 
 
 def _resized(labels: Labels, size: tuple[int, int]) -> Labels:
-    """Label maps of another size (width, height): at every pixel the class of most weight.
+    """Resizes a label map to (width, height); every pixel gets the class with the largest weight.
 
-    Each class is resized by itself, so that edges become smooth, not stairs: bilinearly and, when
-    enlarged, averaged over what was one pixel. More would make single pixels vanish. Only around
-    its pixels, so that many small regions cost little.
+    Each class mask is resized separately, so that edges become smooth instead of stepped. The mask
+    is resized bilinearly and, when enlarged, averaged over the area that one source pixel covers;
+    a larger area would make single pixels vanish. Only the region around the class pixels is
+    resized, so that many small regions cost little.
     """
     nearest = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
     found = np.array(nearest)
@@ -227,7 +228,7 @@ def _resized(labels: Labels, size: tuple[int, int]) -> Labels:
 
 
 def _extent(held: Bool[np.ndarray, "n"], scale: float) -> slice:
-    """Where, in the other size, pixels of a class reach along one side."""
+    """Returns the range that class pixels can reach along one side after resizing."""
     first, last = np.flatnonzero(held)[[0, -1]]
     return slice(
         max(int((first - 2) * scale) - 2, 0),
@@ -236,7 +237,7 @@ def _extent(held: Bool[np.ndarray, "n"], scale: float) -> slice:
 
 
 def _contours(fine: Labels, side: int) -> Image.Image:
-    """How opaque the line between two regions is at every pixel, 8 bits."""
+    """Returns the opacity (8 bits) of the lines between regions at every pixel."""
     edge = np.zeros(fine.shape, bool)
     down, across = fine[1:] != fine[:-1], fine[:, 1:] != fine[:, :-1]
     edge[1:] |= down

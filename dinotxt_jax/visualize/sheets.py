@@ -14,11 +14,11 @@ from dinotxt_jax.visualize.colours import FAINT, INK, MISSED, RIGHT, Colour
 from dinotxt_jax.visualize.page import MARGIN, PAGE, write
 from dinotxt_jax.visualize.text import fitted, one_line, wrapped
 
-_TEXT = 20  # height of the font, pixels
-_LINE = 26  # from one line to the next
-_BETWEEN = 8  # captions
-_LABEL = 72  # width of the column of similarities and ranks
-_LINES = 3  # of one caption, at most
+_TEXT = 20  # font height, pixels
+_LINE = 26  # distance from one line to the next, pixels
+_BETWEEN = 8  # space between captions, pixels
+_LABEL = 72  # width of the column for similarities and ranks, pixels
+_LINES = 3  # most lines per caption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class RetrievedCaptions:
 
     Attributes:
         pixels: the image.
-        captions: the most similar ones, best first: text, cosine similarity, and whether the
+        captions: the most similar captions, best first: text, cosine similarity, and whether the
             caption belongs to the image.
-        missed: where none of them belongs to the image, the most similar one that does: text,
-            cosine similarity, and its rank among all captions (1 for the first).
+        missed: if none of `captions` belongs to the image, the most similar caption that does:
+            text, cosine similarity, and rank among all captions (1 for the first).
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
@@ -51,9 +51,9 @@ def retrieval_sheet(
     Args:
         entries: the images and their captions.
         path: the PNG to write.
-        captions: how many captions were compared with each image.
+        captions: number of captions that were compared with each image.
         title: model and data.
-        tile: side of an image on the sheet, pixels.
+        tile: image side on the sheet, pixels.
     """
     columns = 2 if len(entries) > 4 else 1
     width = (PAGE - (columns - 1) * MARGIN) // columns
@@ -85,7 +85,7 @@ def retrieval_sheet(
 
 
 def _cell(entry: RetrievedCaptions, width: int, tile: int, captions: int) -> Image.Image:
-    """One image and its captions."""
+    """Draws one image next to the captions for it."""
     left = tile + _TEXT
     lines: list[tuple[int, int, str, Colour]] = []  # left, baseline, text, colour
     y = _TEXT

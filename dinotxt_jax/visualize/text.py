@@ -1,4 +1,4 @@
-"""Text on pictures: names and captions as lines that can be drawn, cut or wrapped to fit."""
+"""Text on pictures: turns names and captions into drawable lines, cut or wrapped to fit."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from collections.abc import Callable
 from dinotxt_jax.visualize.fonts import can_shape, font_of, missing, warn_once
 
 _ELLIPSIS = "…"
-_NOT_DRAWN = "[…]"  # stands for letters that no font has
-# What may stand for letters and signs that no font has.
+_NOT_DRAWN = "[…]"  # replaces letters that no font has
+# Replacements for letters and signs that no font has.
 _REPLACED = str.maketrans(
     {"–": "-", "—": "-", "ß": "ss", "æ": "ae", "Æ": "Ae", "ø": "o", "Ø": "O", "œ": "oe", "ł": "l"}
 )
-_JOINERS = "\u200c\u200d"  # they decide how letters of some scripts are joined
+_JOINERS = "\u200c\u200d"  # they control how letters are joined in some scripts
 
 
 def one_line(text: object, otherwise: str) -> str:
-    """A text as one line that can be drawn.
+    """Converts a text to one line that can be drawn.
 
-    White space of every kind becomes single blanks. Where no font has all of the characters,
-    accents and symbols without a glyph are left out and other letters become "[…]", and a warning
-    says what to install.
+    Any white space becomes single blanks. If no font has all characters, accents and symbols
+    without a glyph are removed, other letters become "[…]", and a warning names the fonts or
+    libraries to install.
 
     Args:
         text: a name or a caption.
-        otherwise: stands for a text without a letter or digit, and, followed by "(no font)", for a
-            text of which no letter or digit can be drawn.
+        otherwise: replacement for a text without a letter or digit. Followed by "(no font)", it
+            also replaces a text in which no letter or digit can be drawn.
     """
     line = _visible(str(text))
     if not any(map(str.isalnum, line)):
@@ -48,7 +48,7 @@ def one_line(text: object, otherwise: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """A text without control characters and lone surrogates, on one line."""
+    """Returns a text on one line, without control characters and lone surrogates."""
     signs = unicodedata.normalize("NFC", " ".join(text.split()))
     kept = [
         sign
@@ -59,7 +59,7 @@ def _visible(text: str) -> str:
 
 
 def _plain(sign: str) -> str:
-    """A character that a font has, or what stands for it: without accents; nothing for symbols."""
+    """Returns a character, without accents if no font has it; drops symbols that no font has."""
     if not missing(sign):
         return sign
     parts = unicodedata.normalize("NFKD", sign.translate(_REPLACED))
@@ -70,27 +70,27 @@ def _plain(sign: str) -> str:
 
 
 def _without(line: str, absent: frozenset[str]) -> str:
-    """A line in which "[…]" stands for every run of absent characters."""
+    """Replaces every run of absent characters in a line by "[…]"."""
     runs = itertools.groupby(line, absent.__contains__)
     return "".join(_NOT_DRAWN if gone else "".join(run) for gone, run in runs)
 
 
 def width_of(line: str, size: int) -> float:
-    """The width of a line in pixels, in the font that it is drawn with."""
+    """Returns the line width in pixels, in the font that `font_of` chooses."""
     return font_of(size, line).getlength(line)
 
 
 def fitted(line: str, size: int, width: float) -> str:
-    """A line cut so that it is at most so many pixels wide, with an ellipsis where it is cut.
+    """Cuts a line to at most `width` pixels; a cut line ends in an ellipsis.
 
     Args:
         line: the text.
-        size: of the font, pixels.
-        width: pixels.
+        size: font size, pixels.
+        width: largest line width, pixels.
     """
     if len(line) <= _LONGEST and width_of(line, size) <= width:
         return line
-    # By halves: a name may be a million characters long.
+    # Binary search for the cut, because a name may be a million characters long.
     low, high = 0, min(len(line), int(width) + 1)
     while low < high:
         middle = (low + high + 1) // 2
@@ -101,14 +101,14 @@ def fitted(line: str, size: int, width: float) -> str:
     return line[:low].rstrip() + _ELLIPSIS
 
 
-_LONGEST = 20_000  # characters: no picture is as wide, and fonts refuse texts that are much longer
+_LONGEST = 20_000  # characters; no picture is this wide, and fonts reject much longer texts
 
 
 def wrapped(text: str, size: int, width: float, most: int) -> list[str]:
-    """A text in at most so many lines of a width; the last one is cut.
+    """Wraps a text into at most `most` lines of the given width; the last line is cut.
 
-    Lines end between words, or within one that is wider than a line (Chinese and Japanese have no
-    blanks).
+    Lines end between words, or within a word that is wider than a line (Chinese and Japanese have
+    no blanks).
     """
     lines: list[str] = []
     rest = text
@@ -128,14 +128,14 @@ def wrapped(text: str, size: int, width: float, most: int) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """A share from 0 to 1, such as "12.3%"; what is not nothing does not look so."""
+    """Formats a share from 0 to 1, such as "12.3%"; a non-zero share is never shown as zero."""
     if share == 0:
         return "0%"
     return "<0.1%" if share < 0.0005 else f"{100 * share:.1f}%"
 
 
 def numbers_between(low: float, high: float) -> Callable[[float], str]:
-    """Writes numbers of a scale from `low` to `high`, with digits enough for a quarter of it."""
+    """Returns a number format for a `low` to `high` scale that resolves a quarter of the range."""
     step = (high - low) / 4 or abs(high)
     largest = max(abs(low), abs(high))
     if largest and not 1e-4 <= largest < 1e6:

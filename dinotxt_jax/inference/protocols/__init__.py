@@ -1,9 +1,9 @@
-"""Protocols of dense prediction: one module each, and one table.
+"""Dense prediction protocols: one module per protocol, and one table.
 
-The scores of every protocol are brought bilinearly to the size of the image; every pixel gets the
+For every protocol, scores are resampled bilinearly to the image size, and every pixel gets the
 class of the text with the highest score (`inference.dense`).
 
-A new protocol is a module with a `DenseProtocol`, and a row here.
+To add a protocol, write a module with a `DenseProtocol` and add a row here.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ PROTOCOLS: dict[str, DenseProtocol] = {
     "whole": Whole(),
     "highres": HighRes(),
 }
-"""Every protocol, under the name that `SegmentationConfig.protocol` has."""
+"""All protocols, keyed by the name used in `SegmentationConfig.protocol`."""
 
 
 def check_protocol(config: SegmentationConfig, patch: int, where: str) -> None:
-    """Raises `UserError` for sizes that the patches of a backbone do not allow.
+    """Raises `UserError` for sizes that do not fit the backbone's patch size.
 
     Args:
-        config: the protocol, as `config.check` accepts it.
-        patch: side of a patch, pixels.
-        where: the key of these settings, for messages.
+        config: the protocol settings, already accepted by `config.check`.
+        patch: patch side, pixels.
+        where: the config key for these settings, for messages.
     """
     PROTOCOLS[config.protocol].check(config, patch, where)

@@ -1,8 +1,8 @@
-"""The protocol "highres", after the "high-resolution" inference of arXiv 2412.16334.
+"""The protocol "highres", based on the "high-resolution" inference in arXiv 2412.16334.
 
-Windows at several scales; their L2-normalised patch tokens are averaged where windows overlap,
-brought bilinearly to the finest grid and averaged over the scales; if asked for, grouped by
-spherical k-means; cosines with texts.
+Encodes windows at several scales. L2-normalised patch tokens are averaged where windows overlap,
+resampled bilinearly to the finest grid, and averaged over the scales. Optionally, spherical k-means
+replaces them with cluster means. The scores are cosine similarities to the texts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dinotxt_jax.inference.windows import Level, check_fits, to_whole, windowed
 
 
 class HighRes(DenseProtocol):
-    """Cosines of features that are averaged over windows and scales."""
+    """Scores texts by cosine similarity to features averaged over windows and scales."""
 
     unit = "cosine similarity"
     scores_alone = True
@@ -48,7 +48,7 @@ class HighRes(DenseProtocol):
         self, image: Image.Image, config: SegmentationConfig, patch: int, texts: DenseTexts
     ) -> list[Level]:
         window, stride = (to_whole(side, patch) for side in (config.window, config.stride))
-        # Before anything is resized; the features of all scales are brought to the finest one.
+        # Check before resizing. Features at all scales are resampled to the finest grid.
         check_fits(image, max(config.scales), texts.features.shape[1], patch)
         return [windowed(image, short, window, stride, patch) for short in config.scales]
 
@@ -69,7 +69,7 @@ class HighRes(DenseProtocol):
                 linear_taps(canvas.size[0], finest[0], rows),
                 linear_taps(canvas.size[1], finest[1], columns),
             )
-        # The mean over scales has the direction of the sum, and only the direction counts.
+        # The sum and the mean over scales have the same direction, and only direction matters.
         features = unit_length(total)  # [rows columns d]
         if config.clusters:
             inside = np.zeros((rows, columns), bool)

@@ -1,4 +1,4 @@
-"""The interface of a protocol of dense prediction."""
+"""The interface for dense prediction protocols."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ from dinotxt_jax.inference.windows import Level
 
 @jax.jit
 def cosines(tokens: Float[Array, "*p d"], texts: Float[Array, "t d"]) -> Float[Array, "*p t"]:
-    """Cosine similarities of L2-normalised patch tokens and texts."""
+    """Returns cosine similarities between L2-normalised patch tokens and texts."""
     return jnp.einsum("...d,td->...t", tokens, texts, precision="highest")
 
 
 class DenseProtocol(Protocol):
-    """How an image becomes scores of texts: windows in, scores out.
+    """Defines how an image is cut into windows, and how window tokens become text scores.
 
-    `segmentation.segment` encodes the windows of `levels`, turns their patch tokens into
-    `window_maps`, adds these up on one `canvas` a level, and hands the canvases of an image to
-    `scores`. A module derives one class from this one, and `PROTOCOLS` lists an object of it.
+    `segmentation.segment` encodes the windows from `levels`, converts the patch tokens to
+    `window_maps`, accumulates the maps on one `canvas` per level, and passes the canvases of an
+    image to `scores`. Each protocol module derives one class, and `PROTOCOLS` lists an instance.
 
     Attributes:
-        unit: the unit of scores, for pictures.
-        scores_alone: whether the score of a text depends on this text only; if not, one phrase
-            alone cannot be scored.
+        unit: score unit, for pictures.
+        scores_alone: whether a text's score depends on that text only; if not, a single phrase
+            cannot be scored.
     """
 
     unit: str
     scores_alone: bool
 
     def check(self, config: SegmentationConfig, patch: int, where: str) -> None:
-        """Raises `UserError` for sizes that do not fit patches; `where` is the key of `config`."""
+        """Raises `UserError` if sizes do not fit the patches; `where` is the config key."""
 
     def resolution(self, config: SegmentationConfig) -> int | str:
-        """The sizes that decide the result, for reports."""
+        """Returns the sizes that determine the result, for reports."""
 
     def levels(
         self, image: Image.Image, config: SegmentationConfig, patch: int, texts: DenseTexts
     ) -> list[Level]:
-        """The sizes and windows of an RGB image.
+        """Returns the resized versions and windows of an RGB image.
 
         Raises:
             UserError: the image is so narrow that the result would not fit into 8 GiB.
         """
 
     def window_side(self, config: SegmentationConfig) -> int:
-        """Side of the square windows that enter the encoder, pixels."""
+        """Returns the side of the square windows that enter the encoder, in pixels."""
         return config.window
 
     def window_maps(
         self, tokens: Float[Array, "b gh gw d"], texts: DenseTexts
     ) -> Float[Array, "b gh gw c"]:
-        """The maps that are added up, from L2-normalised patch tokens of windows."""
+        """Returns the maps to accumulate, computed from L2-normalised window patch tokens."""
         return cosines(tokens, texts.features)
 
     def canvas(self, level: Level, patch: int) -> Canvas:
-        """An empty canvas for the window maps of a level; a cell is a patch."""
+        """Returns an empty canvas for the window maps on one level, with one cell per patch."""
         return Canvas(level, patch)
 
     def scores(
         self, canvases: Sequence[Canvas], texts: DenseTexts, config: SegmentationConfig
     ) -> DenseScores:
-        """The scores of an image, whose canvases (one a level) are complete."""
+        """Returns the scores of an image from complete canvases (one per level)."""
         (canvas,) = canvases
         return DenseScores(canvas.mean(), canvas.size, texts)

@@ -1,8 +1,9 @@
-"""The protocol "slide" of dino.txt (arXiv 2412.16334).
+"""The protocol "slide" from dino.txt (arXiv 2412.16334).
 
-Short side to `short_side`; windows of `window` pixels every `stride`, the last one shifted inward,
-each stretched to whole patches; cosines of patch tokens and texts, bilinearly to the window's
-pixels, softmax over texts (no temperature); added up and divided by visits.
+Resizes the short side to `short_side` and places windows with side `window` every `stride` pixels,
+with the last one shifted inward. Each window is stretched to whole patches. Cosine similarities
+between patch tokens and texts are resampled bilinearly to the window's pixels, followed by a
+softmax over texts (no temperature). Window maps are summed and divided by the visit counts.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from dinotxt_jax.inference.windows import Level, check_fits, windowed
 
 
 class Slide(DenseProtocol):
-    """Softmax values of sliding windows; a cell of the canvas is a pixel."""
+    """Averages softmax values from sliding windows, with one canvas cell per pixel."""
 
     unit = "softmax value"
     scores_alone = False
 
     def check(self, config: SegmentationConfig, patch: int, where: str) -> None:
-        """Nothing: windows are stretched to whole patches."""
+        """Accepts all sizes, because windows are stretched to whole patches."""
 
     def resolution(self, config: SegmentationConfig) -> int | str:
         return f"short side {config.short_side}, window {config.window}, stride {config.stride}"
@@ -44,5 +45,5 @@ class Slide(DenseProtocol):
 def _softmax_of_pixels(
     piece: Float[Array, "gh gw t"], rows: Taps, columns: Taps
 ) -> Float[Array, "h w t"]:
-    odds = jnp.exp(resampled(piece, rows, columns))  # of cosines: no overflow
+    odds = jnp.exp(resampled(piece, rows, columns))  # cosines are bounded: no overflow
     return odds / jnp.sum(odds, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The protocol "whole": the image squashed to one square; cosines of patch tokens and texts."""
+"""The protocol "whole": squashes the image to one square; cosines between patches and texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dinotxt_jax.inference.windows import Level, resized
 
 
 class Whole(DenseProtocol):
-    """Cosines of one square image, without softmax."""
+    """Scores texts by cosine similarity on one square image, without softmax."""
 
     unit = "cosine similarity"
     scores_alone = True
