@@ -1,4 +1,4 @@
-"""Eight pretend devices for every test, and the places where reference data may lie."""
+"""Sets up eight simulated CPU devices for every test and locates the reference data."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# NPROC: threads of XLA's pool; as many as devices are not enough where a device waits in several
-# collectives.
+# NPROC sets the number of threads in XLA's pool. One thread per device is not enough where a
+# device waits in several collectives.
 os.environ.setdefault("NPROC", "32")
 _XLA_FLAGS = {
     "xla_force_host_platform_device_count": "8",
-    # JAX 0.12 may start independent collectives of one program in another order on each pretend
-    # device, which deadlocks where there are fewer cores than devices.
+    # JAX 0.12 may start independent collectives in a different order on each simulated device. This
+    # deadlocks on machines with fewer cores than devices.
     "xla_cpu_enable_concurrency_optimized_scheduler": "false",
-    # Most programs of the tests run once, and take longer to optimise than they could save. XLA's
-    # own passes are the same; `make slow` lets LLVM optimise, as in real runs.
+    # Most programs in the tests run once, and optimising them takes longer than it could save. The
+    # XLA passes are unchanged; `make slow` enables LLVM optimisation, as in real runs.
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": "true",
 }
@@ -31,8 +31,9 @@ _GIVEN = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join(
     [_GIVEN, *(f"--{name}={value}" for name, value in _XLA_FLAGS.items() if name not in _GIVEN)]
 )
-# Programs compiled once serve all tests, workers and commands, and the next run. Two processes may
-# write one file at a time: both write the same, and JAX compiles again what it cannot read.
+# All tests, workers, commands and the next test run share compiled programs. Two processes may
+# write the same file concurrently: both write the same content, and JAX recompiles what it cannot
+# read.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -42,29 +43,30 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-# `make slow` draws ten times as many (--hypothesis-profile=thorough).
+# `make slow` draws ten times as many examples (--hypothesis-profile=thorough).
 settings.register_profile("fast", max_examples=100, deadline=None)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("fast")
 
-# Shapes and dtypes are checked at run time, in tests only; the hook must come before the imports.
-# `visualize` is left out: it checks shapes itself, with sentences for users.
+# Shapes and dtypes are checked at run time, in tests only; the hook must be installed before the
+# imports. `visualize` is excluded: it checks shapes itself, with messages for users.
 ARRAY_ROOMS = "data evaluation inference losses models sharding tokenizers training"
 jaxtyping.install_import_hook(
     [f"dinotxt_jax.{room}" for room in ARRAY_ROOMS.split(" ")], "shape_checks.checked"
 )
 
-# Collecting garbage among all objects of JAX takes a tenth of the time of the tests.
+# Garbage collection over all JAX objects takes a tenth of the test time.
 gc.collect()
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)
 
-# Folders whose files take longest: begun first, none of them is left when the other workers end.
+# Folders with the slowest test files. They start first, so that none is still running when the
+# other workers have finished.
 _FIRST = ("training", "runtime", "evaluation", "planning", "inference", "models")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the tests of the longest files to the front; `--dist loadfile` keeps this order."""
+    """Sorts the slowest test files to the front; `--dist loadfile` keeps this order."""
     items.sort(key=lambda item: [folder != item.path.parent.name for folder in _FIRST])
 
 
@@ -74,13 +76,13 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture
 def goldens() -> Path:
-    """The small reference arrays that are part of the project."""
+    """Returns the folder with the small reference arrays that are part of the repository."""
     return GOLDENS
 
 
 @pytest.fixture
 def shared_goldens() -> Path:
-    """The whole set of reference arrays, which is not part of the project."""
+    """Returns the folder with all reference arrays, which is not part of the repository."""
     folder = SHARED / "goldens"
     if not folder.is_dir():
         pytest.skip("the full reference arrays are not beside this checkout (../shared/goldens)")
@@ -89,7 +91,7 @@ def shared_goldens() -> Path:
 
 @pytest.fixture
 def shared_data() -> Path:
-    """Small real data sets and weights, which are not part of the project."""
+    """Returns the folder with small real data sets and weights, not part of the repository."""
     folder = SHARED / "data"
     if not folder.is_dir():
         pytest.skip("the real data sets are not beside this checkout (../shared/data)")
@@ -98,13 +100,13 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference DINOv2 (4 registers, random weights) as a model directory."""
+    """Returns the reference DINOv2 (4 registers, random weights) as a model directory."""
     return _converted(tmp_path_factory, "backbones/dinov2_tiny_reg.pth")
 
 
 @pytest.fixture(scope="session")
 def tiny_dinov3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DINOv3 in the official layout, its numbers drawn, as a model directory."""
+    """Returns a DINOv3 with random weights in the official layout as a model directory."""
     from drawn import checkpoint
     from safetensors.numpy import save_file
 
@@ -118,7 +120,7 @@ def tiny_dinov3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dinotxt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference dino.txt (vocabulary of 133, no tokenizer) as a model directory."""
+    """Returns the reference dino.txt (vocabulary size 133, no tokenizer) as a model directory."""
     return _converted(
         tmp_path_factory,
         "backbones/dinov2_tiny_reg.pth",
@@ -146,10 +148,10 @@ class Web:
     """A web server on this machine.
 
     Attributes:
-        folder: what it serves.
-        requests: (path, Range header) of every request.
-        cut: connections end after so many bytes of a file.
-        ranges: whether it can send a file from the middle on.
+        folder: the folder that is served.
+        requests: (path, Range header) for every request.
+        cut: number of bytes in a file after which the connection is closed.
+        ranges: whether range requests are supported.
     """
 
     folder: Path
@@ -192,7 +194,7 @@ def web(tmp_path: Path) -> Iterator[Web]:
                 return self.send_error(416)
             self.send_response(206 if first else 200)
             self.send_header("Content-Length", str(len(content) - first))
-            # What model hubs say of a file.
+            # Metadata headers that model hubs send for a file.
             self.send_header("ETag", etag)
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()

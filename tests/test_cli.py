@@ -1,4 +1,4 @@
-"""Commands as a user meets them: help, mistakes in one sentence, exit codes, light imports."""
+"""Commands from the user's view: help, one-sentence errors, exit codes, light imports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def command(*arguments: str, fresh: bool = False) -> subprocess.CompletedProcess
 
 
 def error_of(result: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence on standard error."""
+    """Returns the single sentence on standard error."""
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.stderr
@@ -140,7 +140,7 @@ def test_dispatch_runs_the_entry_point() -> None:
 
 
 def loaded(code: str) -> set[str]:
-    """The packages that a program has imported when it ends."""
+    """Returns the packages that a program has imported when it exits."""
     report = "; import sys; print('\\n' + ' '.join({name.split('.')[0] for name in sys.modules}))"
     result = subprocess.run(
         [sys.executable, "-c", code + report],
@@ -153,7 +153,7 @@ def loaded(code: str) -> set[str]:
     return set(result.stdout.splitlines()[-1].split())
 
 
-# What JAX programs are made of, each of which takes from a tenth of a second to seconds to import.
+# Packages used in JAX programs, each of which takes a tenth of a second to seconds to import.
 HEAVY = {
     *("jax", "jaxlib", "flax", "optax", "orbax", "tensorstore", "grain", "etils", "PIL", "scipy"),
     *("tokenizers", "safetensors", "tensorboardX", "matplotlib", "tensorflow_datasets"),
@@ -176,7 +176,7 @@ def test_the_package_loads_what_its_names_need_and_tensorflow_never() -> None:
 
 @pytest.mark.parametrize("module", COMMANDS.values())
 def test_help_does_not_wait_for_jax(module: str) -> None:
-    """`sys.argv` names the command, as `python -m` does."""
+    """`sys.argv` names the command, as with `python -m`."""
     code = (
         f"import contextlib, runpy, sys\nsys.argv = [{module!r}, '--help']\n"
         f"with contextlib.suppress(SystemExit): runpy.run_module({module!r}, run_name='__main__')\n"

@@ -1,6 +1,6 @@
-"""Flags of a command: what is taken, and one sentence for each mistake.
+"""Command-line flags: accepted forms, and one sentence for each mistake.
 
-All command lines are parsed by one interpreter, since starting it takes most of the time.
+One interpreter parses all command lines, since starting it takes most of the time.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Config files that cannot be used."""
+    """Returns a folder with unusable config files."""
     folder = tmp_path_factory.mktemp("configs")
     for name, text in FILES.items():
         (folder / name).write_text(text)
@@ -186,7 +186,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(folder: Path) -> list:
-    """What becomes of all command lines of this file, in their order."""
+    """Returns the results for all command lines in this file, in order."""
     refused = [
         [argument.replace("FOLDER", str(folder)) for argument in arguments]
         for arguments, _ in REFUSED
@@ -222,7 +222,7 @@ def test_a_setting_is_changed(way: str, outcomes: list) -> None:
 
 
 def test_the_resolved_config_is_printed(outcomes: list) -> None:
-    """Without the work directory and the backbone that training needs."""
+    """The work directory and the backbone, which training needs, are omitted."""
     code, text = outcomes[-2]
     assert code == 0
     assert "config.steps=300  # default: 50000\n" in text

@@ -25,7 +25,7 @@ def directory(tiny_dinotxt: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three photos in a folder, one of them deeper."""
+    """Writes three photos into a folder, one in a subfolder."""
     rng = np.random.default_rng(0)
     for number, name in enumerate(("a.png", "b.jpg", "deeper/c.png")):
         file = tmp_path / "photos" / name

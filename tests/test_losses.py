@@ -1,6 +1,6 @@
-"""Losses and their gradients against the official code in float64, on one device and on several.
+"""Losses and gradients against the official code in float64, on one device and on several.
 
-Also what the contrastive losses are for: they never hold all logits.
+Also checks the purpose of the contrastive losses: they never hold all logits.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def contrastive() -> dict[str, np.ndarray]:
     return dict(np.load(Path(__file__).parent / "goldens/losses/contrastive.npz"))
 
 
-# The batch is 64: all at once, blocks that divide it on no mesh here, and one column a device.
-# One device and all of them meet every block; between them the meshes differ in their numbers only.
+# The batch is 64: all at once, blocks that do not divide it on any mesh here, and one column per
+# device. One device and all devices are tested with every block size; the meshes between them
+# differ only in the number of devices.
 @pytest.mark.parametrize(
     ("data", "fsdp", "chunk"),
     [
@@ -145,12 +146,12 @@ def test_bfloat16_features_give_a_float32_loss_and_bfloat16_gradients(
     for found, wide in zip(gradients[:2], expected_gradients, strict=False):
         # Rounded once, at the end: half a unit in the last of eight places.
         np.testing.assert_allclose(found.astype("float32"), wide, rtol=2**-8, atol=1e-7)
-    # What cancels in the scale's gradient leaves some 1e-8.
+    # Cancellation in the scale's gradient leaves about 1e-8.
     np.testing.assert_allclose(gradients[2:], expected_gradients[2:], rtol=1e-5, atol=1e-7)
 
 
 def test_rows_far_below_the_rest_of_their_block_do_not_vanish() -> None:
-    # exp(-100 - 100) is 0 in float32: each row and each column needs its own largest logit.
+    # exp(-100 - 100) is 0 in float32: each row and each column needs a separate maximum logit.
     signs = jnp.ones((16, 1)).at[3].set(-1)
     images, texts = signs * jnp.eye(1, 4), jnp.ones((16, 1)) * jnp.eye(1, 4)
     with jax.set_mesh(sharding.make_mesh()):
@@ -158,7 +159,7 @@ def test_rows_far_below_the_rest_of_their_block_do_not_vanish() -> None:
             functools.partial(value_and_gradients, softmax_contrastive_loss)
         )(images, texts, jnp.float32(100))
         swapped = jax.jit(softmax_contrastive_loss)(texts, images, jnp.float32(100))
-    # Images to texts all logits of a row are equal; texts to images number 3 is 200 too low.
+    # Images to texts: all logits of a row are equal; texts to images: number 3 is 200 too low.
     by_hand = (np.log(16) + (15 * np.log(15) + np.log(15) + 200) / 16) / 2
     np.testing.assert_allclose([value, swapped], by_hand, rtol=1e-6)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
@@ -179,7 +180,7 @@ def test_a_batch_of_65536_takes_less_than_300_megabytes_on_each_of_eight_devices
             .lower(features, features, *[number] * numbers)
             .compile()
         )
-    # All logits of one direction would be 2.1 GB a device.
+    # All logits of one direction would be 2.1 GB per device.
     assert compiled.memory_analysis().temp_size_in_bytes < 0.30e9
 
 

@@ -1,7 +1,7 @@
 """The notebooks: stored without outputs, and every cell runs.
 
-The cells are run as plain Python, without Jupyter: they use nothing of it, and a kernel with its
-two dozen packages would make every installation of the tests slower.
+The cells run as plain Python, without Jupyter: they use no Jupyter feature, and a kernel with two
+dozen packages would make every test installation slower.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-# Runs the cells of a notebook one after the other; the value of a cell's last expression is
-# displayed as Jupyter does it: as a PNG if it has one, as text otherwise.
+# Runs the notebook cells one after the other; the value of a cell's last expression is displayed
+# as in Jupyter: as a PNG if it has a PNG form, as text otherwise.
 RUNNER = """
 import ast, json, sys
 from pathlib import Path
@@ -47,7 +47,7 @@ def cells_of(notebook: Path, kind: str = "code") -> list[dict[str, Any]]:
 
 
 def run_cells(name: str, folder: Path, **parameters: str) -> subprocess.CompletedProcess[str]:
-    """Runs a notebook, with other values for names of its cell of parameters."""
+    """Runs a notebook, with other values for names in the parameter cell."""
     sources = []
     for cell in cells_of(ROOT / "notebooks" / name):
         source = "".join(cell["source"])
@@ -77,7 +77,7 @@ def test_notebooks_are_stored_without_outputs_and_use_nothing_of_jupyter(noteboo
     assert content["cells"][0]["source"][0].startswith("# ")
     for cell in cells_of(notebook):
         assert (cell["outputs"], cell["execution_count"]) == ([], None)
-        ast.parse("".join(cell["source"]))  # magics are no Python
+        ast.parse("".join(cell["source"]))  # magics are not Python
 
 
 def test_the_readme_has_every_notebook() -> None:

@@ -1,4 +1,4 @@
-"""The rooms of the house: imports point down, and no two modules need each other."""
+"""The package layers ("rooms"): imports point down, and no two modules import each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the bottom to the top; a room may import those below it and those on its own floor.
+# From bottom to top; a package may import packages below it and packages on the same level.
 FLOORS = (
     ("errors",),
     ("config",),
@@ -32,14 +32,14 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def modules() -> list[str]:
-    """Every module of the two packages, by its dotted name."""
+    """Returns every module in the two packages, by dotted name."""
     files = [*ROOT.glob("dinotxt_jax/**/*.py"), *ROOT.glob("weights_convert/**/*.py")]
     return sorted(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
 
 
 @functools.cache
 def imports(module: str) -> frozenset[str]:
-    """The modules of this project that a module imports, at its top or inside a function."""
+    """Returns the project modules that a module imports, at the top or inside a function."""
     known = set(modules())
     file = ROOT / (module.replace(".", "/") + ".py")
     names = []
@@ -50,7 +50,7 @@ def imports(module: str) -> frozenset[str]:
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     found = set()
     for name in names:
-        # The module itself, or its package's face, or the module that holds the name.
+        # The module itself, the package's `__init__`, or the module that contains the name.
         holder = name.rpartition(".")[0]
         candidates = (name, f"{name}.__init__", holder, f"{holder}.__init__")
         found |= set([candidate for candidate in candidates if candidate in known][:1])
@@ -58,7 +58,7 @@ def imports(module: str) -> frozenset[str]:
 
 
 def room(module: str) -> str:
-    """The room a module lies in."""
+    """Returns the package that contains a module."""
     return module.split(".")[1]
 
 

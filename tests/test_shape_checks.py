@@ -1,4 +1,4 @@
-"""The run-time checks of shapes are on, and see a shape or a dtype that an annotation excludes."""
+"""The run-time shape checks are on, and detect shapes or dtypes excluded by an annotation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mesh, the table, and what is said when they do not fit."""
+"""The mesh, the sharding table, and the messages when they do not fit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_size_of_tensor_that_does_not_divide_the_devices_names_all_meshes() ->
 
 
 class Chip:
-    """A chip of a 4 x 4 slice whose hosts have 2 x 2, as much of it as a mesh looks at."""
+    """A chip of a 4 x 4 slice with 2 x 2 chips per host, with the attributes that a mesh reads."""
 
     platform, device_kind = "tpu", "TPU v5 lite"
 
@@ -67,7 +67,7 @@ def test_hosts_read_the_rows_of_their_chips() -> None:
 
 
 class Gpu:
-    """A GPU of a process, as much of it as a mesh looks at."""
+    """A GPU of a process, with the attributes that a mesh reads."""
 
     platform, device_kind = "gpu", "NVIDIA H100 80GB HBM3"
 

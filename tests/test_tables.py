@@ -1,4 +1,4 @@
-"""Tables of sources, tasks, protocols: rows alone decide, and one name means one thing."""
+"""Tables of sources, tasks, protocols: only rows decide, and each name has one meaning."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TABLES = {"source": SOURCES, "kind": KINDS, "protocol": PROTOCOLS}
 
 
 def compared_rows(tree: ast.AST) -> list[str]:
-    """Comparisons such as `task.kind == "retrieval"` or `config.source in ("csv", "folder")`."""
+    """Finds comparisons like `task.kind == "retrieval"` or `config.source in ("csv", "folder")`."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
@@ -92,7 +92,7 @@ def test_a_source_reads_the_settings_that_its_row_lists(name: str) -> None:
 
 
 class Greys:
-    """Grey images whose captions say how bright they are."""
+    """Grey images with captions that describe the brightness."""
 
     def __len__(self) -> int:
         return 3

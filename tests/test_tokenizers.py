@@ -1,4 +1,4 @@
-"""Both tokenizers: exact official ids, lossless own ids, files, downloads and refusals."""
+"""Both tokenizers: exact official ids, lossless trained ids, files, downloads and refusals."""
 
 import hashlib
 import json
@@ -85,7 +85,7 @@ def test_a_literal_special_token_counts_where_the_official_pattern_sees_one(clip
     dog, cat = text_ids("dog")[0], text_ids("cat")[0]
     assert text_ids("dog <|endoftext|> cat") == [dog, clip.end_id, cat]
     assert text_ids("dog<|STARTOFTEXT|>cat") == [dog, clip.start_id, cat]
-    # Punctuation is one word: it takes the "<|" along, and no special token is left.
+    # Punctuation forms one word: it includes the "<|", and no special token remains.
     assert clip.end_id not in text_ids("dog !<|endoftext|>")
     assert clip.lengths(clip("dog <|endoftext|> cat")).tolist() == [3]
 
@@ -240,7 +240,7 @@ def test_a_wrong_vocabulary_file_is_refused(tmp_path):
 
 @pytest.fixture
 def served(web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that a local server serves under the official URL, and an empty cache beside it."""
+    """Returns a folder served locally under the official URL, and an empty cache next to it."""
     monkeypatch.setattr(tokenizers, "CLIP_VOCABULARY_URL", web.url(tokenizers.CLIP_VOCABULARY_FILE))
     monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
     return web.folder
@@ -253,7 +253,7 @@ def test_the_vocabulary_is_downloaded_once(served, vocabulary, clip):
     assert kept(served.parent / "cache") == [tokenizers.CLIP_VOCABULARY_FILE]
     source.unlink()
     np.testing.assert_array_equal(ClipTokenizer()(CAPTIONS), clip(CAPTIONS))
-    # A model directory without its copy falls back to the cache.
+    # A model directory without a vocabulary copy falls back to the cache.
     assert load_tokenizer(clip.spec(), served).spec() == clip.spec()
 
 
@@ -267,5 +267,5 @@ def test_a_download_that_fails_leaves_nothing_in_the_cache(served, sent):
 
 
 def kept(cache: Path) -> list[str]:
-    """What a cache holds besides locks."""
+    """Returns the files in a cache, except locks."""
     return sorted(path.name for path in cache.glob("*") if path.suffix != ".lock")

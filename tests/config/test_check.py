@@ -1,4 +1,4 @@
-"""The check of settings: every mistake is one sentence that names the key and what to do."""
+"""The settings check: every mistake gives one sentence with the key and the remedy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PIXELS = "evaluation.tasks.pixels.segmentation"
 
 
 def refusal(*changes: str, config: Any = CONFIG, where: str = "config") -> str:
-    """The message about settings changed as on a command line."""
+    """Returns the error message for settings changed as on a command line."""
     with pytest.raises(UserError) as raised:
         change_and_check(changes, config, where)
     message = str(raised.value)
@@ -57,7 +57,7 @@ def change_and_check(changes: Sequence[str], config: Any, where: str) -> None:
 
 
 def says(message: str, parts: str) -> bool:
-    """Whether a message begins with some parts, with anything where they have three dots."""
+    """Returns whether a message begins with `parts`, where three dots match any text."""
     return re.match(".*".join(map(re.escape, parts.split("..."))), message) is not None
 
 
@@ -308,7 +308,7 @@ def test_architectures_have_ranges() -> None:
 
 
 def all_settings(cls: type, prefix: str = "") -> list[tuple[str, Setting]]:
-    """Every setting of a group and of the groups within it, by key."""
+    """Returns every setting in a group and in nested groups, by key."""
     found: list[tuple[str, Setting]] = []
     for setting in declared_settings(cls):
         key = f"{prefix}{setting.name}"

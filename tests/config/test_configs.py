@@ -1,4 +1,4 @@
-"""Configs: every shipped one is valid, and every mistake is one sentence."""
+"""Configs: every shipped config is valid, and every mistake gives one sentence."""
 
 from __future__ import annotations
 

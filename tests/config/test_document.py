@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the declarations say."""
+"""docs/configuration.md agrees with the declarations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_page_is_up_to_date() -> None:
 def test_every_setting_has_a_row(cls: type, prefix: str) -> None:
     rows = set(re.findall(r"^\| `([\w.]+)` \|", document(), re.MULTILINE))
     for key in keys_of(cls):
-        # A task's data has its table in the part about training, evaluation a part of its own.
+        # Task data has a table in the training section; evaluation has a separate section.
         key = key.removeprefix("evaluation.")
         where = "config" if key.startswith("data.") else prefix
         assert f"{where}.{key}" in rows

@@ -109,7 +109,7 @@ def test_a_task_has_to_be_added_in_the_file() -> None:
 
 
 def test_the_lines_of_a_config_give_it_back() -> None:
-    """`--print_config` prints them, and each can be given as a flag."""
+    """`--print_config` prints the lines, and each line can be passed as a flag."""
     changed = override(override(CONFIG, "steps", "12"), "data.crop_scale[0]", "0.5")
     changed = override(changed, "evaluation.tasks.coco.max_examples", "5")
     again = CONFIG

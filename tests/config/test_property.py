@@ -1,7 +1,7 @@
-"""Every setting, with values that may and may not be: one sentence that names it, or a finite step.
+"""Checks every setting with valid and invalid values: one sentence that names it, or a finite step.
 
-What hypothesis draws for a setting follows from its declaration. Values that change the compiled
-step are a few small ones, since each of them is compiled.
+The values that hypothesis draws for a setting follow from the setting's declaration. Settings that
+change the compiled step have only a few small values, since each value is compiled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dinotxt_jax.config import Config, from_dict, to_config_dict
 from dinotxt_jax.config.checking import is_group
 from dinotxt_jax.config.ranges import Choice, Form, Range, Setting, declared_settings
 
-# Numbers within the range of a setting that a tiny run can do, for those where not all can be done.
+# Valid numbers that a tiny run can handle, for settings whose full range is too large.
 SMALL: dict[str, list[Any]] = {
     "batch_size": [8, 4, 3],
     "accumulate_steps": [1, 2],
@@ -48,17 +48,17 @@ SMALL: dict[str, list[Any]] = {
     "mesh.slices": [-1, 1, 2],
     "evaluation.batch_size": [8, 3, 2**24],
 }
-# Settings that change the compiled step; the first value of each is that of `BASE`.
+# Settings that change the compiled step; the first value for each is the value in `BASE`.
 COMPILED = re.compile(
     r"(batch_size|accumulate_steps|remat|attention|data.image_size|tokenizer|head|text|loss|mesh"
     r"|precision)\b"
 )
-# Sizes of images that tasks resize.
+# Image sizes to which tasks resize.
 SIZES = [1, 16, 32, 48, 100]
 
 
 def all_settings(cls: type, prefix: str = "") -> dict[str, Setting]:
-    """Every setting that is no group, by key; those of tasks by the names of the tasks."""
+    """Returns all settings except groups, by key; task settings are keyed by task name."""
     found: dict[str, Setting] = {}
     for setting in declared_settings(cls):
         key = f"{prefix}{setting.name}"
@@ -76,12 +76,12 @@ SETTINGS = all_settings(Config)
 
 
 def values(key: str, setting: Setting, variants: int = 99) -> st.SearchStrategy[Any]:
-    """Values of a setting's type within its range and beyond, and values of other types.
+    """Draws values with a setting's type inside and outside the range, and values with other types.
 
     Args:
-        key: of the setting.
-        setting: its declaration.
-        variants: how many to draw of the values that change the compiled step.
+        key: the setting's key.
+        setting: the setting's declaration.
+        variants: number of values to use among those that change the compiled step.
     """
     odd = st.sampled_from([None, "", "lion", [], {}, float("nan"), 1.5, b"x", (1, 2, 3), -(10**30)])
     if setting.type is bool:
@@ -100,7 +100,7 @@ def values(key: str, setting: Setting, variants: int = 99) -> st.SearchStrategy[
 
 
 def numbers_of(key: str, setting: Setting, rule: Range, variants: int) -> st.SearchStrategy[Any]:
-    """Numbers within a range, at its ends, and just and far beyond them."""
+    """Draws numbers within a range, at the ends, and just and far beyond the ends."""
     whole = setting.type in (int, tuple[int, ...])
     sizes = key.startswith("evaluation.tasks") and rule == Range(1, 16_384)
     small = SMALL.get(key.removeprefix("evaluation.tasks.scenes."), SIZES if sizes else None)
@@ -122,7 +122,7 @@ def numbers_of(key: str, setting: Setting, rule: Range, variants: int) -> st.Sea
 
 
 def changed(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `BASE` as a nested dict, with some changed to any value."""
+    """Returns the `BASE` settings as a nested dict, with some changed to any value."""
     whole: dict[str, Any] = to_config_dict(BASE).to_dict()
     for key, value in changes.items():
         *groups, name = key.split(".")
@@ -134,14 +134,14 @@ def changed(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def names_the_setting(message: str, key: str) -> bool:
-    """Whether a message is one sentence about the setting, or about one that excludes it."""
+    """Returns whether a message is one sentence about the setting or about an excluding setting."""
     group = key.rpartition(".")[0].split(".")[0]
     sentence = re.fullmatch(r"[^\n]+[.?]", message) is not None
     return sentence and (f"config.{key}" in message or (group in message and "config." in message))
 
 
 def accepted(key: str, value: Any) -> bool:
-    """Whether the declaration of a setting alone accepts a value."""
+    """Returns whether a setting's declaration alone accepts a value."""
     setting, rule = SETTINGS[key], SETTINGS[key].rule
     kinds = {int: int, float: (int, float), bool: bool, str: str}
     if setting.type in kinds:
@@ -158,7 +158,7 @@ def accepted(key: str, value: Any) -> bool:
 
 
 def refused_or_run(key: str, value: Any) -> None:
-    """What the property says of one value of one setting."""
+    """Asserts the property for one value of one setting."""
     message = refusal({key: value})
     if not accepted(key, value):
         assert message is not None, value
@@ -168,7 +168,7 @@ def refused_or_run(key: str, value: Any) -> None:
 
 
 def refusal(changes: Mapping[str, Any]) -> str | None:
-    """The message about these changes; None if the step runs."""
+    """Returns the error message for these changes, or None if the step runs."""
     try:
         run_step(from_dict(Config, changed(changes)))
     except UserError as error:
@@ -178,7 +178,7 @@ def refusal(changes: Mapping[str, Any]) -> str | None:
 
 @pytest.mark.parametrize("key", SETTINGS)
 def test_a_value_is_refused_by_name_or_runs(key: str) -> None:
-    """Values that lead to another compiled step are left to the slow test below."""
+    """Values that lead to another compiled step are covered in the slow test below."""
 
     @settings(
         max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -205,7 +205,7 @@ def test_many_values_are_refused_by_name_or_run(key: str) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_several_changes_at_once_are_refused_or_run(data: st.DataObject) -> None:
-    """Combinations: the first mistake that is found is told, whichever it is."""
+    """Combinations: the message reports the first mistake found, whichever it is."""
     keys = data.draw(st.lists(st.sampled_from(list(SETTINGS)), min_size=2, max_size=4, unique=True))
     message = refusal({key: data.draw(values(key, SETTINGS[key])) for key in keys})
     assert message is None or re.fullmatch(r"[^\n]*config\.[^\n]+[.?]", message), message

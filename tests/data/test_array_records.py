@@ -1,4 +1,4 @@
-"""ArrayRecord sources: what was written comes back, and bad files are named."""
+"""ArrayRecord sources: written data is read back, and bad files are named."""
 
 from __future__ import annotations
 

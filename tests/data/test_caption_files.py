@@ -1,4 +1,4 @@
-"""Karpathy's files and COCO's: what is read, in which order, and what is said of bad files."""
+"""Karpathy's files and COCO's: which captions are read, in which order, and error messages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def written(folder: Path, content: object) -> Path:
 
 
 def changed(content: Any, *keys: Any, value: object = None) -> Any:
-    """A copy with another value at a place, or without it."""
+    """Returns a copy with another value at one place, or without the value."""
     holder = content = copy.deepcopy(content)
     for key in keys[:-1]:
         holder = holder[key]

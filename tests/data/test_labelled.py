@@ -24,7 +24,7 @@ TENCH, CRANE_BIRD, CRANE, TOILET_PAPER = "n01440764", "n02012849", "n03126707", 
 
 
 def tree_of(root: Path, *folders: str) -> Path:
-    """One image in each folder."""
+    """Writes one image into each folder."""
     for value, folder in enumerate(folders):
         (root / folder).mkdir(parents=True)
         (root / folder / "photo.png").write_bytes(png(value))
@@ -62,7 +62,7 @@ def test_an_image_that_is_gone_is_a_bad_image_when_it_is_read(tmp_path: Path) ->
 def test_folders_of_wordnet_ids_are_the_imagenet_classes_that_exist(tmp_path: Path) -> None:
     tree = tree_of(tmp_path, TOILET_PAPER, CRANE, TENCH, CRANE_BIRD)
     source = opened(tree, classes="imagenet1k")
-    # Two classes have one name and stay two.
+    # Two classes share a name and remain two classes.
     assert source.class_names == ("tench", "crane bird", "construction crane", "toilet paper")
     assert labels_by_key(source) == {
         f"{TENCH}/photo.png": (0,),
@@ -257,12 +257,12 @@ def test_labels_that_cannot_be_used_are_named(tmp_path, text, changes, message) 
 
 
 def test_images_of_every_kind_come_out_as_upright_rgb(tmp_path: Path) -> None:
-    """Bright above, dark below, however the file stores it."""
+    """The image is bright above and dark below, however the file stores it."""
     grey = np.repeat([[220], [30]], 24, axis=0).repeat(40, axis=1).astype(np.uint8)
     upright = Image.fromarray(grey)
     wide = grey.astype(np.uint16) * 257
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned; to be turned clockwise for display
+    exif[0x0112] = 6  # stored rotated; to be rotated clockwise for display
     (tmp_path / "half").mkdir()
     upright.save(tmp_path / "half" / "0_grey.png")
     upright.convert("CMYK").save(tmp_path / "half" / "1_cmyk.jpg", quality=95)
@@ -283,7 +283,7 @@ def test_images_of_every_kind_come_out_as_upright_rgb(tmp_path: Path) -> None:
         ((images, captions, keys),) = batches
         assert (images.shape, images.dtype) == ((5, 16, 16, 3), np.uint8)
         for image, key in zip(images[:4], keys, strict=False):
-            # JPEG and the conversion to CMYK and back cost a few levels.
+            # JPEG and the conversion to CMYK and back change the levels slightly.
             np.testing.assert_allclose(image[:6].astype(int), 220, atol=8, err_msg=key)
             np.testing.assert_allclose(image[-6:].astype(int), 30, atol=8, err_msg=key)
         np.testing.assert_array_equal(images[4], np.full((16, 16, 3), (200, 100, 50)))

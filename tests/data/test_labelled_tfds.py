@@ -20,7 +20,7 @@ from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.tasks import KINDS
 
-# Of image i, which TFDS may put anywhere in its order.
+# Indexed by image number; TFDS may store the images in any order.
 SINGLE = (2, 0, 2, 1)
 SEVERAL = ((1, 0, 1), (), (2,), (0, 2))
 ODD_NAMES = ('great "dane"', "potter's_wheel", "Ünïcode 日本")
@@ -29,7 +29,7 @@ SUBSET = ("n01440764", "n02012849", "n15075141")
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """A data set of four images with labels in every form."""
+    """Returns a data set of four images, with labels in every form."""
     import tensorflow_datasets as tfds
 
     features = tfds.features
@@ -74,7 +74,7 @@ def opened(config: DataConfig, **changes: Any) -> LabelledSource:
 
 
 def by_image(source: LabelledSource) -> dict[bytes, tuple[str, ...]]:
-    """The names of the classes of each image."""
+    """Returns the class names of each image."""
     return {source[i].image: source[i].captions for i in range(len(source))}
 
 
@@ -93,7 +93,7 @@ def test_several_labels_are_distinct_and_in_the_order_they_occur(
 ) -> None:
     source = opened(config, label_key=key)
     assert source.class_names == tuple(names)
-    # The image without a label is left out; indices are those of the rest.
+    # The unlabelled image is left out; indices refer to the remaining images.
     found = {0: (1, 0), 2: (2,), 3: (0, 2)}
     assert by_image(source) == {
         png(i): tuple(names[label] for label in own) for i, own in found.items()

@@ -1,4 +1,4 @@
-"""Published data sets for segmentation, read from small drawn trees in their own layouts."""
+"""Published segmentation data sets, read from small synthetic folders in the original layouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def masks(name: str, path: Path, split: str = "", classes: str = "") -> DataConf
     return DataConfig(source="masks", name=name, path=str(path), split=split, classes=classes)
 
 
-# layout: (how it is drawn, keys, the mask to expect, some classes by index, number of classes)
+# layout: (drawing function, keys, expected mask, some classes by index, number of classes)
 EXPECTED = {
     "ade20k_150": (
         ade20k,
@@ -148,7 +148,7 @@ def test_the_folder_above_the_root_does_as_well(name, draw, folder, tmp_path: Pa
 @pytest.mark.parametrize("maps", ["stuffthingmaps", "stuffthingmaps_trainval2017", "annotations"])
 def test_the_maps_of_coco_may_lie_in_several_folders(images, maps, tmp_path: Path) -> None:
     coco(tmp_path, images, maps)
-    (tmp_path / "annotations").mkdir(exist_ok=True)  # of instances_val2017.json
+    (tmp_path / "annotations").mkdir(exist_ok=True)  # from instances_val2017.json
     assert len(open_masks(masks("coco_stuff_171", tmp_path))) == 2
 
 
@@ -231,7 +231,7 @@ def test_supercategories_of_coco_hold_the_classes_that_they_should() -> None:
 
 def test_colours_of_msrc_are_those_of_voc_without_two() -> None:
     def voc_colour(number: int) -> int:
-        """Three bits at a time become the next lower bit of red, green and blue."""
+        """Assigns three bits at a time to the next lower bit of red, green and blue."""
         return sum(
             (number >> (3 * level + channel) & 1) << (7 - level + 16 - 8 * channel)
             for level in range(8)

@@ -1,4 +1,4 @@
-"""Images with masks: a CSV of pairs, unusual files, and what is said of bad ones."""
+"""Images with masks: a CSV of pairs, unusual files, and the messages about bad files."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_images_are_turned_by_exif_and_masks_must_be_upright(tmp_path: Path) -> 
     stored = Image.new("RGB", (30, 20))
     stored.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    exif[0x0112] = 6  # to be rotated clockwise by 90 degrees
     stored.save(tmp_path / "a.png", exif=exif)
     image, mask = open_masks(config).load(0)
     assert image.size == (20, 30)

@@ -1,4 +1,4 @@
-"""Packing: first-fit decreasing, nothing lost, and row counts that are known beforehand."""
+"""Packing: first-fit decreasing, nothing lost, and row counts that are known in advance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ drawn_lengths = st.lists(st.integers(2, 20), min_size=1, max_size=40).map(np.asa
 
 
 def one_by_one(lengths: np.ndarray, row_length: int) -> list[tuple[int, int]]:
-    """First-fit decreasing as textbooks have it."""
+    """Implements first-fit decreasing as in textbooks."""
     used: list[int] = []
     places = [(0, 0)] * len(lengths)
     for caption in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -59,7 +59,7 @@ def test_every_caption_is_there_once_and_nothing_else(lengths: np.ndarray) -> No
         np.testing.assert_array_equal(found.positions[place], np.arange(length))
         assert len(set(found.segment_ids[place])) == 1
         assert found.segment_ids[place][0] > 0
-        # A segment has nothing but this caption in it.
+        # A segment contains only this caption.
         assert (found.segment_ids[row] == found.segment_ids[row, column]).sum() == length
         rest[place] = 0
     assert not rest.any()
@@ -88,7 +88,7 @@ def test_parts_are_filled_up_to_the_same_number_of_rows() -> None:
 
 
 def sample(rng: np.random.Generator, examples: int) -> list[np.ndarray]:
-    """Lengths of one to five captions of each example."""
+    """Draws caption lengths, one to five captions per example."""
     return [rng.poisson(11, rng.integers(1, 6)).clip(0, 70) + 3 for _ in range(examples)]
 
 

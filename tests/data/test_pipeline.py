@@ -52,7 +52,7 @@ def joined(parts: list[dict[str, np.ndarray]], name: str = "index") -> list:
 
 
 class Images:
-    """Flat images whose grey level is the index; those in `bad` do not decode."""
+    """Uniform images whose grey level is the index; images listed in `bad` do not decode."""
 
     def __init__(self, size: int, bad: tuple[int, ...] = (), captions: int = 1) -> None:
         self.size, self.bad, self.captions = size, frozenset(bad), captions
@@ -80,7 +80,7 @@ def test_every_epoch_is_a_new_permutation_of_all_examples():
 def test_the_order_depends_on_the_seed():
     assert joined(batches(5, seed=3)) == joined(batches(5, seed=3))
     orders = {tuple(joined(batches(5, size=20, seed=seed))) for seed in range(5)}
-    # A run's second epoch must not be another seed's first.
+    # The second epoch in a run must not equal the first epoch with another seed.
     later = {tuple(joined(batches(10, size=20, seed=seed))[20:]) for seed in range(5)}
     assert len(orders | later) == 10
 
@@ -142,7 +142,7 @@ def test_the_random_stream_is_pinned():
     assert joined(batches(3, size=12)) == [3, 6, 10, 1, 7, 4, 2, 9, 11, 8, 5, 0]
 
 
-@pytest.mark.parametrize("size", [10, 16])  # of an epoch: no whole number of batches, or one
+@pytest.mark.parametrize("size", [10, 16])  # 2.5 or 4 batches per epoch
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_resume_continues_exactly(size, stop):
     options = {"batch_size": 4, "seed": 1, "threads": 2, "prefetch": 8}
@@ -159,7 +159,7 @@ def test_resume_continues_exactly(size, stop):
     for ours, theirs in zip(itertools.islice(resumed, 4), expected, strict=True):
         for name, value in theirs.items():
             np.testing.assert_array_equal(ours[name], value)
-    resumed.set_state(state)  # also back, on an iterator that is running
+    resumed.set_state(state)  # also back, on a running iterator
     np.testing.assert_array_equal(next(resumed)["index"], expected[0]["index"])
     resumed.close()
 

@@ -1,4 +1,4 @@
-"""Drawn scenes: reproducible, true captions, exact masks, splits that never meet."""
+"""Synthetic scenes: reproducible, true captions, exact masks, splits without shared scenes."""
 
 import math
 import pickle
@@ -30,7 +30,7 @@ NOUN = re.compile(
 PLACE = re.compile(r"(?:at|on|in) the (?:(top|bottom) ?)?(left|right|centre|middle)?\b(?! of)")
 COUNT = re.compile(r"^(one|two|three) shapes?: ")
 
-# Written down once, on Python 3.11: descriptions may not depend on the platform.
+# Recorded once, on Python 3.11: descriptions must not depend on the platform.
 EXPECTED_CAPTIONS = (
     "a medium-sized red circle in the top right corner and a medium-sized pink circle at the "
     "bottom left, over a speckled dark blue background",
@@ -55,7 +55,7 @@ def third(fraction: float) -> int:
 
 
 def holds(words: str, one, two) -> bool:
-    """Whether every relation in the words between two nouns holds between the centres."""
+    """Returns whether the centres satisfy every relation in the words between two nouns."""
     right, down = np.subtract(one.centre, two.centre)
     claims = {
         "left of": right < -0.1,
@@ -68,7 +68,7 @@ def holds(words: str, one, two) -> bool:
 
 
 def stands(words: str, thing) -> bool:
-    """Whether the place named in the words after a noun, if any, is where the centre is."""
+    """Returns whether the centre is at the place named in the words after a noun, if any."""
     place = PLACE.search(words)
     if place is None:
         return True
@@ -145,7 +145,7 @@ def test_captions_are_true_and_different(drawn):
 
 
 def test_a_caption_is_hardly_ever_true_of_another_scene(drawn):
-    """What retrieval among 300 scenes can reach: how often another scene would be as right."""
+    """Bounds retrieval among 300 scenes: how often a caption is also true for another scene."""
     also_true = np.array(
         [
             [sum(is_true(caption, other) for other in drawn) - 1 for caption in scene.captions]
@@ -153,7 +153,7 @@ def test_a_caption_is_hardly_ever_true_of_another_scene(drawn):
         ]
     )
     assert also_true.min() == 0
-    # Two one-shape scenes may agree in everything that is said; with more shapes none ever did.
+    # Two one-shape scenes may agree in all described properties; scenes with more shapes never did.
     assert also_true[:, :2].mean() <= 0.02
     assert also_true.mean() < 0.1
 
@@ -209,7 +209,7 @@ def test_every_word_is_used():
 
 
 def test_splits_share_no_description(monkeypatch):
-    # So few descriptions (9 visible colours, 9 places) that each is drawn many times.
+    # There are so few descriptions (9 visible colours, 9 places) that each is drawn many times.
     monkeypatch.setattr(scenes, "TEXTURES", {"plain": 0.0})
     monkeypatch.setattr(scenes, "GROUNDS", {"white": GROUNDS["white"]})
     monkeypatch.setattr(scenes, "SHAPES", {"circle": SHAPES["circle"]})

@@ -1,4 +1,4 @@
-"""Messages about data name the key that the user has to correct, whichever command reads it."""
+"""Data errors name the key that the user has to correct, whichever command reads it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASK = "config.evaluation.tasks.flickr8k.data"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One small set of each kind, and empty files."""
+    """Writes one small data set for each kind, and empty files."""
     (tmp_path / "photo.png").write_bytes(png(1))
     write_index(tmp_path, {"image": "photo.png", "caption": "x", "split": "train"})
     image = {"filename": "photo.png", "split": "train", "sentences": [{"raw": "x"}]}
@@ -151,7 +151,7 @@ def test_one_image_among_those_looked_for_is_enough(tmp_path: Path) -> None:
     config = DataConfig(source="jsonl", path=str(write_index(tmp_path, *lines)))
     source = open_source(config)
     check_images_found(source, config)
-    # Every image of a set of one is looked for: the first.
+    # In a data set with one image, every image is checked: the first.
     with pytest.raises(UserError, match=f"none of 1 image paths .* in the folder {tmp_path} "):
         check_images_found(limited(source, 1), config)
 

@@ -1,4 +1,4 @@
-"""JSONL sources, what a config opens, and what is said of bad input."""
+"""JSONL sources, opening sources from a config, and the messages about bad input."""
 
 from __future__ import annotations
 

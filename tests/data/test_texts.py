@@ -1,4 +1,4 @@
-"""Class names and prompt templates as users write them, and the sentences about mistakes."""
+"""Class names and prompt templates as users write them, and messages about mistakes."""
 
 from __future__ import annotations
 

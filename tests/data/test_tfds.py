@@ -20,7 +20,7 @@ from dinotxt_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data set of five examples."""
+    """Writes a data set of five examples."""
     import tensorflow_datasets as tfds
 
     features = {

@@ -33,7 +33,7 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
 
 
 def photo(height: int = 48, width: int = 64, seed: int = 0) -> Image.Image:
-    """A smooth picture, so that JPEG keeps it nearly as it is."""
+    """Returns a smooth image that JPEG preserves almost exactly."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -48,7 +48,7 @@ def test_exif_orientation_is_applied(orientation):
     upright = np.zeros((4, 6, 3), np.uint8)
     upright[0, 0] = (255, 0, 0)
     upright[0, -1] = (0, 255, 0)
-    undo = {  # how a camera stores an upright picture under each orientation tag
+    undo = {  # how a camera stores an upright image under each orientation tag
         1: lambda x: x,
         2: lambda x: x[:, ::-1],
         3: lambda x: x[::-1, ::-1],
@@ -67,7 +67,7 @@ def test_exif_orientation_is_applied(orientation):
 def test_broken_exif_costs_neither_the_image_nor_its_orientation():
     exif = Image.Exif()
     exif[0x0112], exif[0x010F], exif[0x011A] = 6, "Canon", 1.5
-    data = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x21\x00\x05")  # a tag of a wrong type
+    data = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x21\x00\x05")  # a tag of wrong type
     assert decode_image(encoded(photo(), "JPEG", exif=data)).size == (48, 64)
     data = b"Exif\x00\x00this is no TIFF header"
     assert decode_image(encoded(photo(), "JPEG", exif=data)).size == (64, 48)
@@ -143,7 +143,7 @@ def test_what_a_file_is_instead_of_an_image_is_said(image: bytes, reason: str) -
 
 
 def torchvision_crop(width, height, scale, ratio, rng):
-    """`RandomResizedCrop.get_params`, restated over numpy draws as a plain loop."""
+    """Reimplements `RandomResizedCrop.get_params` over numpy draws as a plain loop."""
     for _ in range(10):
         target_area = width * height * rng.uniform(*scale)
         aspect = np.exp(rng.uniform(*np.log(ratio)))

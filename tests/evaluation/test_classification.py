@@ -50,7 +50,7 @@ def test_features_that_are_no_numbers_score_nothing() -> None:
 
 
 def test_of_equal_classes_the_first_one_wins() -> None:
-    texts = np.eye(3, 4, dtype=np.float32)[[0, 0, 1]]  # classes 0 and 1 have one name
+    texts = np.eye(3, 4, dtype=np.float32)[[0, 0, 1]]  # classes 0 and 1 share a name
     images = texts[[0, 1, 2]]
     assert accuracies(images, texts, np.array([0, 1, 2]))[0]["top1"] == pytest.approx(200 / 3)
 
@@ -72,7 +72,7 @@ def images_in(folder: Path, count: int = 2) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Three classes of two images, one folder deeper than its class."""
+    """Writes three classes of two images each, one folder deeper than the class folder."""
     for name in ("great_dane", "tabby"):
         images_in(tmp_path / "tree" / name)
     images_in(tmp_path / "tree" / "zebra" / "deeper")

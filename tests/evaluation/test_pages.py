@@ -1,4 +1,4 @@
-"""Reports: published figures of the same protocol only, and names that may hold anything."""
+"""Reports: only published figures for the same protocol, and names with any characters."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def features(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def plain_recalls(images: np.ndarray, texts: np.ndarray, owners: np.ndarray) -> dict[str, float]:
-    """By sorting the full similarity matrix."""
+    """Computes recall by sorting the full similarity matrix."""
     similarity = images @ texts.T
     by_image = owners[np.argsort(-similarity, axis=1)]
     by_text = np.argsort(-similarity, axis=0).T
@@ -78,7 +78,7 @@ def test_chance_is_what_random_features_score() -> None:
 
 @pytest.fixture(scope="module")
 def model(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory with a tokenizer, after one step of training."""
+    """Returns a model directory with a tokenizer, after one training step."""
     from dinotxt_jax.config import Config, OptimizerConfig, TextTrainingConfig, TokenizerConfig
     from dinotxt_jax.training.loop import train
 
@@ -119,7 +119,7 @@ def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path)
 
 
 def test_a_sheet_has_the_own_caption_and_its_rank_where_none_is_found() -> None:
-    # Similarities to the first image: 0.9, 0.8, 0.8, 0.6, and 0.6 and 0.5 of its own captions.
+    # Similarities to the first image: 0.9, 0.8, 0.8, 0.6, and 0.6 and 0.5 of the matching captions.
     cosines = np.array([0.9, 0.8, 0.8, 0.6, 0.6, 0.5])
     texts = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
     owners = np.array([1, 1, 2, 2, 0, 0])
@@ -263,14 +263,14 @@ def test_interrupted_work_goes_on_and_comes_to_the_same(
 
     monkeypatch.setattr(Model, "embed_batches", counted)
     evaluate(str(model), scenes(), tmp_path / "cut")
-    assert seen == [5]  # of 13: 8 were done
+    assert seen == [5]  # 8 out of 13 were done
     whole, cut = ((tmp_path / f"{d}/results.json").read_text() for d in ("whole", "cut"))
     assert whole == cut
     assert not list((tmp_path / "cut").glob(".*"))
 
 
 class EagerWork(PartialWork):
-    """Writes every time."""
+    """A work store that writes every time."""
 
     def __init__(self, file: Path, origin: dict):
         super().__init__(file, origin, interval=0)

@@ -27,7 +27,7 @@ TEMPLATE = "a photo of a {}"
 
 
 def dense_of(labels: np.ndarray, classes: int) -> DenseScores:
-    """Scores by which every pixel gets its label."""
+    """Returns scores that assign every pixel the given label."""
     texts = DenseTexts(np.eye(classes, dtype=np.float32), np.arange(classes, dtype=np.int32))
     return DenseScores(jnp.asarray(np.eye(classes, dtype=np.float32)[labels]), labels.shape, texts)
 
@@ -66,7 +66,7 @@ def directory(tiny_dinotxt: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskConfig:
-    """Seven photos of blocks with masks of three classes."""
+    """Returns seven photos with blocks and masks for three classes."""
     monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     lines = ["image,mask"]
@@ -146,7 +146,7 @@ def test_interrupted_work_goes_on_and_comes_to_the_same(
     (tmp_path / "5.away").rename(tmp_path / "5.png")
     done = int(PartialWork(file, {"a": 1}).load()["done"])
     assert 0 < done <= 5
-    (tmp_path / "0.png").write_bytes(b"no image")  # what is done is not read again
+    (tmp_path / "0.png").write_bytes(b"no image")  # completed work is not read again
     rest = KIND.run(job_of(model, slow, 8, partial=PartialWork(file, {"a": 1})))
     assert rest.protocol == whole.protocol
     assert rest.metrics == pytest.approx(whole.metrics, abs=0.02)

@@ -1,8 +1,8 @@
-"""Fake gcloud, xpk, docker, Slurm and Python programs, which record how they were called.
+"""Fake gcloud, xpk, docker, Slurm and Python programs that record their calls.
 
-`gcloud ... ssh` runs the command on two pretend workers, each with a home folder of its own, so
-that what the launchers send there really runs. Nothing of the real programs can be reached: PATH
-holds the fakes and the common tools below, nothing else.
+`gcloud ... ssh` runs the command on two simulated workers with separate home folders, so that the
+commands sent by the launchers are really executed. The real programs are unreachable: PATH
+contains only the fakes and the common tools below.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ ON_POD = ["gcloud", "compute", "tpus", "tpu-vm"]
 ON_SLICES = ["gcloud", "compute", "tpus", "queued-resources"]
 WORKER = "dinotxt_jax/scripts/worker.sh"
 
-# Arguments end with NUL, calls with a record separator. One write a call: calls may overlap.
+# Arguments end with NUL, calls with a record separator. Each call is a single write, because calls
+# may overlap.
 RECORD = r"""#!/usr/bin/env bash
 set -euo pipefail
 record() { printf '%s\0' "$@" $'\x1e' >>"$CLOUD/calls"; }
@@ -45,7 +46,7 @@ answer() {
 record "${0##*/}" "$@"
 """
 
-# `answers` has one line for each `describe`; ABSENT and BROKEN are its two ways to fail.
+# `answers` has one line for each `describe`; ABSENT and BROKEN are the two failure modes.
 GCLOUD = r"""
 fail_once() {
   [[ ! -f $CLOUD/fail.$1 ]] || { rm "$CLOUD/fail.$1"; echo "ERROR: $1 failed" >&2; exit 1; }
@@ -92,8 +93,8 @@ case $4 in
 esac
 """
 
-# Makes environments whose Python is this fake again. `plan.WORKER` has one line for each training:
-# its exit code, or "hang".
+# Creates environments whose Python is this fake again. `plan.WORKER` has one line for each
+# training run: the exit code, or "hang".
 PYTHON = r"""
 case "$1 ${2-}" in
   "-c "*) [[ ! -f $CLOUD/old.${0##*/} ]] ;;
@@ -132,7 +133,7 @@ FAKES = {
 
 @dataclass
 class Cloud:
-    """The fakes, and a checkout with the real scripts in it."""
+    """The fake programs, and a checkout that contains the real scripts."""
 
     folder: Path
 
@@ -141,7 +142,7 @@ class Cloud:
         return self.folder / "my checkout"
 
     def environment(self, **more: str) -> dict[str, str]:
-        # Of the machine's own environment, only what cannot matter is left: nothing.
+        # No variable is inherited from the machine's environment, so that none can affect the test.
         room = self.folder / "tmp"
         room.mkdir(exist_ok=True)
         return {
@@ -168,7 +169,7 @@ class Cloud:
         )
 
     def calls(self, *programs: str) -> list[list[str]]:
-        """What the fakes were called with, the program first; of some programs or of all."""
+        """Returns the recorded calls, program name first, for some programs or for all."""
         file = self.folder / "calls"
         text = file.read_text() if file.exists() else ""
         calls = [call.split("\0")[:-1] for call in text.split("\x1e\0") if call]
@@ -179,7 +180,7 @@ class Cloud:
 
 
 def cloud_in(folder: Path) -> Iterator[Cloud]:
-    """A cloud in an empty folder; trainings that still run at the end are killed."""
+    """Creates a cloud in an empty folder; kills training runs that are still active at the end."""
     programs = folder / "bin"
     programs.mkdir(parents=True)
     for tool in TOOLS:
@@ -205,20 +206,20 @@ def cloud_in(folder: Path) -> Iterator[Cloud]:
 
 
 def kill_training(folder: Path, process: int) -> None:
-    """Kills the process group of a training of this cloud; any other process is left alone."""
+    """Kills the process group of a training run in this cloud and leaves other processes alone."""
     command = Path(f"/proc/{process}/cmdline")
     if process > 1 and command.exists() and str(folder).encode() in command.read_bytes():
         os.killpg(process, signal.SIGKILL)
 
 
 def without(cloud: Cloud, *programs: str) -> None:
-    """Takes programs off PATH."""
+    """Removes programs from PATH."""
     for program in programs:
         (cloud.folder / "bin" / program).unlink(missing_ok=True)
 
 
 def dry(cloud: Cloud, script: str, command: str, *arguments: str) -> list[list[str]]:
-    """The commands that a dry run prints, as a shell reads them; nothing may have been called."""
+    """Returns the commands printed by a dry run, split as a shell does; asserts no program ran."""
     without(cloud, "gcloud", "xpk", "sbatch", "docker", "kubectl", "squeue", "scancel")
     result = cloud.run(script, command, "--dry-run", *arguments)
     assert (result.returncode, result.stderr) == (0, "")
@@ -230,7 +231,7 @@ def dry(cloud: Cloud, script: str, command: str, *arguments: str) -> list[list[s
 
 
 def flags(command: list[str]) -> dict[str, str]:
-    """--NAME=VALUE of a command."""
+    """Returns the --NAME=VALUE flags in a command."""
     return dict(word.removeprefix("--").split("=", 1) for word in command if "=" in word)
 
 

@@ -1,8 +1,9 @@
-"""Commands of this project as processes, forked from a parent that has imported the libraries.
+"""Runs project commands as processes forked from a parent that has imported the libraries.
 
-An interpreter spends seconds on imports before a command does anything; a fork of a process that
-has imported them spends a few hundredths. Everything else is as in `python ARGUMENTS`: arguments,
-folder, environment, streams, signals and exit codes. Tests of imports need `fresh=True`.
+An interpreter spends seconds on imports before a command does anything; forking a process that
+has already imported the libraries takes a few hundredths of a second. Everything else is as in
+`python ARGUMENTS`: arguments, folder, environment, streams, signals and exit codes. Tests of
+imports need `fresh=True`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-# Variables that libraries read while they are imported: each set of values needs its own parent.
+# Libraries read these variables during import, so each set of values needs a separate parent.
 _READ_BY_IMPORTS = ("HF_", "JAX_", "PYTHON", "TF_")
 
 
 def environment(devices: int = 1, **changes: str) -> dict[str, str]:
-    """Returns the environment of a command that has `devices` pretend devices."""
+    """Returns the environment for a command with `devices` simulated devices."""
     kept = [
         flag
         for flag in os.environ.get("XLA_FLAGS", "").split()
@@ -39,7 +40,7 @@ def environment(devices: int = 1, **changes: str) -> dict[str, str]:
 
 
 class Process:
-    """A forked command, with the methods of `subprocess.Popen` that tests need."""
+    """A forked command, with the `subprocess.Popen` methods that tests need."""
 
     def __init__(
         self,
@@ -97,13 +98,13 @@ def run(
     timeout: float = 240,
     fresh: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python ARGUMENTS` to its end.
+    """Runs `python ARGUMENTS` until it exits.
 
     Args:
-        arguments: `-m`, a module and its arguments, or a file and its arguments.
-        cwd: the folder it runs in.
-        env: all environment variables; by default those of `environment()`.
-        timeout: seconds after which it is killed and `subprocess.TimeoutExpired` raised.
+        arguments: `-m`, a module and the module's arguments, or a file and the file's arguments.
+        cwd: the working directory.
+        env: all environment variables; by default those from `environment()`.
+        timeout: seconds after which the process is killed and `subprocess.TimeoutExpired` raised.
         fresh: starts an interpreter instead of a fork.
 
     Returns:
@@ -134,7 +135,7 @@ def run(
 
 
 class _Parent:
-    """The process of `warm_parent.py`, with some of its environment variables."""
+    """The `warm_parent.py` process for one set of environment variables."""
 
     def __init__(self, variables: Mapping[str, str]):
         others = {k: v for k, v in os.environ.items() if not k.startswith(_READ_BY_IMPORTS)}

@@ -1,4 +1,4 @@
-"""Small checkpoints of any layout, made from its key table, the same numbers every time."""
+"""Small random checkpoints in any layout, built from the key table and always identical."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SIZES = {
 def checkpoint(
     layout: str, *, depth: int = 2, without: Collection[str] = (), **sizes: int
 ) -> dict[str, np.ndarray]:
-    """The arrays of a file of one layout, float32.
+    """Returns the float32 arrays of a checkpoint file in one layout.
 
     Args:
-        layout: its name.
-        depth: blocks of every component.
-        without: features to leave out; of alternatives, the first that is left is taken.
-        sizes: axis name -> size, for those that shall not be as in `SIZES`.
+        layout: the layout's name.
+        depth: number of blocks in every component.
+        without: features to leave out; among alternatives, the first remaining one is used.
+        sizes: axis name -> size, overriding `SIZES`.
     """
     table = LAYOUTS[layout]
     dropped = set(without)
@@ -48,14 +48,14 @@ def checkpoint(
 
 
 def values(key: str, place: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers of a plausible size, drawn from the name alone."""
+    """Returns random numbers with plausible magnitudes that depend only on the name."""
     if place.endswith("bias_mask"):
         mask = np.ones((3, math.prod(shape) // 3), np.float32)
         mask[1] = 0
         return mask.reshape(shape)
     if place.endswith("rope_periods"):
         return make_periods(100.0, 4 * shape[0]).astype(np.float32)
-    # Raw bits, because numpy promises that only these never change.
+    # Raw bits, because numpy guarantees stability only for these.
     bits = np.random.PCG64(zlib.crc32(key.encode())).random_raw(math.prod(shape))
     unit = (bits >> np.uint64(40)).astype(np.float32).reshape(shape) / 2**23 - 1
     if "norm" in place and place.endswith("scale"):
@@ -68,7 +68,7 @@ def values(key: str, place: str, shape: tuple[int, ...]) -> np.ndarray:
     return unit * np.float32(min(1.5 / math.sqrt(fan_in), 0.5))
 
 
-# The checkpoints whose outputs benchmarks/third_party.py got from the libraries themselves.
+# The checkpoints of which benchmarks/third_party.py recorded the libraries' own outputs.
 _DINOV2 = {"f": 256, "r": 4, "p": 14, "q": 14}
 _TIMM_SWIGLU = {"f": 80, "p": 14, "q": 14}
 _DINOV3 = {"f": 96, "r": 4, "p": 16, "q": 16}
@@ -87,7 +87,7 @@ THIRD_PARTY: dict[str, tuple[str, dict]] = {
 
 
 def images(patch: int) -> dict[str, np.ndarray]:
-    """Normalised images of 3x3 (the stored grid) and 2x5 patches, float32 [1 h w 3]."""
+    """Returns normalised images with 3x3 (the stored grid) and 2x5 patches, float32 [1 h w 3]."""
     found = {}
     for rows, columns in ((3, 3), (2, 5)):
         shape = (1, rows * patch, columns * patch, 3)

@@ -1,7 +1,7 @@
-"""Torch files that an attacker, or a broken disk, might have written; every one must be refused.
+"""Malicious or corrupted torch files, every one of which must be refused.
 
-`corpus` makes them all; each comes with a part of the sentence it is refused with. They are also
-what fuzzing starts from (benchmarks/fuzz_torch_file.py).
+`corpus` writes all files and returns each with a part of the expected error message. Fuzzing also
+starts from these files (benchmarks/fuzz_torch_file.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch_files import Tensor, TorchFiles, text
 
-# Opcodes that call, import or build, and what the refusal names.
+# Opcodes that call, import or build, and the name in the error message.
 CALLS: dict[str, tuple[bytes, str]] = {
     "eval by REDUCE": (b"cbuiltins\neval\n(X\x01\x00\x00\x001tR.", "builtins.eval"),
     "eval by INST": (b"(X\x01\x00\x00\x001ibuiltins\neval\n.", "builtins.eval"),
@@ -68,7 +68,7 @@ CALLS: dict[str, tuple[bytes, str]] = {
     "an escape code in a name": (b"cos\x1b[31m\nsystem\n.", r"os\\x1b\[31m"),
 }
 
-# Pickles that end too early, or do not hold together.
+# Pickles that are truncated or inconsistent.
 MALFORMED: dict[str, bytes] = {
     "empty": b"",
     "only a protocol": b"\x80\x02",
@@ -91,7 +91,7 @@ MALFORMED: dict[str, bytes] = {
     "LONG4 of minus one byte": b"\x80\x02\x8b\xff\xff\xff\xff.",
 }
 
-# Views of a storage of four elements.
+# Views of a storage with four elements.
 VIEWS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], str]] = {
     "longer than the storage": (0, (5,), (1,), "has 4 elements"),
     "beyond by the offset": (1, (4,), (1,), "reaches for number 4"),
@@ -118,7 +118,9 @@ def _nested(depth: int) -> bytes:
 
 
 def _many_ways() -> bytes:
-    """Eight dictionaries, each holding the one before ten times: 10^7 ways in two kilobytes."""
+    """Returns eight nested dictionaries, each with ten references to the previous: 10^7 paths in
+    two kilobytes.
+    """
     code = b"\x80\x02}" + text("0") + b"}q\x00s"
     for level in range(1, 9):
         inside = b"".join(text(str(i)) + b"h" + bytes([level - 1]) for i in range(10))
@@ -127,7 +129,7 @@ def _many_ways() -> bytes:
 
 
 def corpus(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Writes every file; name -> (file, part of the refusal)."""
+    """Writes every file and returns name -> (file, part of the error message)."""
     files = TorchFiles(folder)
     made: dict[str, tuple[Path, str]] = {}
 
@@ -265,7 +267,7 @@ def _raw(path: Path, content: bytes) -> Path:
 
 
 def _directory_entry(content: bytes, record: bytes) -> int:
-    """Where the directory entry of a record begins."""
+    """Returns the start offset of a record's directory entry."""
     at = content.rindex(b"PK\x01\x02", 0, content.rindex(b"PK\x05\x06"))
     while content[at + 46 : at + 46 + len(record)] != record:
         at = content.rindex(b"PK\x01\x02", 0, at)
@@ -285,7 +287,7 @@ def _moved(files: TorchFiles, name: str, offset: int) -> Path:
 
 
 def _in_the_comment(files: TorchFiles, name: str) -> Path:
-    """The directory points into the comment that ends the zip, where a local header lies."""
+    """Makes the directory point into the trailing zip comment, which contains a local header."""
     path = files.write({"a": np.zeros(4, np.float32)}, name)
     with zipfile.ZipFile(path, "a") as archive:
         record = archive.getinfo("archive/data/0")

@@ -1,4 +1,4 @@
-"""What several processes do in the tests of `test_processes.py`; started by `several.start`."""
+"""The code that each process runs in `test_processes.py`; started by `several.start`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ cli.define_process_flags()
 
 
 def agreement(folder: Path) -> dict[str, Any]:
-    """Numbers, texts, failures: what one process has reaches the others."""
+    """Checks that numbers, texts and failures from one process reach the others."""
     me = jax.process_index()
     found: dict[str, Any] = {
         "numbers": processes.gathered([me, 10 + me]).tolist(),
@@ -59,7 +59,7 @@ def agreement(folder: Path) -> dict[str, Any]:
 
 
 def checkpoints(folder: Path) -> dict[str, Any]:
-    """Restores what one process saved, notes what this one holds of it, and saves it again."""
+    """Restores a checkpoint saved by one process, records the local shards, and saves it again."""
     of = folder / "checkpoints"
     state, positions = meshes.restored(of, "2x4")
     kept = Checkpoints(folder / "again", 1)
@@ -78,7 +78,7 @@ def checkpoints(folder: Path) -> dict[str, Any]:
 
 
 def left_alone(_: Path) -> dict[str, Any]:
-    """One process finds what the others do not know of, and they need it."""
+    """Raises an error in process 1 while the other processes wait for data from process 1."""
     processes.wait()
     if jax.process_index() == 1:
         raise UserError("only process 1 knows of this; correct it.")

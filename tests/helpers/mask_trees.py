@@ -1,4 +1,4 @@
-"""Data sets for segmentation, drawn: two or three tiny images each, in the published folders."""
+"""Synthetic segmentation data sets: two or three tiny images each, in the published folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def photo(path: Path, shade: int = 0) -> None:
 
 
 def spread(*values: int) -> np.ndarray:
-    """A mask in which each value occurs."""
+    """Returns a mask in which each value occurs."""
     return np.resize(np.array(values), SIZE)
 
 
@@ -46,7 +46,7 @@ def cityscapes(root: Path) -> None:
         photo(root / "leftImg8bit/val" / city / f"{name}_leftImg8bit.png")
         truth = root / "gtFine/val" / city
         save(spread(7, 33, 0, 29, 24).astype(np.uint8), truth / f"{name}_gtFine_labelIds.png")
-        # The official archive also holds these, which must not be taken for masks.
+        # The official archive also contains these files, which must not be read as masks.
         save(spread(0, 24_003).astype(np.uint16), truth / f"{name}_gtFine_instanceIds.png")
         photo(truth / f"{name}_gtFine_color.png")
 

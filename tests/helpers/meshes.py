@@ -1,4 +1,4 @@
-"""A training state that is moved from mesh to mesh: a small model, and one large array."""
+"""A training state that is moved between meshes: a small model and one large array."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ _CONFIG = Config(
 
 @functools.cache
 def mesh(name: str) -> Mesh:
-    """The mesh `data`x`fsdp`[x`tensor`] of the first devices."""
+    """Returns the mesh `data`x`fsdp`[x`tensor`] over the first devices."""
     shape = SHAPES[name]
     return sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
 
 
 @functools.cache
 def trainer(name: str) -> Trainer:
-    """The small model on a mesh."""
+    """Returns a trainer for the small model on a mesh."""
     description = ModelDescription(_VISION, Preprocessing(), fingerprint="0" * 64)
     return make_trainer(_CONFIG, description, VOCABULARY, mesh(name))
 
 
 def steps(name: str, state: TrainState, count: int) -> tuple[TrainState, list[float]]:
-    """So many steps on a mesh, each on a batch of its own number, and their losses."""
+    """Runs training steps on a mesh, each on a batch seeded by the step, and returns the losses."""
     losses = []
     step = _compiled(name)
     with jax.set_mesh(mesh(name)):
@@ -80,7 +80,7 @@ def _compiled(name: str) -> Any:
 
 
 def _batch(number: int, on: Mesh) -> dict[str, jax.Array]:
-    """A batch of 16, of which each process brings the rows that it would read."""
+    """Returns a batch of 16, to which each process contributes the rows that it would read."""
     rng = np.random.default_rng(number)
     tokens = rng.integers(1, VOCABULARY - 1, (16, 12)).astype(np.int32)
     tokens[:, -1] = VOCABULARY - 1
@@ -92,7 +92,7 @@ def _batch(number: int, on: Mesh) -> dict[str, jax.Array]:
 
 
 def restored(folder: Path, name: str) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint of a folder on a mesh, and its positions."""
+    """Restores a folder's newest checkpoint on a mesh, with the data positions."""
     checkpoints = Checkpoints(folder, 3)
     newest = checkpoints.latest()
     assert newest is not None
@@ -102,7 +102,7 @@ def restored(folder: Path, name: str) -> tuple[TrainState, dict[str, Any]]:
 
 
 def lies_as_wanted(state: TrainState, name: str) -> bool:
-    """Whether every array has its sharding, and each device of this process its part only."""
+    """Returns whether arrays have the expected sharding, with only local shards on each device."""
 
     def one(array: jax.Array, wanted: jax.ShapeDtypeStruct) -> bool:
         part = wanted.sharding.shard_shape(array.shape)
@@ -118,6 +118,6 @@ def lies_as_wanted(state: TrainState, name: str) -> bool:
 
 
 def large(name: str) -> jax.ShapeDtypeStruct:
-    """The large array, split by its columns."""
+    """Returns shape, dtype and sharding (by columns) for the large array."""
     spec = sharding.partition_spec((None, "embed"), LARGE_SHAPE, mesh(name).shape)
     return jax.ShapeDtypeStruct(LARGE_SHAPE, np.float32, sharding=NamedSharding(mesh(name), spec))

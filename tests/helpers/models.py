@@ -21,13 +21,13 @@ ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 
 
 def initialized(module: ModuleT, mesh: Mesh | None = None) -> ModuleT:
-    """A module with initial values in its arrays, those of seed 0."""
+    """Initialises the arrays in a module with seed 0."""
     arrays = initial_arrays(module, abstract_arrays(lambda: module, mesh), 0)
     return nnx.merge(nnx.graphdef(module), arrays)
 
 
 def with_tokenizer(model: Path, folder: Path, captions: Sequence[str]) -> Path:
-    """The reference dino.txt as `folder`, with a tokenizer trained on captions."""
+    """Writes the reference dino.txt to `folder` with a tokenizer trained on captions."""
     tokenizer = TrainedTokenizer.train(list(captions) * 3, 300, context_length=77)
     description = read_description(model)
     assert description.text is not None

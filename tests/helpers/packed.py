@@ -1,4 +1,4 @@
-"""Drawn captions, and batches of them packed."""
+"""Random captions, and packed batches that contain them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from dinotxt_jax.data.packing import Packed, pack, stacked
 
-START, END = 131, 132  # of the reference model's vocabulary of 133
+START, END = 131, 132  # the reference model's vocabulary size is 133
 
 
 def captions(lengths: Sequence[int], row_length: int = 77, seed: int = 0) -> np.ndarray:
-    """A row for each caption, whose first end-of-text is its token number `length`.
+    """Returns one row per caption, with the first end-of-text token at position `length`.
 
-    Behind that one stand ids of text and further ends, which must have no effect.
+    After this token the row contains text ids and further end tokens, which must have no effect.
     """
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, START, (len(lengths), row_length)).astype(np.int32)
@@ -26,6 +26,6 @@ def captions(lengths: Sequence[int], row_length: int = 77, seed: int = 0) -> np.
 
 
 def packed(tokens: np.ndarray, parts: int = 1, spare: int = 0) -> Packed:
-    """A batch in `parts` parts, with `spare` empty rows more than the fullest part needs."""
+    """Packs a batch in `parts` parts, with `spare` empty rows beyond the fullest part."""
     packs = [pack(rows, rows.argmax(1) + 1) for rows in np.split(tokens, parts)]
     return stacked(packs, max(len(part.tokens) for part in packs) + spare)

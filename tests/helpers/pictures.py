@@ -1,4 +1,4 @@
-"""What tests of pictures share: a photo, labels, and ways to look at what was drawn."""
+"""Shared helpers for picture tests: a photo, labels, and functions to inspect drawn images."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def panel(picture: Image.Image, number: int, top: int, side: int, height: int) -
 
 
 def without_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine that has no fonts but Pillow's own."""
+    """Simulates a machine that has no fonts except Pillow's built-in font."""
     monkeypatch.delenv("DINOTXT_FONT", raising=False)
     monkeypatch.setattr("dinotxt_jax.visualize.fonts._folders", lambda: iter(()))

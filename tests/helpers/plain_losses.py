@@ -1,4 +1,4 @@
-"""The contrastive losses written down as they are defined, with all logits at once."""
+"""The contrastive losses, computed directly from the definition with all logits at once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dinotxt_jax.sharding import constrain
 
 
 def softmax(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
-    """Of CLIP."""
+    """Computes the CLIP loss."""
     found = logits(images, texts, scale)
     sums = jax.nn.logsumexp(found, axis=1) + jax.nn.logsumexp(found, axis=0)
     return jnp.mean(sums / 2 - jnp.diagonal(found))
 
 
 def sigmoid(images: jax.Array, texts: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Of SigLIP."""
+    """Computes the SigLIP loss."""
     signs = 2 * jnp.eye(len(images), dtype=images.dtype) - 1
     losses = jax.nn.log_sigmoid(signs * (logits(images, texts, scale) + bias))
     return -jnp.mean(jnp.sum(losses, axis=-1))

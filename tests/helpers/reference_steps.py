@@ -1,4 +1,4 @@
-"""Training steps of the reference model (`goldens/train`) on any mesh, in float32 or float64."""
+"""Training steps for the reference model (`goldens/train`) on any mesh, in float32 or float64."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ CONFIG = Config(
 _FLOAT64 = PrecisionConfig(
     parameters="float64", compute="float64", normalization="float64", frozen="float64"
 )
-# The images of the reference are normalised already.
+# The reference images are already normalised.
 _IDENTITY = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def in_float64(config: Config) -> Config:
-    """A run whose arithmetic is float64 throughout."""
+    """Returns a config that computes in float64 throughout."""
     return dataclasses.replace(config, precision=_FLOAT64)
 
 
 @functools.cache
 def golden() -> dict[str, np.ndarray]:
-    """The batch and the 20 steps of the official loop."""
+    """Returns the batch and the 20 steps recorded from the official loop."""
     return dict(np.load(Path(__file__).parent.parent / "goldens/train/train.npz"))
 
 
 class Run(NamedTuple):
-    """The outcome of training steps.
+    """The results of a training run.
 
     Attributes:
         trainable: arrays after the last step.
-        gradients: of the first step, recovered from Adam's first moment after it.
+        gradients: first-step gradients, recovered from Adam's first moment after that step.
         metrics: {name: values [steps]}.
     """
 
@@ -65,7 +65,7 @@ class Run(NamedTuple):
 
 
 class Setting:
-    """The reference model and recipe on a mesh; `setting` keeps those that exist."""
+    """The reference model and recipe on a mesh; `setting` caches the instances."""
 
     def __init__(self, model: Path, config: Config, data: int, fsdp: int, tensor: int):
         self.model = model
@@ -81,18 +81,18 @@ class Setting:
 
     @contextlib.contextmanager
     def context(self) -> Any:
-        """Where this setting's arrays are made and computed with."""
+        """Returns the context in which this setting creates arrays and computes with them."""
         with jax.enable_x64(self.is_float64), jax.set_mesh(self.mesh):
             yield
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """The stored arrays of the model, placed."""
+        """Returns the model's stored arrays, placed on the mesh."""
         with self.context():
             parts = load_parts(self.model, self.trainer.abstract)
             if not self.is_float64:
                 return parts
-            # Orbax reads in threads of its own, where 64-bit types are off.
+            # Orbax reads in separate threads, where 64-bit types are off.
             return jax.tree.map(
                 lambda array, wanted: jax.device_put(
                     np.asarray(array, wanted.dtype), wanted.sharding
@@ -102,7 +102,7 @@ class Setting:
             )
 
     def backbone_tokens(self, images: np.ndarray | None = None) -> np.ndarray:
-        """Tokens of normalised images [b h w 3], by default those of the reference."""
+        """Computes backbone tokens for normalised images [b h w 3], by default the reference."""
         if images is None:
             images = np.moveaxis(golden()["images"], 1, -1)
         with self.context():
@@ -111,7 +111,7 @@ class Setting:
             return np.asarray(encode(backbone, images))
 
     def initial_state(self) -> TrainState:
-        """The state before the first step, whose trained arrays are those of the reference."""
+        """Returns the state before the first step, with the reference values for trained arrays."""
         stored = _host_parts(self.model)
         arrays = {name: stored.get(name) for name in self._abstract.trainable}
         if "logit_bias" in arrays:  # the reference has none
@@ -139,9 +139,9 @@ class Setting:
 
         Args:
             steps: number of updates.
-            tokens: int[16 77] instead of those of the reference.
+            tokens: int[16 77], replaces the reference tokens.
             pack: several captions share a row.
-            repeats: the batch consists of the 16 pairs this many times.
+            repeats: number of times that the 16 pairs are repeated in the batch.
         """
         tokens = golden()["tokens"] if tokens is None else tokens
         features = _reference_features(self.model, self.is_float64)
@@ -149,7 +149,7 @@ class Setting:
         parts = sharding.batch_parts(self.mesh) * self.trainer.config.accumulate_steps
         text = packed(tokens, parts)._asdict() if pack else {"tokens": tokens}
         history, gradients = [], None
-        # Adam's first moment after one step is this share of the gradient.
+        # After one step, Adam's first moment is this fraction of the gradient.
         share = 1 - self.trainer.config.optimizer.beta1
         with self.context():
             state = self.initial_state()
@@ -170,7 +170,7 @@ _SETTINGS: dict[str, Setting] = {}
 
 
 def setting(model: Path, config: Config, data: int = 8, fsdp: int = 1, tensor: int = 1) -> Setting:
-    """The setting of a run on a mesh, made once."""
+    """Returns the cached setting for a run on a mesh."""
     key = repr((model, config, data, fsdp, tensor))  # a config holds dicts, which have no hash
     if key not in _SETTINGS:
         _SETTINGS[key] = Setting(model, config, data, fsdp, tensor)
@@ -179,7 +179,7 @@ def setting(model: Path, config: Config, data: int = 8, fsdp: int = 1, tensor: i
 
 @functools.cache
 def float64_run(model: Path) -> Run:
-    """Twenty steps in float64 on one device: the reference of all float32 runs."""
+    """Runs twenty float64 steps on one device, the reference for all float32 runs."""
     return setting(model, in_float64(CONFIG), 1).run(CONFIG.steps)
 
 

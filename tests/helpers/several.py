@@ -1,4 +1,4 @@
-"""Several processes with a few pretend devices each, joined over the loopback interface."""
+"""Several processes with a few simulated devices each, joined over the loopback interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import commands
 from dinotxt_jax.config import Config, EvaluationConfig
 
 ROOT = commands.ROOT
-# Of one process; a machine with few cores may be busy with other things.
+# Per process; a machine with few cores may be busy with other work.
 LIMIT = 400.0
 
 
@@ -22,33 +22,33 @@ class Group:
     """Processes that were started together.
 
     Attributes:
-        processes: in order of their numbers.
-        logs: what each of them prints, both streams.
+        processes: the processes, ordered by process number.
+        logs: one file per process with both output streams.
     """
 
     processes: list[commands.Process]
     logs: list[Path]
 
     def finish(self, limit: float = LIMIT) -> list[int]:
-        """Their exit codes, when all have ended; after `limit` seconds they are killed."""
+        """Waits for all processes and returns the exit codes; kills them after `limit` seconds."""
         try:
             return [process.wait(limit) for process in self.processes]
         finally:
             self.kill()
 
     def kill(self) -> None:
-        """Ends those that are left."""
+        """Kills the processes that are still running."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
                 process.wait(LIMIT)
 
     def output(self, index: int) -> str:
-        """What a process has printed."""
+        """Returns the output of one process."""
         return self.logs[index].read_text(errors="replace")
 
     def everything(self) -> str:
-        """What all have printed, for a failure's message."""
+        """Returns the output of all processes, for failure messages."""
         return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')}" for log in self.logs)
 
 
@@ -59,14 +59,14 @@ def start(
     arguments: Sequence[str],
     of_process: Sequence[Sequence[str]] = (),
 ) -> Group:
-    """`python ARGUMENTS` in `count` processes of `devices` pretend devices.
+    """Runs `python ARGUMENTS` in `count` processes with `devices` simulated devices each.
 
     Args:
-        folder: receives what they print.
-        count: of processes; one alone gets none of the flags that join processes.
-        devices: of each.
-        arguments: of all; `-m` and a module, or a file.
-        of_process: further arguments of each.
+        folder: receives the process output.
+        count: number of processes; a single process gets none of the flags that join processes.
+        devices: number of devices per process.
+        arguments: arguments for all processes; `-m` and a module, or a file.
+        of_process: further arguments for each process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -96,7 +96,7 @@ def start(
 
 
 def config_file(config: Config | EvaluationConfig, file: Path) -> str:
-    """The flag that gives a command this config."""
+    """Returns the flag that passes this config to a command."""
     kind = type(config).__name__
     values = json.dumps(json.dumps(dataclasses.asdict(config)))
     file.parent.mkdir(parents=True, exist_ok=True)

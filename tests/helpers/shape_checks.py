@@ -1,7 +1,7 @@
-"""Checks of shapes and dtypes at run time; conftest.py switches them on for the rooms of arrays.
+"""Run-time shape and dtype checks; conftest.py enables them for the packages that use arrays.
 
-Only annotations of arrays are checked. mypy checks other types, and many tests pass values of a
-wrong type on purpose, to see how they are refused.
+Only array annotations are checked. mypy checks other types, and many tests deliberately pass
+values with a wrong type to test the error messages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from beartype import beartype
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The type checker for jaxtyping's import hook: beartype on the annotations of arrays."""
+    """Applies beartype to array annotations, as the type checker for jaxtyping's import hook."""
     namespace = getattr(function, "__globals__", {})
     arrays = {
         name: hint
@@ -31,7 +31,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
-    """Lets a test pass arrays of a wrong kind, to see which sentence refuses them."""
+    """Lets a test pass invalid arrays, to check which error message refuses them."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
@@ -40,17 +40,17 @@ def unchecked() -> Iterator[None]:
 
 
 def evaluated(hint: Any, namespace: dict[str, Any]) -> Any:
-    """An annotation that may be a string, as with `from __future__ import annotations`."""
+    """Evaluates an annotation, a string for example under `from __future__ import annotations`."""
     if not isinstance(hint, str):
         return hint
     try:
         return eval(hint, namespace)
-    except (NameError, TypeError):  # imported for mypy alone, or a local class: no array
+    except (NameError, TypeError):  # imported only for mypy, or a local class: not an array
         return None
 
 
 def names_array(hint: Any) -> bool:
-    """Whether a shape appears anywhere in an annotation."""
+    """Returns whether a shape appears anywhere in an annotation."""
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return True
     if isinstance(hint, type(jaxtyping.PyTree)):

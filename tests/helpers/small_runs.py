@@ -1,4 +1,4 @@
-"""Training runs of a few seconds, and what they report."""
+"""Training runs that take a few seconds, and functions to read the logged metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HELD_OUT = DataConfig(split="test", num_scenes=24, image_size=56, augmentation="
 
 
 def config(backbone: Path, /, **changes: Any) -> Config:
-    """A run of a few seconds with everything in it: crops, drop path, evaluation, checkpoints."""
+    """Returns a config for a short run with crops, drop path, evaluation and checkpoints."""
     settings = {
         "steps": 12,
         "batch_size": 16,
@@ -41,17 +41,17 @@ def config(backbone: Path, /, **changes: Any) -> Config:
 
 
 def metrics_of(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of training steps."""
+    """Returns the metrics lines for training steps."""
     return [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
 
 
 def losses(workdir: Path) -> dict[int, float]:
-    """The loss of every step."""
+    """Returns the loss for every step."""
     return {row["step"]: row["loss"] for row in metrics_of(workdir)}
 
 
 class InterruptedRunError(Exception):
-    """What `interrupted_at` ends a run with."""
+    """The exception with which `interrupted_at` ends a run."""
 
 
 def _interrupt() -> None:
@@ -61,7 +61,7 @@ def _interrupt() -> None:
 def interrupted_at(
     batch: int, monkeypatch: pytest.MonkeyPatch, by: Callable[[], None] = _interrupt
 ) -> list[int]:
-    """Training is interrupted once, before a batch; the list grows with every batch."""
+    """Interrupts training once, before a batch; the list grows with every batch."""
     original, calls = Batches.__next__, []
 
     def interrupting(batches: Batches) -> Batch:

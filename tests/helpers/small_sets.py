@@ -1,4 +1,4 @@
-"""Data sets of a few tiny images, in the forms that sources read."""
+"""Data sets with a few tiny images, in the formats that sources read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dinotxt_jax.data.examples import Example
 
 
 def png(value: int) -> bytes:
-    """A dark red image file, 4 wide and 3 high; `value` is its red."""
+    """Writes a dark red image file, 4 wide and 3 high; `value` is the red level."""
     buffer = io.BytesIO()
     Image.new("RGB", (4, 3), (value, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_index(folder: Path, *lines: object) -> Path:
-    """A JSONL index; texts are written as they are, all else as JSON."""
+    """Writes a JSONL index; texts are written unchanged, everything else as JSON."""
     path = folder / "captions.jsonl"
     path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines) + "\n")
     return path
@@ -34,13 +34,13 @@ def examples(count: int) -> list[Example]:
 def prepare_tfds(
     folder: Path, called: str, features: dict[str, Any], examples: Iterable[dict[str, Any]]
 ) -> str:
-    """A TFDS data set with a split "train", prepared by TFDS itself in the array_record format.
+    """Prepares a TFDS data set with a split "train", through TFDS, in the array_record format.
 
     Args:
-        folder: receives it, beside others.
-        called: the name of the data set, in snake_case.
-        features: by name.
-        examples: values of the features; TFDS shuffles them.
+        folder: receives the data set, next to other data sets.
+        called: the data set's name, in snake_case.
+        features: features by name.
+        examples: feature values; TFDS shuffles them.
 
     Returns:
         The folder, as `data_dir`.
@@ -48,7 +48,7 @@ def prepare_tfds(
     import tensorflow_datasets as tfds
 
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        __module__ = "small"  # else TFDS looks for its code inside the tests, as in a package
+        __module__ = "small"  # otherwise TFDS looks for the code inside the tests, as in a package
 
         name = called
         VERSION = tfds.core.Version("1.0.0")

@@ -1,4 +1,4 @@
-"""Model directories read back as they are stored."""
+"""Reads model directories back as stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dinotxt_jax.storage.arrays import load_arrays, stored_shapes
 
 
 def stored_tree(model: Path) -> dict[str, Any]:
-    """Every part of a model directory, as it is stored."""
+    """Returns every part in a model directory as stored."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),

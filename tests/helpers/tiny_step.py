@@ -1,4 +1,4 @@
-"""One training step of a tiny model from any settings, with as much compiled once as can be.
+"""One training step of a tiny model with any settings; compiled programs are reused.
 
 Settings that do not change the compiled gradients (data, optimizer, seed, ...) share them; the
 optimizer and the clamping of the logit scale run operation by operation.
@@ -76,14 +76,14 @@ BASE = Config(
 
 
 def run_step(config: Config) -> None:
-    """Prepares a batch and the images of the tasks as a run would, and makes one step.
+    """Prepares a batch and the task images as in a run, and runs one step.
 
     Raises:
         UserError: settings that cannot be used.
         AssertionError: the step gives a number that is not finite.
     """
     check(config, needs=("backbone",))
-    # A run on one device, unless the mesh is what is tried.
+    # The run uses one device, unless the test is about the mesh.
     devices = jax.devices() if config.mesh != MeshConfig() else jax.devices()[:1]
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     sharding.check_batch(config.batch_size, mesh)
@@ -113,7 +113,7 @@ def _prepare_task(task: TaskConfig) -> None:
 
 
 def _shapes_only(config: Config) -> Config:
-    """The settings that gradients are compiled from; all others as in `BASE`."""
+    """Keeps the settings that determine the compiled gradients and takes others from `BASE`."""
     return dataclasses.replace(
         config,
         **{
@@ -142,9 +142,9 @@ def _shapes_only(config: Config) -> Config:
 
 
 def _batch(config: Config, mesh: Mesh) -> tuple[dict[str, jax.Array], int]:
-    """The first batch, and the number of token ids."""
+    """Returns the first batch and the number of token ids."""
     source = open_source(config.data)
-    # The vocabulary of the other kind would have to be downloaded.
+    # The vocabulary for the other tokenizer kind would have to be downloaded.
     trained = dataclasses.replace(config.tokenizer, kind="bpe")
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = make_tokenizer(
@@ -158,12 +158,12 @@ def _batch(config: Config, mesh: Mesh) -> tuple[dict[str, jax.Array], int]:
 
 @dataclasses.dataclass
 class _Shared:
-    """What is built once for all settings that lead to the same compiled gradients.
+    """Objects built once for all settings that lead to the same compiled gradients.
 
     Attributes:
-        base: the trainer of `_shapes_only` settings.
-        tokens, gradients: its compiled methods.
-        trainable: its trained arrays.
+        base: the trainer for the `_shapes_only` settings.
+        tokens, gradients: the trainer's compiled methods.
+        trainable: the trained arrays.
         frozen: the backbone's arrays.
     """
 
@@ -174,7 +174,7 @@ class _Shared:
     frozen: dict[str, Any]
 
     def trainer(self, config: Config) -> Trainer:
-        """As `make_trainer` builds it from these settings, with the compiled methods."""
+        """Builds a trainer from these settings by `make_trainer`, with the compiled methods."""
         base, shared = self.base, self
         optimizer, schedule = make_optimizer(config.optimizer, config.steps, base.logical_axes)
 
@@ -193,13 +193,13 @@ class _Shared:
 
 
 _BUILT: dict[str, _Shared] = {}
-# The gradient of a maximum divides by the number of values that equal it. Without optimisation XLA
-# computes these values once more with other rounding, so that none does.
+# The gradient of a maximum divides by the number of values equal to the maximum. Without
+# optimisation XLA recomputes these values with different rounding, so that no value is equal.
 _OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 
 def _drawn(tree: Any) -> Any:
-    """Random numbers in place of arrays: drawn on the host, where nothing is compiled."""
+    """Replaces arrays by random numbers drawn on the host, where nothing is compiled."""
     rng = np.random.default_rng(0)
 
     def numbers(array: jax.ShapeDtypeStruct) -> jax.Array:

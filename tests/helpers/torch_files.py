@@ -1,4 +1,4 @@
-"""Torch files made by hand, byte by byte: the tests need no torch and can write bad ones."""
+"""Torch files written byte by byte: the tests do not need torch and can write invalid files."""
 
 import pickle
 import struct
@@ -25,7 +25,7 @@ STORAGE_NAMES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as the pickle states it, which need not be true."""
+    """A tensor as declared in the pickle; the declaration may be false."""
 
     storage: str
     key: str
@@ -44,7 +44,7 @@ class TorchFiles:
         self.folder = folder
 
     def write(self, arrays: Mapping[str, np.ndarray], name: str = "weights.pth") -> Path:
-        """A file as `torch.save` would write it for a state dict of contiguous arrays."""
+        """Writes a file as `torch.save` would for a state dict with contiguous arrays."""
         tensors, storages = {}, {}
         for key, (array_name, array) in enumerate(arrays.items()):
             strides = (
@@ -70,7 +70,7 @@ class TorchFiles:
         compression: int = zipfile.ZIP_STORED,
         extra: Mapping[str, bytes] | None = None,
     ) -> Path:
-        """A zip of a pickle, storages, and extra records under `archive/`."""
+        """Writes a zip with a pickle, storages, and extra records under `archive/`."""
         path = self.folder / name
         records = {f"data/{key}": content for key, content in (storages or {}).items()}
         with zipfile.ZipFile(path, "w", compression) as archive:
@@ -80,7 +80,7 @@ class TorchFiles:
         return path
 
     def state_dict(self, tensors: Mapping[str, Tensor], *, metadata: bool = True) -> bytes:
-        """An OrderedDict of tensors with `_metadata`, in the opcodes that torch.save writes."""
+        """Returns an OrderedDict with tensors and `_metadata`, in the opcodes that torch writes."""
         items = b"".join(text(name) + tensor_code(tensor) for name, tensor in tensors.items())
         body = b"\x80\x02ccollections\nOrderedDict\n)R(" + items + b"u"
         if metadata:
@@ -89,12 +89,12 @@ class TorchFiles:
         return body + b"."
 
     def dictionary(self, values: Mapping[str, bytes]) -> bytes:
-        """A plain dict whose values are given as opcodes."""
+        """Returns a plain dict whose values are given as opcodes."""
         items = b"".join(text(name) + code for name, code in values.items())
         return b"\x80\x02}(" + items + b"u."
 
     def tensor_code(self, tensor: Tensor) -> bytes:
-        """The opcodes that rebuild a tensor."""
+        """Returns the opcodes that rebuild a tensor."""
         return tensor_code(tensor)
 
 

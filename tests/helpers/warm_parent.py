@@ -1,8 +1,8 @@
 """A process that has imported the libraries and forks one child for each command.
 
-Started by `commands.py`. Requests are lines of JSON on standard input, answers lines of JSON on
-standard output. A child gets its own arguments, folder, environment and streams, runs its module as
-`__main__`, and ends as an interpreter ends: exit handlers, threads, traceback and exit code.
+`commands.py` starts it. Requests are JSON lines on standard input, answers JSON lines on standard
+output. A child gets separate arguments, folder, environment and streams, runs the module as
+`__main__`, and exits like an interpreter: exit handlers, threads, traceback and exit code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# No entry points: they define flags, each in the only process that shall have them.
+# Entry points are excluded: they define flags, which only the command's own process may have.
 LIBRARIES = (
     "absl.app",
     "dinotxt_jax.cli",
@@ -35,7 +35,7 @@ LIBRARIES = (
 def main() -> None:
     """Answers requests until standard input ends; in a child, runs the command instead."""
     import_libraries()
-    # A child that looked for garbage among all objects of the parent would copy their memory.
+    # Garbage collection in a child would touch all objects from the parent and copy the memory.
     gc.collect()
     gc.freeze()
     while line := sys.stdin.readline():
@@ -44,7 +44,7 @@ def main() -> None:
             answer = poll(request["poll"])
         else:
             with warnings.catch_warnings():
-                # BLAS has threads, and makes them anew in a child.
+                # BLAS has threads and recreates them in a child.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 answer = os.fork()
             if answer == 0:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def import_libraries() -> None:
-    """Imports all libraries, and checks that no backend of JAX has started its threads."""
+    """Imports all libraries, and checks that no JAX backend has started threads."""
     for name in LIBRARIES:
         importlib.import_module(name)
     from jax._src import xla_bridge
@@ -88,7 +88,7 @@ def become(request: dict[str, Any]) -> None:
 
 
 def replace_streams(stdout: str, stderr: str) -> None:
-    """Reads from nowhere and writes into files, both streams into one where they are equal."""
+    """Redirects input from /dev/null and output to files; equal paths share one file."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(stdout, flags), 1)

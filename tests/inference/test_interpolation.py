@@ -1,4 +1,4 @@
-"""Resampling against what PyTorch's `interpolate` printed."""
+"""Resampling against values printed by PyTorch's `interpolate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from dinotxt_jax.inference.interpolation import linear_taps, resampled
 from dinotxt_jax.models.vit import cubic_weights
 
-TOLERANCE = 1e-5  # PyTorch computes positions in float32: up to 24 samples, 1e-6 of one off
+TOLERANCE = 1e-5  # PyTorch computes positions in float32: up to 24 samples, each off by 1e-6
 
 
 @pytest.fixture(scope="module")

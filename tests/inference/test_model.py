@@ -1,4 +1,4 @@
-"""Encoding batches: padding, order and trimming change nothing."""
+"""Encoding batches: padding, order and trimming do not change the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dinotxt_jax.tokenizers import TrainedTokenizer, trimmed_length
 
 
 class Letters(TrainedTokenizer):
-    """Ids below the reference model's vocabulary of 133; the last is the end of text."""
+    """Ids below 133, the reference model's vocabulary size; the last is the end-of-text token."""
 
     def __init__(self) -> None:
         self.context_length = 77

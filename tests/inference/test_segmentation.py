@@ -1,4 +1,4 @@
-"""Protocols against straightforward recomputations, and what changes nothing."""
+"""Protocols against direct recomputations, and options that must not change the result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HIGHRES = SegmentationConfig("highres", scales=(56, 98), window=56, stride=28)
 
 
 def bilinear(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """PyTorch's align_corners=False, pixel by pixel."""
+    """Implements PyTorch's align_corners=False, pixel by pixel."""
     rows, columns = values.shape[:2]
     out = np.zeros((height, width, *values.shape[2:]))
     for i in range(height):
@@ -44,7 +44,7 @@ def bilinear(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def bicubic(values: np.ndarray, size: int) -> np.ndarray:
-    """PyTorch's bicubic (a = -0.75), pixel by pixel, to size x size."""
+    """Implements PyTorch's bicubic (a = -0.75), pixel by pixel, to size x size."""
 
     def kernel(d: float) -> float:
         d = abs(d)
@@ -66,7 +66,7 @@ def bicubic(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def recomputed(model, image: Image.Image, texts: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The protocol "slide", one window after the other, in float64."""
+    """Computes the protocol "slide", one window after the other, in float64."""
     short = min(image.size)
     width, height = (max(side * 60 // short, 60) for side in image.size)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
@@ -142,7 +142,7 @@ def test_the_batch_of_windows_does_not_matter(
 def test_finished_images_are_handed_out_before_the_next_are_added(
     model: inference.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the canvases of a whole batch of windows would be in memory at once."""
+    """Otherwise the canvases for a whole batch of windows would be in memory at once."""
     alive, most = 0, []
 
     add = Canvas.add
@@ -186,7 +186,7 @@ def test_the_whole_image_takes_the_most_similar_class_without_softmax(
 
 
 def highres_features(model: inference.Model, image: Image.Image) -> np.ndarray:
-    """Scales of 56 and 98 pixels, windows of 4 patches every 2, in float64."""
+    """Computes features at 56 and 98 pixels, with windows 4 patches wide every 2, in float64."""
     total: np.ndarray = np.zeros(())
     finest = None
     for short in (98, 56):

@@ -1,4 +1,4 @@
-"""classify, segment, embed_images and the rest, on images as people have them."""
+"""classify, segment, embed_images and the other functions, on typical user images."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def odd_images(photo: Image.Image) -> dict[str, bytes]:
         return stream.getvalue()
 
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # to be rotated clockwise
     grey16 = (np.asarray(photo.convert("L")).astype(np.uint16)) * 257
     return {
         "grey": encoded(photo.convert("L"), "PNG"),
@@ -141,7 +141,7 @@ def test_a_segmentation_has_labels_scores_and_pictures(
 
 
 class Mirrored(Whole):
-    """The whole image, left and right exchanged."""
+    """Processes the whole image with left and right exchanged."""
 
     unit = "cosine similarity of the mirror image"
 
@@ -215,7 +215,7 @@ def test_a_phrase_is_compared_with_every_patch(model: Model, photo: Image.Image)
     patches = np.asarray(model.encode_patches(left).patch_tokens[0])
     patches = patches / np.linalg.norm(patches, axis=-1, keepdims=True)
     assert found.shape == (4, 5)
-    # The first column is seen by one window only.
+    # Only one window covers the first column.
     np.testing.assert_allclose(
         found[:, 0], (patches @ (text / np.linalg.norm(text)))[:, 0], atol=1e-5
     )

@@ -1,4 +1,4 @@
-"""Every implementation of attention against the plain one; what is refused before compilation."""
+"""Each attention implementation against the plain version, and refusals before compilation."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ BATCH, TOKENS, HEADS, WIDTH = 8, 37, 2, 16
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splash attention as the interpreter of Pallas runs it, which needs no TPU."""
+    """Runs splash attention in the Pallas interpreter, which needs no TPU."""
     make = module.splash.make_splash_mha
     monkeypatch.setattr(module.splash, "make_splash_mha", functools.partial(make, interpret=True))
 
 
 def drawn(tokens: int = TOKENS, rows: int = BATCH) -> list[jax.Array]:
-    """Queries, keys, values and a weight for every output."""
+    """Draws queries, keys, values and a weight for every output."""
     random = np.random.default_rng(0)
     shape = (4, rows, tokens, HEADS, WIDTH)
     return list(jnp.asarray(random.normal(size=shape), jnp.float32))
 
 
 def segments(tokens: int = TOKENS, rows: int = BATCH) -> jax.Array:
-    """Several texts a row, and 0 behind them as `data.packing` has it."""
+    """Returns segment ids: several texts per row, then 0 as padding, as in `data.packing`."""
     ids = np.sort(np.random.default_rng(1).integers(1, 5, (rows, tokens)), axis=1)
     ids[:, -3:] = 0
     return jnp.asarray(ids, jnp.int32)
@@ -69,7 +69,7 @@ def output_and_gradients(
         (True, False, 128, BATCH, None),
         (True, True, TOKENS, BATCH, (2, 4)),
         (False, False, 261, BATCH, (2, 4)),
-        # A batch that the mesh does not divide is computed whole everywhere.
+        # A batch that the mesh does not divide is computed in full on every device.
         (False, False, TOKENS, 3, (2, 4)),
     ],
 )
@@ -89,7 +89,7 @@ def test_splash_equals_plain_attention(
             output_and_gradients(name, arrays, causal, ids) for name in ("xla", "splash")
         )
     for expected, found in zip(plain, kernel, strict=True):
-        # Sums of up to 261 terms of size 1 in another order, in float32.
+        # Sums of up to 261 terms of magnitude 1 in a different order, in float32.
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
@@ -109,7 +109,7 @@ def test_groups_of_examples_equal_plain_attention(
     rows: int,
     mesh: tuple[int, int] | None,
 ) -> None:
-    # Logits of two examples; of 7 rows one at a time, on a mesh as many as each device has.
+    # Logits of two examples; 7 rows run one at a time, on a mesh as many as each device holds.
     monkeypatch.setattr(module, "GROUP_BYTES", 2 * HEADS * TOKENS**2 * 4)
     arrays = drawn(TOKENS, rows)
     ids = segments(TOKENS, rows) if packed else None
@@ -161,7 +161,7 @@ def test_splash_keeps_batches_where_they_are(interpreted: None) -> None:
 
 
 def lowered(implementation: str, platform: str, causal: bool, packed: bool) -> str:
-    """Forward and backward pass for a platform that is not here, at the width of real heads."""
+    """Lowers forward and backward pass for an absent platform, at the width of real heads."""
     array = jax.ShapeDtypeStruct((BATCH, TOKENS, HEADS, 64), jnp.bfloat16)
     ids = jax.ShapeDtypeStruct((BATCH, TOKENS), jnp.int32) if packed else None
 
@@ -183,7 +183,7 @@ def lowered(implementation: str, platform: str, causal: bool, packed: bool) -> s
 @pytest.mark.parametrize(("causal", "packed"), [(False, False), (True, True)])
 def test_splash_can_be_lowered_for_tpus_from_here(causal: bool, packed: bool) -> None:
     text = lowered("splash", "tpu", causal, packed)
-    # Forward, and a kernel each for the gradients of queries and of keys and values.
+    # One kernel for the forward pass, and one each for the gradients of queries and of keys/values.
     assert len(re.findall(r"custom_call @tpu_custom_call", text)) == 3
 
 
@@ -193,7 +193,7 @@ def test_cudnn_can_be_lowered_for_gpus_from_here(
 ) -> None:
     from jax._src.cudnn import fused_attention_stablehlo
 
-    # Its version is asked of the library, which is not here.
+    # The version is read from the library, which is not installed here.
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     text = lowered("cudnn", "cuda", causal, packed)
     assert len(re.findall(r"custom_call @__cudnn", text)) == 2

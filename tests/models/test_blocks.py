@@ -96,5 +96,5 @@ def test_norms_are_computed_in_the_normalization_dtype() -> None:
     wide = np.asarray(x, np.float64)
     expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
     assert norm(x).dtype == jnp.bfloat16
-    # The rounding of the result to bfloat16, and nothing beside it.
+    # Only the rounding of the result to bfloat16.
     np.testing.assert_allclose(np.asarray(norm(x), np.float64), expected, rtol=2**-8, atol=1e-6)

@@ -93,14 +93,14 @@ def test_rows_longer_than_the_context_are_refused(model: DinoTxt) -> None:
 def test_a_token_id_outside_the_table_reads_the_nearest_row(
     model: DinoTxt, wrong: int, nearest: int
 ) -> None:
-    """Where ids are traced they cannot be refused; they must not turn features into NaN."""
+    """Traced ids cannot be refused; they must not turn features into NaN."""
     rows = jnp.asarray([[130, wrong, 132, 0], [130, nearest, 132, 0]])
     embedded = jax.jit(model.text.embed)(rows)
     np.testing.assert_array_equal(embedded[0], embedded[1])
 
 
-# Captions of every kind: as long as a row, of start and end alone, several in a row, one that fills
-# what is left to the last token. Two parts of eight.
+# All caption kinds: one that fills a row, one with start and end only, several in a row, one that
+# fills the remaining space to the last token. Two parts of eight.
 LENGTHS = [77, 2, 75, 2, 10, 40, 37, 3, 76, 5, 30, 47, 20, 19, 77, 77]
 
 

@@ -1,4 +1,4 @@
-"""Drop path: the rate of every batch size, and that nothing crosses devices."""
+"""Drop path: the rate for every batch size, and no communication between devices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def drop_path(batch: int, key: jax.Array) -> DropPath:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def kept(batch: int, steps: int, rate: float = RATE) -> Bool[jax.Array, "steps b"]:
-    """Which examples keep a branch in each step."""
+    """Returns which examples keep a branch in each step."""
 
     def step(key: jax.Array) -> jax.Array:
         zeros = jnp.zeros((batch, 1, 1))
@@ -54,7 +54,7 @@ def test_groups_have_few_factors_of_two(batch: int, group: int) -> None:
     [(1, 100_000), (12, 2000), (100, 300), (999, 100), (1000, 100), (4096, 50)],
 )
 def test_the_realised_rate_is_the_configured_one(batch: int, steps: int) -> None:
-    """In a step to within one example, over the steps to within 2 % (four standard deviations)."""
+    """Agrees within one example per step, and within 2 % (four standard deviations) over steps."""
     dropped = batch - np.asarray(kept(batch, steps)).sum(1)
     assert set(dropped) <= {math.floor(batch * RATE), math.ceil(batch * RATE)}
     assert dropped.mean() / batch == pytest.approx(RATE, rel=0.02)
@@ -108,7 +108,7 @@ def test_without_randomness_nothing_is_dropped() -> None:
 
 @pytest.mark.parametrize("batch", [256, 4000])
 def test_nothing_crosses_devices(batch: int) -> None:
-    """On a mesh the draw is the same, and activations stay where they are."""
+    """On a mesh the draw is the same, and activations stay on the same devices."""
     mesh = sharding.make_mesh(4, 2)
     rows = sharding.batch_sharding(mesh)
     x = jax.random.normal(jax.random.key(1), (batch, 3, 4))

@@ -1,4 +1,4 @@
-"""Initial values: the released distributions, and the same on every mesh."""
+"""Initial values: the released distributions, identical on every mesh."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def drawn(
     [(), ("data",), (None, "fsdp"), (None, "tensor", "fsdp"), (None, None, ("data", "fsdp"))],
 )
 def test_values_do_not_depend_on_the_sharding(spec: tuple[Any, ...]) -> None:
-    """600 rows of a layer are three blocks, which parts of a device cut."""
+    """A layer with 600 rows has three blocks, which device shards cut."""
     shape = (4, 600, 1000)
     split = drawn(spec, shape=shape)
     assert split.sharding.spec == PartitionSpec(*spec)
@@ -58,13 +58,13 @@ def test_values_follow_from_seed_path_and_layer() -> None:
     for other in map(np.asarray, others):
         first = other if other.ndim == 2 else other[0]
         assert abs(np.corrcoef(first.ravel(), whole[0].ravel())[0, 1]) < 0.01
-    # A deeper stack begins with the layers of a shallower one.
+    # A deeper stack begins with the same layers as a shallower stack.
     np.testing.assert_array_equal(drawn(shape=(2, 600, 1000)), whole[:2])
     np.testing.assert_array_equal(drawn(shape=(600, 1000), stacked=False), whole[0])
 
 
 def test_values_are_normal() -> None:
-    """Not cut at two standard deviations, as `jax.nn.initializers.truncated_normal` does."""
+    """No cut at two standard deviations, in contrast to `jax.nn.initializers.truncated_normal`."""
     values = np.asarray(drawn(), np.float64).ravel()
     assert values.std() == pytest.approx(0.02, rel=0.003)
     assert abs(values.mean()) < 5 * 0.02 / math.sqrt(values.size)

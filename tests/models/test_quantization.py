@@ -1,4 +1,4 @@
-"""Quantised backbones: how far features move, what is stored, and where it lies."""
+"""Quantised backbones: feature errors, stored arrays, and placement on the mesh."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dinotxt_jax.storage.quantized_kernels import quantized
 from weights_convert.convert import convert
 
 QUANTIZED = PRODUCTS[1:]
-# What rounding leaves of a number: half a step of 1/127 of the largest, or of 3 bits of mantissa.
+# The rounding error: half a step of 1/127 of the largest value, or of 3 mantissa bits.
 STEPS = {"int8": 0.5 / 127, "float8_e4m3fn": 2**-4}
 
 
@@ -119,7 +119,7 @@ def test_kernels_of_blocks_are_stored_in_a_byte_and_sharded(
 
 
 def test_a_quantised_run_can_still_copy_what_is_stored(tiny_backbone: Path) -> None:
-    """The export of a run holds the backbone as it was converted."""
+    """The export of a run contains the backbone as converted."""
     from dinotxt_jax.models.vit import VisionTransformer
 
     plain, description = load_vision_transformer(tiny_backbone, DTypes())
@@ -134,7 +134,7 @@ def test_a_quantised_run_can_still_copy_what_is_stored(tiny_backbone: Path) -> N
 def test_kernels_are_read_a_layer_at_a_time(
     tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backbone that fits memory only in 8 bits can be loaded."""
+    """A backbone that fits in memory only in 8 bits can be loaded."""
     largest = [0]
     read, load = StoredArray.read, load_arrays
 

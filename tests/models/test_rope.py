@@ -20,7 +20,7 @@ NORMALIZED = 5e-6
 
 @pytest.fixture
 def expected(shared_goldens: Path) -> dict[str, np.ndarray]:
-    """Inputs and outputs of the official DINOv3 and the dino.txt on it."""
+    """Returns inputs and outputs of the official DINOv3 and of the dino.txt built on DINOv3."""
     folder = shared_goldens / "dinotxt_v3"
     return dict(np.load(folder / "out.npz")) | dict(np.load(folder / "inputs.npz"))
 
@@ -30,7 +30,7 @@ def test_tokens_of_every_layer_equal_the_official_code(
 ) -> None:
     convert([shared_goldens / "dinotxt_v3/backbone.pth"], tmp_path / "model", show_progress=False)
     backbone = dt.load_backbone(tmp_path / "model")
-    assert backbone.config.num_heads == 4  # read off the periods
+    assert backbone.config.num_heads == 4  # inferred from the periods
     images = np.moveaxis(expected["image_112x112"], 1, -1)
     out = backbone(images)
     found = {
@@ -53,7 +53,7 @@ def test_the_whole_dinotxt_equals_the_official_code(
 ) -> None:
     folder = shared_goldens / "dinotxt_v3"
     files = [folder / "backbone.pth", folder / "vision_head_and_text_encoder.pth"]
-    # The width of the text transformer, 32, cannot tell its four heads.
+    # The text transformer's width, 32, does not determine that it has four heads.
     convert(files, tmp_path / "model", settings=Settings(text_num_heads=4), show_progress=False)
     model = dt.load(tmp_path / "model")
     images, tokens = np.moveaxis(expected["image_112x112"], 1, -1), expected["tokens"]
@@ -93,7 +93,7 @@ def test_prefix_tokens_are_not_touched_and_lengths_are_kept() -> None:
 
 
 def test_attention_between_patches_depends_on_their_distance_only() -> None:
-    """q and k equal everywhere: the product of two patches is that of any two as far apart."""
+    """With q and k equal everywhere, patch pairs at equal distances have equal products."""
     rotation = make_rotation(jnp.asarray(make_periods(100.0, 8)), (4, 4), unrotated=0)
     x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 1, 1, 8)), (1, 16, 1, 8))
     turned = rotate(x, rotation)[0, :, 0]

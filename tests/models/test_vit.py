@@ -23,7 +23,7 @@ from dinotxt_jax.models.vit import (
 from weights_convert.architecture import parse_settings
 from weights_convert.convert import convert
 
-# Ten times the distance between float32 and float64 of the official model.
+# Ten times the distance between the official model's float32 and float64 outputs.
 FEATURES = 5e-5
 SIZES = ("98x98", "56x84", "126x126")
 
@@ -33,7 +33,7 @@ def channels_last(images: np.ndarray) -> np.ndarray:
 
 
 def check_backbone(model: Path, folder: Path, name: str) -> None:
-    """Every output the reference file has, at every size."""
+    """Checks every output in the reference file, at every size."""
     backbone = dt.load_backbone(model)
     images = np.load(folder / "images.npz")
     expected = np.load(folder / f"{name}_out.npz")
@@ -130,8 +130,9 @@ def test_images_that_do_not_consist_of_patches_are_refused(tiny_backbone: Path) 
     ],
 )
 def test_presets_have_the_released_number_of_parameters(preset: str, millions: float) -> None:
-    """DINOv2: of the released files, mask token included; ViT-Ti without its classifier; DINOv3:
-    what transformers counts, which knows neither masks, periods nor the masked third of a bias."""
+    """DINOv2: as in the released files, mask token included; ViT-Ti without the classifier; DINOv3:
+    as counted by transformers, which has no masks, periods or the masked third of a bias.
+    """
     config = PRESETS[preset]
     state = nnx.state(VisionTransformer(config, dtypes=DTypes()))
     count = sum(math.prod(v.shape) for _, v in nnx.to_flat_state(state))

@@ -1,4 +1,4 @@
-"""What compiled programs cost, on eight pretend devices, against numbers worked out by hand."""
+"""Costs of compiled programs, on eight simulated devices, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs(mesh: Mesh) -> None:
 
 
 def test_what_leaves_a_slice_is_counted_apart() -> None:
-    # As the TPU's compiler prints it for two slices of four devices each.
+    # As printed by the TPU compiler for two slices of four devices each.
     program = parse(
         """HloModule jit_step
 ENTRY %main (x: f32[16,8]) -> f32[64,8] {

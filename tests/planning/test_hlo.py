@@ -1,4 +1,4 @@
-"""Programs as XLA prints them, read back."""
+"""Parsing programs as printed by XLA."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from dinotxt_jax.planning.costs import memory_traffic, product_flops
 from dinotxt_jax.planning.hlo import parse, replica_groups
 
-# What the TPU's compiler prints, cut down: a loop of 24, in it a fusion with a batched product.
+# Shortened TPU compiler output: a loop of 24 iterations that contains a fusion with a batched
+# product.
 TEXT = """HloModule jit_step, is_scheduled=true
 
 %fused (p0: bf16[24,8,16], p1: s32[], p2: bf16[4,3,8]) -> bf16[4,3,16] {
@@ -75,7 +76,7 @@ def test_memory_traffic_counts_the_slices_that_fusions_take() -> None:
     scores = 4 * (4 * 5 * 6 + 4 * 7 * 6 + 4 * 5 * 7)
     x, y, weights = 2 * 4 * 3 * 8, 2 * 4 * 3 * 16, 2 * 8 * 16
     fusion, compare = x + y + weights + 4, 4 + 4 + 1
-    # `fast` is written to the chip's own memory, which is not HBM, so that only x is read.
+    # `fast` is written to on-chip memory, which is not HBM, so that only x is read.
     assert memory_traffic(parse(TEXT)) == 24 * (fusion + x + compare) + scores
 
 

@@ -1,4 +1,4 @@
-"""Plans of a small run on pretend devices: the numbers, what does not fit, files and errors."""
+"""Plans of a small run on simulated devices: numbers, memory overflow, files and errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def target(devices: int = 8, usable: float = CHIP.usable) -> Target:
 
 
 def small(backbone: Path) -> Config:
-    # Drop path draws among 32 examples, which here would lie on several devices.
+    # Drop path draws among 32 examples, which here would be spread over several devices.
     return small_config(
         backbone,
         batch_size=32,
@@ -85,10 +85,11 @@ def test_bytes_of_a_device_follow_from_shardings() -> None:
 
 def test_a_plan_has_the_memory_of_the_step(compiled: Plan) -> None:
     parts = compiled.parts
-    # Two moments, and the counters of Adam and of the schedule.
+    # Two moments, and the step counters of Adam and of the schedule.
     assert parts["optimizer"] == 2 * parts["trainable"] + 8
     assert parts["batch"] >= 4 * 56 * 56 * 3
-    # Beside the parts the number of the step; less what no step reads, such as the mask token.
+    # In addition to the parts: the step number; minus arrays that no step reads, such as the mask
+    # token.
     assert compiled.memory.arguments == pytest.approx(sum(parts.values()), rel=1e-3)
     assert compiled.memory.temporaries > 0
     assert compiled.memory.fits
@@ -144,7 +145,7 @@ def test_estimates_follow_from_peak_rates(compiled: Plan) -> None:
     )
     assert split.seconds["dcn"] == pytest.approx(2.0)
     assert split.seconds["ici"] == pytest.approx(55 / 400)
-    # Two devices of a chip share its rates.
+    # Two devices on a chip share the chip's rates.
     double = dataclasses.replace(one.target, chip=dataclasses.replace(CHIP, devices=2))
     shared = dataclasses.replace(one, target=double)
     assert (shared.seconds["compute"], shared.target.chips) == (2.0, 4)

@@ -1,4 +1,4 @@
-"""The shipped pod configs: each names its topology, and its true step compiles and fits there."""
+"""The shipped pod configs: each names a topology on which the real step compiles and fits."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_pod_config_fits_its_topology(backbone: str, tmp_path: Path) -> None:
     memory = plan["compiled"]["memory_bytes_per_device"]
     assert plan["fits"]
     assert 0 < memory["temporaries"] < memory["limit"]
-    # Products are spread evenly and not repeated, but for the drawing of examples by drop path.
+    # Products are spread evenly and not repeated, except for the drawing of examples by drop path.
     assert plan["compiled"]["flops_per_device"] * plan["devices"] == pytest.approx(
         plan["traced"]["flops_all_devices"], rel=0.1
     )

@@ -1,4 +1,4 @@
-"""Names of TPU slices, and what is said of those that cannot be had."""
+"""Names of TPU slices, and the messages about unavailable slices."""
 
 from __future__ import annotations
 

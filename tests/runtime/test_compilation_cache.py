@@ -15,7 +15,7 @@ import pytest
 
 from dinotxt_jax.runtime.compilation_cache import _remove_unused
 
-# Compiles one program and says what JAX did for it.
+# Compiles one program and reports the resulting JAX cache events.
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_the_flag_comes_before_the_variable_and_the_variable_before_the_default(
     assert run(str(flag), default, **variables)["hits"] == 0
     assert list(flag.glob("*-cache"))
     assert not default.exists()
-    # Who limits what is kept, keeps that.
+    # A limit set by the user is kept.
     limit = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000"}
     run("", default, **limit)
     assert list(default.glob("*")) == []
@@ -135,7 +135,7 @@ def test_what_was_not_used_for_the_longest_time_is_removed(tmp_path: Path) -> No
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flag is of x86 processors")
 def test_the_key_of_a_program_knows_the_features_of_the_processor() -> None:
-    """So that machines of different kinds can share a folder."""
+    """This allows machines with different processors to share a folder."""
     code = (
         "import jax; from jax._src.lib import xla_client; "
         "print(xla_client.get_topology_for_devices(jax.devices()).fingerprint())"

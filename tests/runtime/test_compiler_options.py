@@ -1,4 +1,4 @@
-"""What the compiler is told on CPUs, and when it is told nothing."""
+"""The options passed to the compiler on CPUs, and the cases without options."""
 
 from __future__ import annotations
 

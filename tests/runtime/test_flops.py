@@ -106,7 +106,7 @@ def test_what_devices_do_on_their_own_counts_for_all_of_them(manual: set[str]) -
             axis_names=manual,
         )(x)
 
-    # Over b all inputs are the same: where b is manual too, its devices do the work twice.
+    # All inputs are equal over b: where b is manual too, the devices along b repeat the work.
     times = 2 if "b" in manual else 1
     assert matmul_flops(local, jax.ShapeDtypeStruct((16, 8), "float32")) == times * 2 * 16 * 64
 

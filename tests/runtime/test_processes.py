@@ -1,4 +1,4 @@
-"""Several processes: what starts them, how they agree, end, and move checkpoints."""
+"""Several processes: how they are started, agree, end, and move checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STEP_OF_TWO = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
         ({"SLURM_NTASKS": "2"}, None),  # the batch script itself
         ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "Open MPI"),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a pod, but of no indexed job
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a pod, but not of an indexed job
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
     ],
 )
@@ -90,7 +90,7 @@ def joined(folder: Path, part: str, count: int, devices: int) -> several.Group:
 
 
 def found_by(group: several.Group, folder: Path) -> list[dict[str, Any]]:
-    """What each process found; none may have failed."""
+    """Returns the results from each process; asserts that none has failed."""
     codes = group.finish()
     assert set(codes) == {0}, group.everything()
     return [json.loads((folder / f"found{i}.json").read_text()) for i in range(len(codes))]
@@ -134,11 +134,11 @@ def test_only_errors_of_a_lost_process_are_taken_for_one(
     shown = capsys.readouterr().err
     assert said in shown
     assert ("lost another process" in shown) == lost
-    assert ("Error: " + said in shown) != lost  # what is none of these comes with its traceback
+    assert ("Error: " + said in shown) != lost  # any other error keeps the traceback
 
 
 def test_an_error_of_one_process_ends_the_others(tmp_path: Path) -> None:
-    """In the middle of what all compute, where nobody asks whether the others are well."""
+    """The error occurs during a joint computation, where no process checks on the others."""
     group = joined(tmp_path, "left_alone", 2, 1)
     codes = group.finish(120)
     assert codes[1] == 2

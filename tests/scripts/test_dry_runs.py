@@ -1,4 +1,4 @@
-"""The commands that dry runs print, as a shell reads them."""
+"""The commands printed by dry runs, split as a shell does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launchers as texts, their help, and one sentence for every mistake."""
+"""The launcher scripts as text, the help, and one sentence for every mistake."""
 
 from __future__ import annotations
 

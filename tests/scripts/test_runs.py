@@ -1,4 +1,4 @@
-"""Whole runs against fake clouds: what workers, clusters and jobs really get."""
+"""Complete runs against fake clouds: the commands that workers, clusters and jobs receive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clouds import AWKWARD, GKE, TPU, TRAIN, WORKER, WORKERS, Cloud, flags
 
 
 def trained(cloud: Cloud) -> list[list[str]]:
-    """The arguments of every training that was started."""
+    """Returns the arguments for every training run that was started."""
     return [call[3:] for call in cloud.calls("python") if call[1:3] == ["-m", "dinotxt_jax.train"]]
 
 
@@ -25,7 +25,7 @@ def is_training(process: int) -> bool:
 
 
 def verbs(cloud: Cloud) -> list[str]:
-    """What gcloud was asked for, without looking at states and progress."""
+    """Returns the gcloud verbs that were called, without state and progress queries."""
     calls = [call for call in cloud.calls("gcloud") if call[4] != "describe"]
     return [call[4] for call in calls if f"{WORKER} progress" not in call[-1]]
 
@@ -40,7 +40,7 @@ def test_a_pod_is_created_installed_trained_stopped_and_deleted(cloud: Cloud) ->
         assert cloud.run("tpu_vm.sh", command, *arguments).returncode == 0
     for worker in WORKERS:
         code = cloud.folder / worker / "dinotxt_jax"
-        # New files are copied, ignored ones not.
+        # New files are copied, ignored files are not.
         copied = sorted(path.name for path in code.iterdir())
         assert copied == [".gitignore", "mount it.sh", "new file.py", "scripts"]
         assert (cloud.folder / worker / "mounted").exists()
@@ -49,7 +49,7 @@ def test_a_pod_is_created_installed_trained_stopped_and_deleted(cloud: Cloud) ->
     assert cloud.run("tpu_vm.sh", "status", *TPU).stdout == "READY\nrunning\nrunning\n"
     log = cloud.run("tpu_vm.sh", "logs", *TPU, "--worker=1").stdout
     assert f"training in {cloud.folder}/worker1/dinotxt_jax: hang" in log
-    # Another training takes the place of the one that runs.
+    # Another training run replaces the current one.
     first = [int((cloud.folder / worker / "dinotxt_train.pid").read_text()) for worker in WORKERS]
     assert all(is_training(process) for process in first)
     assert cloud.run("tpu_vm.sh", "train", *TPU, *TRAIN).returncode == 0
@@ -160,7 +160,7 @@ def test_a_restarted_machine_has_lost_its_training(cloud: Cloud) -> None:
     home = cloud.folder / "worker0"
     home.mkdir()
     environment = {"HOME": str(home)}
-    with subprocess.Popen(["sleep", "60"]) as other:  # has the number of the training now
+    with subprocess.Popen(["sleep", "60"]) as other:  # now has the number of the training process
         (home / "dinotxt_train.pid").write_text(f"{other.pid}\n")
         (home / "dinotxt_train.arguments").write_text("--config=c\0")
         assert cloud.run("worker.sh", "progress", "--config=c", env=environment).stdout == "lost\n"

@@ -1,4 +1,4 @@
-"""Arrays in pieces: what Orbax reads afterwards, and what comes back layer by layer."""
+"""Arrays in pieces: files that Orbax can read afterwards, and layer-by-layer restoring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads: whole, checked, once, and going on where they stopped."""
+"""Downloads: complete, verified, done once, and resumed after an interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders appear whole, and killed processes leave nothing behind for ever."""
+"""Files and folders appear whole, and killed processes leave no permanent files behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ with new_folder(epath.Path(sys.argv[1]), overwrite=True) as folder:
 
 
 def writer(path: Path) -> subprocess.Popen[str]:
-    """Another process that writes a folder and does not finish."""
+    """Starts another process that writes a folder and does not finish."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
     )
@@ -106,7 +106,7 @@ def test_a_living_writer_and_other_targets_are_not_touched(tmp_path: Path) -> No
 
 
 def test_what_another_host_writes_is_abandoned_after_an_hour(tmp_path: Path) -> None:
-    """Its locks may not be seen from here."""
+    """Locks on another host may not be visible here."""
     folder = tmp_path / ".model.elsewhere-0123abcd.partial"
     folder.mkdir()
     remove_abandoned(tmp_path / "model")
@@ -118,7 +118,7 @@ def test_what_another_host_writes_is_abandoned_after_an_hour(tmp_path: Path) -> 
 
 
 def test_the_only_complete_folder_is_never_removed(tmp_path: Path) -> None:
-    """Killed between setting the old folder aside and giving the new one its name."""
+    """The process is killed between moving the old folder aside and renaming the new one."""
     process = writer(tmp_path / "model")
     (partial,) = (file for file in tmp_path.iterdir() if file.suffix == ".partial")
     old = partial.with_suffix(".old")

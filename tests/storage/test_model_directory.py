@@ -1,4 +1,4 @@
-"""Model directories: exact round trips, sharded reading, and errors that say what to do."""
+"""Model directories: exact round trips, sharded reading, and errors that state the remedy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_backbone_can_be_read_out_of_a_whole_model(
 
 
 def referenced(model: Path, backbone: Path, output: Path) -> Path:
-    """A copy of a model that names its backbone instead of holding it."""
+    """Returns a copy of a model that references the backbone instead of containing it."""
     description = dataclasses.replace(read_description(model), backbone_path=str(backbone))
 
     def create() -> DinoTxt:

@@ -1,4 +1,4 @@
-"""Runs of equal settings share their compiled step, and the count of its FLOPs."""
+"""Shares the compiled step and the FLOP count between runs with equal settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dinotxt_jax.training.step import Trainer
 
 
 def _settings_of_steps(config: Config) -> Config:
-    """The config without settings that no step depends on."""
+    """Returns the config without the settings that do not affect a step."""
     return dataclasses.replace(
         config,
         backbone="",
@@ -30,14 +30,14 @@ def _settings_of_steps(config: Config) -> Config:
 
 
 def _key(trainer: Trainer) -> tuple[Any, ...]:
-    """Everything that a step is a function of, next to its arguments."""
+    """Returns everything that determines the result of a step, besides the arguments."""
     config = repr(_settings_of_steps(trainer.config))
     return config, repr(trainer.model), repr(trainer.preprocessing), trainer.mesh
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_steps() -> Iterator[None]:
-    """Traces and compiles the step of equal runs once: a run and its resumed parts, for example."""
+    """Traces and compiles the step once for equal runs, for example a run and resumed parts."""
     compiled_step, matmul_flops = Trainer.compiled_step, rates.matmul_flops
     steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
     flops: dict[tuple[Any, ...], float] = {}

@@ -1,4 +1,4 @@
-"""The iterator of global batches: their place on the mesh, resumption and termination."""
+"""The iterator over global batches: placement on the mesh, resumption and termination."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dinotxt_jax.training.texts import TokenRows, make_tokenizer
 
 
 def open_batches(termination: Termination) -> Batches:
-    """Batches of 16 drawn scenes on all eight devices."""
+    """Opens batches of 16 synthetic scenes on all eight devices."""
     run = config(Path())
     source = open_source(run.data)
     tokenizer = make_tokenizer(run, Path("nowhere"), source)

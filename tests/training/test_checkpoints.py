@@ -1,4 +1,4 @@
-"""Checkpoints from mesh to mesh: equal values, equal losses, and nothing held whole."""
+"""Checkpoints moved between meshes: equal values and losses, and no array held unsharded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POSITIONS = {"data": {"next_step": 2}, "seed": 0}
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[TrainState, list[float]]:
-    """A state after two steps on eight devices, and the losses of the next two."""
+    """Returns a state after two steps on eight devices, and the losses of the next two."""
     state, _ = meshes.steps("8x1", meshes.trainer("8x1").create_state(), 2)
     return state, meshes.steps("8x1", state, 2)[1]
 
@@ -40,7 +40,7 @@ def test_a_checkpoint_of_any_mesh_is_restored_on_any_other(
         assert fingerprint(found._asdict()) == before
         assert meshes.lies_as_wanted(found, name)
         assert positions == POSITIONS
-        if saved_on == "8x1":  # equal values and equal steps: the losses of the others follow
+        if saved_on == "8x1":  # equal values and equal steps imply equal losses in the other cases
             assert meshes.steps(name, found, 2)[1] == pytest.approx(expected, rel=1e-6)
 
 
@@ -57,4 +57,4 @@ def test_fsdp_splits_what_is_restored(
         for shard in array.addressable_shards
     ]
     held, whole = np.sum([size for size in sizes if size[1] >= 1024], axis=0)
-    assert held == whole / 4  # every array that is not small, by each of the eight devices
+    assert held == whole / 4  # every large array, by each of the eight devices

@@ -1,4 +1,4 @@
-"""Evaluation while training: when, what, and which model is kept."""
+"""Evaluation during training: when it runs, which tasks run, and which model is kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dinotxt_jax.training.precompute import precompute
 def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Segmentation included, which runs the backbone itself beside cached training images."""
+    """Includes segmentation, which runs the backbone although training images are cached."""
     masks = SegmentationConfig("whole", image_size=56)
     tasks = {
         "scenes": TaskConfig(data=HELD_OUT),
@@ -59,7 +59,7 @@ def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(
     evaluate(str(workdir / "best"), tasks, tmp_path / "report")
     found = json.loads((tmp_path / "report/results.json").read_text())["scenes"]["metrics"]
     assert found["mean_recall"] == pytest.approx(best["value"], abs=0.01)
-    # A run that goes on from step 4 comes to the same results again, and keeps what it has.
+    # A run resumed from step 4 reproduces the results and keeps the existing best model.
     for step in ("8", "12"):
         shutil.rmtree(workdir / "checkpoints" / step)
     before = (workdir / "best" / "model.json").stat().st_mtime
@@ -74,7 +74,7 @@ def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(
 def test_a_result_that_is_no_number_is_never_the_best(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The check refuses the rate that makes the numbers overflow here.
+    # The check would refuse the learning rate that makes the numbers overflow here.
     monkeypatch.setattr("dinotxt_jax.training.loop.check", lambda *_, **__: None)
     evaluation = EvaluationConfig(
         tasks={"scenes": TaskConfig(data=HELD_OUT)},

@@ -1,4 +1,4 @@
-"""Runs that `kill -9` ends, and that go on as if nothing had been."""
+"""Runs that are ended by `kill -9` and resume without any difference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from small_runs import losses
 
 
 def start(workdir: Path, backbone: Path) -> subprocess.Popen[bytes]:
-    """The command, in a process of its own."""
+    """Starts the command in a separate process."""
     flags = [
         f"--config={ROOT / 'configs/quickstart.py'}",
         f"--workdir={workdir}",
@@ -45,7 +45,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_by_bit(tiny_backbone: Path, tmp_path: Path) -> None:
-    """`kill -9` at three points; every loss of the resumed run equals the uninterrupted one's."""
+    """Sends `kill -9` at three points; every loss equals that in the uninterrupted run."""
     finish(start(tmp_path / "whole", tiny_backbone))
     expected = losses(tmp_path / "whole")
     assert sorted(expected) == list(range(1, 31))

@@ -1,4 +1,4 @@
-"""Whole runs on drawn scenes: learning, exact resume, caching, and work directories."""
+"""Complete runs on synthetic scenes: learning, exact resume, caching, and work directories."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def finished(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The work directory of an uninterrupted run."""
+    """Returns the work directory of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     evaluation = EvaluationConfig(
         tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=6, batch_size=8
@@ -96,7 +96,7 @@ def test_without_blocks_and_pooling_the_class_token_alone_learns_a_language(
     patches = model.encode_patches(images).patch_tokens
     np.testing.assert_allclose(patches.reshape(2, 16, 64), out.patch_tokens, atol=1e-5)
     assert model.encode_text(model.tokenizer(["a red circle"])).shape == (1, 64)
-    train(config(tiny_backbone, steps=4, head=lit), workdir)  # a finished run resumes
+    train(config(tiny_backbone, steps=4, head=lit), workdir)  # resuming a finished run
 
 
 def test_the_evaluation_of_the_final_model_is_that_of_the_last_step(
@@ -121,13 +121,13 @@ def test_running_the_finished_command_again_trains_nothing(
 def test_a_run_started_in_parts_equals_one_in_whole(
     finished: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted between checkpoints: the steps after the newest one are made again."""
+    """The run is interrupted between checkpoints: steps after the newest one are repeated."""
     calls = interrupted_at(7, monkeypatch)
     with pytest.raises(InterruptedRunError):
         train(config(tiny_backbone), tmp_path / "run")
     assert max(losses(tmp_path / "run")) == 6
     train(config(tiny_backbone), tmp_path / "run")
-    assert len(calls) == 7 + 8  # six steps and the interruption, then on from step 4
+    assert len(calls) == 7 + 8  # six steps and the interruption, then resumed from step 4
     assert losses(tmp_path / "run") == losses(finished)
 
 
@@ -151,14 +151,14 @@ def test_a_run_that_is_told_to_end_saves_its_step_and_goes_on_from_it(
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / "run/model").exists()
     train(config(tiny_backbone), tmp_path / "run")
-    assert len(calls) == 12  # none twice
+    assert len(calls) == 12  # no step twice
     assert losses(tmp_path / "run") == losses(finished)
 
 
 def test_training_from_cached_features_equals_running_the_backbone(
     finished: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    """Two cached views, and epochs 0 to 4: exact as long as views last (5 steps are 2 epochs)."""
+    """Two cached views, epochs 0 to 4: equal as long as views last (5 steps are 2 epochs)."""
     evaluation = EvaluationConfig(
         tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=6, batch_size=8
     )
@@ -190,7 +190,7 @@ def test_trimming_rows_changes_nothing(finished: Path, tiny_backbone: Path, tmp_
 def test_packed_captions_change_nothing_also_resumed_cached_and_on_another_mesh(
     finished: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches need more rows than are planned here: one on each device, for two captions."""
+    """Batches need more rows than planned: one row on each device, for two captions."""
     monkeypatch.setattr(texts, "planned_rows", lambda *_: 1)
     packed = config(
         tiny_backbone,
@@ -219,7 +219,7 @@ def test_packed_captions_change_nothing_also_resumed_cached_and_on_another_mesh(
 def test_a_model_that_names_its_backbone(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a work directory that is given relative to the current folder."""
+    """The work directory is given relative to the current folder."""
     monkeypatch.chdir(tmp_path)
     model = train(config(tiny_backbone, steps=3, include_backbone=False), Path("run"))
     description = json.loads((model / "model.json").read_text())
@@ -311,7 +311,7 @@ def test_what_cannot_be_run_leaves_no_work_directory(
 
 
 def jsonl(folder: Path, broken: int, total: int = 60) -> DataConfig:
-    """Photos of noise, some of which do not decode."""
+    """Writes noise photos, some of which do not decode."""
     lines = []
     for number in range(total):
         file = folder / f"{number}.png"

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a resumed run keeps, and what a crash may leave."""
+"""metrics.jsonl: the lines that a resumed run keeps, and the state a crash may leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's model is on its mesh."""
+"""The model that a run builds on a mesh."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dinotxt_jax.training.models import warn_of_whole_heads
 def test_heads_that_the_tensor_axis_does_not_split_are_named(
     name: str, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All parts of the model have two heads."""
+    """All model parts have two heads."""
     warn_of_whole_heads(meshes.trainer("1").model, meshes.mesh(name))
     said = "config.mesh.tensor=8 does not divide the attention heads (2 of the backbone, 2 of"
     assert (said in caplog.text) == warned

@@ -63,7 +63,7 @@ def test_adamw_follows_the_official_trajectory(golden: dict[str, np.ndarray]) ->
 def test_the_same_arrays_are_decayed_as_in_the_official_code(
     tiny_dinotxt: Path, goldens: Path
 ) -> None:
-    """Compared through the key tables of the conversion, which know both names of an array."""
+    """Compares through the conversion key tables, which contain both names for each array."""
     groups = json.loads((goldens / "train/weight_decay_groups.json").read_text())
     config = Config(batch_size=8, optimizer=OptimizerConfig(warmup_steps=1), steps=10)
     trainer = make_trainer(config, read_description(tiny_dinotxt), 133, sharding.make_mesh())

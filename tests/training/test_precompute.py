@@ -57,7 +57,7 @@ def open_cache(run: Config) -> FeatureCache:
 
 
 def direct_tokens(run: Config, view: int, index: int) -> np.ndarray:
-    """What the backbone makes of what epoch `view` sees of an example."""
+    """Runs the backbone on the image that epoch `view` draws from an example."""
     example = ImageTextExample(open_source(run.data), run.data, lambda _: np.zeros(0, np.int32))
     pixels = example(Draw(view, index, 0, run.seed))["image"]
     backbone = dt.load_backbone(run.backbone)
@@ -93,7 +93,7 @@ def test_a_last_smaller_batch_is_not_compiled_anew(
         writer, "normalize", lambda images, *how: traces.append(images) or normalize(images, *how)
     )
     run = config(tiny_backbone, tmp_path / "features", feature_views=1)
-    precompute(run)  # a shard of 16 and one of 4
+    precompute(run)  # one shard of 16 examples and one of 4
     assert [images.shape for images in traces] == [(16, 56, 56, 3)]
     np.testing.assert_allclose(
         open_cache(run).tokens(0, 19), direct_tokens(run, 0, 19), rtol=0, atol=5e-6
@@ -222,7 +222,7 @@ def test_a_folder_must_be_named(tiny_backbone: Path) -> None:
 def test_tasks_with_class_labels_are_cached_from_every_source(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    """TFDS gives captions or labels; for classification they are labels."""
+    """TFDS gives captions or labels; for classification it gives labels."""
     import tensorflow_datasets as tfds
 
     kinds = {
@@ -257,7 +257,7 @@ def test_tasks_with_class_labels_are_cached_from_every_source(
 
 
 def with_captions(folder: Path, images: Path, count: int = 3) -> DataConfig:
-    """Captions of images that lie in `images`, all of the split "train"."""
+    """Writes captions for images in the folder `images`, all in the split "train"."""
     names = [f"{number}.png" for number in range(count)]
     images.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):

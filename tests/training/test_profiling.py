@@ -1,4 +1,4 @@
-"""Traces of a few steps: which, where, and what is said of a wrong setting."""
+"""Traces of a few steps: which steps, which folder, and the message for a wrong setting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dinotxt_jax.training.profiling import StepProfiler
 
 
 def run(profiler: StepProfiler, steps: range) -> None:
-    """Steps of a computation with a name that a trace holds."""
+    """Runs steps with a computation whose name appears in a trace."""
     double = jax.jit(lambda x: 2 * x)
     for number in steps:
         with profiler.step(number):
@@ -21,7 +21,7 @@ def run(profiler: StepProfiler, steps: range) -> None:
 
 
 def steps_in_traces(folder: Path) -> list[set[int]]:
-    """The numbers of the steps in each trace of a folder."""
+    """Returns the step numbers in each trace in a folder."""
     files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"))
     return [
         {

@@ -1,4 +1,4 @@
-"""Rates of a run: FLOPs that are the model's own, MFU, and the window they are of."""
+"""Rates of a run: FLOPs of the model alone, MFU, and the time window of the rates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dinotxt_jax.training.step import Trainer
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that says 0, 4 and 6 seconds."""
+    """Patches the clock to return 0, 4 and 6 seconds."""
     said = iter([0.0, 4.0, 6.0])
     monkeypatch.setattr(rates.time, "perf_counter", lambda: next(said))
 
@@ -40,7 +40,7 @@ def test_rates_are_of_the_time_since_the_last_report() -> None:
 
 
 def test_mfu_is_the_part_of_the_peak_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "mfu" not in Throughput().report()  # nobody knows the peak of these CPUs
+    assert "mfu" not in Throughput().report()  # the peak for these CPUs is unknown
     monkeypatch.setattr(rates, "peak_flops", lambda _: 4e12)
     throughput = Throughput()
     monkeypatch.setattr(throughput, "_start", time.perf_counter() - 2.0)
@@ -70,7 +70,7 @@ def test_peaks_are_known_by_the_names_that_devices_have(kind: str, expected: flo
 
 
 def batch(trainer: Trainer, length: int) -> dict[str, jax.Array]:
-    """Zeros in the shapes of a batch of cached features with captions of `length` tokens."""
+    """Returns zeros in the shapes of a cached-feature batch with `length` tokens per caption."""
     pairs, width = trainer.config.pairs_per_step, trainer.model.vision.dim
     rows = {
         "features": np.zeros((pairs, 5, width), np.float32),

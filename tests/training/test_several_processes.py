@@ -1,4 +1,4 @@
-"""Whole runs of several processes: equal to those of one, and to those that lost a process."""
+"""Complete runs on several processes: equal to single-process runs and after a lost process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXT = TextTrainingConfig(width=32, depth=1, num_heads=2, pack=True)
 
 
 def train_apart(run: Config, workdir: Path, count: int, devices: int) -> several.Group:
-    """`dinotxt_jax.train` by several processes (or one that is not this one)."""
+    """Runs `dinotxt_jax.train` in several processes (or in one separate process)."""
     flag = several.config_file(run, workdir.parent / "config.py")
     arguments = ["-m", "dinotxt_jax.train", flag, f"--workdir={workdir}"]
     return several.start(workdir.parent / f"logs{time.monotonic_ns()}", count, devices, arguments)
@@ -92,7 +92,7 @@ def test_when_one_process_is_told_to_end_all_do_after_saving(
 def test_a_run_that_lost_a_process_goes_on_with_another_number(
     lost: int, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    """`kill -9` of one of two; resumed by one process, which is killed, too, and by four."""
+    """`kill -9` ends one of two processes; one process resumes, is killed, too, and four resume."""
     run = config(tiny_backbone, steps=14, mesh=MESH, text=TEXT)
     train(run, tmp_path / "whole")
     expected, workdir = losses(tmp_path / "whole"), tmp_path / "killed"
@@ -113,7 +113,7 @@ def wait_for(event: Callable[[], bool], group: several.Group) -> None:
 
 
 def kill_after(checkpoint: int, group: several.Group, workdir: Path, lost: int) -> None:
-    """Kills a process once the checkpoint is there; the others must end by themselves."""
+    """Kills a process once the checkpoint exists; the others must then exit without help."""
     wait_for((workdir / "checkpoints" / str(checkpoint)).exists, group)
     group.processes[lost].send_signal(signal.SIGKILL)
     codes = group.finish(120)
@@ -122,7 +122,7 @@ def kill_after(checkpoint: int, group: several.Group, workdir: Path, lost: int) 
         if index != lost:
             assert code != 0
             said = group.output(index)
-            # Ours, or that of JAX where the first process is the one that is gone.
+            # The message is ours, or JAX's where the first process was killed.
             assert "lost another process" in said or "another task died" in said, said
 
 

@@ -1,8 +1,8 @@
 """The train step against twenty steps of the official loop, and across meshes.
 
-In float64 the steps equal the official ones to the last digits: that proves the formulas. Float32
-is then compared with float64: gradients within their own rounding errors, and trajectories within
-the differences that rounding the parameters makes (`loss_bounds`).
+In float64 the steps equal the official steps to the last digits: that proves the formulas. Float32
+is then compared with float64: gradients within the gradients' own rounding errors, and
+trajectories within the differences caused by rounding the parameters (`loss_bounds`).
 """
 
 from __future__ import annotations
@@ -42,33 +42,34 @@ from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.training.models import create_model
 from dinotxt_jax.training.step import make_trainer
 
-# Four roundings of the largest possible logit, exp(logit_scale) = 1 / 0.07: features are rounded,
-# their product and its sum over the batch.
+# Four roundings of the largest possible logit, exp(logit_scale) = 1 / 0.07: in the features, in
+# the product of features, and in the sum over the batch.
 LOSS_ERROR = 4 * ROUNDING / 0.07
 
 
 def loss_bounds(grad_norm: np.ndarray) -> np.ndarray:
-    """How far the losses of a float32 run may be from those of the float64 run, for each step.
+    """Returns the allowed loss difference between float32 and float64 runs, for each step.
 
     Every update rounds the parameters, whose magnitudes are about 1, in float32; the loss moves by
-    the inner product with the gradient. Storing the parameters of the float64 run in float32 gives
-    1.6e-6 after the first update, most of the distance of any float32 run, the official one's too.
-    Four times this for all updates so far, as if every rounding had the sign of its gradient.
+    the inner product with the gradient. Storing the float64 parameters in float32 gives 1.6e-6
+    after the first update, most of the distance of any float32 run, including the official one.
+    The bound is four times this for all updates so far, as if every rounding had the same sign as
+    the gradient.
 
     Args:
-        grad_norm: of the float64 run, [steps].
+        grad_norm: from the float64 run, [steps].
     """
     updates = np.concatenate([[0.0], np.cumsum(grad_norm)[:-1]])
     return 4 * ROUNDING * updates + LOSS_ERROR
 
 
 def assert_undecided(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """A float32 trajectory is as near to the float64 trajectory as its rounding lets it be."""
+    """Asserts that a float32 trajectory is as near to the float64 one as rounding allows."""
     steps = len(found["loss"])
     norm = expected["grad_norm"][:steps]
     for name, bound in (
         ("loss", loss_bounds(norm)),
-        # The rounding of a gradient, four times, because the rounded parameters move it, too.
+        # The gradient rounding, four times, because the rounded parameters move the gradient, too.
         ("grad_norm", 4 * SUM_OVER_TOKENS * ROUNDING * norm),
         # The rounding of the stored number, once for each update.
         ("logit_scale", 2 * ROUNDING * (1 + np.arange(steps)) * expected["logit_scale"][:steps]),
@@ -78,14 +79,14 @@ def assert_undecided(found: dict[str, np.ndarray], expected: dict[str, np.ndarra
 
 
 def assert_same_gradients(found: Run, expected: Run, compare: Any) -> None:
-    """`compare(array, expected, name)` holds for every array of the first step's gradients."""
+    """Applies `compare(array, expected, name)` to every array in the first step's gradients."""
     leaves = jax.tree_util.tree_leaves_with_path(found.gradients)
     for (path, array), other in zip(leaves, jax.tree.leaves(expected.gradients), strict=True):
         compare(array, other, name=jax.tree_util.keystr(path))
 
 
 def assert_equal_in_float64(found: Run, expected: Run) -> None:
-    """Two float64 runs of the same steps are equal in every metric and every array."""
+    """Asserts that two float64 runs over the same steps agree in every metric and every array."""
     for name, values in expected.metrics.items():
         assert_exact(found.metrics[name], values, name)
     assert_same_gradients(found, expected, assert_exact)
@@ -93,7 +94,7 @@ def assert_equal_in_float64(found: Run, expected: Run) -> None:
 
 
 def assert_official_in_float64(found: dict[str, np.ndarray]) -> None:
-    """Losses of a float64 run equal those of the official loop in float64."""
+    """Asserts that the losses of a float64 run equal the official loop's in float64."""
     steps = len(found["loss"])
     assert_exact(found["loss"], golden()["loss_f64"][:steps], "loss")
     assert_exact(found["learning_rate"], golden()["lr"][:steps], "learning_rate")
@@ -105,7 +106,7 @@ assert_rounded_gradients = functools.partial(
 
 
 def test_float64_steps_equal_the_official_loop(tiny_dinotxt: Path) -> None:
-    """The official float32 loop is as near to these steps as float32 can be, too."""
+    """The official float32 loop is also as near to these steps as float32 allows."""
     found = float64_run(tiny_dinotxt).metrics
     assert_official_in_float64(found)
     official = {"loss": golden()["loss"], "grad_norm": golden()["grad_norm"]}
@@ -119,8 +120,8 @@ def test_sharded_packed_float64_steps_equal_the_official_loop(tiny_dinotxt: Path
     assert_equal_in_float64(found, float64_run(tiny_dinotxt))
 
 
-# Two meshes take all steps. On the others every gradient of the first step is compared, and four
-# steps (the learning rate is 0 in the first) show that updates reach all parts of the parameters.
+# Two meshes take all steps. On the others every first-step gradient is compared, and four steps
+# (the learning rate is 0 in the first) show that updates reach all parameter shards.
 @pytest.mark.parametrize(
     ("mesh", "chunk", "pack", "steps"),
     [
@@ -198,7 +199,7 @@ def test_first_gradients_equal_the_official_ones(tiny_dinotxt: Path, shared_gold
                 value = np.asarray(ours if layer is None else ours[layer])
                 (value,) = rule.to_source([value], sizes)
                 expected = official[prefix + rule.keys(layer)[0]]
-                if rule.place == "text/token_embedding":  # stored: rows that occur, in order
+                if rule.place == "text/token_embedding":  # stored: occurring rows, in order
                     value, expected = (a[np.abs(a).sum(1) > 0] for a in (value, expected))
                 assert_rounded(expected, value, SUM_OVER_TOKENS, rule.source)
                 compared += 1
@@ -239,7 +240,7 @@ def test_only_what_is_trained_has_state(tiny_dinotxt: Path) -> None:
 
 @functools.cache
 def step_with_gram_and_ceiling(model: Path) -> Run:
-    """One float64 step with a Gram loss and a logit scale that has to be clamped."""
+    """Runs one float64 step with a Gram loss and a logit scale that has to be clamped."""
     loss = LossConfig(gram_weight=0.5, gram_patches=20, max_logit_scale=10.0)
     return setting(model, dataclasses.replace(in_float64(CONFIG), loss=loss), 1).run(1)
 
@@ -284,7 +285,7 @@ def test_logits_come_in_chunks_of_the_size_that_is_set(tiny_dinotxt: Path, kind:
     run = functools.partial(trainer.loss_and_gradients, key=jax.random.key(0))
     batch = {"tokens": golden()["tokens"]}
     features = jax.ShapeDtypeStruct((16, 54, 64), "float32")
-    # Three blocks of 6 columns; the last one is padded.
+    # Three blocks of 6 columns; the last block is padded.
     program = str(jax.make_jaxpr(run)(trained, features, batch))
     assert "f32[16,6]" in program
     assert "f32[16,16]" not in program
@@ -319,7 +320,7 @@ def test_initialisation_is_the_released_one(tiny_dinotxt: Path) -> None:
     assert deviation(blocks["mlp"]["fc1"]["kernel"]) == pytest.approx(512**-0.5, rel=0.02)
     assert deviation(blocks["mlp"]["fc2"]["kernel"]) == pytest.approx(out, rel=0.02)
     assert deviation(text["projection"]["kernel"]) == pytest.approx(width, rel=0.02)
-    # The official cut of the head's draws, at -2 and 2, cuts nothing off a deviation of 0.02.
+    # The official truncation at -2 and 2 for the head's draws has no effect at a deviation of 0.02.
     head = trained["head"]["blocks"]
     for kernels in (head["attention"], head["mlp"]):
         for kernel in kernels.values():
@@ -337,7 +338,7 @@ def test_a_run_starts_from_the_same_values_on_every_mesh() -> None:
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_scalars_learn_where_parameters_are_bfloat16(kind: str, tiny_dinotxt: Path) -> None:
-    """Between 2 and 4 bfloat16 has steps of 1/64, and a step at this rate moves by 7e-4."""
+    """Between 2 and 4, bfloat16 has steps of 1/64, and a step at this rate moves by 7e-4."""
     precision = dataclasses.replace(CONFIG.precision, parameters="bfloat16")
     config = dataclasses.replace(CONFIG, precision=precision, loss=LossConfig(kind=kind))
     two = setting(tiny_dinotxt, config, 2)

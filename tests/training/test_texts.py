@@ -1,4 +1,4 @@
-"""Arranging the captions of a batch: what is packed, trimmed, counted and logged."""
+"""Arranging the captions in a batch: packing, trimming, counting and logging."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def tokenizer() -> Tokenizer:
 
 
 def text_rows(tokenizer: Tokenizer, run: Config) -> TextRows:
-    """Token rows of batches that two devices share."""
+    """Returns token rows for batches shared by two devices."""
     mesh = sharding.make_mesh(devices=jax.devices()[:DEVICES])
     return TextRows(run, tokenizer, open_source(run.data), mesh)
 
 
 def settings(captions: int, **text: Any) -> Config:
-    """A run with batches of `captions` pairs."""
+    """Returns a config for batches of `captions` pairs."""
     run = config(Path(), batch_size=captions)
     return dataclasses.replace(run, text=dataclasses.replace(run.text, **text))
 
 
 def arranged(rows: TextRows, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], TokenRows]:
-    """The arrays of a batch for a process without others."""
+    """Returns the arrays of a batch arranged in a single process."""
     prepared = rows.prepare(tokens)
     return rows.arrange(prepared, prepared.size)
 
 
 def report(run: Config, *steps: TokenRows) -> dict[str, float]:
-    """Text metrics of some steps."""
+    """Returns the text metrics for some steps."""
     metrics = TextMetrics(run, MODEL, context_length=64)
     for rows in steps:
         metrics.add(rows)
@@ -103,7 +103,7 @@ def test_a_batch_of_long_captions_is_not_cut_but_counted_and_logged(
     (arrays, first), (_, second), (_, third) = (arranged(rows, tokens) for _ in range(3))
     assert arrays["tokens"].shape == (DEVICES, 32, 64)
     np.testing.assert_array_equal(arrays["tokens"].reshape(64, 64), tokens)
-    (line,) = lines  # of three such batches
+    (line,) = lines  # over three such batches
     assert line.startswith("a batch needs 32 rows of packed captions on a device and ")
     assert report(run, first, second, third) == {
         "text_tokens_computed_fraction": 1.0,
@@ -125,5 +125,5 @@ def test_trimmed_rows_count_what_they_save(tokenizer: Tokenizer) -> None:
 
 
 def test_the_flops_of_the_released_text_transformer() -> None:
-    """220 G a caption of 77 tokens, forward and backward, as derived in docs/recipes.md."""
+    """220 GFLOPs per caption of 77 tokens, forward and backward, as derived in docs/recipes.md."""
     assert 3 * TextConfig().flops(1, 77) == pytest.approx(220e9, rel=0.01)

@@ -1,4 +1,4 @@
-"""Records what is written on pictures."""
+"""Records the texts drawn on images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import ImageDraw
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Drawn]:
-    """Every text that is drawn, its box, and the size of the image it is drawn on."""
+    """Records every drawn text, the text's box, and the size of the image."""
     texts: list[Drawn] = []
     original = ImageDraw.ImageDraw.text
 

@@ -128,5 +128,5 @@ def test_several_classes_of_one_known_colour_get_shades_of_it() -> None:
     colours = class_colours(["tree", "palm tree", "forest", "apple tree"]).astype(int)
     assert len(np.unique(colours, axis=0)) == 4
     assert (colours.argmax(axis=1) == 1).all()
-    # More than there are shades: the others get any colour.
+    # More classes than shades: the remaining classes get any colour.
     assert len(np.unique(class_colours(["sky"] * 60), axis=0)) == 60

@@ -11,7 +11,7 @@ from dinotxt_jax.visualize.page import MARGIN, panel_side
 
 
 def clusters(rng: np.random.Generator, noise: float = 0.02) -> np.ndarray:
-    """Patches [4 6 16] of which the left and the right half differ."""
+    """Returns patches [4 6 16] whose left and right halves differ."""
     centres = rng.normal(size=(2, 16))
     return centres[np.repeat([0, 1], 3)][None] + noise * rng.normal(size=(4, 6, 16))
 

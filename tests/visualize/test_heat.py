@@ -17,7 +17,7 @@ def test_heat_gets_lighter_as_the_similarity_grows() -> None:
     side = panel_side(2)
     heat = panel(picture, 1, TEXT * 3 // 2 * 5 // 4 + GAP, side, side // 2)
     across = luma(heat[100])
-    assert np.all(np.diff(across) > -0.8)  # the last bit of 8
+    assert np.all(np.diff(across) > -0.8)  # the last of 8 bits
     assert across[-1] - across[0] > 120
     assert np.abs(luma(heat) - across).max() < 1e-9  # rows are alike
 

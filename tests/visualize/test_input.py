@@ -1,4 +1,4 @@
-"""Names, sizes and values that pictures must bear or refuse."""
+"""Names, sizes and values that images must accept or refuse."""
 
 from __future__ import annotations
 

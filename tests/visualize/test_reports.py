@@ -1,4 +1,4 @@
-"""Retrieval sheets and training curves, and what importing pictures imports."""
+"""Retrieval sheets and training curves, and the modules imported with the picture code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VALUES = {"loss": 1.0, "logit_scale": 2.0, "learning_rate": 1e-3, "pairs_per_sec
 
 
 def axes_of(rows, path, monkeypatch, **options):
-    """The axes of a figure of curves, empty ones included."""
+    """Returns the axes of a figure with curves, empty axes included."""
     figures = []
     original = Figure.savefig
     monkeypatch.setattr(

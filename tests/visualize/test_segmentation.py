@@ -66,13 +66,13 @@ def test_thin_structures_and_single_pixels_survive_the_smoothing_of_edges() -> N
 def test_edges_are_smooth_and_no_stairs() -> None:
     labels = np.tri(40, dtype=np.int32)
     edge = (_resized(labels, (400, 400)) == 1).sum(axis=1)
-    # Beyond the ends a straight edge moves by one pixel a row; stairs jump by ten.
+    # Beyond the ends a straight edge moves by one pixel per row; stairs jump by ten.
     assert np.abs(np.diff(edge[30:370])).max() <= 3
 
 
 def test_a_reduced_map_takes_the_class_that_most_pixels_have() -> None:
     labels = np.zeros((40, 40), np.int32)
-    labels[:, 2::4] = 1  # what nearest neighbours would take
+    labels[:, 2::4] = 1  # the result with nearest neighbours
     labels[20:, :] = NONE
     small = _resized(labels, (10, 10))
     assert (small[:4] == 0).all()

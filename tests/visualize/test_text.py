@@ -1,4 +1,4 @@
-"""Texts beyond ASCII: which font draws them, and what stands for those that none can draw."""
+"""Texts beyond ASCII: the font for each text, and the substitute for undrawable characters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def no_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def dejavu_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine whose one font is DejaVu Sans."""
+    """Simulates a machine whose only font is DejaVu Sans."""
     file = tmp_path / "fonts" / "deep" / "DejaVuSans.ttf"
     file.parent.mkdir(parents=True)
     shutil.copy(DEJAVU, file)

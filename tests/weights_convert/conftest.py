@@ -1,4 +1,4 @@
-"""What the tests of conversions share."""
+"""Shared fixtures for the conversion tests."""
 
 from pathlib import Path
 

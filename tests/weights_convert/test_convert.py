@@ -1,4 +1,4 @@
-"""The conversion and its command line, from a file to a model directory or one sentence."""
+"""The conversion and the command line, from a file to a model directory or one sentence."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ GOLDENS = Path(__file__).parents[1] / "goldens" / "backbones"
 
 
 def dinov2(**changes) -> dict[str, np.ndarray]:
-    """A DINOv2 with registers."""
+    """Returns a DINOv2 with registers."""
     return checkpoint("dinov2_reg", **changes)
 
 
@@ -166,7 +166,7 @@ def test_ties_go_to_the_even_neighbour(dtype):
 
 
 def test_float64_is_rounded_only_once():
-    # By way of float32 the small addend would be lost, and the tie go down to 1.
+    # Through float32 the small addend would be lost, and the tie would round down to 1.
     above_tie = np.array([1 + 2.0**-8 + 2.0**-40, -1 - 2.0**-8 - 2.0**-40, 1 + 2.0**-8 - 2.0**-40])
     rounded = round_to(above_tie, np.dtype(ml_dtypes.bfloat16)).astype(np.float64)
     np.testing.assert_array_equal(rounded, [1 + 2.0**-7, -1 - 2.0**-7, 1])
@@ -194,7 +194,7 @@ def test_the_golden_backbone_converts(tmp_path):
 
 
 def _fails(arguments: list[str], folder: Path, capsys) -> str:
-    """Runs the command, which must fail and leave the folder as it was; the sentence it printed."""
+    """Runs a command that must fail and leave the folder unchanged; returns the error sentence."""
     before = sorted(folder.rglob("*"))
     assert main([str(argument) for argument in arguments]) == 2
     assert sorted(folder.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""Model directories back to released names: bit by bit, for every layout."""
+"""Model directories converted back to released names: bit-exact, for every layout."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def drawn(layout: str, dtype: str = "float32", **changes) -> dict[str, np.ndarra
 
 
 def converted(folder: Path, *files: dict[str, np.ndarray], **options) -> Path:
-    """The model directory made of these files."""
+    """Returns the model directory converted from these files."""
     folder.mkdir(exist_ok=True)
     paths = []
     for number, arrays in enumerate(files):

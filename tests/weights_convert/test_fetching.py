@@ -1,4 +1,4 @@
-"""Sources that are not files here: addresses, hub repositories, folders and shards."""
+"""Sources other than local files: addresses, hub repositories, folders and shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from weights_convert.convert import convert
 from weights_convert.fetching import fetch
 from weights_convert.sources import open_checkpoint
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"  # what tests/conftest.py serves
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # served by tests/conftest.py
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_files_of_one_name_from_two_addresses_are_two_files(web: Any) -> None:
 
 
 def hub_repository(web: Any, arrays: dict[str, np.ndarray], config: dict) -> dict[str, str]:
-    """Serves `someone/model` as the hub does; the environment that makes it the hub."""
+    """Serves `someone/model` as the hub does; returns environment variables that point to it."""
     folder = web.folder / f"someone/model/resolve/{COMMIT}"
     folder.mkdir(parents=True)
     save_file(arrays, folder / "model.safetensors")
@@ -61,7 +61,7 @@ def hub_repository(web: Any, arrays: dict[str, np.ndarray], config: dict) -> dic
     ]
     answers = {
         "revision/main": {"id": "someone/model", "sha": COMMIT, "siblings": siblings},
-        f"tree/{COMMIT}": tree,  # what newer versions of the library ask for
+        f"tree/{COMMIT}": tree,  # requested by newer library versions
     }
     for place, answer in answers.items():
         file = web.folder / "api/models/someone/model" / place
@@ -111,7 +111,7 @@ def test_without_the_hub_library_the_extra_is_named(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    """A folder as transformers saves large models."""
+    """Returns a folder in the format that transformers uses for large models."""
     folder = tmp_path / "sharded"
     folder.mkdir()
     arrays = checkpoint("hf_dinov3", p=16, q=16)

@@ -1,4 +1,4 @@
-"""Key tables: every row inverts, no row hides another, and files are recognised by their arrays."""
+"""Key tables: rows invert, no row hides another, and arrays identify each file's layout."""
 
 import time
 from typing import NamedTuple
@@ -75,7 +75,7 @@ def test_layer_numbers_are_plain_decimals():
 
 
 class Described(NamedTuple):
-    """An array without its elements."""
+    """An array without elements."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -85,7 +85,7 @@ class Described(NamedTuple):
 
 
 def described(arrays, prefix=""):
-    """A file of these arrays whose elements must not be read."""
+    """Returns a file with these arrays, whose elements must not be read."""
     shown = {prefix + name: Described(array.shape, array.dtype) for name, array in arrays.items()}
     return Checkpoint("some.pth", (), shown)
 

@@ -1,4 +1,4 @@
-"""Conversions against what transformers and timm computed (benchmarks/third_party.py)."""
+"""Conversions against outputs from transformers and timm (benchmarks/third_party.py)."""
 
 from __future__ import annotations
 

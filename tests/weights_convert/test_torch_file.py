@@ -1,4 +1,4 @@
-"""The reader of .pth files: reads what torch writes, refuses everything else, executes nothing."""
+"""The .pth reader: reads the files torch writes, refuses everything else, executes nothing."""
 
 import builtins
 import os
@@ -95,7 +95,7 @@ class _Shell:
 def test_a_foreign_global_is_refused_by_name_and_not_called(torch_files, tmp_path, protocol):
     made = tmp_path / "made"
     pickled = pickle.dumps({"a": _Shell(os.mkdir, str(made))}, protocol=protocol)
-    # Protocols 0 and 1 write text opcodes, of which torch writes none; they stop even earlier.
+    # Protocols 0 and 1 write text opcodes, which torch never writes; they stop even earlier.
     named = "mkdir" if protocol >= 2 else "refused"
     with pytest.raises(UserError, match=named):
         read_arrays(torch_files.write_raw(pickled))
@@ -130,7 +130,7 @@ _real_import = builtins.__import__
 
 
 def _no_import(name, *arguments, **options):
-    """Lets through what is imported already: numpy's and Python's own lazy imports."""
+    """Allows only modules that are already imported; numpy and Python import lazily."""
     assert name.split(".")[0] in sys.modules, f"the reader imported {name}"
     return _real_import(name, *arguments, **options)
 
@@ -138,7 +138,7 @@ def _no_import(name, *arguments, **options):
 @settings(max_examples=3 * settings.default.max_examples, suppress_health_check=list(HealthCheck))
 @given(data=strategies.data())
 def test_any_damage_to_any_file_is_a_user_error_or_still_arrays(hostile, torch_files, data):
-    """The short form of benchmarks/fuzz_torch_file.py."""
+    """Runs a short version of benchmarks/fuzz_torch_file.py."""
     paths = [path for path, _ in hostile.values()]
     paths.append(torch_files.write({"a": np.arange(8, dtype=np.float32)}, "good.pth"))
     content = bytearray(data.draw(strategies.sampled_from(paths)).read_bytes()[:4096])

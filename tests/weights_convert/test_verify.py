@@ -1,4 +1,4 @@
-"""Proof on demand: where a model parts from a reference, and what a folder or file holds."""
+"""Verification: where a model differs from a reference, and the contents of a folder or file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(whole: Path) -> dict[str, np.ndarray]:
-    """What the model itself computes, under the names that any framework would use."""
+    """Returns the model's own outputs, under names that any framework would use."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 6, 8, 3)).astype(np.float32)
     tokens = rng.integers(0, 50, (3, 6)).astype(np.int64)
@@ -94,7 +94,7 @@ def test_a_nan_never_agrees(whole, reference, tmp_path):
 
 
 def test_the_reference_of_the_official_code_is_met(shared_goldens, tmp_path, capsys):
-    """In the official names of layers, put together as the docs say."""
+    """Uses the official layer names, combined as the docs describe."""
     folder = shared_goldens / "backbones"
     convert(
         [folder / "dinov2_tiny_reg.pth"],
