@@ -1,11 +1,11 @@
-"""Says which of some classes images show.
+"""Classifies images among class names that you give.
 
     python -m dinotxt_jax.classify IMAGE [IMAGE or FOLDER ...] --model=DIR --classes "dog; cat"
 
-Prints a line for each image: its path, and the most probable classes with their probabilities.
---classes may also name a text file with one class a line, or a list that comes with the project
-(imagenet1k, ...); --output=FILE.csv writes all probabilities. An image that cannot be read is named
-and left out.
+Prints one line per image: the path, and the most probable classes with probabilities.
+--classes may also name a text file with one class per line, or a list included in the project
+(imagenet1k, ...); --output=FILE.csv writes all probabilities. Images that cannot be read
+are reported and skipped.
 """
 
 from __future__ import annotations

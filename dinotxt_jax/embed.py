@@ -1,11 +1,11 @@
-"""Writes descriptors of images, or features of texts, as Parquet or npz.
+"""Writes image descriptors or text features as Parquet or npz.
 
     python -m dinotxt_jax.embed IMAGE or FOLDER [...] --model=DIR --output=FILE.parquet
     python -m dinotxt_jax.embed --texts=FILE.txt --model=DIR --output=FILE.npz
 
-Vectors are L2-normalised, so that the dot product of an image's and a text's is their cosine
-similarity. Columns, or arrays: `name` (the path of the image, or the text) and `embedding`. An
-image that cannot be read is named and left out. Parquet needs pip install 'dinotxt_jax[parquet]'.
+Vectors are L2-normalised, so that the dot product of an image and a text is the cosine
+similarity. Columns, or arrays: `name` (image path, or text) and `embedding`. Images that cannot
+be read are reported and skipped. Parquet needs pip install 'dinotxt_jax[parquet]'.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python -m dinotxt_jax.evaluate --model=DIR --config=configs/eval/NAME.py --output=DIR
 
 The output folder receives results.json, report.md, report.html (pictures inside) and a picture for
-each task. The same command goes on where it was interrupted, and runs no finished task again.
+each task. After an interruption, run the same command again to continue; finished tasks are not
+repeated.
 """
 
 from __future__ import annotations

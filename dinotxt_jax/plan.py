@@ -1,19 +1,18 @@
-"""Compiles the train step of a config for a TPU topology, on any machine, and says what it costs.
+"""Compiles a train step for a TPU topology, on any machine, and reports memory, time and cost.
 
     python -m dinotxt_jax.plan --config=configs/NAME.py --topology=v6e:16x16
     python -m dinotxt_jax.plan --config=configs/NAME.py --topology=v5e:16x16 \\
         --compare=v5p:4x4x8 --compare='2*v6e:16x16' --output=DIR [--config.KEY=VALUE ...]
 
 No TPU is needed, but libtpu is (pip install 'jax[tpu]'), and some minutes for each topology.
-Neither backbone nor data have to be there: of a backbone that is missing the architecture is taken
-from the name of its directory (dinov2_vitl14_reg, ...), and captions are taken to have
---caption_tokens tokens on average.
+Backbone and data may be missing: the architecture is then taken from the directory name
+(dinov2_vitl14_reg, ...), and captions are assumed to have --caption_tokens tokens on average.
 
-What is printed comes from the compiler (memory, FLOPs, collectives) or is estimated from that and
-the chips' peak rates (times, pairs a second, chip-hours); the report says which.
+Memory, FLOPs and collectives come from the compiler. Times, pairs per second and chip-hours are
+estimated from them and from peak rates; the report says which is which.
 
-A step that does not fit ends with a change of the config that was compiled and does. Exit code: 0
-if everything fits on --topology, 1 if not, 2 for input that cannot be used.
+If a step does not fit, a config change that fits (and was compiled) is proposed. Exit code: 0 if
+everything fits on --topology, 1 if not, 2 for unusable input.
 """
 
 from __future__ import annotations

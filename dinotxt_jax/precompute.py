@@ -1,10 +1,11 @@
-"""Runs the frozen backbone once over the images of a config and keeps its tokens.
+"""Runs the frozen backbone once over all images in a config and stores the tokens.
 
     python -m dinotxt_jax.precompute --config=configs/NAME.py --config.features=DIR \\
         [--config.feature_views=K] [--config.KEY=VALUE ...]
 
-Training with the same --config.features then never runs the backbone; its evaluation tasks are
-encoded too. Interrupted, the same command goes on. docs/data.md says how large DIR becomes.
+Training with the same --config.features then never runs the backbone; images for the evaluation
+tasks in the config are encoded, too. After an interruption, run the same command again to continue.
+docs/data.md says how large DIR becomes.
 """
 
 from __future__ import annotations

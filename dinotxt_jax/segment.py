@@ -1,11 +1,11 @@
-"""Draws what free text finds in an image, patch by patch.
+"""Segments an image by free text, or draws where a phrase matches.
 
     python -m dinotxt_jax.segment IMAGE --model=DIR --classes "dog; grass; sky" --output=FILE.png
     python -m dinotxt_jax.segment IMAGE --model=DIR --classes "a dog's ear" --picture=similarity \\
         --output=FILE.png
 
 Every pixel gets the class whose text is most similar (--picture=overlay). --classes may also name a
-text file with one class a line, or a list that comes with the project (ade20k_150, voc_20, ...).
+text file with one class per line, or a list included in the project (ade20k_150, voc_20, ...).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m dinotxt_jax.train --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE ...]
 
-Running the same command again goes on from the newest checkpoint in DIR. DIR receives
+Running the same command again continues from the newest checkpoint in DIR. DIR receives
 metrics.jsonl, curves.png, tensorboard/, checkpoints/ and, at the end, model/ (see `dt.load`).
 """
 
