@@ -33,7 +33,7 @@ def divides(key: str, heads: int, width: int, name: str) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """A pre-norm transformer block.
+    """Architecture of a pre-norm transformer block.
 
     Attributes:
         dim, num_heads, mlp_hidden_dim: widths; `num_heads` divides `dim`.
@@ -71,25 +71,28 @@ class BlockConfig:
 class VisionConfig:
     """Vision transformer architecture."""
 
-    patch_size: Annotated[int, Range(1, 1024), "side of a square patch, pixels"]
-    dim: Annotated[int, _WIDTH, "width"]
+    patch_size: Annotated[int, Range(1, 1024), "patch side, pixels"]
+    dim: Annotated[int, _WIDTH, "residual stream width"]
     depth: Annotated[int, _DEPTH, "number of blocks"]
-    num_heads: Annotated[int, _HEADS, "attention heads of a block"]
-    mlp_hidden_dim: Annotated[int, _WIDTH, "hidden width of the MLP"]
-    mlp: Annotated[str, Choice(MLPS), "kind of MLP"] = "mlp"
+    num_heads: Annotated[int, _HEADS, "attention heads per block"]
+    mlp_hidden_dim: Annotated[int, _WIDTH, "MLP hidden width"]
+    mlp: Annotated[str, Choice(MLPS), "MLP type"] = "mlp"
     num_registers: Annotated[
         int, Range(0, 1024), "register tokens between the class token and the patch tokens"
     ] = 0
     positions: Annotated[
-        str, Choice(POSITION_KINDS), "learned (a table, added to tokens) or rope (`models.rope`)"
+        str,
+        Choice(POSITION_KINDS),
+        "position encoding: learned (a table added to the tokens) or rope (`models.rope`)",
     ] = "learned"
     position_grid: Annotated[
-        int, Range(1, 4096), "learned: side of the stored table, in patches"
+        int, Range(1, 4096), "learned: side of the stored position grid, patches"
     ] = 37
     position_interpolation: Annotated[
         str,
         Choice(POSITION_INTERPOLATIONS),
-        "learned: how the table is resized to another grid (`interpolate_positions`)",
+        "learned: interpolation method for resizing the table to another grid "
+        "(`interpolate_positions`)",
     ] = "antialias"
     class_position: Annotated[bool, "learned: whether the table has a row for the class token"] = (
         True
@@ -97,21 +100,25 @@ class VisionConfig:
     rope_theta: Annotated[
         float,
         Range(0, 1e9, open_low=True),
-        "rope: the longest period; periods stored in a checkpoint take precedence",
+        "rope: longest period; periods stored in a checkpoint take precedence",
     ] = 100.0
-    layer_scale: Annotated[bool, "whether branches are scaled per channel"] = True
+    layer_scale: Annotated[
+        bool, "whether residual branches are scaled per channel (LayerScale)"
+    ] = True
     qkv_bias: Annotated[bool, "whether the query/key/value projection has a bias"] = True
     qkv_bias_mask: Annotated[
-        bool, "whether the checkpoint carries a mask for that bias (DINOv3)"
+        bool, "whether the checkpoint contains a mask for the query/key/value bias (DINOv3)"
     ] = False
-    layer_norm_epsilon: Annotated[float, _EPSILON, "added to the variance"] = 1e-6
+    layer_norm_epsilon: Annotated[float, _EPSILON, "constant added to the LayerNorm variance"] = (
+        1e-6
+    )
     mask_token: Annotated[
-        bool, "whether the checkpoint carries the mask token of pretraining (kept, never used)"
+        bool, "whether the checkpoint contains the pretraining mask token (stored but unused)"
     ] = True
     local_class_norm: Annotated[
         bool,
-        "whether the checkpoint carries DINOv3's norm of class tokens of local crops (kept, never "
-        "used)",
+        "whether the checkpoint contains DINOv3's norm for local-crop class tokens (stored but "
+        "unused)",
     ] = False
 
     def conflicts(self, key: str) -> Iterator[str]:
@@ -143,16 +150,20 @@ class VisionConfig:
 class TextConfig:
     """Text transformer architecture; the defaults match the released model."""
 
-    vocabulary_size: Annotated[int, Range(1, 10_000_000), "number of token ids"] = 49_408
-    context_length: Annotated[int, Range(1, 65_536), "positions of the longest row"] = 77
-    width: Annotated[int, _WIDTH, "width"] = 1280
+    vocabulary_size: Annotated[int, Range(1, 10_000_000), "vocabulary size, token IDs"] = 49_408
+    context_length: Annotated[int, Range(1, 65_536), "maximum row length, tokens"] = 77
+    width: Annotated[int, _WIDTH, "residual stream width"] = 1280
     depth: Annotated[int, _DEPTH, "number of blocks"] = 24
-    num_heads: Annotated[int, _HEADS, "attention heads of a block"] = 20
-    mlp_hidden_dim: Annotated[int, _WIDTH, "hidden width of the MLP"] = 5120
+    num_heads: Annotated[int, _HEADS, "attention heads per block"] = 20
+    mlp_hidden_dim: Annotated[int, _WIDTH, "MLP hidden width"] = 5120
     embed_dim: Annotated[
-        int, _WIDTH, "D, the width shared with the image descriptor (2 d, or d without pooling)"
+        int,
+        _WIDTH,
+        "embedding width D, equal to the image descriptor width (2 d, or d without pooling)",
     ] = 2048
-    layer_norm_epsilon: Annotated[float, _EPSILON, "added to the variance"] = 1e-5
+    layer_norm_epsilon: Annotated[float, _EPSILON, "constant added to the LayerNorm variance"] = (
+        1e-5
+    )
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about values that cannot be combined; `key` is the group key."""
@@ -190,20 +201,21 @@ class HeadConfig:
     """Vision head architecture: SwiGLU blocks on the backbone tokens after the final norm."""
 
     num_blocks: Annotated[
-        int, Range(0, 1000), "number of blocks; 0 leaves the tokens of the backbone as they are"
+        int, Range(0, 1000), "number of blocks; 0 uses the backbone tokens unchanged"
     ]
-    num_heads: Annotated[int, _HEADS, "attention heads of a block"]
+    num_heads: Annotated[int, _HEADS, "attention heads per block"]
     mlp_hidden_dim: Annotated[
-        int, _WIDTH, "SwiGLU hidden width (`swiglu_hidden_dim` gives the released rule)"
+        int, _WIDTH, "SwiGLU hidden width (`swiglu_hidden_dim` implements the released rule)"
     ]
     pooling: Annotated[
         str,
         Choice(POOLINGS),
-        "how patch tokens become one vector: mean, max or gem; none leaves them out of the "
-        "descriptor",
+        "patch token pooling: mean, max or gem; none excludes patch tokens from the descriptor",
     ] = "mean"
     layer_scale: Annotated[float, Range(0, 10), "initial LayerScale factor"] = 1e-5
-    layer_norm_epsilon: Annotated[float, _EPSILON, "added to the variance"] = 1e-5
+    layer_norm_epsilon: Annotated[float, _EPSILON, "constant added to the LayerNorm variance"] = (
+        1e-5
+    )
 
 
 def swiglu_hidden_dim(dim: int) -> int:

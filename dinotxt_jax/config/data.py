@@ -72,83 +72,89 @@ TOKENIZER_KINDS = ("clip", "bpe")
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where image-text pairs come from and how an image is prepared."""
+    """Example source and image preparation."""
 
     source: Annotated[
         str,
         Choice(SOURCE_SETTINGS),
-        "kind of data set. Captions: scenes (drawn), jsonl, array_record, tfds, karpathy or coco "
-        "(published caption files). Class labels: folder (one folder per class), csv or tfds. "
-        "Masks: csv, masks (a published data set in its own folders) or scenes",
+        "data set type. Captions: scenes (synthetic drawings), jsonl, array_record, tfds, "
+        "karpathy or coco (published caption files). Class labels: folder (one folder per "
+        "class), csv or tfds. Masks: csv, masks (a published data set in its original folder "
+        "layout) or scenes",
     ] = "scenes"
     path: Annotated[
         str,
-        "jsonl, csv, karpathy, coco: the file; array_record: file, folder or glob; folder: the "
-        "parent of the class folders; tfds: its data_dir; masks: the root folder of the data set",
+        "jsonl, csv, karpathy, coco: the file; array_record: file, folder or glob; folder: "
+        "parent folder of the class folders; tfds: TFDS data_dir; masks: data set root folder",
     ] = ""
     image_root: Annotated[
         str,
-        "jsonl, csv, karpathy, coco: folder that image paths are relative to (empty: the folder "
-        "of the file)",
+        "jsonl, csv, karpathy, coco: base folder for relative image paths (empty: the folder "
+        "that contains the file)",
     ] = ""
-    name: Annotated[str, "tfds, masks: name of the data set"] = ""
+    name: Annotated[str, "tfds, masks: data set name"] = ""
     split: Annotated[
         str,
-        'jsonl, array_record, csv: keep examples whose "split" equals it (empty: all); karpathy: '
-        'the same, several joined by "+"; tfds: the split; scenes: train or test; masks: the split '
-        "(empty: the one that published results are evaluated on); coco: empty",
+        'jsonl, array_record, csv: keep only examples whose "split" field equals this value '
+        '(empty: all); karpathy: the same, with several splits joined by "+"; tfds: split name; '
+        "scenes: train or test; masks: split name (empty: the split used for published "
+        "results); coco: must be empty",
     ] = ""
-    image_key: Annotated[str, "tfds: feature that holds the image"] = "image"
+    image_key: Annotated[str, "tfds: image feature"] = "image"
     caption_key: Annotated[
-        str, 'tfds: feature that holds the captions; nested as "captions/text"'
+        str, 'tfds: caption feature; use "captions/text" for a nested feature'
     ] = "captions"
     label_key: Annotated[
         str,
-        'csv: column of class labels (numbers or names, several separated by ";"); tfds: feature '
-        'that holds class labels, nested as "objects/label"',
+        'csv: class label column (numbers or names, several separated by ";"); tfds: class '
+        'label feature; use "objects/label" for a nested feature',
     ] = "label"
     classes: Annotated[
         str,
-        "folder, csv, tfds, masks: class names in the order of the labels: a list that comes with "
-        "the project (`data/texts`) or a text file (empty: the names that the data gives)",
+        "folder, csv, tfds, masks: class names in label order: a list included with the project "
+        "(`data/texts`) or a text file (empty: the names in the data set)",
     ] = ""
     only: Annotated[
         str,
-        "folder, csv, tfds: keep the classes that this list names, and their examples; present: "
-        "those that have an example (empty: all)",
+        "folder, csv, tfds: keep only the classes in this list, and their examples; present: "
+        "only classes that have an example (empty: all)",
     ] = ""
     num_scenes: Annotated[int, Range(1, 2**32 - 1), "scenes: number of scenes"] = 4096
     image_size: Annotated[
-        int, Range(1, 16_384), "side of the square image that enters the backbone, pixels"
+        int, Range(1, 16_384), "side of the square backbone input image, pixels"
     ] = 224
     augmentation: Annotated[
         str,
         Choice(AUGMENTATIONS),
-        "preparation of an image: random_resized_crop (with flips), center_crop, or squash to a "
-        "square",
+        "image preparation: random_resized_crop (with flips), center_crop, or squash (resize to "
+        "a square without keeping the aspect ratio)",
     ] = "random_resized_crop"
-    resize: Annotated[int, Range(1, 16_384), "center_crop: short side before the crop, pixels"] = (
-        256
-    )
+    resize: Annotated[
+        int, Range(1, 16_384), "center_crop: short side of the image before cropping, pixels"
+    ] = 256
     crop_scale: Annotated[
         tuple[float, float],
         Range(0, 1, open_low=True),
-        "random_resized_crop: smallest and largest area of a crop, as a fraction of the image",
+        "random_resized_crop: minimum and maximum crop area, as a fraction of the image area",
     ] = (0.08, 1.0)
     crop_ratio: Annotated[
         tuple[float, float],
         Range(0.01, 100),
-        "random_resized_crop: smallest and largest aspect ratio (width / height) of a crop",
+        "random_resized_crop: minimum and maximum crop aspect ratio (width / height)",
     ] = (3 / 4, 4 / 3)
     flip_probability: Annotated[
-        float, Range(0, 1), "random_resized_crop: probability of a horizontal flip"
+        float, Range(0, 1), "random_resized_crop: horizontal flip probability"
     ] = 0.5
     max_bad_fraction: Annotated[
-        float, Range(0, 1), "fraction of images that may fail to decode before training stops"
+        float,
+        Range(0, 1),
+        "maximum fraction of images that may fail to decode; training stops above it",
     ] = 0.01
-    threads: Annotated[int, Range(0, 1024), "decoding threads (0: none)"] = 16
-    prefetch: Annotated[int, Range(0, 1_000_000), "examples decoded ahead"] = 64
-    workers: Annotated[int, Range(0, 1024), "additional decoding processes (0: threads only)"] = 0
+    threads: Annotated[int, Range(0, 1024), "number of decoding threads (0: none)"] = 16
+    prefetch: Annotated[int, Range(0, 1_000_000), "number of examples decoded in advance"] = 64
+    workers: Annotated[
+        int, Range(0, 1024), "number of additional decoding processes (0: threads only)"
+    ] = 0
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""
@@ -212,21 +218,23 @@ def wrong_choice(key: str, value: str, names: tuple[str, ...]) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """How captions become token ids."""
+    """Caption tokenization."""
 
     kind: Annotated[
         str,
         Choice(TOKENIZER_KINDS),
-        "clip (CLIP's BPE) or bpe (trained on the captions of `config.data`)",
+        "clip (CLIP's BPE) or bpe (trained on the captions in `config.data`)",
     ] = "clip"
     vocabulary: Annotated[
-        str, "clip: the vocabulary file (empty: the official one, downloaded on first use)"
+        str, "clip: vocabulary file (empty: the official file, downloaded on first use)"
     ] = ""
     vocabulary_size: Annotated[
-        int, Range(SMALLEST_VOCABULARY, 10_000_000), "bpe: number of token ids"
+        int, Range(SMALLEST_VOCABULARY, 10_000_000), "bpe: vocabulary size, token IDs"
     ] = 8192
     context_length: Annotated[
-        int, Range(3, 65_536), "tokens of a row, start and end of the sequence included"
+        int,
+        Range(3, 65_536),
+        "tokens per row, including the start-of-sequence and end-of-sequence tokens",
     ] = 77
 
 

@@ -53,26 +53,26 @@ PUBLISHED_SETS = ("imagenet1k", "coco", "ade20k_150", "cityscapes_19")
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationConfig:
-    """How an image becomes a map of classes."""
+    """Semantic segmentation protocol."""
 
     protocol: Annotated[
         str,
         Choice(PROTOCOL_SIDES),
-        "slide (the protocol of dino.txt), whole or highres (`inference.segmentation`)",
+        "slide (the dino.txt protocol), whole or highres (`inference.segmentation`)",
     ] = "slide"
     image_size: Annotated[
         int,
         Range(1, 16_384),
-        "whole: side of the square that the image is squashed to, pixels",
+        "whole: side of the square input image, pixels (the aspect ratio is not kept)",
     ] = 224
     short_side: Annotated[
         int, Range(1, 16_384), "slide: short side of the resized image, pixels"
     ] = 512
-    window: Annotated[int, Range(1, 16_384), "slide, highres: side of a window, pixels"] = 384
+    window: Annotated[int, Range(1, 16_384), "slide, highres: window side, pixels"] = 384
     stride: Annotated[
         int,
         Range(1, 16_384),
-        "slide, highres: distance between windows, pixels (highres: rounded to whole patches)",
+        "slide, highres: window stride, pixels (highres: rounded to whole patches)",
     ] = 192
     scales: Annotated[
         tuple[int, ...], Range(1, 16_384), "highres: short sides of the resized images, pixels"
@@ -80,18 +80,18 @@ class SegmentationConfig:
     clusters: Annotated[
         int,
         Range(0, 1_000_000),
-        "highres: number of groups of similar patches, each of which gets one class (0: every "
-        "patch gets its own)",
+        "highres: number of clusters of similar patches; all patches in a cluster get the same "
+        "class (0: each patch is classified separately)",
     ] = 0
     background_score: Annotated[
         float,
         Range(-1, 1),
-        "a pixel is background where no class scores at least this (-1: off); scores are softmax "
-        "values for slide, cosines for whole and highres",
+        "minimum class score; a pixel is background if every class scores lower (-1: off); "
+        "scores are softmax values for slide, cosine similarities for whole and highres",
     ] = -1.0
     background_words: Annotated[
         str,
-        "scene words, each of which stands for the background: a list that comes with the project "
+        "scene words, each treated as background: a list included with the project "
         '(`data/texts`) or a text file (empty: the word "background")',
     ] = ""
 
@@ -118,32 +118,34 @@ class SegmentationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """One evaluation."""
+    """A single evaluation task."""
 
-    kind: Annotated[str, Choice(KIND_SETTINGS), "retrieval, classification or segmentation"] = (
-        "retrieval"
-    )
+    kind: Annotated[
+        str, Choice(KIND_SETTINGS), "task type: retrieval, classification or segmentation"
+    ] = "retrieval"
     data: Annotated[
         DataConfig,
-        "the examples; augmentation must be center_crop or squash (segmentation prepares images "
-        "itself)",
+        "evaluation examples; augmentation must be center_crop or squash (segmentation has its "
+        "own image preparation)",
     ] = DataConfig(augmentation="center_crop", split="test")
     max_examples: Annotated[
         int,
         Range(0, 2**32 - 1),
-        "number of examples to evaluate on, spread over the data set (0: all)",
+        "maximum number of evaluated examples, spread over the data set (0: all)",
     ] = 0
     templates: Annotated[
         str,
-        "classification, segmentation: prompt templates: a list that comes with the project "
-        '(`data/texts`), a text file, or one template such as "a photo of a {}."',
+        "classification, segmentation: prompt templates: a list included with the project "
+        '(`data/texts`), a text file, or a single template such as "a photo of a {}."',
     ] = "openai_80"
-    segmentation: Annotated[SegmentationConfig, "segmentation: the protocol"] = SegmentationConfig()
+    segmentation: Annotated[SegmentationConfig, "segmentation: protocol settings"] = (
+        SegmentationConfig()
+    )
     published: Annotated[
         str,
         Choice(PUBLISHED_SETS, optional=True),
-        "name of the published figures (`evaluation.published`) that the report shows next to the "
-        "result, if they have the same protocol",
+        "published results (`evaluation.published`) that the report shows next to the measured "
+        "result if the protocols match",
     ] = ""
 
     def conflicts(self, key: str) -> Iterator[str]:
@@ -164,28 +166,28 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated: by `python -m dinotxt_jax.evaluate`, or during training."""
+    """Evaluation tasks, run by `python -m dinotxt_jax.evaluate` or during training."""
 
     tasks: Annotated[
-        dict[str, TaskConfig], "evaluations by name, which stands before each result"
+        dict[str, TaskConfig], "evaluations by name (the name is a prefix for each result)"
     ] = dataclasses.field(default_factory=dict)
     batch_size: Annotated[
         int,
         Range(1, 2**24),
-        "images, windows of images, or token rows, encoded at once on all devices",
+        "images, image windows or token rows per batch, over all devices",
     ] = 256
     every: Annotated[
         int,
         Range(0, 2**31 - 1),
-        "training only: evaluate each time this many steps are made, and after the last (0: never)",
+        "training only: steps between evaluations; the last step is also evaluated (0: never)",
     ] = 0
     at: Annotated[
-        tuple[int, ...], Range(1, 2**31 - 1), "training only: evaluate after these steps too"
+        tuple[int, ...], Range(1, 2**31 - 1), "training only: evaluate after these additional steps"
     ] = ()
     best: Annotated[
         str,
-        "training only: the result, such as flickr8k/mean_recall, whose highest value decides "
-        "which model is kept as the best (empty: none)",
+        "training only: result used to select the best model, such as flickr8k/mean_recall; the "
+        "model with the highest value is kept (empty: none)",
     ] = ""
 
     def conflicts(self, key: str) -> Iterator[str]:

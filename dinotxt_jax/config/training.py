@@ -23,51 +23,55 @@ MOST_STEPS = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class HeadTrainingConfig:
-    """The trainable vision head; the defaults are the released recipe."""
+    """Trainable vision head; the defaults match the released recipe."""
 
     num_blocks: Annotated[
-        int, Range(0, 1000), "number of blocks (0: the tokens of the backbone as they are)"
+        int, Range(0, 1000), "number of blocks (0: backbone tokens unchanged)"
     ] = 2
     num_heads: Annotated[
-        int, Range(0, 1024), "attention heads of a block (0: as many as the backbone has)"
+        int, Range(0, 1024), "attention heads per block (0: same as the backbone)"
     ] = 0
     pooling: Annotated[
         str,
         Choice(POOLINGS),
-        "pooling of patch tokens: mean, max or gem; none compares the class token alone, and with "
-        "num_blocks=0 as well the model is LiT (arXiv 2111.07991)",
+        "patch token pooling: mean, max or gem; none uses only the class token, and none with "
+        "num_blocks=0 is LiT (arXiv 2111.07991)",
     ] = "mean"
     drop_path: Annotated[
-        float, Range(0, 0.99), "fraction of examples that skip a branch in training"
+        float,
+        Range(0, 0.99),
+        "fraction of examples that skip a residual branch in training (stochastic depth)",
     ] = 0.3
     layer_scale: Annotated[float, Range(0, 10), "initial LayerScale factor"] = 1e-5
     patch_tokens: Annotated[
         int,
         Range(0, 1_000_000),
-        "number of patch tokens, drawn anew for every step, that enter the head in training (0: "
-        "all, as released); half of them cost half and lose little (as in arXiv 2212.00794); "
-        "evaluation and inference always take all",
+        "number of head input patch tokens in training, sampled at random in each step (0: all, "
+        "as released); using half halves the cost with little loss in quality (as in arXiv "
+        "2212.00794); evaluation and inference always use all",
     ] = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTrainingConfig:
-    """The text transformer; the defaults are the released recipe."""
+    """Trainable text transformer; the defaults match the released recipe."""
 
-    width: Annotated[int, Range(1, 65_536), "width; the MLP is four times as wide"] = 1280
+    width: Annotated[
+        int, Range(1, 65_536), "residual stream width; the MLP hidden width is 4 times this value"
+    ] = 1280
     depth: Annotated[int, Range(1, 1000), "number of blocks"] = 24
-    num_heads: Annotated[int, Range(1, 1024), "attention heads of a block"] = 20
+    num_heads: Annotated[int, Range(1, 1024), "attention heads per block"] = 20
     pack: Annotated[
         bool,
-        "several captions share a row, as many as fit (exact, see docs/concepts.md); otherwise "
-        "each caption has a row of the context length",
+        "whether to pack as many captions into each row as fit (exact, see docs/concepts.md); "
+        "otherwise each caption has a separate row with the full context length",
     ] = False
     trim: Annotated[
         int,
         Range(0, 65_536),
-        "without `pack`: rows of a batch are cut to the longest caption, rounded up to a multiple "
-        "of this number of tokens (exact, since attention is causal; each length is compiled "
-        "once); 0 never cuts",
+        "without `pack`: trim the rows in each batch to the longest caption, rounded up to "
+        "a multiple of this number of tokens (exact, since attention is causal; each length is "
+        "compiled once); 0: no trimming",
     ] = 0
 
     def conflicts(self, key: str) -> Iterator[str]:
@@ -84,32 +88,34 @@ class TextTrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule; the defaults are the released recipe."""
+    """AdamW and learning rate schedule; the defaults match the released recipe."""
 
     learning_rate: Annotated[
         float,
         Range(0, 1),
-        "peak learning rate, reached after `warmup_steps` of linear warm-up from 0; a cosine then "
-        "ends at 0 with the last step",
+        "peak learning rate, after `warmup_steps` steps of linear warm-up from 0; cosine decay "
+        "to 0 at the last step follows",
     ] = 7e-4
     # 1 - beta must not vanish in float32, since Adam divides by it.
     beta1: Annotated[float, Range(0, 0.99999), "decay rate of Adam's first moment"] = 0.9
     beta2: Annotated[float, Range(0, 0.99999), "decay rate of Adam's second moment"] = 0.99
     # Smaller numbers vanish in float32.
     epsilon: Annotated[
-        float, Range(1e-30, 1), "added to the root of Adam's second moment before the division"
+        float,
+        Range(1e-30, 1),
+        "constant added to the square root of Adam's second moment in the denominator",
     ] = 1e-8
     weight_decay: Annotated[
-        float, Range(0, 100), "decoupled weight decay, on arrays of two or more dimensions"
+        float, Range(0, 100), "decoupled weight decay for arrays with two or more dimensions"
     ] = 1e-4
     warmup_steps: Annotated[
-        int, Range(0, MOST_STEPS), "steps of linear warm-up, fewer than `config.steps`"
+        int, Range(0, MOST_STEPS), "number of linear warm-up steps, less than `config.steps`"
     ] = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The training objective."""
+    """Training objective."""
 
     kind: Annotated[
         str, Choice(LOSS_KINDS), "softmax (CLIP's) or sigmoid (SigLIP's, with a learned bias)"
@@ -117,23 +123,26 @@ class LossConfig:
     chunk: Annotated[
         int,
         Range(1, 2**31 - 1),
-        "columns of the contrastive logits that exist at a time, over all devices (rounded up to a "
-        "multiple of their number); memory on a device is its part of the batch x chunk, and the "
-        "result does not depend on it",
+        "contrastive logit columns computed at a time, over all devices (rounded up to a "
+        "multiple of the device count); memory per device is local batch x chunk; the result "
+        "does not depend on this setting",
     ] = 2048
     max_logit_scale: Annotated[
-        float, Range(1, 10_000), "exp(logit_scale) is clamped to 1 to this after every step"
+        float,
+        Range(1, 10_000),
+        "upper limit for exp(logit_scale), which is clamped between 1 and this value after "
+        "every step",
     ] = 100.0
     gram_weight: Annotated[
         float,
         Range(0, 1_000_000),
-        "weight of the Gram loss, which keeps the similarities among the patch tokens of the head "
-        "near those of the backbone (0: not computed)",
+        "Gram loss weight; this loss keeps patch token similarities in the head close to those "
+        "in the backbone (0: not computed)",
     ] = 0.0
     gram_patches: Annotated[
         int,
         Range(0, 1_000_000),
-        "number of patch tokens of an image that are drawn for the Gram loss (0: all)",
+        "number of patch tokens sampled per image for the Gram loss (0: all)",
     ] = 0
     gram_normalize: Annotated[bool, "whether patch tokens are L2-normalised in the Gram loss"] = (
         True
@@ -142,48 +151,46 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionConfig:
-    """Dtypes, by name."""
+    """Array and computation dtypes, by name."""
 
-    parameters: Annotated[str, Choice(DTYPE_NAMES), "dtype of trained arrays"] = "float32"
-    compute: Annotated[str, Choice(DTYPE_NAMES), "dtype of matrix products in training"] = (
-        "bfloat16"
-    )
+    parameters: Annotated[str, Choice(DTYPE_NAMES), "trained array dtype"] = "float32"
+    compute: Annotated[str, Choice(DTYPE_NAMES), "matrix product dtype in training"] = "bfloat16"
     normalization: Annotated[
-        str, Choice(DTYPE_NAMES), "dtype of softmax and LayerNorm statistics"
+        str, Choice(DTYPE_NAMES), "dtype for softmax and LayerNorm statistics"
     ] = "float32"
-    frozen: Annotated[str, Choice(DTYPE_NAMES), "dtype of the backbone's arrays and products"] = (
+    frozen: Annotated[str, Choice(DTYPE_NAMES), "dtype for backbone arrays and matrix products"] = (
         "bfloat16"
     )
     frozen_products: Annotated[
         str,
         Choice(PRODUCTS),
-        "number format in which the kernels of the backbone's blocks are stored and multiplied, "
-        "with a factor per channel and per token (int8 and float8_e4m3fn take half the memory of "
-        "bfloat16; docs/results.md gives the effect on features); none: the dtype `frozen`",
+        "number format for storing and multiplying the kernels in the backbone blocks, with a "
+        "scale factor per channel and per token (int8 and float8_e4m3fn use half the memory of "
+        "bfloat16; docs/results.md gives the effect on features); none: use the `frozen` dtype",
     ] = "none"
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How devices are arranged (`sharding.make_mesh`): a mesh of data x fsdp x tensor."""
+    """Device mesh with the shape data x fsdp x tensor (`sharding.make_mesh`)."""
 
     data: Annotated[
-        int, Range(1, 2**20, special=-1), "number of replicas (-1: the devices that are left)"
+        int, Range(1, 2**20, special=-1), "number of replicas (-1: use all remaining devices)"
     ] = -1
     fsdp: Annotated[
         int,
         Range(1, 2**20),
-        "number of parts that parameters and optimizer state are split into",
+        "number of parameter and optimizer state shards",
     ] = 1
     tensor: Annotated[
         int,
         Range(1, 2**20),
-        "number of parts that attention heads and MLP channels are split into",
+        "number of attention head and MLP channel shards",
     ] = 1
     slices: Annotated[
         int,
         Range(1, 2**20, special=-1),
-        "number of TPU slices that the replicas are spread over (-1: all slices there are)",
+        "number of TPU slices over which the replicas are distributed (-1: all slices)",
     ] = -1
 
 
@@ -192,14 +199,14 @@ class CheckpointConfig:
     """Training checkpoints, in the work directory."""
 
     every: Annotated[
-        int, Range(1, MOST_STEPS), "steps between two checkpoints; the last step is saved too"
+        int, Range(1, MOST_STEPS), "steps between checkpoints; the last step is also saved"
     ] = 1000
-    keep: Annotated[int, Range(1, 1_000_000), "number of newest checkpoints that are kept"] = 3
+    keep: Annotated[int, Range(1, 1_000_000), "number of most recent checkpoints to keep"] = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A training run."""
+    """Settings for a training run."""
 
     seed: Annotated[
         int,
@@ -207,67 +214,70 @@ class Config:
         "every random choice derives from (seed, step, example index)",
     ] = 0
     steps: Annotated[int, Range(1, MOST_STEPS), "number of optimizer steps"] = 50_000
-    batch_size: Annotated[
-        int, Range(1, 2**24), "image-text pairs, over all devices, that are computed at once"
-    ] = 65_536
+    batch_size: Annotated[int, Range(1, 2**24), "image-text pairs per batch, over all devices"] = (
+        65_536
+    )
     accumulate_steps: Annotated[
         int,
         Range(1, 65_536),
-        "number of batches that make one update, the same as that of one batch of all their pairs: "
-        "batch_size=8192, accumulate_steps=8 trains on 65,536 pairs per step; backbone tokens of "
-        "all of them are kept, and head and text transformer run forward twice",
+        "number of batches per optimizer update; the update is the same as with a single batch "
+        "containing all pairs: batch_size=8192, accumulate_steps=8 trains on 65,536 pairs per "
+        "step; the backbone tokens for all pairs are kept in memory, and the head and the text "
+        "transformer run forward twice",
     ] = 1
     backbone: Annotated[
-        str, "model directory of the frozen backbone, made by `python -m weights_convert`"
+        str, "model directory with the frozen backbone, written by `python -m weights_convert`"
     ] = ""
     features: Annotated[
         str,
-        "folder of cached backbone tokens, written by `python -m dinotxt_jax.precompute` (empty: "
-        "the backbone runs in every step)",
+        "folder with cached backbone tokens, written by `python -m dinotxt_jax.precompute` "
+        "(empty: run the backbone in every step)",
     ] = ""
     feature_views: Annotated[
         int,
         Range(1, 1_000_000),
-        "precompute: number of prepared views of each image; epoch e trains on view e modulo this "
-        "number, so that augmentation survives caching",
+        "precompute: number of prepared views per image; epoch e trains on view (e modulo this "
+        "number), so that augmentation still applies with caching",
     ] = 1
     include_backbone: Annotated[
         bool,
-        "whether the final model directory holds the arrays of the backbone, or names the backbone "
-        "by path and fingerprint",
+        "whether the final model directory contains the backbone arrays; otherwise it "
+        "references the backbone by path and fingerprint",
     ] = True
     remat: Annotated[
-        str, Choice(REMAT_POLICIES), "what the backward pass recomputes: none, full or dots"
+        str,
+        Choice(REMAT_POLICIES),
+        "recomputation in the backward pass: none, full (everything) or dots (everything except "
+        "matrix products)",
     ] = "none"
     topology: Annotated[
         str,
         Form(r"(?:\d+\*)?\w+:\d+(?:x\d+)+", "KIND:AxB, KIND:AxBxC or N*KIND:...", "v6e:16x16"),
-        "TPU slices that the run is meant for; `python -m dinotxt_jax.plan` compiles for them",
+        "target TPU slices for the run; `python -m dinotxt_jax.plan` compiles for them",
     ] = ""
     attention: Annotated[
         str,
         Choice(ATTENTIONS),
-        "implementation of attention in training: xla, grouped (CPUs), cudnn (NVIDIA GPUs), splash "
-        "(TPUs), or auto: the fastest that is known for the devices of the run "
-        "(`models.attention`); `precompute` and models that are loaded take auto",
+        "attention implementation in training: xla, grouped (CPUs), cudnn (NVIDIA GPUs), splash "
+        "(TPUs), or auto: the fastest known implementation for the devices in use "
+        "(`models.attention`); `precompute` and loaded models use auto",
     ] = "auto"
-    log_every: Annotated[
-        int, Range(1, MOST_STEPS), "steps between two lines of `metrics.jsonl`"
-    ] = 10
+    log_every: Annotated[int, Range(1, MOST_STEPS), "steps between lines in `metrics.jsonl`"] = 10
     profile: Annotated[
         str,
         Form(r"[1-9]\d{0,9}:[1-9]\d{0,9}", "FIRST:LAST", "3:5"),
-        "steps to trace for xprof, counted from the start or resumption (the first ones are "
-        "compiled, so begin later); the trace lies in the folder `tensorboard` of the run",
+        "steps to trace for xprof, counted from the start or resumption (the first steps "
+        "include compilation, so start later); the trace is written to the `tensorboard` folder "
+        "in the work directory",
     ] = ""
     data: Annotated[DataConfig, "training images and captions"] = DataConfig()
-    tokenizer: Annotated[TokenizerConfig, "token ids of captions"] = TokenizerConfig()
-    head: Annotated[HeadTrainingConfig, "the vision head"] = HeadTrainingConfig()
-    text: Annotated[TextTrainingConfig, "the text transformer"] = TextTrainingConfig()
-    optimizer: Annotated[OptimizerConfig, "AdamW and its schedule"] = OptimizerConfig()
-    loss: Annotated[LossConfig, "the objective"] = LossConfig()
+    tokenizer: Annotated[TokenizerConfig, "caption tokenization"] = TokenizerConfig()
+    head: Annotated[HeadTrainingConfig, "vision head"] = HeadTrainingConfig()
+    text: Annotated[TextTrainingConfig, "text transformer"] = TextTrainingConfig()
+    optimizer: Annotated[OptimizerConfig, "AdamW and learning rate schedule"] = OptimizerConfig()
+    loss: Annotated[LossConfig, "training objective"] = LossConfig()
     precision: Annotated[PrecisionConfig, "dtypes"] = PrecisionConfig()
-    mesh: Annotated[MeshConfig, "arrangement of devices"] = MeshConfig()
+    mesh: Annotated[MeshConfig, "device mesh"] = MeshConfig()
     checkpoint: Annotated[CheckpointConfig, "checkpoints"] = CheckpointConfig()
     evaluation: Annotated[EvaluationConfig, "evaluation during training"] = EvaluationConfig()
 
