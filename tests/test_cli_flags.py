@@ -82,7 +82,7 @@ REFUSED = [
     ([WORKDIR], "--config is missing; see --help."),
     (
         [CONFIG, WORKDIR],
-        "config.backbone is empty, expected the model directory of the frozen backbone, made by "
+        "config.backbone is empty, expected the model directory with the frozen backbone, written by "
         "`python -m weights_convert`; set config.backbone.",
     ),
     (
