@@ -82,8 +82,8 @@ REFUSED = [
     ([WORKDIR], "--config is missing; see --help."),
     (
         [CONFIG, WORKDIR],
-        "config.backbone is empty, expected the model directory with the frozen backbone, written by "
-        "`python -m weights_convert`; set config.backbone.",
+        "config.backbone is empty, expected the model directory with the frozen backbone, written "
+        "by `python -m weights_convert`; set config.backbone.",
     ),
     (
         ["--config=nowhere.py", WORKDIR],
