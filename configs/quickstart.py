@@ -1,4 +1,4 @@
-"""The whole pipeline on drawn scenes: no download, about four minutes on two CPU cores.
+"""The whole pipeline on drawn scenes: no download, about three minutes on two CPU cores.
 
 The backbone is the tiny DINOv2 with random weights that the tests contain (real weights cannot be
 shipped here), so only the head and the text transformer learn to see; the same commands with a real
