@@ -65,8 +65,8 @@ def open_coco(
         identity = field(annotation, "image_id", int, where)
         if identity not in names:
             raise UserError(
-                f"{where}: the image_id {identity} is that of no image in the file; correct or "
-                "remove the annotation."
+                f"{where}: no image in the file has the image_id {identity}; correct or remove the "
+                "annotation."
             )
         captions[identity].append(field(annotation, "caption", str, where))
     entries = [

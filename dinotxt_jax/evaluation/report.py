@@ -60,40 +60,53 @@ def evaluate(
         check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")
         opened = [open_task(name, task, "config") for name, task in config.tasks.items()]
         results = _read(file)
-        for one in opened:
+        for task in opened:
             # A task already run with the same data needs no images: only check the others.
-            if not results.get(one.name, {}).items() >= one.origin.items():
-                one.check_images()
-    processes.check_same({f"the data of {one.name}": one.origin["contents"] for one in opened})
+            if not results.get(task.name, {}).items() >= task.origin.items():
+                task.check_images()
+    processes.check_same({f"the data of {task.name}": task.origin["contents"] for task in opened})
     model = load(model_path, dtype, mesh)
     model_name = named_folder(str(model_path))
-    for one in opened:
+    for task in opened:
         origin = {
             "backbone_fingerprint": model.description.fingerprint,
             "trained_fingerprint": model.trained_fingerprint,
             "preprocessing": dataclasses.asdict(model.description.preprocessing),
             "dtype": dtype,
-            **one.origin,
+            **task.origin,
         }
         origin = json.loads(json.dumps(origin))
-        if processes.first_says(results.get(one.name, {}).items() >= origin.items()):
+        if processes.first_says(results.get(task.name, {}).items() >= origin.items()):
             continue
-        partial = PartialWork(output / f".{one.name}.partial.npz", origin)
-        data = data_name(one.origin["task"]["data"])
-        title = f"{model_name} on {one.name} ({data})"
+        partial = PartialWork(output / f".{task.name}.partial.npz", origin)
+        data = data_name(task.origin["task"]["data"])
+        title = f"{model_name} on {task.name} ({data})"
         job = Job(
-            model, one.name, one.task, one.source, config.batch_size, partial=partial, title=title
+            model,
+            task.name,
+            task.task,
+            task.source,
+            config.batch_size,
+            partial=partial,
+            title=title,
         )
         result = run_task(job)
-        results[one.name] = _stored(result) | origin
+        results[task.name] = _stored(result) | origin
         if processes.is_first():
             write_text(file, json.dumps(results, indent=2, allow_nan=False) + "\n")
         if result.draw is not None:
-            result.draw(output / f"{one.name}.png")
+            result.draw(output / f"{task.name}.png")
         partial.clear()
     if not processes.is_first():
         return []
     title = f"Evaluation of {model_name} on {', '.join(config.tasks)}"
+    return [file, *_write_pages(output, title, config, results)]
+
+
+def _write_pages(
+    output: Path, title: str, config: EvaluationConfig, results: dict[str, Any]
+) -> list[Path]:
+    """Writes report.md and report.html; returns these two files and the pictures they show."""
     shown = {
         name: results[name] | {"published": task.published} for name, task in config.tasks.items()
     }
@@ -101,7 +114,7 @@ def evaluate(
     pictures = {name: picture for name, picture in pictures.items() if picture.exists()}
     write_text(output / "report.md", markdown_page(title, shown, pictures))
     write_text(output / "report.html", html_page(title, shown, pictures))
-    return [file, output / "report.md", output / "report.html", *pictures.values()]
+    return [output / "report.md", output / "report.html", *pictures.values()]
 
 
 def named_folder(path: str) -> str:

@@ -168,7 +168,7 @@ def test_faults_of_karpathys_files_are_named(tmp_path, content, split, message) 
         (changed(COCO, "images", 1, "file_name"), r"images\[1\]: the field file_name is missing"),
         (
             changed(COCO, "annotations", 1, "image_id", value=5),
-            r"annotations\[1\]: the image_id 5 is that of no image",
+            r"annotations\[1\]: no image in the file has the image_id 5",
         ),
         (changed(COCO, "annotations", 1, "caption"), r"annotations\[1\]: the field caption is mis"),
         (

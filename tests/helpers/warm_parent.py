@@ -27,7 +27,6 @@ LIBRARIES = (
     "dinotxt_jax.training.loop",
     "dinotxt_jax.visualize",
     "matplotlib.pyplot",
-    "ml_collections.config_flags",
     "weights_convert.convert",
 )
 
