@@ -35,9 +35,9 @@ def computed(batches: list[np.ndarray], sample: list[np.ndarray], devices: int) 
     counts = row_counts(planned, size // devices)
     rows, overflows = [], 0
     for lengths in batches:
-        needed = max(rows_needed(part, CONTEXT) for part in np.split(lengths, devices))
-        rows.append(next(count for count in counts if count >= needed))
-        overflows += needed > planned
+        rows_per_part = max(rows_needed(part, CONTEXT) for part in np.split(lengths, devices))
+        rows.append(next(count for count in counts if count >= rows_per_part))
+        overflows += rows_per_part > planned
     return {
         "whole": size * CONTEXT,
         "trimmed": size * np.mean([trimmed_length(int(b.max()), 8, CONTEXT) for b in batches]),

@@ -72,8 +72,8 @@ def one_window_at_a_time(
         shape = (*mask.shape, len(texts))
         fine = jax.image.resize(total / visits, shape, "bilinear", antialias=False)
         labels = np.asarray(jnp.argmax(fine, axis=-1))
-        kept = mask != 255
-        pairs = mask[kept].astype(np.int64) * len(texts) + labels[kept]
+        labelled = mask != 255
+        pairs = mask[labelled].astype(np.int64) * len(texts) + labels[labelled]
         confusion += np.bincount(pairs, minlength=confusion.size).reshape(confusion.shape)
     return confusion
 

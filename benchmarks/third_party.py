@@ -155,7 +155,7 @@ def main() -> None:
     print(f"transformers {transformers.__version__}, timm {timm.__version__}, ", end="")
     print(f"torch {torch.__version__}, float32\n")
     print("| layout | largest difference of tokens |\n|---|---|")
-    kept: dict[str, np.ndarray] = {}
+    results: dict[str, np.ndarray] = {}
     for name in MODELS:
         layout, arguments = THIRD_PARTY[name]
         arrays = checkpoint(layout, **arguments)
@@ -171,12 +171,12 @@ def main() -> None:
                     [out if out.ndim == 3 else out[:, None] for out in ours(pixels)], axis=1
                 )
                 worst = np.maximum(worst, np.abs(outputs - expected).max())
-                kept[f"{name}/{size}"] = expected
+                results[f"{name}/{size}"] = expected
         print(f"| {name} | {worst:.1e} |", flush=True)
     print(f"| dinov2_reg, exported as hf_dinov2_reg | {exported_to_transformers():.1e} |")
     if options.write:
         GOLDENS.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(GOLDENS / "tokens.npz", **kept)
+        np.savez_compressed(GOLDENS / "tokens.npz", **results)
         print(f"\nwritten to {GOLDENS}")
 
 

@@ -48,13 +48,15 @@ def _body(paths: Sequence[str]) -> None:
     model = load(_MODEL.value, _DTYPE.value, sharding.make_mesh())
     rows: list[list[object]] = []
     parts = embedded_files(model, files, _BATCH.value, _THREADS.value, "classifying")
-    for some, descriptors in parts:
-        found = model.classify_descriptors(descriptors, names, templates)
-        for file, best in zip(some, found.top(_TOP.value), strict=True):
-            shown = ", ".join(f"{name} {100 * probability:.1f}%" for name, probability in best)
-            print(f"{file}: {shown}")
-        values = found.probabilities.tolist()
-        rows += [[file, *own] for file, own in zip(some, values, strict=True)]
+    for paths_in_batch, descriptors in parts:
+        result = model.classify_descriptors(descriptors, names, templates)
+        for file, best in zip(paths_in_batch, result.top(_TOP.value), strict=True):
+            summary = ", ".join(f"{name} {100 * probability:.1f}%" for name, probability in best)
+            print(f"{file}: {summary}")
+        values = result.probabilities.tolist()
+        rows += [
+            [file, *row_values] for file, row_values in zip(paths_in_batch, values, strict=True)
+        ]
     if _OUTPUT.value:
         with new_file(Path(_OUTPUT.value)) as partial, partial.open("w", newline="") as stream:
             writer = csv.writer(stream)

@@ -165,11 +165,11 @@ def _set_format(text: str) -> None:
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    asked = set(arguments)
-    if asked & {"-h", "--help", "-help", "--helpshort"}:
+    requested = set(arguments)
+    if requested & {"-h", "--help", "-help", "--helpshort"}:
         print(_help(arguments[0]))
         raise SystemExit(0)
-    if "--version" in asked:
+    if "--version" in requested:
         print(version())
         raise SystemExit(0)
     try:
@@ -197,15 +197,15 @@ def _help(program: str) -> str:
     """The entry point's docstring and its own flags."""
     # `dinotxt NAME` has imported the entry point, `python -m` runs it as __main__.
     main = sys.modules.get(COMMANDS.get(program, ""), sys.modules["__main__"])
-    own = flags.FLAGS.get_key_flags_for_module(main) or []
+    command_flags = flags.FLAGS.get_key_flags_for_module(main) or []
     for module in (__name__, cli_flags.__name__):
-        own += flags.FLAGS.get_key_flags_for_module(module) or []
+        command_flags += flags.FLAGS.get_key_flags_for_module(module) or []
     lines = [(main.__doc__ or "").strip(), "", "flags:"]
-    for flag in own:
+    for flag in command_flags:
         default = f" (default: {flag.default})" if flag.default not in (None, "") else ""
         text = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl repeats the choices
         lines.append(f"  --{flag.name}: {text}{default}")
-    if any(flag.name == "config" for flag in own):
+    if any(flag.name == "config" for flag in command_flags):
         lines.append("  --config.KEY=VALUE: a setting of it; docs/configuration.md explains all")
     return "\n".join(lines)
 
@@ -238,8 +238,10 @@ def dispatch() -> None:
         raise SystemExit(0)
     name = sys.argv.pop(1)
     if name not in COMMANDS:
-        meant = closest(name, COMMANDS)
-        advice = f"did you mean {meant}?" if meant else f"choose among {', '.join(COMMANDS)}."
+        suggestion = closest(name, COMMANDS)
+        advice = (
+            f"did you mean {suggestion}?" if suggestion else f"choose among {', '.join(COMMANDS)}."
+        )
         exit_with(UserError(f"{name!r} is not a command; {advice}"))
     sys.argv[0] = name
     module = importlib.import_module(COMMANDS[name])

@@ -164,10 +164,10 @@ def _own_flags() -> list[str]:
 
 def _unknown_flag(name: str) -> str:
     first, dot, rest = name.partition(".")
-    meant = closest(first, _own_flags())
+    suggestion = closest(first, _own_flags())
     # Only a config flag has settings, so a dotted name must match a config flag.
-    if meant and (not dot or meant in _CONFIGS):
-        return f"--{name} is not a flag; did you mean --{meant}{dot}{rest}?"
+    if suggestion and (not dot or suggestion in _CONFIGS):
+        return f"--{name} is not a flag; did you mean --{suggestion}{dot}{rest}?"
     return f"--{name} is not a flag of this command; see --help."
 
 
@@ -190,8 +190,8 @@ def _wrong_value(text: str) -> str:
     name, value, reason = matched.groups()
     if choices := _ENUM.search(reason):
         names = choices[1].split("|")
-        meant = closest(value, names)
-        advice = f"did you mean {meant!r}?" if meant else "choose one of these."
+        suggestion = closest(value, names)
+        advice = f"did you mean {suggestion!r}?" if suggestion else "choose one of these."
         return f"--{name} is {value!r}, expected {' or '.join(names)}; {advice}"
     for pattern, expected in _EXPECTED.items():
         if re.search(pattern, reason):

@@ -35,8 +35,8 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax.inference.embeddings import embed_lines, embedded_files, new_embeddings
 
     if bool(paths) == bool(_TEXTS.value):
-        given = "both images and --texts are" if paths else "neither images nor --texts are"
-        raise UserError(f"{given} given, expected either images or --texts; see --help.")
+        inputs = "both images and --texts are" if paths else "neither images nor --texts are"
+        raise UserError(f"{inputs} given, expected either images or --texts; see --help.")
     files = image_files(paths) if paths else []
     texts = read_list(_TEXTS.value, "--texts") if _TEXTS.value else ()
     with new_embeddings(Path(_OUTPUT.value)) as write:
@@ -44,8 +44,8 @@ def _body(paths: Sequence[str]) -> None:
         if texts:
             embed_lines(model, texts, write, _BATCH.value)
         else:
-            for some, rows in embedded_files(model, files, _BATCH.value, _THREADS.value):
-                write([str(file) for file in some], rows)
+            for paths_in_batch, rows in embedded_files(model, files, _BATCH.value, _THREADS.value):
+                write([str(file) for file in paths_in_batch], rows)
     print(_OUTPUT.value)
 
 

@@ -42,8 +42,8 @@ def closest(word: str, choices: Collection[str]) -> str | None:
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raises `UserError` unless the value for the setting `name` is among the choices."""
     if value not in choices:
-        meant = closest(value, choices)
-        advice = f"did you mean {meant!r}?" if meant else "choose one of these."
+        suggestion = closest(value, choices)
+        advice = f"did you mean {suggestion!r}?" if suggestion else "choose one of these."
         raise UserError(f"{name} is {value!r}, expected {', '.join(choices)}; {advice}")
 
 

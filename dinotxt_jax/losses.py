@@ -187,14 +187,14 @@ def _forward(
 
 
 def _backward(
-    setting: _Setting, kept: tuple[Any, ...], cotangent: Float[Array, ""]
+    setting: _Setting, residuals: tuple[Any, ...], cotangent: Float[Array, ""]
 ) -> tuple[Float[Array, "b D"], Float[Array, "b D"], Float[Array, ""], Float[Array, ""]]:
     run = setting.shards.map(
         functools.partial(_local_gradients, setting),
         (_FEATURES, _FEATURES, _NUMBER, _NUMBER, _VECTOR, _NUMBER),
         (_FEATURES, _FEATURES, _NUMBER, _NUMBER),
     )
-    return run(*kept, cotangent)
+    return run(*residuals, cotangent)
 
 
 _blockwise_loss.defvjp(_forward, _backward)
@@ -240,8 +240,8 @@ def _local_loss(
         # and adds them up.
         columns = jax.nn.logsumexp(shards.exchange(parts.T), axis=0)
         sums = (rows, columns)
-        own = jnp.sum(images * texts.astype(scale.dtype), axis=-1) * scale
-        losses = (rows + columns) / 2 - own
+        pair_logits = jnp.sum(images * texts.astype(scale.dtype), axis=-1) * scale
+        losses = (rows + columns) / 2 - pair_logits
     return shards.sum(jnp.sum(losses)) / (count * shards.count), sums
 
 
@@ -268,23 +268,28 @@ def _local_gradients(
         so_far: tuple[Float[Array, "n D"], Float[Array, ""]], block: _Block
     ) -> tuple[tuple[Float[Array, "n D"], Float[Array, ""]], Float[Array, "k D"]]:
         slope = slopes(block)  # [n m]
-        of_images = so_far[0] + jnp.einsum("nm,md->nd", slope, block.texts)
+        image_gradient = so_far[0] + jnp.einsum("nm,md->nd", slope, block.texts)
         # The contributions to the m text gradients go to the devices that hold those texts.
-        of_texts = jnp.einsum("nm,nd->md", slope, wide_images)
-        of_texts = shards.scatter_sum(block.by_device(of_texts))
-        of_texts = (of_texts * (factor * scale)).astype(texts.dtype)
+        text_gradient = jnp.einsum("nm,nd->md", slope, wide_images)
+        text_gradient = shards.scatter_sum(block.by_device(text_gradient))
+        text_gradient = (text_gradient * (factor * scale)).astype(texts.dtype)
         # The softmax loss has no bias gradient: a bias would shift all logits equally.
-        of_bias = so_far[1] + jnp.sum(slope) if setting.kind == "sigmoid" else so_far[1]
-        return (of_images, of_bias), of_texts
+        bias_gradient = so_far[1] + jnp.sum(slope) if setting.kind == "sigmoid" else so_far[1]
+        return (image_gradient, bias_gradient), text_gradient
 
     zeros = (jnp.zeros_like(wide_images), jnp.zeros_like(bias))
-    (of_images, of_bias), of_texts = _over_blocks(
+    (image_gradient, bias_gradient), text_gradient = _over_blocks(
         setting, step, zeros, wide_images, texts, scale, bias
     )
     # sum(S * cosines) = sum((S texts) * images), which needs no second pass over the blocks.
-    of_scale = shards.sum(jnp.sum(of_images * wide_images))
-    of_images = (of_images * (factor * scale)).astype(images.dtype)
-    return of_images, of_texts, factor * of_scale, factor * shards.sum(of_bias)
+    scale_gradient = shards.sum(jnp.sum(image_gradient * wide_images))
+    image_gradient = (image_gradient * (factor * scale)).astype(images.dtype)
+    return (
+        image_gradient,
+        text_gradient,
+        factor * scale_gradient,
+        factor * shards.sum(bias_gradient),
+    )
 
 
 def _sigmoid_slopes(block: _Block) -> Float[Array, "n m"]:
@@ -301,8 +306,8 @@ def _softmax_slopes(
 
     def slopes(block: _Block) -> Float[Array, "n m"]:
         sums = jax.lax.dynamic_slice_in_dim(columns, block.start, block.size, axis=1).ravel()  # [m]
-        of_images = jnp.exp(block.logits - rows[:, None])
-        return (of_images + jnp.exp(block.logits - sums)) / 2 - block.matched
+        image_softmax = jnp.exp(block.logits - rows[:, None])
+        return (image_softmax + jnp.exp(block.logits - sums)) / 2 - block.matched
 
     return slopes
 

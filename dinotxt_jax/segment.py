@@ -69,7 +69,7 @@ def _body(paths: Sequence[str]) -> None:
     templates = read_templates(_TEMPLATES.value, "--templates")
     photo = read_image(paths[0])
     model = load(_MODEL.value, _DTYPE.value)
-    picture, found = draw_picture(
+    picture, segmentation = draw_picture(
         model,
         photo,
         names,
@@ -78,8 +78,8 @@ def _body(paths: Sequence[str]) -> None:
             image, classes, _PROTOCOL.value, templates, background, _BATCH.value
         ),
     )
-    if found is not None and _LABELS.value:
-        write_picture(found.mask(), _LABELS.value)
+    if segmentation is not None and _LABELS.value:
+        write_picture(segmentation.mask(), _LABELS.value)
     write_picture(picture, _OUTPUT.value)
     print(_OUTPUT.value)
 

@@ -156,16 +156,16 @@ def batch_readers(mesh: Mesh) -> dict[tuple[int, ...], list[int]]:
     Raises:
         UserError: processes share some parts and not others.
     """
-    held: dict[int, set[int]] = {}
+    rows_by_process: dict[int, set[int]] = {}
     for part, devices in enumerate(mesh.devices.reshape(batch_parts(mesh), -1)):
         for device in devices:
-            held.setdefault(device.process_index, set()).add(part)
+            rows_by_process.setdefault(device.process_index, set()).add(part)
     readers: dict[tuple[int, ...], list[int]] = {}
-    for process, parts in sorted(held.items()):
+    for process, parts in sorted(rows_by_process.items()):
         readers.setdefault(tuple(sorted(parts)), []).append(process)
     sizes = {len(parts) for parts in readers}
     if len(sizes) > 1 or sum(map(len, readers)) != batch_parts(mesh):
-        local = len(mesh.devices.flat) // len(held)
+        local = len(mesh.devices.flat) // len(rows_by_process)
         raise UserError(
             f"config.mesh.tensor={mesh.shape['tensor']} makes processes of {local} devices share "
             f"some rows of a batch and not others; set it to a divisor or multiple of {local}."

@@ -180,13 +180,13 @@ def web(tmp_path: Path) -> Iterator[Web]:
             self.answer(body=True)
 
         def answer(self, body: bool) -> None:
-            wanted = self.headers.get("Range")
-            site.requests.append((self.path, wanted))
+            range_header = self.headers.get("Range")
+            site.requests.append((self.path, range_header))
             file = site.folder / self.path.partition("?")[0].lstrip("/")
             if not file.is_file():
                 return self.send_error(404)
             content = file.read_bytes()
-            first = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+            first = int(range_header.removeprefix("bytes=").split("-")[0]) if range_header else 0
             etag = f'"{hashlib.sha256(content).hexdigest()}"'
             same = self.headers.get("If-Range", etag) == etag
             first = first if site.ranges and same else 0

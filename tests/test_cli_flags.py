@@ -205,8 +205,8 @@ def outcomes(folder: Path) -> list:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    found: list = json.loads(result.stdout)
-    return found
+    actual: list = json.loads(result.stdout)
+    return actual
 
 
 @pytest.mark.parametrize("number", range(len(REFUSED)))

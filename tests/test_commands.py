@@ -76,8 +76,8 @@ def test_classify_prints_the_best_and_writes_all(
         values = {name: float(row[name]) for name in ("cat", "dog", "zebra")}
         assert sum(values.values()) == pytest.approx(1, abs=1e-5)
         best = sorted(values, key=lambda name: -values[name])[:2]
-        shown = ", ".join(f"{name} {100 * values[name]:.1f}%" for name in best)
-        assert line.endswith(shown)
+        summary = ", ".join(f"{name} {100 * values[name]:.1f}%" for name in best)
+        assert line.endswith(summary)
 
 
 def test_embed_writes_both_formats_and_leaves_out_what_is_broken(

@@ -61,9 +61,9 @@ def test_contrastive_losses_equal_the_official_code(
         )
     np.testing.assert_allclose(value, golden["loss"], rtol=EXACT)
     names = ("grad_img_raw", "grad_txt_raw", "grad_logit_scale", "grad_logit_bias")
-    for key, found in zip(names, gradients, strict=True):
+    for key, result in zip(names, gradients, strict=True):
         if key in golden:
-            np.testing.assert_allclose(found, golden[key], rtol=1e-9, atol=EXACT, err_msg=key)
+            np.testing.assert_allclose(result, golden[key], rtol=1e-9, atol=EXACT, err_msg=key)
 
 
 def test_contrastive_loss_in_float32_is_close_to_float64(
@@ -73,9 +73,9 @@ def test_contrastive_loss_in_float32_is_close_to_float64(
         normalized(jnp.asarray(contrastive[key], "float32")) for key in ("img_raw", "txt_raw")
     )
     scale = jnp.exp(jnp.asarray(contrastive["infonce/logit_scale"], "float32"))
-    found = softmax_contrastive_loss(images, texts, scale)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, contrastive["infonce/loss"], rtol=0, atol=1e-6)
+    result = softmax_contrastive_loss(images, texts, scale)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, contrastive["infonce/loss"], rtol=0, atol=1e-6)
 
 
 SOFTMAX = (softmax_contrastive_loss, plain_losses.softmax, (20.0,))
@@ -104,9 +104,9 @@ def test_any_batch_gives_what_the_definition_gives(
         expected = value_and_gradients(plain, *arguments)
         run = jax.jit(functools.partial(value_and_gradients, functools.partial(loss, chunk=7)))
         with contextlib.nullcontext() if mesh == "none" else jax.set_mesh(sharding.make_mesh(2, 4)):
-            found = run(*arguments)
+            actual = run(*arguments)
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=EXACT), found, expected
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=EXACT), actual, expected
     )
 
 
@@ -116,14 +116,14 @@ def test_gradients_are_multiplied_by_what_follows_the_loss(
 ) -> None:
     with jax.enable_x64(True), jax.set_mesh(sharding.make_mesh(2, 4)):
         arguments = tuple(map(jnp.asarray, (*drawn_features(16), *numbers)))
-        found, expected = (
+        actual, expected = (
             jax.jit(functools.partial(value_and_gradients, lambda *a, f=f: jnp.square(f(*a))))(
                 *arguments
             )
             for f in (loss, plain)
         )
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=EXACT), found, expected
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=EXACT), actual, expected
     )
 
 
@@ -143,9 +143,9 @@ def test_bfloat16_features_give_a_float32_loss_and_bfloat16_gradients(
     assert [g.dtype for g in gradients[:2]] == [jnp.bfloat16] * 2
     assert value.dtype == gradients[2].dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    for found, wide in zip(gradients[:2], expected_gradients, strict=False):
+    for actual, wide in zip(gradients[:2], expected_gradients, strict=False):
         # Rounded once, at the end: half a unit in the last of eight places.
-        np.testing.assert_allclose(found.astype("float32"), wide, rtol=2**-8, atol=1e-7)
+        np.testing.assert_allclose(actual.astype("float32"), wide, rtol=2**-8, atol=1e-7)
     # Cancellation in the scale's gradient leaves about 1e-8.
     np.testing.assert_allclose(gradients[2:], expected_gradients[2:], rtol=1e-5, atol=1e-7)
 

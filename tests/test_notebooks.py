@@ -98,8 +98,8 @@ def test_a_model_is_trained_on_captions_and_then_used(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     scores = json.loads((work / "evaluation" / "results.json").read_text())["scenes"]
     assert scores["metrics"]["mean_recall"] > 5 * scores["chance"]["mean_recall"]
-    shown = [Image.open(file) for file in sorted((tmp_path / "trained").iterdir())]
-    assert [picture.size for picture in shown[1:]] == [
+    pictures = [Image.open(file) for file in sorted((tmp_path / "trained").iterdir())]
+    assert [picture.size for picture in pictures[1:]] == [
         Image.open(work / "run" / "curves.png").size,
         Image.open(work / "evaluation" / "scenes.png").size,
     ]

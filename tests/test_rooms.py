@@ -46,13 +46,13 @@ def imports(module: str) -> frozenset[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    found = set()
+    result = set()
     for name in names:
         # The module itself, the package's `__init__`, or the module that contains the name.
         holder = name.rpartition(".")[0]
         candidates = (name, f"{name}.__init__", holder, f"{holder}.__init__")
-        found |= set([candidate for candidate in candidates if candidate in known][:1])
-    return frozenset(found - {module})
+        result |= set([candidate for candidate in candidates if candidate in known][:1])
+    return frozenset(result - {module})
 
 
 def room(module: str) -> str:

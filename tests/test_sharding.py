@@ -34,24 +34,24 @@ class Chip:
 
     platform, device_kind = "tpu", "TPU v5 lite"
 
-    def __init__(self, number: int, of_slice: int = 0):
-        self.id, self.slice_index, self.core_on_chip = 16 * of_slice + number, of_slice, 0
+    def __init__(self, number: int, slice_index: int = 0):
+        self.id, self.slice_index, self.core_on_chip = 16 * slice_index + number, slice_index, 0
         y, x = divmod(number, 4)
         self.coords = (x, y, 0)
-        self.process_index = 4 * of_slice + 2 * (y // 2) + x // 2
+        self.process_index = 4 * slice_index + 2 * (y // 2) + x // 2
 
 
 @pytest.mark.parametrize("slices", [2, -1])
 def test_slices_divide_the_replicas(slices: int) -> None:
-    chips = [Chip(number, of_slice) for number in range(16) for of_slice in range(2)]
+    chips = [Chip(number, slice_index) for number in range(16) for slice_index in range(2)]
     mesh = sharding.make_mesh(8, 4, slices=slices, devices=chips)
-    found = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
-    np.testing.assert_array_equal(found[:, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1])
-    assert (found == found[:, :1, :1]).all()
+    result = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    np.testing.assert_array_equal(result[:, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1])
+    assert (result == result[:, :1, :1]).all()
 
 
 def test_other_slices_than_there_are_are_refused() -> None:
-    chips = [Chip(number, of_slice) for number in range(16) for of_slice in range(2)]
+    chips = [Chip(number, slice_index) for number in range(16) for slice_index in range(2)]
     with pytest.raises(UserError, match=r"mesh.slices=1, but the devices are in 2; set it to 2"):
         sharding.make_mesh(8, 4, slices=1, devices=chips)
     with pytest.raises(UserError, match=r"data=1 replicas cannot be distributed over 2 slices"):
@@ -137,11 +137,11 @@ def test_a_global_batch_keeps_its_order() -> None:
 def test_parts_of_a_batch_exchange_what_is_meant_for_each_other(data: int, fsdp: int) -> None:
     def function(x: jax.Array) -> tuple[jax.Array, ...]:
         everything = shards.gather(x)
-        meant = x[0] * 100 + jnp.arange(8)  # from part x to part 0, 1, ...
+        sent = x[0] * 100 + jnp.arange(8)  # from part x to part 0, 1, ...
         return (
             everything.reshape(1, 8),
-            shards.exchange(meant).reshape(1, 8),
-            shards.scatter_sum(meant)[None],
+            shards.exchange(sent).reshape(1, 8),
+            shards.scatter_sum(sent)[None],
             shards.sum(x[0]),
             x * 0 + shards.index(),
         )

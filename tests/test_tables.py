@@ -33,7 +33,7 @@ TABLES = {"source": SOURCES, "kind": KINDS, "protocol": PROTOCOLS}
 
 def compared_rows(tree: ast.AST) -> list[str]:
     """Finds comparisons like `task.kind == "retrieval"` or `config.source in ("csv", "folder")`."""
-    found = []
+    result = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
@@ -42,16 +42,16 @@ def compared_rows(tree: ast.AST) -> list[str]:
                 n.value for side in sides for n in ast.walk(side) if isinstance(n, ast.Constant)
             }
             for field in fields & TABLES.keys():
-                found += [f"{field} {value!r}" for value in values if value in TABLES[field]]
-    return found
+                result += [f"{field} {value!r}" for value in values if value in TABLES[field]]
+    return result
 
 
 def test_no_module_compares_the_name_of_a_row() -> None:
     assert compared_rows(ast.parse('task.kind != "retrieval" or c.protocol in ("slide", "x")'))
     # `config` is below the tables: it declares the names and the settings that go together.
     files = [file for file in FILES if file.parent.name != "config"]
-    found = {file.name: compared_rows(ast.parse(file.read_text())) for file in files}
-    assert {name: rows for name, rows in found.items() if rows} == {}
+    result = {file.name: compared_rows(ast.parse(file.read_text())) for file in files}
+    assert {name: rows for name, rows in result.items() if rows} == {}
 
 
 def test_public_names_mean_one_thing() -> None:

@@ -73,10 +73,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.describe:
         settings = parse_settings(arguments.set)
-        given = arguments.sources or ([arguments.model] if arguments.model else [])
-        if not given:
+        sources = arguments.sources or ([arguments.model] if arguments.model else [])
+        if not sources:
             raise UserError("a model directory or a checkpoint is missing; --help has examples.")
-        for path in given:
+        for path in sources:
             for line in describe.describe(path, settings, arguments.layout, arguments.prefix):
                 print(line)
         return 0
@@ -248,8 +248,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _heads(conversion: "Conversion") -> str:
     heads, width = conversion.description.vision.num_heads, conversion.description.vision.dim
-    known = any("o" in match.sizes.get("backbone", {}) for match in conversion.matches)
-    guess = "" if known or heads * 64 != width else " (width / 64; --set num_heads corrects it)"
+    derived = any("o" in match.sizes.get("backbone", {}) for match in conversion.matches)
+    guess = "" if derived or heads * 64 != width else " (width / 64; --set num_heads corrects it)"
     return f"{heads} heads{guess}"
 
 

@@ -59,12 +59,12 @@ def parse_settings(pairs: Iterable[str]) -> Settings:
         UserError: an unknown key, or an invalid value.
     """
     values: dict[str, Any] = {}
-    known = [field.name for field in dataclasses.fields(Settings)]
+    keys = [field.name for field in dataclasses.fields(Settings)]
     for pair in pairs:
         key, _, value = pair.partition("=")
-        if key not in known:
+        if key not in keys:
             raise UserError(
-                f"--set {pair!r} is not known; give KEY=VALUE with a KEY of {', '.join(known)}."
+                f"--set {pair!r} is not known; give KEY=VALUE with a KEY of {', '.join(keys)}."
             )
         if key in ("mean", "std"):
             values[key] = _three_numbers(key, value)
@@ -107,11 +107,11 @@ def _three_numbers(key: str, value: str) -> tuple[float, float, float]:
 
 def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
     """Returns the user's settings, falling back to config files next to the checkpoint."""
-    given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
+    explicit = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
     backbone = next((m for m in matches if "backbone" in m.layout.components), None)
     beside = {} if backbone is None else settings_beside(backbone)
     beside.pop("activation", None)
-    return Settings(**(beside | given))
+    return Settings(**(beside | explicit))
 
 
 def settings_beside(match: Match) -> dict[str, Any]:
@@ -254,14 +254,14 @@ def _text(match: Match, settings: Settings) -> TextConfig:
     )
 
 
-def _heads(match: Match, width: int, given: int | None, key: str) -> int:
+def _heads(match: Match, width: int, explicit: int | None, key: str) -> int:
     """Returns the given number of heads, or width / 64: array shapes do not determine it."""
-    if given is None and width % _HEAD_WIDTH:
+    if explicit is None and width % _HEAD_WIDTH:
         raise UserError(
             f"{match.name} has width {width}, which is not a multiple of {_HEAD_WIDTH}, so that "
             f"the number of heads cannot be guessed; give it with --set {key}=NUMBER."
         )
-    heads = width // _HEAD_WIDTH if given is None else given
+    heads = width // _HEAD_WIDTH if explicit is None else explicit
     if width % heads:
         raise UserError(
             f"--set {key}={heads} does not divide the width {width} of {match.name}; give a "
@@ -296,12 +296,12 @@ def check_preset(name: str, vision: VisionConfig) -> None:
 
 def preprocessing(layout: Layout, settings: Settings) -> Preprocessing:
     """Returns the preprocessing: the layout's defaults, overridden by the user's settings."""
-    given = {
+    explicit = {
         field.name: value
         for field in dataclasses.fields(Preprocessing)
         if (value := getattr(settings, field.name)) is not None
     }
-    return Preprocessing(**{**layout.preprocessing, **given})
+    return Preprocessing(**{**layout.preprocessing, **explicit})
 
 
 def tokenizer(text: TextConfig | None) -> dict[str, Any] | None:

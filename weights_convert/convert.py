@@ -167,8 +167,8 @@ def _check_components(matches: Sequence[Match]) -> None:
                     f"{owners[component]} and {match.name} both hold a {component}; pass one."
                 )
             owners[component] = match.name
-    held = set(owners) - {"logit_scale"}
-    if held not in ({"backbone"}, set(_PARTS)):
+    components = set(owners) - {"logit_scale"}
+    if components not in ({"backbone"}, set(_PARTS)):
         lacking = [component for component in _PARTS if component not in owners]
         raise UserError(
             f"the sources hold {' and '.join(owners)} but no {' and no '.join(lacking)}; pass a "
@@ -203,8 +203,8 @@ def _planned(
         # The release on DINOv2 has no logit scale, and the official code keeps the initial value.
         # Our exports store a trained value in the metadata.
         stored_scales = [_number(match.source.metadata.get("logit_scale", "")) for match in matches]
-        known = [number for number in stored_scales if number is not None]
-        value = np.array(known[0] if known else INITIAL_LOGIT_SCALE, np.float32)
+        scales = [number for number in stored_scales if number is not None]
+        value = np.array(scales[0] if scales else INITIAL_LOGIT_SCALE, np.float32)
         planned[scale] = _Array(scale, (), value.dtype, value=value)
     ordered = sorted(planned.values(), key=lambda array: ".".join(array.place))
     return {array.place: array for array in ordered}

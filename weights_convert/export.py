@@ -191,8 +191,8 @@ def _planned(
     }
     for name, make in layout.synthesised.items():
         made = tuple(name.split("/"))
-        needed = _BIAS in arrays and made not in arrays
-        if needed and not np.any(arrays[_BIAS].read()[:, 1]):
+        missing_bias = _BIAS in arrays and made not in arrays
+        if missing_bias and not np.any(arrays[_BIAS].read()[:, 1]):
             arrays[made] = _Made(make(description.vision))
     rules = [
         rule

@@ -130,10 +130,10 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
     by_chance = best.prefix and best.known < len(best.missing)
     if by_chance or best.known < max(_FEWEST_KNOWN * considered, 1):
         names = ", ".join(quoted(key) for key in list(arrays)[:6]) or "none"
-        known = ", ".join(f"{candidate.name} ({candidate.title})" for candidate in candidates)
+        layouts = ", ".join(f"{candidate.name} ({candidate.title})" for candidate in candidates)
         raise UserError(
             f"{source.name} has no known layout (its {len(arrays)} arrays begin with {names}); "
-            f"known are: {known}."
+            f"known are: {layouts}."
         )
     return best
 
@@ -212,10 +212,10 @@ def match(
             depths[rule.component] = max(depths[rule.component], layer + 1)
     required = _required(layout, [rule for rule, _ in matched_rows], depths)
     entries = tuple(entry for entry in required if all(key in inside for key in entry.present))
-    known = {key for entry in required for key in entry.present}
+    known_keys = {key for entry in required for key in entry.present}
     for key in inside:
         for beginning, reason in layout.ignored.items():
-            if key not in known and key.startswith(beginning):
+            if key not in known_keys and key.startswith(beginning):
                 ignored[key] = reason
     sizes = _measure(layout, entries, inside)
     return Match(
@@ -227,7 +227,7 @@ def match(
         depths=depths,
         sizes=sizes,
         missing=tuple(key for entry in required for key in entry.present if key not in inside),
-        unexpected=tuple(key for key in inside if key not in known and key not in ignored),
+        unexpected=tuple(key for key in inside if key not in known_keys and key not in ignored),
         misfits=tuple(_misfits(entries, inside, sizes)),
         ignored=ignored,
     )
@@ -280,11 +280,11 @@ def _misfits(
     sizes: Mapping[str, Mapping[str, int]],
 ) -> Iterable[str]:
     for entry in entries:
-        known = dict(sizes[entry.rule.component])
-        if "d" in known:
+        axis_sizes = dict(sizes[entry.rule.component])
+        if "d" in axis_sizes:
             # The shape in the file does not depend on how the width is split into heads.
-            known |= {"h": 1, "k": known["d"]}
-        expected = entry.rule.source_shape(known)
+            axis_sizes |= {"h": 1, "k": axis_sizes["d"]}
+        expected = entry.rule.source_shape(axis_sizes)
         for key in entry.present:
             array = arrays[key]
             fits = len(array.shape) == len(expected) and all(

@@ -68,13 +68,13 @@ def compare(model: epath.PathLike, reference: Path) -> list[Comparison]:
     """
     description = read_description(model)
     arrays = _read(reference)
-    known = {*_INPUTS, *_BACKBONE_OUTPUTS, *_DINOTXT_OUTPUTS}
+    known_names = {*_INPUTS, *_BACKBONE_OUTPUTS, *_DINOTXT_OUTPUTS}
     layers = sorted(int(match[1]) for name in arrays if (match := _LAYER.fullmatch(name)))
-    strange = [n for n in arrays if n not in known and not _LAYER.fullmatch(n)]
+    strange = [n for n in arrays if n not in known_names and not _LAYER.fullmatch(n)]
     if strange or not set(arrays) - set(_INPUTS):
-        held = ", ".join(map(quoted, strange)) or "no outputs"
+        contents = ", ".join(map(quoted, strange)) or "no outputs"
         raise UserError(
-            f"{reference} holds {held}; a reference holds images and outputs named layers/N, "
+            f"{reference} holds {contents}; a reference holds images and outputs named layers/N, "
             f"{', '.join((*_BACKBONE_OUTPUTS, *_DINOTXT_OUTPUTS))}."
         )
     if layers and layers[-1] >= description.vision.depth:

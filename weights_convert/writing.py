@@ -77,9 +77,9 @@ def write_safetensors(plan: FilePlan, dtype: str | None, bar: tqdm) -> None:
     dtypes: dict[str, np.dtype] = {}
     end = 0
     for row in plan.rows:
-        kept = plan.arrays[row.rule.paths[0]].dtype
+        stored_dtype = plan.arrays[row.rule.paths[0]].dtype
         for key in filter(None, row.keys):
-            dtypes[key] = _dtype(key, kept, plan.source, dtype)
+            dtypes[key] = _dtype(key, stored_dtype, plan.source, dtype)
             start, end = end, end + math.prod(row.shape) * dtypes[key].itemsize
             header[key] = {
                 "dtype": _KINDS[dtypes[key]],
@@ -126,13 +126,13 @@ def _rounded(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _dtype(
-    key: str, kept: np.dtype, source: SourceCheckpoint | None, given: str | None
+    key: str, stored_dtype: np.dtype, source: SourceCheckpoint | None, requested: str | None
 ) -> np.dtype:
     """Returns the dtype to write: the given one, the source file's, or the stored one."""
-    if given is not None:
-        return EXPORT_DTYPES[given]
+    if requested is not None:
+        return EXPORT_DTYPES[requested]
     name = "" if source is None else source.other_dtypes.get(key, source.dtype)
     # Arrays that were rounded for storage keep the narrow dtype: widening would only look exact.
-    if kept == EXPORT_DTYPES["float32"] and name in EXPORT_DTYPES:
+    if stored_dtype == EXPORT_DTYPES["float32"] and name in EXPORT_DTYPES:
         return EXPORT_DTYPES[name]
-    return kept
+    return stored_dtype

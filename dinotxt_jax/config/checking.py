@@ -62,8 +62,10 @@ def unknown_key(cls: type, where: str, name: str) -> UserError:
     names = [setting.name for setting in declared_settings(cls)]
     # Settings in nested groups, indexed by the last key component.
     below = {path.rpartition(".")[2]: path for path in reversed(keys_of(cls))}
-    meant = below.get(name) or closest(name, names) or below.get(closest(name, below) or "")
-    advice = f"did you mean {where}.{meant}?" if meant else f"choose among {', '.join(names)}."
+    suggestion = below.get(name) or closest(name, names) or below.get(closest(name, below) or "")
+    advice = (
+        f"did you mean {where}.{suggestion}?" if suggestion else f"choose among {', '.join(names)}."
+    )
     return UserError(f"{where}.{name} is not a setting; {advice}")
 
 

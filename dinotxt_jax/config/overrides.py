@@ -82,9 +82,9 @@ def _entry_name(entries: Mapping[str, Any], rest: str, where: str) -> tuple[str,
         if rest == name or rest.startswith(f"{name}."):
             return name, rest[len(name) + 1 :]
     name = rest.partition(".")[0]
-    meant = closest(name, entries)
-    if meant:
-        advice = f"did you mean {where}.{meant}?"
+    suggestion = closest(name, entries)
+    if suggestion:
+        advice = f"did you mean {where}.{suggestion}?"
     elif entries:
         advice = f"choose among {', '.join(entries)}."
     else:

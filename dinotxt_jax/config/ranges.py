@@ -103,8 +103,8 @@ class Choice:
         return value in self.names or (self.optional and value == "")
 
     def advice(self, value: str) -> str:
-        meant = closest(value, self.names)
-        return f"did you mean {meant!r}?" if meant else "set it to one of these"
+        suggestion = closest(value, self.names)
+        return f"did you mean {suggestion!r}?" if suggestion else "set it to one of these"
 
     @property
     def expected(self) -> str:

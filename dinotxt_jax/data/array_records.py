@@ -48,10 +48,12 @@ class ArrayRecordSource:
             ) from error
         self._kept = np.arange(len(self._records))
         if split:
-            found = [self._read(number).get("split", "") for number in range(len(self._records))]
-            self._kept = np.flatnonzero(np.asarray(found, object) == split)
+            record_splits = [
+                self._read(number).get("split", "") for number in range(len(self._records))
+            ]
+            self._kept = np.flatnonzero(np.asarray(record_splits, object) == split)
             if not len(self._kept):
-                raise nothing_left(self._path, split, set(found), section)
+                raise nothing_left(self._path, split, set(record_splits), section)
         if not len(self._kept):
             raise nothing_left(self._path, split, set(), section)
         self[0]

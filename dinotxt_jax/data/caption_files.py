@@ -84,9 +84,9 @@ def typed_field(holder: Any, key: str, kind: type, where: object, section: str) 
         )
     value = holder.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
-        found = shortened(value) if key in holder else "missing"
+        actual = shortened(value) if key in holder else "missing"
         raise UserError(
-            f"{where}: the field {key} is {found}, expected {_KINDS[kind]}; correct the file, or "
+            f"{where}: the field {key} is {actual}, expected {_KINDS[kind]}; correct the file, or "
             f"{section}.source."
         )
     return value

@@ -75,9 +75,9 @@ def _labels(
         strange = [folder for folder in folders if folder not in imagenet_labels()]
         if not strange:
             # ImageNet labels are ordered by WordNet id, so sorted folders are in label order.
-            own = [names[imagenet_labels()[folder]] for folder in folders]
-            logging.info("%s has %d of ImageNet's %d classes", path, len(own), len(names))
-            return range(len(folders)), own
+            folder_names = [names[imagenet_labels()[folder]] for folder in folders]
+            logging.info("%s has %d of ImageNet's %d classes", path, len(folder_names), len(names))
+            return range(len(folders)), folder_names
         if tuple(names) == imagenet_names():
             raise UserError(
                 f"{path} has the folder {strange[0]}, which is no WordNet id of ImageNet's "

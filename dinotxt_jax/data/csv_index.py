@@ -84,7 +84,7 @@ def read_index(
             f"{', '.join(FILE_COLUMNS)}, and {column}; rename the columns"
             + (f", or set {section}.{setting} to the one that is meant." if setting else ".")
         )
-    found = []
+    images = []
     for number, row in enumerate(rows, 2):
         if split and row.get("split") != split:
             continue
@@ -94,10 +94,10 @@ def read_index(
                 f"{path}:{number}: the column {image if not file_name else column} is empty; fill "
                 "it or remove the line."
             )
-        found.append(IndexRow(number, file_name, value))
-    if not found:
+        images.append(IndexRow(number, file_name, value))
+    if not images:
         raise nothing_left(path, split, {row.get("split") or "" for row in rows}, section)
-    return found
+    return images
 
 
 def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:
@@ -140,9 +140,9 @@ def _label(text: str, names: Sequence[str], where: str, section: str) -> int:
 
 def _label_named(text: str, names: Sequence[str], where: str) -> int:
     if list(names).count(text) != 1:
-        found = "several classes" if text in names else "none of the classes"
+        matches = "several classes" if text in names else "none of the classes"
         raise UserError(
-            f"{where}: the label {shortened(text)} names {found}; use the number of a class."
+            f"{where}: the label {shortened(text)} names {matches}; use the number of a class."
         )
     return list(names).index(text)
 

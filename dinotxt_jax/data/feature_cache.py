@@ -175,13 +175,13 @@ def stored_description(folder: Path) -> dict[str, Any] | None:
     try:
         stored = json.loads(text)
     except ValueError as error:
-        stored, found = None, f"is not JSON ({error})" if text.strip() else "is empty"
+        stored, problem = None, f"is not JSON ({error})" if text.strip() else "is empty"
     else:
-        found = "does not describe a feature cache"
+        problem = "does not describe a feature cache"
     if not isinstance(stored, dict) or not {"data", "dtype"} <= set(stored):
         raise UserError(
-            f"{file} {found}, expected the description of a feature cache; remove {folder} and run "
-            "python -m dinotxt_jax.precompute again."
+            f"{file} {problem}, expected the description of a feature cache; remove {folder} and "
+            "run python -m dinotxt_jax.precompute again."
         )
     return stored
 

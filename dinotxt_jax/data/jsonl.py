@@ -64,9 +64,9 @@ class JsonlSource:
         offset = 0
         for number, line in enumerate(self._index, 1):
             if line.strip():
-                found = _parse_line(line, f"{self._path}:{number}")[2]
-                splits.add(found)
-                if not split or found == split:
+                row_split = _parse_line(line, f"{self._path}:{number}")[2]
+                splits.add(row_split)
+                if not split or row_split == split:
                     offsets.append(offset)
                     lengths.append(len(line))
             offset += len(line)
@@ -114,9 +114,9 @@ def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
         )
     name = record.get("image")
     if not isinstance(name, str) or not name:
-        found = shortened(name) if "image" in record else "missing"
+        actual = shortened(name) if "image" in record else "missing"
         raise UserError(
-            f"{where}: the field image is {found}, expected the path of an image; correct or "
+            f"{where}: the field image is {actual}, expected the path of an image; correct or "
             "remove the line."
         )
     if "captions" not in record and "caption" not in record:

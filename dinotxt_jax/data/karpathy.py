@@ -45,7 +45,7 @@ def open_karpathy(
     file = Path(path)
     field = functools.partial(typed_field, section=section)
     text = functools.partial(filled_text, section=section)
-    wanted = set(split.split("+")) if split else set()
+    requested_splits = set(split.split("+")) if split else set()
     splits = set()
     entries = []
     for number, image in enumerate(field(parsed_json(file, section), "images", list, file)):
@@ -53,13 +53,13 @@ def open_karpathy(
         name = text(image, "filename", where)
         if "filepath" in image:
             name = f"{text(image, 'filepath', where)}/{name}"
-        own = text(image, "split", where)
-        splits.add(own)
-        if not wanted or own in wanted:
+        image_split = text(image, "split", where)
+        splits.add(image_split)
+        if not requested_splits or image_split in requested_splits:
             sentences = field(image, "sentences", list, where)
             raw = [field(sentence, "raw", str, where) for sentence in sentences]
             entries.append((name, checked_captions(raw, f"{where} ({name})")))
-    for missing in sorted(wanted - splits):
+    for missing in sorted(requested_splits - splits):
         raise nothing_left(file, missing, splits, section)
     return caption_file_source(file, image_root, entries, section)
 

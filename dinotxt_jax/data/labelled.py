@@ -65,31 +65,31 @@ def with_classes(labelled: LabelledImages, only: str, section: str) -> LabelledI
         return labelled
     images, names, load = labelled
     if only == PRESENT:
-        kept = {label for image in images for label in image.labels}
+        labels = {label for image in images for label in image.labels}
     else:
-        kept = _labels_of(read_list(only, f"{section}.only"), names, section)
-    return LabelledImages(*_restricted(images, names, kept), load)
+        labels = _labels_of(read_list(only, f"{section}.only"), names, section)
+    return LabelledImages(*_restricted(images, names, labels), load)
 
 
-def _labels_of(kept: Sequence[str], names: Sequence[str], section: str) -> set[int]:
+def _labels_of(entries: Sequence[str], names: Sequence[str], section: str) -> set[int]:
     """Returns the labels for the named classes; a name that several classes share keeps all."""
-    strange = [name for name in kept if name not in names]
+    strange = [name for name in entries if name not in names]
     if strange:
         raise UserError(
             f"{section}.only names {shortened(strange[0])}, which is none of the {len(names)} "
             "classes; correct it."
         )
-    return {label for label, name in enumerate(names) if name in set(kept)}
+    return {label for label, name in enumerate(names) if name in set(entries)}
 
 
 def _restricted(
-    images: Sequence[LabelledImage], names: Sequence[str], kept: Collection[int]
+    images: Sequence[LabelledImage], names: Sequence[str], labels_kept: Collection[int]
 ) -> tuple[list[LabelledImage], list[str]]:
     """Returns the images with a kept class, under new labels, and the kept class names."""
-    numbers = {label: number for number, label in enumerate(sorted(kept))}
-    left = []
+    numbers = {label: number for number, label in enumerate(sorted(labels_kept))}
+    remaining = []
     for image, labels, key in images:
         kept_labels = tuple(numbers[label] for label in labels if label in numbers)
         if kept_labels:
-            left.append(LabelledImage(image, kept_labels, key))
-    return left, [names[label] for label in numbers]
+            remaining.append(LabelledImage(image, kept_labels, key))
+    return remaining, [names[label] for label in numbers]

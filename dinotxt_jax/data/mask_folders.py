@@ -99,8 +99,10 @@ def _pairs(
 def _listed(file: Path, split: str, section: str) -> tuple[str, ...]:
     """Returns the image names in a split list file."""
     if not file.is_file():
-        there = ", ".join(sorted(other.stem for other in file.parent.glob(f"*{file.suffix}")))
-        advice = f"correct {section}.split (there are {there})" if there else "restore it"
+        split_files = ", ".join(sorted(other.stem for other in file.parent.glob(f"*{file.suffix}")))
+        advice = (
+            f"correct {section}.split (there are {split_files})" if split_files else "restore it"
+        )
         raise UserError(
             f"{file} is missing, expected the names of the images of split {split!r}; {advice}."
         )

@@ -64,16 +64,18 @@ class MaskLayout:
                 mask name.
         """
         values = _packed(pixels) if self.colours else one_value_a_pixel(pixels)
-        known = np.array(sorted(self.ids))
-        indices = np.array([self.ids[value] for value in known.tolist()], np.int32)
-        places = np.minimum(np.searchsorted(known, values), len(known) - 1)
-        missed = known[places] != values
+        ids = np.array(sorted(self.ids))
+        indices = np.array([self.ids[value] for value in ids.tolist()], np.int32)
+        places = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
+        missed = ids[places] != values
         if self.others is None and missed.any():
             value = int(values[missed][0])
-            what = f"colour {tuple(value.to_bytes(3))}" if self.colours else f"value {value}"
+            unknown_value = (
+                f"colour {tuple(value.to_bytes(3))}" if self.colours else f"value {value}"
+            )
             raise ValueError(
-                f"holds the {what}, which stands for no class of its data set; correct it, or "
-                f"{section}.name"
+                f"holds the {unknown_value}, which is no class of its data set; correct it, "
+                f"or {section}.name"
             )
         others = IGNORED if self.others is None else self.others
         return np.where(missed, np.int32(others), indices[places])

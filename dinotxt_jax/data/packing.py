@@ -123,13 +123,13 @@ def planned_rows(
         row_length: number of tokens in a row.
     """
     rng = np.random.default_rng(0)
-    counts = np.asarray([len(of_example) for of_example in lengths])
+    counts = np.asarray([len(example_lengths) for example_lengths in lengths])
     flat, starts = np.concatenate(lengths), np.cumsum(counts) - counts
     needs = []
     for _ in range(_DRAWN):
         example = rng.integers(len(lengths), size=captions)
-        drawn = flat[starts[example] + rng.integers(counts[example].astype(np.int64))]
-        needs.append(rows_needed(drawn, row_length))
+        batch_lengths = flat[starts[example] + rng.integers(counts[example].astype(np.int64))]
+        needs.append(rows_needed(batch_lengths, row_length))
     # The square root term: the sample mean itself has a random error.
     spread = np.std(needs, ddof=1) * math.sqrt(1 + captions / len(lengths))
     bound = np.mean(needs) + NormalDist().inv_cdf(1 - _BEYOND / parts) * spread

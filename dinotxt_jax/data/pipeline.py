@@ -116,13 +116,13 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
         Raises:
             UserError: `state` was saved with a different batch size, seed or number of examples.
         """
-        here = self.get_state()
+        current = self.get_state()
         for name in ("batch_size", "dataset_size", "seed"):
-            if state[name] != here[name]:
+            if state[name] != current[name]:
                 raise UserError(
-                    f"the saved data position has {name} {state[name]}, this run has {here[name]}, "
-                    "and a position means nothing under another one; resume with the data and "
-                    "config of the run, or start in a new work directory."
+                    f"the saved data position has {name} {state[name]}, this run has "
+                    f"{current[name]}, and a position is valid only for equal values; resume with "
+                    "the data and config of the run, or start in a new work directory."
                 )
         self._stop()
         self._next_step = int(state["next_step"])
@@ -291,8 +291,8 @@ def evaluation_batches(
         except BadImageError as error:
             raise bad_in_evaluation(index, error) from error
 
-    wanted = range(len(source)) if rows is None else rows
-    examples = in_threads(wanted, load, threads, 2 * batch_size)
+    indices = range(len(source)) if rows is None else rows
+    examples = in_threads(indices, load, threads, 2 * batch_size)
     while batch := list(itertools.islice(examples, batch_size)):
         images, captions, keys = zip(*batch, strict=True)
         yield np.stack(images), list(captions), list(keys)

@@ -102,17 +102,17 @@ class TfdsRecords:
         """
         import tensorflow_datasets as tfds
 
-        found = _element(self._records.dataset_info.features)
+        feature = _element(self._records.dataset_info.features)
         for part in key.split("/"):
-            inner = dict(found.items()) if isinstance(found, tfds.features.FeaturesDict) else {}
+            inner = dict(feature.items()) if isinstance(feature, tfds.features.FeaturesDict) else {}
             if part not in inner:
                 has = ", ".join(sorted(inner)) or "no features"
                 raise UserError(
                     f"{self.name} has no feature {key}: at {part} it has {has}; correct "
                     f"{self.section}.{setting}."
                 )
-            found = _element(inner[part])
-        return found
+            feature = _element(inner[part])
+        return feature
 
     def value(self, record: Any, key: str) -> Any:
         """Returns the value of a feature in a record."""

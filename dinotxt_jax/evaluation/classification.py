@@ -64,12 +64,14 @@ class ClassificationKind:
         (templates,) = self.texts(f"the task {job.name}", task)
         texts = class_features(job.model, names, templates, job.batch_size)
         images = embed_source(job)
-        several = any(len(own) > 1 for own in labels)
+        several = any(len(image_labels) > 1 for image_labels in labels)
         if several:
             per_class = average_precisions(images @ texts.T, labels)
             metrics = {"mean_average_precision": float(np.nanmean(per_class))}
         else:
-            metrics, per_class = accuracies(images, texts, np.asarray([own[0] for own in labels]))
+            metrics, per_class = accuracies(
+                images, texts, np.asarray([image_labels[0] for image_labels in labels])
+            )
         return TaskResult(
             kind="classification",
             metrics=metrics,
@@ -111,8 +113,13 @@ def accuracies(
         ]
     )
     correct = np.bincount(labels, weights=ranks < 1, minlength=len(texts))
-    seen = np.bincount(labels, minlength=len(texts))
-    per_class = 100.0 * np.divide(correct, seen, where=seen > 0, out=np.full(len(seen), np.nan))
+    images_per_class = np.bincount(labels, minlength=len(texts))
+    per_class = 100.0 * np.divide(
+        correct,
+        images_per_class,
+        where=images_per_class > 0,
+        out=np.full(len(images_per_class), np.nan),
+    )
     figures = {
         "top1": 100.0 * float(np.mean(ranks < 1)),
         "top5": 100.0 * float(np.mean(ranks < 5)),
@@ -127,12 +134,12 @@ def _ranks(
 ) -> Int[Array, " n"]:
     """Returns, for each image, how many classes are more similar than the labelled class."""
     similarity = jnp.matmul(images, texts.T, precision="highest")
-    own = jnp.take_along_axis(similarity, labels[:, None], axis=1)
+    true_scores = jnp.take_along_axis(similarity, labels[:, None], axis=1)
     numbers = jnp.arange(texts.shape[0])
     earlier: Bool[Array, "n c"] = numbers < labels[:, None]
     # Negated `<=` instead of `>`, so that a NaN similarity counts against the model.
-    others = ~(similarity <= own) & (numbers != labels[:, None])
-    return jnp.sum(others | ((similarity == own) & earlier), axis=1)
+    others = ~(similarity <= true_scores) & (numbers != labels[:, None])
+    return jnp.sum(others | ((similarity == true_scores) & earlier), axis=1)
 
 
 def average_precisions(
@@ -144,21 +151,23 @@ def average_precisions(
     scored at least as high. Average precision is the mean over these images.
     """
     positive = np.zeros(scores.shape, bool)
-    for row, own in enumerate(labels):
-        positive[row, list(own)] = True
-    found = np.full(scores.shape[1], np.nan)
-    for label, (scored, own) in enumerate(zip(scores.T, positive.T, strict=True)):
-        if own.any():
+    for row, image_labels in enumerate(labels):
+        positive[row, list(image_labels)] = True
+    precisions = np.full(scores.shape[1], np.nan)
+    for label, (scored, relevant) in enumerate(zip(scores.T, positive.T, strict=True)):
+        if relevant.any():
             order = np.argsort(-scored, kind="stable")
-            hits = np.cumsum(own[order])
+            hits = np.cumsum(relevant[order])
             precision = hits / np.arange(1, len(hits) + 1)
-            found[label] = 100.0 * precision[own[order]].mean()
-    return found
+            precisions[label] = 100.0 * precision[relevant[order]].mean()
+    return precisions
 
 
 def _chance(labels: Sequence[tuple[int, ...]], classes: int, several: bool) -> dict[str, float]:
     if several:
-        counts = np.bincount([label for own in labels for label in own], minlength=classes)
+        counts = np.bincount(
+            [label for image_labels in labels for label in image_labels], minlength=classes
+        )
         return {"mean_average_precision": 100.0 * float(np.mean(counts[counts > 0]) / len(labels))}
-    one = 100.0 / classes
-    return {"top1": one, "top5": min(5 * one, 100.0), "mean_per_class": one}
+    top1 = 100.0 / classes
+    return {"top1": top1, "top5": min(5 * top1, 100.0), "mean_per_class": top1}

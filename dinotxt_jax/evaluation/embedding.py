@@ -22,8 +22,8 @@ def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
     """
     task, source, size, count = job.task, job.source, job.batch_size, len(job.source)
     before = job.partial.load().get("features")
-    found = [] if before is None else [before]
-    done = sum(map(len, found))
+    blocks = [] if before is None else [before]
+    done = sum(map(len, blocks))
     with progress_bar(count, done, "image", job.name) as bar:
         if job.cache is None:
             transform = EvalTransform(task.data)
@@ -34,10 +34,10 @@ def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
             tokens = _cached(job.cache, done, count, size)
             embedded = job.model.embed_backbone_tokens(tokens, size)
         for features in embedded:
-            found.append(features)
+            blocks.append(features)
             bar.update(len(features))
-            job.partial.save(lambda: {"features": np.concatenate(found)})
-    return np.concatenate(found)
+            job.partial.save(lambda: {"features": np.concatenate(blocks)})
+    return np.concatenate(blocks)
 
 
 def _cached(

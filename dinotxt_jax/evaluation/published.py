@@ -46,8 +46,8 @@ def _tower(model: str, top1: float) -> Figure:
 
 
 def _retrieval(model: str, image_to_text: float, text_to_image: float) -> Figure:
-    found = {"image_to_text_r1": image_to_text, "text_to_image_r1": text_to_image}
-    return Figure(model, found, _COCO, _REPORT, "resolution, which COCO split")
+    recalls = {"image_to_text_r1": image_to_text, "text_to_image_r1": text_to_image}
+    return Figure(model, recalls, _COCO, _REPORT, "resolution, which COCO split")
 
 
 def _slide(

@@ -107,13 +107,13 @@ def _write_pages(
     output: Path, title: str, config: EvaluationConfig, results: dict[str, Any]
 ) -> list[Path]:
     """Writes report.md and report.html; returns these two files and the pictures they show."""
-    shown = {
+    pages = {
         name: results[name] | {"published": task.published} for name, task in config.tasks.items()
     }
-    pictures = {name: output / f"{name}.png" for name in shown}
+    pictures = {name: output / f"{name}.png" for name in pages}
     pictures = {name: picture for name, picture in pictures.items() if picture.exists()}
-    write_text(output / "report.md", markdown_page(title, shown, pictures))
-    write_text(output / "report.html", html_page(title, shown, pictures))
+    write_text(output / "report.md", markdown_page(title, pages, pictures))
+    write_text(output / "report.html", html_page(title, pages, pictures))
     return [output / "report.md", output / "report.html", *pictures.values()]
 
 

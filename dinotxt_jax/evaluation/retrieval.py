@@ -85,8 +85,8 @@ def chance_recalls(owners: Int[np.ndarray, " m"]) -> dict[str, float]:
     for k in RECALLS:
         misses = []
         for count in np.bincount(owners, minlength=n):
-            drawn = np.arange(min(k, m))
-            misses.append(np.prod(np.maximum(m - count - drawn, 0) / (m - drawn)))
+            draws = np.arange(min(k, m))
+            misses.append(np.prod(np.maximum(m - count - draws, 0) / (m - draws)))
         result[f"image_to_text_r{k}"] = 100.0 * (1 - float(np.mean(misses)))
     for k in RECALLS:
         result[f"text_to_image_r{k}"] = 100.0 * min(k / n, 1.0)
@@ -106,19 +106,19 @@ def _ranks(
     placed, labels = jnp.asarray(gallery), jnp.asarray(gallery_labels)
     for start in range(0, len(queries), block):
         rows = slice(start, start + block)
-        own = jnp.asarray(query_labels[rows])[:, None] == labels  # [block g]
-        ranks.append(np.asarray(_block_ranks(jnp.asarray(queries[rows]), placed, own)))
+        same_label = jnp.asarray(query_labels[rows])[:, None] == labels  # [block g]
+        ranks.append(np.asarray(_block_ranks(jnp.asarray(queries[rows]), placed, same_label)))
     return np.concatenate(ranks)
 
 
 @jax.jit
 def _block_ranks(
-    queries: Float[Array, "q D"], gallery: Float[Array, "g D"], own: Bool[Array, "q g"]
+    queries: Float[Array, "q D"], gallery: Float[Array, "g D"], same_label: Bool[Array, "q g"]
 ) -> Int[Array, " q"]:
     similarity = jnp.matmul(queries, gallery.T, precision="highest")
-    best = jnp.max(jnp.where(own, similarity, -jnp.inf), axis=1, keepdims=True)
+    best = jnp.max(jnp.where(same_label, similarity, -jnp.inf), axis=1, keepdims=True)
     # Negated `<` instead of `>=`, so that a NaN similarity counts against the model.
-    return jnp.sum(~(similarity < best) & ~own, axis=1)
+    return jnp.sum(~(similarity < best) & ~same_label, axis=1)
 
 
 class RetrievalKind:
@@ -151,8 +151,8 @@ class RetrievalKind:
         task = job.task
         source: Source = job.source
         captions_of = self.contents(source)
-        captions = [caption for own in captions_of for caption in own]
-        owners = [index for index, own in enumerate(captions_of) for _ in own]
+        captions = [caption for image_captions in captions_of for caption in image_captions]
+        owners = [index for index, image_captions in enumerate(captions_of) for _ in image_captions]
         images = embed_source(job)
         texts = job.model.embed_texts(captions, job.batch_size)
         embedded = RetrievalSet(images, texts, np.asarray(owners), captions)
@@ -178,9 +178,9 @@ def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
         return
     source, transform = job.source, EvalTransform(job.task.data)
     count = len(embedded.images)
-    shown = [i * count // _SHEET_IMAGES for i in range(min(_SHEET_IMAGES, count))]
+    indices = [i * count // _SHEET_IMAGES for i in range(min(_SHEET_IMAGES, count))]
     entries = []
-    for index in dict.fromkeys(shown):
+    for index in dict.fromkeys(indices):
         pixels = transform(decode_image(source[index].image))
         captions, missed = found_captions(embedded, index, _SHEET_CAPTIONS)
         entries.append(visualize.RetrievedCaptions(pixels, captions, missed))
@@ -200,11 +200,13 @@ def found_captions(
         similarity, rank) for the best correct caption, or None.
     """
     similarity: Float[np.ndarray, " m"] = embedded.texts @ embedded.images[image]
-    own: Bool[np.ndarray, " m"] = embedded.owners == image
+    true_captions: Bool[np.ndarray, " m"] = embedded.owners == image
     order = (-similarity).argsort(kind="stable")
-    captions = [(embedded.captions[i], float(similarity[i]), bool(own[i])) for i in order[:count]]
+    captions = [
+        (embedded.captions[i], float(similarity[i]), bool(true_captions[i])) for i in order[:count]
+    ]
     if any(belongs for _, _, belongs in captions):
         return captions, None
-    best = int(order[own[order]][0])
-    ahead = int(np.sum(~(similarity < similarity[best]) & ~own))
+    best = int(order[true_captions[order]][0])
+    ahead = int(np.sum(~(similarity < similarity[best]) & ~true_captions))
     return captions, (embedded.captions[best], float(similarity[best]), ahead + 1)

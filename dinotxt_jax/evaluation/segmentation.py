@@ -214,8 +214,8 @@ def scores(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
 def _chance(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
     """Returns the expected scores of classes drawn uniformly at random for each pixel."""
     true = confusion.sum(axis=1)
-    drawn = np.repeat(true[:, None], len(true), axis=1) / len(true)
-    return scores(drawn)
+    expected = np.repeat(true[:, None], len(true), axis=1) / len(true)
+    return scores(expected)
 
 
 def _background(source: MaskSource, config: SegmentationConfig, words: Sequence[str]) -> str:
@@ -232,13 +232,13 @@ def _background(source: MaskSource, config: SegmentationConfig, words: Sequence[
 def _draw_sheet(job: Job, texts: DenseTexts, path: Path) -> None:
     """Draws images spread over the set: photo, mask, and predicted labels."""
     count = len(job.source)
-    shown = dict.fromkeys(i * count // _SHEET_IMAGES for i in range(_SHEET_IMAGES))
-    pairs = [job.source.load(index) for index in shown]
+    indices = dict.fromkeys(i * count // _SHEET_IMAGES for i in range(_SHEET_IMAGES))
+    pairs = [job.source.load(index) for index in indices]
     images = (image for image, _ in pairs)
-    found = segment(job.model, images, texts, job.task.segmentation, job.batch_size)
+    predictions = segment(job.model, images, texts, job.task.segmentation, job.batch_size)
     entries = [
         (image, mask, dense.labels(*mask.shape))
-        for (image, mask), dense in zip(pairs, found, strict=True)
+        for (image, mask), dense in zip(pairs, predictions, strict=True)
     ]
     if processes.is_first():
         sheet = visualize.segmentation_sheet(entries, job.source.class_names, title=job.title)

@@ -43,8 +43,8 @@ def clustered(
 
     def improve(_: int, centres: Float[Array, "k d"]) -> Float[Array, "k d"]:
         # One-hot cluster assignment [n k]; rows outside the mask are in no cluster.
-        own = jax.nn.one_hot(jnp.argmax(rows @ centres.T, axis=-1), count) * weight
-        total = own.T @ rows
+        membership = jax.nn.one_hot(jnp.argmax(rows @ centres.T, axis=-1), count) * weight
+        total = membership.T @ rows
         norm = jnp.linalg.norm(total, axis=-1, keepdims=True)
         return jnp.where(norm > 0, total / jnp.maximum(norm, 1e-12), centres)
 

@@ -80,8 +80,8 @@ def _labels(
 ) -> Int[Array, "i j"]:
     def of_rows(rows: Taps) -> Int[Array, "r j"]:
         fine = resampled(scores, rows, columns)
-        found = jnp.take(classes, jnp.argmax(fine, axis=-1))
-        return jnp.where(jnp.max(fine, axis=-1) < floor, background, found)
+        pixel_labels = jnp.take(classes, jnp.argmax(fine, axis=-1))
+        return jnp.where(jnp.max(fine, axis=-1) < floor, background, pixel_labels)
 
     # Process rows in pieces: all scores at photo resolution might not fit in memory.
     pieces = jax.tree.map(lambda tap: tap.reshape(-1, _ROUND), rows)

@@ -89,17 +89,19 @@ def embedded_files(
     Raises:
         UserError: no image can be read.
     """
-    wanted = model.description.preprocessing
+    preprocessing = model.description.preprocessing
 
     def load(file: Path) -> tuple[Path, UInt8[np.ndarray, "h w 3"] | None]:
         try:
-            return file, np.asarray(center_crop(read_image(file), wanted.resize, wanted.crop))
+            return file, np.asarray(
+                center_crop(read_image(file), preprocessing.resize, preprocessing.crop)
+            )
         except UserError as error:
             logging.warning("left out: %s", error)
             return file, None
 
     loaded = in_threads(files, load, threads, 2 * batch_size)
-    found = 0
+    readable = 0
     with progress_bar(len(files), 0, "image", title) as bar:
         while batch := list(itertools.islice(loaded, batch_size)):
             good = [(file, pixels) for file, pixels in batch if pixels is not None]
@@ -107,15 +109,15 @@ def embedded_files(
                 stacked = np.stack([pixels for _, pixels in good])
                 (rows,) = model.embed_batches([stacked], batch_size)
                 yield [file for file, _ in good], rows
-            found += len(good)
+            readable += len(good)
             bar.update(len(batch))
-    if not found:
+    if not readable:
         raise UserError(
             f"no image could be read, of {len(files)} given; the warnings above say why: repair or "
             "convert the files."
         )
-    if found < len(files):
-        logging.warning("%d of %d images were left out", len(files) - found, len(files))
+    if readable < len(files):
+        logging.warning("%d of %d images were left out", len(files) - readable, len(files))
 
 
 def embed_lines(model: Model, texts: Sequence[str], write: Write, batch_size: int) -> None:
@@ -123,6 +125,6 @@ def embed_lines(model: Model, texts: Sequence[str], write: Write, batch_size: in
     block = 64 * batch_size
     with progress_bar(len(texts), 0, "text", "embedding") as bar:
         for start in range(0, len(texts), block):
-            some = texts[start : start + block]
-            write(some, model.embed_texts(some, batch_size))
-            bar.update(len(some))
+            lines = texts[start : start + block]
+            write(lines, model.embed_texts(lines, batch_size))
+            bar.update(len(lines))

@@ -45,15 +45,15 @@ class Model(Encoder):
         Raises:
             UserError: an image cannot be read, or no image is given.
         """
-        wanted = self.description.preprocessing
+        preprocessing = self.description.preprocessing
         pixels = (
-            np.asarray(center_crop(read_image(image), wanted.resize, wanted.crop))
+            np.asarray(center_crop(read_image(image), preprocessing.resize, preprocessing.crop))
             for image in image_sequence(images)
         )
-        found = list(self.embed_batches(_stacks(pixels, batch_size), batch_size))
-        if not found:
+        blocks = list(self.embed_batches(_stacks(pixels, batch_size), batch_size))
+        if not blocks:
             raise UserError("there are no images, expected at least one; give it.")
-        return np.concatenate(found)
+        return np.concatenate(blocks)
 
     def classify(
         self,
@@ -139,7 +139,7 @@ class Model(Encoder):
         """
         name = protocol if isinstance(protocol, str) else protocol.protocol
         if name in PROTOCOLS and not PROTOCOLS[name].scores_alone:
-            suitable = [other for other, known in PROTOCOLS.items() if known.scores_alone]
+            suitable = [other for other, candidate in PROTOCOLS.items() if candidate.scores_alone]
             raise UserError(
                 f"the protocol {name} compares classes with each other, so that one phrase alone "
                 f"has no score; take {' or '.join(suitable)}."

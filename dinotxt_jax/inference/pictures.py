@@ -50,8 +50,10 @@ def draw_picture(
         return visualize.patch_pca(model.patch_tokens(image, _PCA_SIZE), image), None
     if picture == "similarity":
         return visualize.similarity_map(image, model.similarity(image, names[0]), names[0]), None
-    found = segment(image, names)
-    return (found.overlay() if picture == "overlay" else found.heat_maps()), found
+    segmentation = segment(image, names)
+    return (
+        segmentation.overlay() if picture == "overlay" else segmentation.heat_maps()
+    ), segmentation
 
 
 def check_file(path: str, endings: Sequence[str] = (".png", ".jpg", ".jpeg", ".webp")) -> None:

@@ -49,9 +49,9 @@ def class_features(
         UserError: there is no class, or a class name is blank.
     """
     _check(class_names)
-    found = _cached_features(model, class_names, templates, batch_size)
+    features = _cached_features(model, class_names, templates, batch_size)
     dim = model.description.vision.dim
-    return found[:, -dim:] if of_patches else found[:, :-dim]
+    return features[:, -dim:] if of_patches else features[:, :-dim]
 
 
 def dense_texts(
@@ -154,14 +154,14 @@ def _encoded(
 ) -> Float[np.ndarray, "c E"]:
     dim, at_once = model.description.vision.dim, max(_PROMPTS // len(templates), 1)
     blocks = [class_names[i : i + at_once] for i in range(0, len(class_names), at_once)]
-    found = []
+    class_rows = []
     # Show a progress bar only if there are several blocks.
     for names in watched(blocks, "block", "encoding prompts") if len(blocks) > 1 else blocks:
         prompts = [filled(template, name) for name in names for template in templates]
         features = model.embed_texts(prompts, batch_size)
         both = [_averaged(part, len(templates)) for part in (features, features[:, -dim:])]
-        found.append(np.concatenate(both, axis=1))
-    return np.concatenate(found)
+        class_rows.append(np.concatenate(both, axis=1))
+    return np.concatenate(class_rows)
 
 
 def _averaged(features: Float[np.ndarray, "p D"], templates: int) -> Float[np.ndarray, "c D"]:

@@ -92,7 +92,7 @@ class Segmentation:
     def heat_maps(self) -> Image.Image:
         """Draws the scores of every class over the image, except for an added background."""
         texts = self.dense.texts
-        shown = [n for n, label in enumerate(texts.classes) if label != texts.background]
-        names = [self.class_names[texts.classes[n]] for n in shown]
+        indices = [n for n, label in enumerate(texts.classes) if label != texts.background]
+        names = [self.class_names[texts.classes[n]] for n in indices]
         unit = PROTOCOLS[self.protocol].unit
-        return visualize.heat_maps(self.image, self.scores[..., shown], names, what=unit)
+        return visualize.heat_maps(self.image, self.scores[..., indices], names, what=unit)

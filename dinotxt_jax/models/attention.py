@@ -95,9 +95,9 @@ def _obstacle(
     implementation: str, platform: str, dtypes: tuple[str, ...], head_dims: tuple[int, ...]
 ) -> str:
     """Returns why an implementation cannot be used, with a cure; "" if it can."""
-    needed = PLATFORMS.get(implementation, platform)
-    if platform != needed:
-        return f"runs on {needed} devices and these are {platform}; run on {needed}"
+    required = PLATFORMS.get(implementation, platform)
+    if platform != required:
+        return f"runs on {required} devices and these are {platform}; run on {required}"
     if implementation == "cudnn":
         if "float32" in dtypes:
             return (

@@ -212,14 +212,14 @@ def apply_stack(
     slots[list(keep)] = np.arange(len(keep))
 
     def body(carry: Any, layer: Any) -> tuple[Any, None]:
-        x, kept = carry  # [b n d], [slots b n d]
+        x, layer_outputs = carry  # [b n d], [slots b n d]
         block_arrays, number, slot = layer
         # The scan slices off the "layers" dimension: these are the arrays of one ordinary block.
         block = nnx.merge(graphdef, block_arrays)
         x = block(x, for_part(drop, number), rotation, segment_ids)
         if keep:
-            kept = jax.lax.dynamic_update_index_in_dim(kept, x, slot, axis=0)
-        return (x, kept), None
+            layer_outputs = jax.lax.dynamic_update_index_in_dim(layer_outputs, x, slot, axis=0)
+        return (x, layer_outputs), None
 
     if remat == "full":
         body = jax.checkpoint(body)
@@ -228,7 +228,9 @@ def apply_stack(
     elif remat != "none":
         raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT_POLICIES)}")
     # The output buffer with its scratch slot; empty if no layer is requested.
-    kept = jnp.zeros((len(keep) + 1 if keep else 0, *x.shape), x.dtype)
+    layer_outputs = jnp.zeros((len(keep) + 1 if keep else 0, *x.shape), x.dtype)
     x = constrain(x, "batch", "tokens", None)
-    (x, kept), _ = jax.lax.scan(body, (x, kept), (arrays, np.arange(num_layers), slots))
-    return x, kept[: len(keep)]
+    (x, layer_outputs), _ = jax.lax.scan(
+        body, (x, layer_outputs), (arrays, np.arange(num_layers), slots)
+    )
+    return x, layer_outputs[: len(keep)]

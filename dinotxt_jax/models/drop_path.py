@@ -70,18 +70,18 @@ def add_branch(
     if drop is None or rate == 0.0:
         return x + branch(x)
     size = x.shape[0] // len(drop.groups)
-    kept = round(size * (1 - rate), 9)  # so that 10 (1 - 0.3) is exactly 7
+    kept_rows = round(size * (1 - rate), 9)  # so that 10 (1 - 0.3) is exactly 7
     rounded_key, draw_key = jax.random.split(drop.key)
     keys = jax.vmap(lambda number: jax.random.fold_in(draw_key, number))(drop.groups)
     order = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(keys).argsort(-1)
     # `order` [g s] is a random permutation in each group; the first c examples are computed.
     # `chosen` [g c s] is one-hot: chosen[i, j] selects example order[i, j] in group i.
-    chosen = jax.nn.one_hot(order[:, : math.ceil(kept)], size, dtype=x.dtype)
+    chosen = jax.nn.one_hot(order[:, : math.ceil(kept_rows)], size, dtype=x.dtype)
     y = branch(take_rows(x, chosen)) / (1 - rate)
-    if kept % 1:
+    if kept_rows % 1:
         # c is the same in every group (static shapes). Groups that round down compute one example
         # too many, and this discards the result by zeroing the last one-hot row.
-        up = _rounded_up(drop._replace(key=rounded_key), kept % 1)
+        up = _rounded_up(drop._replace(key=rounded_key), kept_rows % 1)
         chosen = chosen.at[:, -1].multiply(up[:, None].astype(x.dtype))
     return x + put_rows(y, chosen)
 
@@ -109,14 +109,14 @@ def take_rows(x: Float[Array, "b n d"], chosen: Float[Array, "g c s"]) -> Float[
         chosen: one-hot over the s examples in a group, for each of the c examples taken.
     """
     grouped = x.reshape(*chosen.shape[::2], -1)  # [(g s) n d] -> [g s (n d)]
-    taken = jnp.einsum("gcs,gsx->gcx", chosen, grouped, precision="highest")
-    return taken.reshape(-1, *x.shape[1:])
+    chosen_rows = jnp.einsum("gcs,gsx->gcx", chosen, grouped, precision="highest")
+    return chosen_rows.reshape(-1, *x.shape[1:])
 
 
 def put_rows(
-    taken: Float[Array, "gc n d"], chosen: Float[Array, "g c s"]
+    branch_rows: Float[Array, "gc n d"], chosen: Float[Array, "g c s"]
 ) -> Float[Array, "g*s n d"]:
     """Inverts `take_rows`: returns each example to the original row; other rows are zero."""
-    grouped = taken.reshape(*chosen.shape[:2], -1)  # [(g c) n d] -> [g c (n d)]
+    grouped = branch_rows.reshape(*chosen.shape[:2], -1)  # [(g c) n d] -> [g c (n d)]
     back = jnp.einsum("gcs,gcx->gsx", chosen, grouped, precision="highest")
-    return back.reshape(-1, *taken.shape[1:])
+    return back.reshape(-1, *branch_rows.shape[1:])

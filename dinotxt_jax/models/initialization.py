@@ -69,11 +69,11 @@ def initial_array(
     if isinstance(initializer, Constant):
         values = np.broadcast_to(np.asarray(initializer.value, abstract.dtype), shape)
         return jax.make_array_from_callback(shape, sharding, lambda index: values[index].copy())
-    held = sharding.addressable_devices_indices_map(shape).values()
+    local_slices = sharding.addressable_devices_indices_map(shape).values()
     # One host buffer per distinct shard; replicas share a buffer because the bounds are the key.
     parts = {
         bounds: np.empty([last - first for first, last in bounds], abstract.dtype)
-        for bounds in {_bounds(index, shape) for index in held}
+        for bounds in {_bounds(index, shape) for index in local_slices}
     }
     # Views of the buffers as [layers rows ...]. An unstacked array gets a leading dimension of 1.
     layered = shape if stacked else (1, *shape)

@@ -121,8 +121,8 @@ class VisionTransformer(nnx.Module):
             as_grid: return patch tokens as [b gh gw d] instead of [b n d].
         """
         x, rotation = self.embed(images), self.rotation(images)
-        _, kept = apply_stack(self.blocks, x, rotation=rotation, keep=layers)
-        outputs = [self.split_tokens(self.norm(x) if normalize else x) for x in kept]
+        _, layer_outputs = apply_stack(self.blocks, x, rotation=rotation, keep=layers)
+        outputs = [self.split_tokens(self.norm(x) if normalize else x) for x in layer_outputs]
         if not as_grid:
             return outputs
         return [

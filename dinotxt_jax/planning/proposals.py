@@ -66,7 +66,7 @@ def candidates(config: Config, devices: int, slices: int = 1) -> Iterator[dict[s
         {"accumulate_steps": config.accumulate_steps * count} | batch
         for count, batch in zip(whole, smaller, strict=True)
     ]
-    seen: list[dict[str, Any]] = []
+    tried: list[dict[str, Any]] = []
     in_order: Iterator[dict[str, Any]] = itertools.chain(
         ({"remat": policy} for policy in weaker),
         (full_remat | change for change in wider),
@@ -75,8 +75,8 @@ def candidates(config: Config, devices: int, slices: int = 1) -> Iterator[dict[s
         (full_remat | wider[-1] | change for change in (*split, *smaller) if wider),
     )
     for changes in in_order:
-        if changes not in seen:
-            seen.append(changes)
+        if changes not in tried:
+            tried.append(changes)
             yield changes
 
 

@@ -108,8 +108,8 @@ def _remove_unused(folder: Path, limit: int) -> None:
         except FileNotFoundError:  # another process also removes files
             continue
         used.append((max(status.st_atime, status.st_mtime), status.st_size, file))
-    kept = 0
+    kept_bytes = 0
     for _, size, file in sorted(used, reverse=True):
-        kept += size
-        if kept > limit:
+        kept_bytes += size
+        if kept_bytes > limit:
             file.unlink(missing_ok=True)

@@ -134,11 +134,11 @@ class StoredArray:
 def open_arrays(path: epath.PathLike) -> dict[tuple[str, ...], StoredArray]:
     """Returns all arrays of a folder, keyed by path (part name first); reads no values."""
     leaves = jax.tree_util.tree_leaves_with_path(stored_shapes(path))
-    found = {}
+    stored = {}
     for keys, leaf in leaves:
         place = tuple(str(getattr(key, "key", key)) for key in keys)
-        found[place] = StoredArray(epath.Path(path), place, leaf.shape, np.dtype(leaf.dtype))
-    return found
+        stored[place] = StoredArray(epath.Path(path), place, leaf.shape, np.dtype(leaf.dtype))
+    return stored
 
 
 # Arrays smaller than this (bytes) are one chunk, because many small chunks would be slow to open.
@@ -174,7 +174,7 @@ def _open(path: epath.PathLike, place: tuple[str, ...]) -> tensorstore.TensorSto
 
 
 def load_arrays(
-    path: epath.PathLike, parts: Mapping[str, Any], *, some: bool = False
+    path: epath.PathLike, parts: Mapping[str, Any], *, subset: bool = False
 ) -> dict[str, Any]:
     """Reads the named parts.
 
@@ -182,10 +182,10 @@ def load_arrays(
         path: a folder written by `save_arrays`.
         parts: `{part: tree of jax.ShapeDtypeStruct with sharding}`; each array is read directly
             into the given sharding and cast to the given dtype.
-        some: skip stored arrays that `parts` does not request, instead of raising an error.
+        subset: skip stored arrays that `parts` does not request, instead of raising an error.
     """
     context = ocp.Context()
-    context.pytree.loading.partial_load = some
+    context.pytree.loading.partial_load = subset
     with context:
         return ocp.load_checkpointables(_absolute(path), dict(parts))
 

@@ -289,7 +289,7 @@ def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, A
         loaded |= load_parts(description.backbone_path, backbone)
     if requested:
         others = quantized_kernels.without_kernels(requested)
-        read = load_arrays(path / ARRAYS, others, some=True)
+        read = load_arrays(path / ARRAYS, others, subset=True)
         loaded |= quantized_kernels.with_kernels(read, requested, open_arrays(path / ARRAYS))
     return loaded
 

@@ -42,6 +42,6 @@ def check_same_run(
             **{key: value for key, value in settings.items() if key.split(".")[-1] not in _LOCAL},
             **{name: data[name] for name in ("fingerprint", "examples", "captions")},
             "tokenizer": tokenizer.spec(),
-            **{f"the data of {one.name}": one.origin["contents"] for one in tasks},
+            **{f"the data of {task.name}": task.origin["contents"] for task in tasks},
         }
     )

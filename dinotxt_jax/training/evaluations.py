@@ -49,7 +49,7 @@ class Evaluations:
     @property
     def need_backbone(self) -> bool:
         """Returns whether any task runs the backbone itself."""
-        return any(self.caches.get(one.name) is None for one in self.tasks)
+        return any(self.caches.get(task.name) is None for task in self.tasks)
 
     def due(self, step: int) -> bool:
         """Returns whether to evaluate after this step."""
@@ -67,13 +67,13 @@ class Evaluations:
         model = self._exporter.model(state, frozen)
         results: dict[str, float] = {}
         chances: dict[str, float] = {}
-        for one in self.tasks:
-            cache = self.caches.get(one.name)
-            job = Job(model, one.name, one.task, one.source, self._config.batch_size, cache)
+        for task in self.tasks:
+            cache = self.caches.get(task.name)
+            job = Job(model, task.name, task.task, task.source, self._config.batch_size, cache)
             outcome = run_task(job)
-            results |= {f"{one.name}/{key}": value for key, value in outcome.metrics.items()}
+            results |= {f"{task.name}/{key}": value for key, value in outcome.metrics.items()}
             chances |= {
-                f"{one.name}/{key}/{CHANCE}": value for key, value in outcome.chance.items()
+                f"{task.name}/{key}/{CHANCE}": value for key, value in outcome.chance.items()
             }
         if self._config.best:
             self._keep_best(step, state, results)
@@ -94,7 +94,7 @@ class Evaluations:
         if processes.first_says(stays):
             return
         self._exporter.write(state, self._workdir / "best")
-        found = {"step": step, "metric": metric, "value": results[metric]}
+        record = {"step": step, "metric": metric, "value": results[metric]}
         if processes.is_first():
-            write_text(file, json.dumps(found) + "\n")
+            write_text(file, json.dumps(record) + "\n")
         logging.info("step %d is the best so far: %s %.2f", step, metric, results[metric])

@@ -95,17 +95,20 @@ class _Run:
         ]
         cached = {name for name, _ in tasks_with_caches(config)}
         caches = {
-            one.name: self._open_cache(
-                task_folder(config.features, one.name), one.task.data, 1, one.source
+            opened_task.name: self._open_cache(
+                task_folder(config.features, opened_task.name),
+                opened_task.task.data,
+                1,
+                opened_task.source,
             )
-            for one in opened
-            if one.name in cached
+            for opened_task in opened
+            if opened_task.name in cached
         }
         if self.cache is None:
             check_images_found(self.source, config.data)
-        for one in opened:
-            if caches.get(one.name) is None:
-                one.check_images()
+        for opened_task in opened:
+            if caches.get(opened_task.name) is None:
+                opened_task.check_images()
         self.tokenizer = make_tokenizer(config, workdir, self.source)
         self.trainer: Trainer = make_trainer(
             config, self.backbone, self.tokenizer.vocabulary_size, self.mesh
@@ -213,8 +216,8 @@ class _Run:
         save_state(checkpoints, state, self.batches.get_state() | {"seed": self.config.seed})
 
     def _load_backbone(self) -> dict[str, Any]:
-        wanted = {"backbone": self.trainer.abstract["backbone"]}
-        return load_parts(self.config.backbone, wanted)
+        abstract = {"backbone": self.trainer.abstract["backbone"]}
+        return load_parts(self.config.backbone, abstract)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.steps

@@ -29,8 +29,8 @@ class MetricsWriter:
         self._writes = processes.is_first()
         if not self._writes:
             return
-        kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        earlier_rows = [row for row in read_metrics(self.path) if row["step"] <= first_step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in earlier_rows))
         self._file = self.path.open("a")
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True

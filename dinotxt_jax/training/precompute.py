@@ -138,11 +138,11 @@ def encode_source(config: Config, images: EncodedSet) -> None:
         source, data, lambda _: np.zeros(0, np.int32), evaluated=images.evaluated
     )
     graphdef, state = nnx.split(backbone)
-    wanted = description.preprocessing
+    preprocessing = description.preprocessing
 
     @functools.partial(jax.jit, compiler_options=compiler_options([config.precision.frozen]))
     def encode(arrays: Any, images: jax.Array) -> jax.Array:
-        images = normalize(images, wanted.mean, wanted.std)
+        images = normalize(images, preprocessing.mean, preprocessing.std)
         return nnx.merge(graphdef, arrays).tokens(images)
 
     if processes.is_first():

@@ -114,5 +114,5 @@ def peak_memory() -> dict[str, float]:
     peaks = [
         (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
     ]
-    known = [peak for peak in peaks if peak is not None]
-    return memory | ({"device_memory_gib": max(known) / GIB} if known else {})
+    known_peaks = [peak for peak in peaks if peak is not None]
+    return memory | ({"device_memory_gib": max(known_peaks) / GIB} if known_peaks else {})

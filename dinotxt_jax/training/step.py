@@ -139,8 +139,8 @@ class Trainer:
 
     def merge(self, arrays: Arrays) -> DinoTxt:
         """Returns the model with these arrays; missing parts have only shapes and cannot run."""
-        known = {name: tree for name, tree in arrays.items() if name in self.abstract}
-        return nnx.merge(self.graphdef, self.abstract | known)
+        stored = {name: tree for name, tree in arrays.items() if name in self.abstract}
+        return nnx.merge(self.graphdef, self.abstract | stored)
 
     def train_step(
         self, state: TrainState, frozen: Arrays, batch: BatchArrays
@@ -220,11 +220,11 @@ class Trainer:
         encode = functools.partial(self._encode, key, groups)
         features, pull_back = vjp_of_parts(encode, trainable, rows, self.config.accumulate_steps)
         scalars = {name: trainable[name] for name in _SCALARS if name in trainable}
-        (loss, parts), (of_features, of_scalars) = jax.value_and_grad(
+        (loss, parts), (feature_gradients, scalar_gradients) = jax.value_and_grad(
             self._objective, argnums=(0, 1), has_aux=True
         )(features, scalars)
-        gradients = pull_back(of_features)
-        return (loss, parts), gradients | of_scalars
+        gradients = pull_back(feature_gradients)
+        return (loss, parts), gradients | scalar_gradients
 
     def _encode(
         self, key: Key[Array, ""], groups: int, trainable: Arrays, rows: Arrays
@@ -269,8 +269,8 @@ class Trainer:
         first = 1 + self.model.vision.num_registers
         if count == 0 or count >= tokens.shape[1] - first:
             return tokens
-        drawn = jax.random.permutation(key, tokens.shape[1] - first)[:count]
-        return tokens[:, jnp.concatenate([jnp.arange(first), first + drawn])]
+        positions = jax.random.permutation(key, tokens.shape[1] - first)[:count]
+        return tokens[:, jnp.concatenate([jnp.arange(first), first + positions])]
 
     def _gram_losses(
         self, features: ImageFeatures, tokens: Float[Array, "m t d"], key: Key[Array, ""]
@@ -279,8 +279,8 @@ class Trainer:
         head = features.patch_tokens  # [m n d]
         backbone = tokens[:, 1 + self.model.vision.num_registers :]  # [m n d]
         if config.gram_patches:
-            drawn = jax.random.permutation(key, head.shape[1])[: config.gram_patches]
-            head, backbone = head[:, drawn], backbone[:, drawn]
+            positions = jax.random.permutation(key, head.shape[1])[: config.gram_patches]
+            head, backbone = head[:, positions], backbone[:, positions]
         return gram_losses(head, backbone, normalize=config.gram_normalize)
 
 

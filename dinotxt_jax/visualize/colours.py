@@ -89,11 +89,11 @@ def class_colours(class_names: Sequence[str]) -> UInt8[np.ndarray, "c 3"]:
 
     Among names without known colours, the class index alone decides the colour.
     """
-    known = _known_shades(tuple(known_colour(name) for name in class_names))
-    others = [index for index in range(len(class_names)) if index not in known]
-    palette = _palette(tuple(known.values()), min(len(others), CLASS_COLOURS))
+    shades = _known_shades(tuple(known_colour(name) for name in class_names))
+    others = [index for index in range(len(class_names)) if index not in shades]
+    palette = _palette(tuple(shades.values()), min(len(others), CLASS_COLOURS))
     colours = np.zeros((len(class_names), 3), np.uint8)
-    for index, shade in known.items():
+    for index, shade in shades.items():
         colours[index] = shade
     colours[others] = palette[np.arange(len(others)) % max(len(palette), 1)]
     return colours
@@ -111,8 +111,8 @@ def _known_shades(expected: tuple[Colour | None, ...]) -> dict[int, Colour]:
         # Rounded, so that the choice does not depend on the machine's last bit.
         away = np.round(np.linalg.norm(lab - target, axis=1), 6)
         if shades:
-            taken = np.asarray(list(shades.values()), np.uint8)
-            away[(_distances(choices, taken) < _APART).any(axis=1)] = np.inf
+            shade_values = np.asarray(list(shades.values()), np.uint8)
+            away[(_distances(choices, shade_values) < _APART).any(axis=1)] = np.inf
         nearest = int(np.argmin(away))
         if away[nearest] <= _FARTHEST_SHADE:
             red, green, blue = (int(part) for part in choices[nearest])
@@ -135,7 +135,7 @@ def _seen(colours: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, "4 n 3"]:
 
 
 @functools.lru_cache(maxsize=64)
-def _palette(taken: tuple[Colour, ...], count: int) -> UInt8[np.ndarray, "n 3"]:
+def _palette(reserved: tuple[Colour, ...], count: int) -> UInt8[np.ndarray, "n 3"]:
     """Chooses colours greedily: always the candidate whose nearest chosen colour is farthest.
 
     Distances are the least over all kinds of vision. Classes with near indices are often drawn
@@ -146,13 +146,15 @@ def _palette(taken: tuple[Colour, ...], count: int) -> UInt8[np.ndarray, "n 3"]:
         count: number of colours; a longer palette begins with the same colours.
     """
     candidates = np.concatenate([np.asarray(_FIRST, np.uint8), _candidates()])
-    seen = _seen(candidates)
+    perceived = _seen(candidates)
     first = list(range(len(_FIRST)))
     nearest = np.full(len(candidates), np.inf)
-    if taken:
-        known = np.asarray(taken, np.uint8)
-        nearest = _distances(candidates, known).min(axis=1)
-        plain = np.linalg.norm(seen[0][:, None] - _seen(known)[0], axis=-1).min(axis=1)
+    if reserved:
+        reserved_colours = np.asarray(reserved, np.uint8)
+        nearest = _distances(candidates, reserved_colours).min(axis=1)
+        plain = np.linalg.norm(perceived[0][:, None] - _seen(reserved_colours)[0], axis=-1).min(
+            axis=1
+        )
         first = [i for i in first if nearest[i] >= _APART and plain[i] >= _CLEAR]
         nearest = np.minimum(nearest, _KNOWN_WEIGHT * plain)
     chosen: list[int] = []
@@ -165,7 +167,7 @@ def _palette(taken: tuple[Colour, ...], count: int) -> UInt8[np.ndarray, "n 3"]:
             # Rounded, so that the choice does not depend on the machine's last bit.
             worst = np.round(np.stack([nearest, *recent]).min(axis=0), 6)
             index = int(np.argmax(worst))
-        distance = np.linalg.norm(seen - seen[:, index, None], axis=-1)
+        distance = np.linalg.norm(perceived - perceived[:, index, None], axis=-1)
         distances.append((distance * _SIGHT_WEIGHTS[:, None]).min(axis=0))
         nearest = np.minimum(nearest, distances[-1])
         chosen.append(index)

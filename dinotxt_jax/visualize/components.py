@@ -56,23 +56,23 @@ def patch_pca(
     axes = ("n", "gh", "gw", "d") if several else ("gh", "gw", "d")
     tokens = checked_numbers(patches, axes, "patches")
     tokens = tokens if several else tokens[None]
-    given = _listed(images)
-    if given is not None and len(given) != len(tokens):
+    image_list = _listed(images)
+    if image_list is not None and len(image_list) != len(tokens):
         raise UserError(
-            f"there are {len(given)} photos and patches of {len(tokens)} images, expected as many; "
-            "correct one of them."
+            f"there are {len(image_list)} photos and patches of {len(tokens)} images, expected "
+            "equal numbers; correct one of them."
         )
     columns = checked_columns(columns, len(tokens))
-    each = 1 if given is None else 2
+    each = 1 if image_list is None else 2
     side = panel_side(each * columns)
     unit, explained = _components(tokens)
     tiles = []
     for number, components in enumerate(unit):
-        if given is None:
+        if image_list is None:
             height, width = components.shape[:2]
             size = sized(Image.new("L", (width, height)), side).size
         else:
-            photo = sized(checked_photo(given[number]), side)
+            photo = sized(checked_photo(image_list[number]), side)
             tiles.append(Tile(photo))
             size = photo.size
         tiles.append(Tile(_coloured(components, size)))
@@ -101,7 +101,7 @@ def _components(
         covariance += centred.T @ centred
     variances, directions = np.linalg.eigh(covariance)
     variances, directions = variances[::-1][:3], directions[:, ::-1][:, :3]
-    found = np.full((*tokens.shape[:-1], 3), 0.5)
+    colours = np.full((*tokens.shape[:-1], 3), 0.5)
     count = tokens.size // width
     rounding = _NOISE * variances[0] + _MEAN_NOISE * count * (mean @ mean)
     for index, variance in enumerate(variances):
@@ -112,12 +112,12 @@ def _components(
         values = (tokens - mean.astype(np.float32)) @ direction.astype(np.float32)
         low, high = np.percentile(values, _RANGE)
         if high > low:
-            found[..., index] = (values - low) / (high - low)
+            colours[..., index] = (values - low) / (high - low)
     total = np.trace(covariance)
     explained = np.zeros(3)
     if total > rounding:
         explained[: len(variances)] = np.maximum(variances, 0) / total
-    return found, explained
+    return colours, explained
 
 
 def _coloured(components: Float[np.ndarray, "gh gw 3"], size: tuple[int, int]) -> Image.Image:

@@ -69,12 +69,12 @@ def training_curves(
     per_row = _panels_per_row(len(panels))
     figure = Figure(figsize=(11, 0.6 + 3.1 * max(len(per_row), 1)), layout="constrained")
     grid = figure.add_gridspec(max(len(per_row), 1), math.lcm(*range(1, _COLUMNS + 1)))
-    rest = iter(panels)
+    remaining_panels = iter(panels)
     for number, count in enumerate(per_row):
         width = grid.ncols // count
         for column in range(count):
             axis = figure.add_subplot(grid[number, column * width : (column + 1) * width])
-            _draw(axis, next(rest), last_step)
+            _draw(axis, next(remaining_panels), last_step)
     if title:
         figure.suptitle(f"training run: {one_line(title, 'run')}", fontsize=14)
     figure.savefig(path, dpi=120)

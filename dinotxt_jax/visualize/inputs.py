@@ -52,20 +52,22 @@ def checked_labels(
     Raises:
         UserError: labels are not integers, have another size, or belong to an unnamed class.
     """
-    found = np.asarray(labels)
-    if found.shape != (photo.height, photo.width) or not np.issubdtype(found.dtype, np.integer):
+    label_map = np.asarray(labels)
+    if label_map.shape != (photo.height, photo.width) or not np.issubdtype(
+        label_map.dtype, np.integer
+    ):
         raise UserError(
-            f"{what} is an array {found.dtype}{list(found.shape)}, expected integers of the "
-            f"photo's size [{photo.height}, {photo.width}]; resize it (by nearest neighbours)."
+            f"{what} is an array {label_map.dtype}{list(label_map.shape)}, expected integers of "
+            f"the photo's size [{photo.height}, {photo.width}]; resize it (by nearest neighbours)."
         )
-    known = found != ignored
-    unknown = found[known & ((found < 0) | (found >= classes))]
+    labelled = label_map != ignored
+    unknown = label_map[labelled & ((label_map < 0) | (label_map >= classes))]
     if len(unknown):
         raise UserError(
             f"{what} holds the index {unknown.min()}, expected 0 to {classes - 1} (there are "
             f"{classes} class names) or {ignored} for none; correct it or name more classes."
         )
-    return np.where(known, found.astype(np.int32), NONE)
+    return np.where(labelled, label_map.astype(np.int32), NONE)
 
 
 def checked_alpha(alpha: float) -> float:
@@ -89,20 +91,20 @@ def checked_numbers(
             finite.
     """
     try:
-        found = np.asarray(values).astype(np.float32)
+        numbers = np.asarray(values).astype(np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{what} is {shortened(values)}, expected an array of numbers [{' '.join(axes)}]; "
             "convert it."
         ) from error
-    if found.ndim != len(axes) or found.size == 0:
+    if numbers.ndim != len(axes) or numbers.size == 0:
         raise UserError(
-            f"{what} has the shape {list(found.shape)}, expected [{' '.join(axes)}] with at least "
-            "one of each; reshape it."
+            f"{what} has the shape {list(numbers.shape)}, expected [{' '.join(axes)}] with at "
+            "least one of each; reshape it."
         )
-    if not np.isfinite(found).all():
+    if not np.isfinite(numbers).all():
         raise UserError(
-            f"{what} holds {int((~np.isfinite(found)).sum())} numbers that are not finite, "
+            f"{what} holds {int((~np.isfinite(numbers)).sum())} numbers that are not finite, "
             "expected none; find out where they come from."
         )
-    return found
+    return numbers

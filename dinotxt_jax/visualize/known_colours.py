@@ -76,6 +76,6 @@ def known_colour(name: str) -> Colour | None:
         return None
     last = words[-1]
     singulars = (last, last.removesuffix("s"), last.removesuffix("es"))
-    known = [_BY_WORD[word] for word in singulars if word in _BY_WORD]
+    colours = [_BY_WORD[word] for word in singulars if word in _BY_WORD]
     named = [_NAMED[word] for word in reversed(words) if word in _NAMED]
-    return next(iter([*known, *named]), None)
+    return next(iter([*colours, *named]), None)

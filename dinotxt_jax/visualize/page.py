@@ -105,9 +105,9 @@ def write(
 
 def line(text: str, width: int, size: int = TEXT, colour: Colour = INK) -> Image.Image:
     """Draws one text line, cut at `width` pixels."""
-    shown = fitted(text, size, width)
-    strip = Image.new("RGB", (max(round(width_of(shown, size)), 1), size * 5 // 4), "white")
-    write(ImageDraw.Draw(strip), (0, size), shown, colour, size)
+    fitted_text = fitted(text, size, width)
+    strip = Image.new("RGB", (max(round(width_of(fitted_text, size)), 1), size * 5 // 4), "white")
+    write(ImageDraw.Draw(strip), (0, size), fitted_text, colour, size)
     return strip
 
 

@@ -63,15 +63,15 @@ def segmentation_overlay(
         UserError: labels have another size or no class name, or the photo is unusable.
     """
     photo = checked_photo(image)
-    found = checked_labels(labels, photo, len(class_names), ignored, "labels")
+    label_map = checked_labels(labels, photo, len(class_names), ignored, "labels")
     larger = sized(photo, min(max(*photo.size, _SMALLEST), PAGE))
     palette = class_colours(class_names)
-    painted = _painted(larger, found, palette, checked_alpha(alpha))
+    painted = _painted(larger, label_map, palette, checked_alpha(alpha))
     if not legend:
         return painted
     beside = photo.height > _BESIDE * photo.width
     width = _LEGEND if beside else max(painted.width, _LEGEND)
-    shares = _shares([found], len(class_names))[:, None]
+    shares = _shares([label_map], len(class_names))[:, None]
     return page_of([painted, _class_legend(shares, class_names, width)], beside=beside)
 
 
@@ -125,18 +125,22 @@ def segmentation_sheet(
         photo = checked_photo(image)
         classes = len(class_names)
         true = checked_labels(truth, photo, classes, ignored, "the ground truth")
-        found = checked_labels(labels, photo, classes, ignored, "the prediction")
+        prediction = checked_labels(labels, photo, classes, ignored, "the prediction")
         smaller = sized(photo, side)
-        known = true != NONE
-        right = f"{percent(float(np.mean((found == true)[known])))} right" if known.any() else ""
+        labelled = true != NONE
+        right = (
+            f"{percent(float(np.mean((prediction == true)[labelled])))} right"
+            if labelled.any()
+            else ""
+        )
         titles = ("", "", "") if number else ("photo", "ground truth", "prediction")
         tiles += [
             Tile(smaller, titles[0]),
             Tile(_painted(smaller, true, palette, alpha), titles[1]),
-            Tile(_painted(smaller, found, palette, alpha), titles[2], right),
+            Tile(_painted(smaller, prediction, palette, alpha), titles[2], right),
         ]
         truths.append(true)
-        predictions.append(found)
+        predictions.append(prediction)
     panels = grid(tiles, 3)
     shares = [_shares(maps, len(class_names)) for maps in (truths, predictions)]
     chips = _class_legend(np.stack(shares, axis=-1), class_names, panels.width)
@@ -199,8 +203,8 @@ def _resized(labels: Labels, size: tuple[int, int]) -> Labels:
     resized, so that many small regions cost little.
     """
     nearest = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
-    found = np.array(nearest)
-    best = np.zeros(found.shape, np.uint8)
+    resized = np.array(nearest)
+    best = np.zeros(resized.shape, np.uint8)
     scale = size[0] / labels.shape[1], size[1] / labels.shape[0]
     for index in np.unique(labels):
         mask = labels == index
@@ -223,16 +227,16 @@ def _resized(labels: Labels, size: tuple[int, int]) -> Labels:
         weight = weight.filter(ImageFilter.BoxBlur([max(factor - 1, 0) / 2 for factor in scale]))
         better = np.asarray(weight) > best[rows, columns]
         best[rows, columns][better] = np.asarray(weight)[better]
-        found[rows, columns][better] = index
-    return found
+        resized[rows, columns][better] = index
+    return resized
 
 
-def _extent(held: Bool[np.ndarray, "n"], scale: float) -> slice:
+def _extent(occupied: Bool[np.ndarray, "n"], scale: float) -> slice:
     """Returns the range that class pixels can reach along one side after resizing."""
-    first, last = np.flatnonzero(held)[[0, -1]]
+    first, last = np.flatnonzero(occupied)[[0, -1]]
     return slice(
         max(int((first - 2) * scale) - 2, 0),
-        min(int((last + 3) * scale) + 2, round(len(held) * scale)),
+        min(int((last + 3) * scale) + 2, round(len(occupied) * scale)),
     )
 
 
@@ -244,7 +248,7 @@ def _contours(fine: Labels, side: int) -> Image.Image:
     edge[:-1] |= down
     edge[:, 1:] |= across
     edge[:, :-1] |= across
-    drawn = Image.fromarray(edge.astype(np.uint8) * _CONTOUR)
+    contour = Image.fromarray(edge.astype(np.uint8) * _CONTOUR)
     if side >= _SMALLEST:
-        drawn = drawn.filter(ImageFilter.MaxFilter(3))
-    return drawn.reduce(_FINER)
+        contour = contour.filter(ImageFilter.MaxFilter(3))
+    return contour.reduce(_FINER)

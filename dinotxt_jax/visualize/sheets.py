@@ -65,8 +65,8 @@ def retrieval_sheet(
     sheet = Image.new("RGB", (PAGE + 2 * MARGIN, bottom + 2 * _LINE + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     if title:
-        shown = fitted(one_line(title, "retrieval"), _TEXT * 4 // 3, PAGE)
-        write(draw, (MARGIN, MARGIN + _LINE), shown, INK, _TEXT * 4 // 3)
+        heading = fitted(one_line(title, "retrieval"), _TEXT * 4 // 3, PAGE)
+        write(draw, (MARGIN, MARGIN + _LINE), heading, INK, _TEXT * 4 // 3)
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
             sheet.paste(cell, (MARGIN + column * (width + MARGIN), top))

@@ -43,19 +43,19 @@ def one_line(text: object, otherwise: str) -> str:
     if absent:
         warn_once(line)
         plain = _without(plain, absent)
-    left = plain.replace(_NOT_DRAWN, "")
-    return plain if any(map(str.isalnum, left)) else f"{otherwise} (no font)"
+    drawable = plain.replace(_NOT_DRAWN, "")
+    return plain if any(map(str.isalnum, drawable)) else f"{otherwise} (no font)"
 
 
 def _visible(text: str) -> str:
     """Returns a text on one line, without control characters and lone surrogates."""
     signs = unicodedata.normalize("NFC", " ".join(text.split()))
-    kept = [
+    visible = [
         sign
         for sign in signs
         if unicodedata.category(sign) not in ("Cc", "Cf", "Cs") or sign in _JOINERS
     ]
-    return " ".join("".join(kept).split())
+    return " ".join("".join(visible).split())
 
 
 def _plain(sign: str) -> str:
@@ -111,20 +111,20 @@ def wrapped(text: str, size: int, width: float, most: int) -> list[str]:
     no blanks).
     """
     lines: list[str] = []
-    rest = text
-    while rest and len(lines) < most - 1:
-        whole = fitted(rest, size, width)
-        if whole == rest:
+    remaining = text
+    while remaining and len(lines) < most - 1:
+        whole = fitted(remaining, size, width)
+        if whole == remaining:
             break
         end = len(whole) - len(_ELLIPSIS)
-        blank = rest.rfind(" ", 0, end + 1)
+        blank = remaining.rfind(" ", 0, end + 1)
         end = blank if blank > 0 else max(end, 1)
-        lines.append(rest[:end].rstrip())
-        rest = rest[end:].lstrip()
-    last = fitted(rest, size, width)
-    if last != rest and " " in last:
+        lines.append(remaining[:end].rstrip())
+        remaining = remaining[end:].lstrip()
+    last = fitted(remaining, size, width)
+    if last != remaining and " " in last:
         last = f"{last.rpartition(' ')[0]} {_ELLIPSIS}"
-    return [*lines, last] if rest else lines
+    return [*lines, last] if remaining else lines
 
 
 def percent(share: float) -> str:

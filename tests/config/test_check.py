@@ -209,8 +209,8 @@ def test_a_mistake_in_a_task_has_the_key_of_its_command(
     config: Any, where: str, tasks: str, change: str, message: str
 ) -> None:
     key = tasks.removeprefix(f"{where}.")
-    found = refusal(f"{key}.flowers.{change}", config=config, where=where)
-    assert says(found, f"{tasks}.flowers.{message}")
+    sentence = refusal(f"{key}.flowers.{change}", config=config, where=where)
+    assert says(sentence, f"{tasks}.flowers.{message}")
 
 
 @pytest.mark.parametrize(
@@ -309,13 +309,13 @@ def test_architectures_have_ranges() -> None:
 
 def all_settings(cls: type, prefix: str = "") -> list[tuple[str, Setting]]:
     """Returns every setting in a group and in nested groups, by key."""
-    found: list[tuple[str, Setting]] = []
+    settings: list[tuple[str, Setting]] = []
     for setting in declared_settings(cls):
         key = f"{prefix}{setting.name}"
         if is_group(setting.type):
-            found += all_settings(setting.type, f"{key}.")
-        found.append((key, setting))
-    return found
+            settings += all_settings(setting.type, f"{key}.")
+        settings.append((key, setting))
+    return settings
 
 
 @pytest.mark.parametrize(
@@ -370,8 +370,8 @@ def test_the_results_of_retrieval_are_those_it_promises() -> None:
     from dinotxt_jax.evaluation.retrieval import RetrievalSet
 
     features = np.eye(2, dtype=np.float32)
-    found = RetrievalSet(features, features, np.arange(2), ["a", "b"]).metrics()
-    assert tuple(found) == KIND_SETTINGS["retrieval"].metrics
+    metrics = RetrievalSet(features, features, np.arange(2), ["a", "b"]).metrics()
+    assert tuple(metrics) == KIND_SETTINGS["retrieval"].metrics
 
 
 def test_presets_are_accepted() -> None:

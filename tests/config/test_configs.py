@@ -67,8 +67,8 @@ def test_shipped_evaluation_configs_are_valid(path: Path) -> None:
 )
 def test_an_argument_chooses_what_is_evaluated(config: str, argument: str, tasks: dict) -> None:
     built = load_config(CONFIGS / "eval" / f"{config}.py", argument)
-    found = from_dict(EvaluationConfig, built.to_dict()).tasks
-    assert {name: task.data.path for name, task in found.items()} == tasks
+    result = from_dict(EvaluationConfig, built.to_dict()).tasks
+    assert {name: task.data.path for name, task in result.items()} == tasks
 
 
 def test_all_retrieval_tasks_are_the_default() -> None:

@@ -59,17 +59,17 @@ SIZES = [1, 16, 32, 48, 100]
 
 def all_settings(cls: type, prefix: str = "") -> dict[str, Setting]:
     """Returns all settings except groups, by key; task settings are keyed by task name."""
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for setting in declared_settings(cls):
         key = f"{prefix}{setting.name}"
         if is_group(setting.type):
-            found |= all_settings(setting.type, f"{key}.")
+            settings |= all_settings(setting.type, f"{key}.")
         elif key == "evaluation.tasks":
             for name, task in BASE.evaluation.tasks.items():
-                found |= all_settings(type(task), f"{key}.{name}.")
+                settings |= all_settings(type(task), f"{key}.{name}.")
         else:
-            found[key] = setting
-    return found
+            settings[key] = setting
+    return settings
 
 
 SETTINGS = all_settings(Config)

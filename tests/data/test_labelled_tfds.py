@@ -94,9 +94,9 @@ def test_several_labels_are_distinct_and_in_the_order_they_occur(
     source = opened(config, label_key=key)
     assert source.class_names == tuple(names)
     # The unlabelled image is left out; indices refer to the remaining images.
-    found = {0: (1, 0), 2: (2,), 3: (0, 2)}
+    result = {0: (1, 0), 2: (2,), 3: (0, 2)}
     assert by_image(source) == {
-        png(i): tuple(names[label] for label in own) for i, own in found.items()
+        png(i): tuple(names[label] for label in own) for i, own in result.items()
     }
     assert sorted(source.labels(i) for i in range(3)) == [(0, 2), (1, 0), (2,)]
 

@@ -42,9 +42,9 @@ def test_pairs_are_read_with_palettes_and_ignored_pixels(tmp_path: Path) -> None
     source = open_masks(pairs(tmp_path, palette(mask)))
     assert source.class_names == ("sky", "grass")
     assert source.background is None
-    image, found = source.load(0)
+    image, loaded_mask = source.load(0)
     assert image.size == (30, 20)
-    np.testing.assert_array_equal(found, mask)
+    np.testing.assert_array_equal(loaded_mask, mask)
 
 
 def test_a_class_called_background_means_anything_else(tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ def test_images_of_unusual_kinds_load_beside_their_masks(tmp_path: Path) -> None
     for name, (image, colour) in kinds.items():
         save(image, tmp_path / name)
         (tmp_path / "index.csv").write_text(f"image,mask\n{name},a_mask.png\n")
-        found, mask = open_masks(config).load(0)
-        assert (found.mode, found.size) == ("RGB", (30, 20))
+        loaded, mask = open_masks(config).load(0)
+        assert (loaded.mode, loaded.size) == ("RGB", (30, 20))
         assert mask.shape == (20, 30)
         assert (mask == 1).all()
-        np.testing.assert_allclose(found.getpixel((3, 3)), colour, atol=8)
+        np.testing.assert_allclose(loaded.getpixel((3, 3)), colour, atol=8)
 
 
 def test_masks_of_16_bits_and_of_one_bit_are_read(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_drawn_scenes_have_masks_of_their_shapes() -> None:
     assert (len(source), source.class_names[source.background or 0]) == (3, "background")
     image, mask = source.load(1)
     assert (image.size, mask.shape) == ((56, 56), (56, 56))
-    shown = {source.class_names[label] for label in np.unique(mask)} - {"background"}
-    assert shown
+    visible = {source.class_names[label] for label in np.unique(mask)} - {"background"}
+    assert visible
     (caption, *_) = SceneSource(3, split="test", image_size=56).captions(1)
-    assert all(any(word in caption for word in SHAPES[name]) for name in shown)
+    assert all(any(word in caption for word in SHAPES[name]) for name in visible)

@@ -48,30 +48,32 @@ def test_captions_are_placed_by_first_fit_decreasing(lengths: np.ndarray) -> Non
 @given(drawn_lengths)
 def test_every_caption_is_there_once_and_nothing_else(lengths: np.ndarray) -> None:
     tokens = captions(lengths, row_length=20)
-    found = pack(tokens, lengths)
-    assert len(found.tokens) == rows_needed(lengths, 20)
-    for array in found:
+    packed = pack(tokens, lengths)
+    assert len(packed.tokens) == rows_needed(lengths, 20)
+    for array in packed:
         assert array.dtype == np.int32
-    rest = found.segment_ids.copy()
-    for caption, length, row, column in zip(tokens, lengths, found.row, found.column, strict=True):
+    rest = packed.segment_ids.copy()
+    for caption, length, row, column in zip(
+        tokens, lengths, packed.row, packed.column, strict=True
+    ):
         place = row, slice(column + 1 - length, column + 1)
-        np.testing.assert_array_equal(found.tokens[place], caption[:length])
-        np.testing.assert_array_equal(found.positions[place], np.arange(length))
-        assert len(set(found.segment_ids[place])) == 1
-        assert found.segment_ids[place][0] > 0
+        np.testing.assert_array_equal(packed.tokens[place], caption[:length])
+        np.testing.assert_array_equal(packed.positions[place], np.arange(length))
+        assert len(set(packed.segment_ids[place])) == 1
+        assert packed.segment_ids[place][0] > 0
         # A segment contains only this caption.
-        assert (found.segment_ids[row] == found.segment_ids[row, column]).sum() == length
+        assert (packed.segment_ids[row] == packed.segment_ids[row, column]).sum() == length
         rest[place] = 0
     assert not rest.any()
-    for array in (found.tokens, found.positions):
-        assert not array[found.segment_ids == 0].any()
+    for array in (packed.tokens, packed.positions):
+        assert not array[packed.segment_ids == 0].any()
 
 
 def test_a_caption_may_fill_what_is_left_to_the_last_token() -> None:
-    found = pack(captions([20, 2, 18, 3, 9, 8], row_length=20), np.array([20, 2, 18, 3, 9, 8]))
-    assert found.row.tolist() == [0, 1, 1, 2, 2, 2]
-    assert found.column.tolist() == [19, 19, 17, 19, 8, 16]
-    assert found.segment_ids.all()
+    packed = pack(captions([20, 2, 18, 3, 9, 8], row_length=20), np.array([20, 2, 18, 3, 9, 8]))
+    assert packed.row.tolist() == [0, 1, 1, 2, 2, 2]
+    assert packed.column.tolist() == [19, 19, 17, 19, 8, 16]
+    assert packed.segment_ids.all()
 
 
 def test_parts_are_filled_up_to_the_same_number_of_rows() -> None:
@@ -79,12 +81,12 @@ def test_parts_are_filled_up_to_the_same_number_of_rows() -> None:
         pack(captions([20, 20]), np.array([20, 20])),
         pack(captions([77, 2]), np.array([77, 2])),
     ]
-    found = stacked(parts, 3)
-    assert [array.shape for array in found] == [(2, 3, 77)] * 3 + [(2, 2)] * 2
-    np.testing.assert_array_equal(found.tokens[1, :2], parts[1].tokens)
-    assert not found.segment_ids[0, 1:].any()
-    assert not found.segment_ids[1, 2:].any()
-    assert found.row.tolist() == [[0, 0], [0, 1]]
+    result = stacked(parts, 3)
+    assert [array.shape for array in result] == [(2, 3, 77)] * 3 + [(2, 2)] * 2
+    np.testing.assert_array_equal(result.tokens[1, :2], parts[1].tokens)
+    assert not result.segment_ids[0, 1:].any()
+    assert not result.segment_ids[1, 2:].any()
+    assert result.row.tolist() == [[0, 0], [0, 1]]
 
 
 def sample(rng: np.random.Generator, examples: int) -> list[np.ndarray]:

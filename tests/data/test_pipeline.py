@@ -323,11 +323,11 @@ def test_monitor_counts_on_after_a_restart_and_grows_with_the_epochs():
 @pytest.mark.parametrize("threads", [0, 4])
 def test_evaluation_batches_are_in_order_with_a_short_last_one(threads):
     source = Images(7, captions=2)
-    found = list(evaluation_batches(source, EvalTransform(CONFIG), 3, threads))
-    assert [images.shape for images, _, _ in found] == [(3, 8, 8, 3), (3, 8, 8, 3), (1, 8, 8, 3)]
-    assert np.concatenate([x for x, _, _ in found])[:, 0, 0, 0].tolist() == list(range(7))
-    assert [key for _, _, keys in found for key in keys] == [f"image {i}" for i in range(7)]
-    assert found[1][1] == [(f"{i} 0", f"{i} 1") for i in (3, 4, 5)]
+    batches = list(evaluation_batches(source, EvalTransform(CONFIG), 3, threads))
+    assert [images.shape for images, _, _ in batches] == [(3, 8, 8, 3), (3, 8, 8, 3), (1, 8, 8, 3)]
+    assert np.concatenate([x for x, _, _ in batches])[:, 0, 0, 0].tolist() == list(range(7))
+    assert [key for _, _, keys in batches for key in keys] == [f"image {i}" for i in range(7)]
+    assert batches[1][1] == [(f"{i} 0", f"{i} 1") for i in (3, 4, 5)]
 
 
 def test_an_undecodable_image_ends_an_evaluation_by_name():

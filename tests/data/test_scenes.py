@@ -180,17 +180,17 @@ def test_masks_show_every_object_where_it_is_drawn(drawn):
     assert set(SceneSource.class_names[1:]) == set(SHAPES)
     y, x = (np.mgrid[0:98, 0:98] + 0.5) / 98
     for scene in drawn:
-        seen = np.zeros_like(scene.mask, bool)
+        covered = np.zeros_like(scene.mask, bool)
         for thing in scene.objects:
             near = np.hypot(x - thing.centre[0], y - thing.centre[1]) <= thing.radius + 0.02
             inside = near & (scene.mask == SceneSource.class_names.index(thing.shape))
-            seen |= inside
+            covered |= inside
             # The disc around the shape is filled from a third (crescent, star) up to all of it.
             filled = inside.sum() / (math.pi * (98 * thing.radius) ** 2)
             assert 0.28 < filled < 0.95, thing
             colour = np.median(scene.image[inside], axis=0)
             assert np.abs(colour - COLOURS[thing.colour]).max() <= 11, thing
-        assert not scene.mask[~seen].any()
+        assert not scene.mask[~covered].any()
 
 
 def test_a_plain_ground_has_its_colour_outside_the_masks(drawn):

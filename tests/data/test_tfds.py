@@ -52,15 +52,15 @@ def tfds_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_tfds_reads_encoded_images_and_nested_captions(tfds_folder, caption_key, texts):
     source = TfdsSource("tiny", "train", tfds_folder, "image", caption_key)
     assert len(source) == 5
-    seen = set()
+    visited = set()
     for i in range(5):
         example = source[i]
         number = int(example.captions[0].split()[-1])
-        seen.add(number)
+        visited.add(number)
         assert example == Example(
             png(number), (f"first {number}", f"second {number}")[:texts], f"tiny[train][{i}]"
         )
-    assert seen == set(range(5))
+    assert visited == set(range(5))
     assert pickle.loads(pickle.dumps(source))[2] == source[2]
 
 

@@ -31,12 +31,12 @@ def test_accuracies_equal_those_from_sorting_all_scores(block: int) -> None:
     images = texts[labels] + 1.2 * unit(rng, 60, 8)
     order = np.argsort(-(images @ texts.T), axis=1)
     top1 = order[:, 0] == labels
-    found, by_class = accuracies(images, texts, labels, block)
-    assert 20 < found["top1"] < 95
-    assert found["top1"] == pytest.approx(100 * top1.mean())
-    assert found["top5"] == pytest.approx(100 * (order[:, :5] == labels[:, None]).any(1).mean())
+    result, by_class = accuracies(images, texts, labels, block)
+    assert 20 < result["top1"] < 95
+    assert result["top1"] == pytest.approx(100 * top1.mean())
+    assert result["top5"] == pytest.approx(100 * (order[:, :5] == labels[:, None]).any(1).mean())
     per_class = [top1[labels == c].mean() for c in range(11)]
-    assert found["mean_per_class"] == pytest.approx(100 * np.mean(per_class))
+    assert result["mean_per_class"] == pytest.approx(100 * np.mean(per_class))
     np.testing.assert_allclose(by_class[:11], 100 * np.asarray(per_class))
     assert np.isnan(by_class[11])
 
@@ -120,8 +120,8 @@ def test_features_of_classes_are_means_of_normalised_prompts(
 ) -> None:
     model = inference.load(model_directory)
     names, templates = ["cat", "dog", "cat"], ["a photo of a {}", "a red {}"]
-    found = class_features(model, names, templates, 4)
-    for row, name in zip(found, names, strict=True):
+    result = class_features(model, names, templates, 4)
+    for row, name in zip(result, names, strict=True):
         raw = np.asarray(
             model.encode_text(model.tokenizer([f"a photo of a {name}", f"a red {name}"]))
         )
@@ -133,7 +133,7 @@ def test_features_of_classes_are_means_of_normalised_prompts(
     np.testing.assert_allclose(patches[-1], patch / np.linalg.norm(patch), atol=1e-6)
     assert len(list((cache / "text_features").glob("*.npy"))) == 1  # both from one
     monkeypatch.setattr(inference.Model, "embed_texts", None)
-    np.testing.assert_array_equal(class_features(model, names, templates, 4), found)
+    np.testing.assert_array_equal(class_features(model, names, templates, 4), result)
 
 
 def test_a_report_has_every_figure_beside_chance_and_is_not_made_twice(
@@ -169,7 +169,7 @@ def test_the_number_of_devices_does_not_matter(
         "animals": TaskConfig(kind="classification", data=folder, templates="a photo of a {}"),
         "scenes": TaskConfig(kind="retrieval", data=scenes),
     }
-    found = {}
+    result = {}
     for devices in (1, 2, 8):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         output = tmp_path / str(devices)
@@ -177,8 +177,8 @@ def test_the_number_of_devices_does_not_matter(
             str(model_directory), EvaluationConfig(tasks=tasks, batch_size=8), output, mesh=mesh
         )
         results = json.loads((output / "results.json").read_text())
-        found[devices] = {name: (r["metrics"], r["protocol"]) for name, r in results.items()}
-    assert found[1] == found[2] == found[8]
+        result[devices] = {name: (r["metrics"], r["protocol"]) for name, r in results.items()}
+    assert result[1] == result[2] == result[8]
 
 
 def test_changed_data_is_noticed(model_directory: Path, tree: Path, tmp_path: Path) -> None:

@@ -51,12 +51,12 @@ def test_recalls_equal_those_from_the_sorted_matrix(block: int) -> None:
     owners = np.repeat(np.arange(40), rng.integers(1, 6, 40))
     texts = images[owners] + 0.6 * features(rng, len(owners))
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    found = recalls(images, texts, owners, block)
+    actual = recalls(images, texts, owners, block)
     expected = plain_recalls(images, texts, owners)
     assert 5 < expected["image_to_text_r1"] < 95
     for key, value in expected.items():
-        assert found[key] == pytest.approx(value), key
-    assert found["mean_recall"] == pytest.approx(np.mean(list(expected.values())))
+        assert actual[key] == pytest.approx(value), key
+    assert actual["mean_recall"] == pytest.approx(np.mean(list(expected.values())))
 
 
 def test_constant_features_score_nothing() -> None:
@@ -254,16 +254,16 @@ def test_interrupted_work_goes_on_and_comes_to_the_same(
     monkeypatch.setattr(Model, "embed_batches", until_the_power_goes)
     with pytest.raises(KeyboardInterrupt):
         evaluate(str(model), scenes(), tmp_path / "cut")
-    seen = []
+    visited = []
 
     def counted(self: Model, batches: Iterable, size: int) -> Iterator[np.ndarray]:
         for features in embed(self, batches, size):
-            seen.append(len(features))
+            visited.append(len(features))
             yield features
 
     monkeypatch.setattr(Model, "embed_batches", counted)
     evaluate(str(model), scenes(), tmp_path / "cut")
-    assert seen == [5]  # 8 out of 13 were done
+    assert visited == [5]  # 8 out of 13 were done
     whole, cut = ((tmp_path / f"{d}/results.json").read_text() for d in ("whole", "cut"))
     assert whole == cut
     assert not list((tmp_path / "cut").glob(".*"))

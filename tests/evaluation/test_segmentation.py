@@ -37,11 +37,11 @@ def test_scores_come_from_one_confusion_matrix() -> None:
     labels = np.array([[0, 1, 1, 0], [1, 1, 0, 3]])
     counted = ConfusionMatrix(4)
     counted.add(mask, dense_of(labels, 4))
-    found = scores(counted.counts().astype(float))
+    result = scores(counted.counts().astype(float))
     # Class 0: 1 of {2 true, 2 found}: 1/3; class 1: 3 of {3, 4}: 3/4; class 2: 0; 3 never occurs.
-    assert found["mean_iou"] == pytest.approx(100 * (1 / 3 + 3 / 4 + 0) / 3)
-    assert found["mean_accuracy"] == pytest.approx(100 * (1 / 2 + 1 + 0) / 3)
-    assert found["pixel_accuracy"] == pytest.approx(100 * 4 / 6)
+    assert result["mean_iou"] == pytest.approx(100 * (1 / 3 + 3 / 4 + 0) / 3)
+    assert result["mean_accuracy"] == pytest.approx(100 * (1 / 2 + 1 + 0) / 3)
+    assert result["pixel_accuracy"] == pytest.approx(100 * 4 / 6)
 
 
 def test_counts_of_many_images_are_those_of_a_plain_sum() -> None:
@@ -51,9 +51,9 @@ def test_counts_of_many_images_are_those_of_a_plain_sum() -> None:
         mask, labels = rng.integers(0, 3, size), rng.integers(0, 3, size)
         mask[rng.random(size) < 0.2] = 255
         counted.add(mask, dense_of(labels, 3))
-        for true, found in zip(mask.ravel(), labels.ravel(), strict=True):
+        for true, actual in zip(mask.ravel(), labels.ravel(), strict=True):
             if true != 255:
-                expected[true, found] += 1
+                expected[true, actual] += 1
     np.testing.assert_array_equal(counted.counts(), expected)
     np.testing.assert_array_equal(ConfusionMatrix(3, counted.counts()).counts(), expected)
 

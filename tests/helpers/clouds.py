@@ -184,9 +184,9 @@ def cloud_in(folder: Path) -> Iterator[Cloud]:
     programs = folder / "bin"
     programs.mkdir(parents=True)
     for tool in TOOLS:
-        found = shutil.which(tool)
-        assert found, f"the tests of the scripts need {tool}"
-        (programs / tool).symlink_to(found)
+        result = shutil.which(tool)
+        assert result, f"the tests of the scripts need {tool}"
+        (programs / tool).symlink_to(result)
     for name, body in FAKES.items():
         (programs / name).write_text(RECORD + body)
         (programs / name).chmod(0o755)

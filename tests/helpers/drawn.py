@@ -88,8 +88,8 @@ THIRD_PARTY: dict[str, tuple[str, dict]] = {
 
 def images(patch: int) -> dict[str, np.ndarray]:
     """Returns normalised images with 3x3 (the stored grid) and 2x5 patches, float32 [1 h w 3]."""
-    found = {}
+    result = {}
     for rows, columns in ((3, 3), (2, 5)):
         shape = (1, rows * patch, columns * patch, 3)
-        found[f"{rows}x{columns}"] = values(f"image {rows}x{columns}", "image", shape)
-    return found
+        result[f"{rows}x{columns}"] = values(f"image {rows}x{columns}", "image", shape)
+    return result

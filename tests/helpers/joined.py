@@ -25,7 +25,7 @@ cli.define_process_flags()
 def agreement(folder: Path) -> dict[str, Any]:
     """Checks that numbers, texts and failures from one process reach the others."""
     me = jax.process_index()
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "numbers": processes.gathered([me, 10 + me]).tolist(),
         "texts": processes.gathered_texts("ä" * (me + 1)),
         "first_says": processes.first_says(me == 0),
@@ -51,11 +51,11 @@ def agreement(folder: Path) -> dict[str, Any]:
         try:
             attempt()
         except processes.CommonError as error:
-            found["errors"].append(str(error))
+            result["errors"].append(str(error))
     with new_folder(folder / "one") as new:
         (new / f"of{me}").write_text("here")
-    found["one"] = sorted(file.name for file in (folder / "one").iterdir())
-    return found
+    result["one"] = sorted(file.name for file in (folder / "one").iterdir())
+    return result
 
 
 def checkpoints(folder: Path) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def checkpoints(folder: Path) -> dict[str, Any]:
     kept = Checkpoints(folder / "again", 1)
     save_state(kept, state, positions)
     kept.close()
-    wanted = {"large": meshes.large("1x8")}
-    array = load_arrays(folder / "large", {"arrays": wanted})["arrays"]["large"]
+    abstract = {"large": meshes.large("1x8")}
+    array = load_arrays(folder / "large", {"arrays": abstract})["arrays"]["large"]
     return {
         "fingerprint": fingerprint(state._asdict()),
         "positions": positions,
@@ -88,8 +88,8 @@ def left_alone(_: Path) -> dict[str, Any]:
 def _body() -> None:
     folder = Path(_FOLDER.value)
     part = {"agreement": agreement, "checkpoints": checkpoints, "left_alone": left_alone}
-    found = part[_PART.value](folder)
-    (folder / f"found{jax.process_index()}.json").write_text(json.dumps(found))
+    result = part[_PART.value](folder)
+    (folder / f"found{jax.process_index()}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

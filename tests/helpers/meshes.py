@@ -96,20 +96,20 @@ def restored(folder: Path, name: str) -> tuple[TrainState, dict[str, Any]]:
     checkpoints = Checkpoints(folder, 3)
     newest = checkpoints.latest()
     assert newest is not None
-    found = restore_state(checkpoints, newest, trainer(name).abstract_state())
+    result = restore_state(checkpoints, newest, trainer(name).abstract_state())
     checkpoints.close()
-    return found
+    return result
 
 
 def lies_as_wanted(state: TrainState, name: str) -> bool:
     """Returns whether arrays have the expected sharding, with only local shards on each device."""
 
-    def one(array: jax.Array, wanted: jax.ShapeDtypeStruct) -> bool:
-        part = wanted.sharding.shard_shape(array.shape)
+    def one(array: jax.Array, abstract: jax.ShapeDtypeStruct) -> bool:
+        part = abstract.sharding.shard_shape(array.shape)
         shards = array.addressable_shards
-        ours = wanted.sharding.addressable_devices
+        ours = abstract.sharding.addressable_devices
         return (
-            array.sharding == wanted.sharding
+            array.sharding == abstract.sharding
             and {shard.device for shard in shards} == ours
             and all(shard.data.shape == part for shard in shards)
         )

@@ -10,9 +10,9 @@ from dinotxt_jax.sharding import constrain
 
 def softmax(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
     """Computes the CLIP loss."""
-    found = logits(images, texts, scale)
-    sums = jax.nn.logsumexp(found, axis=1) + jax.nn.logsumexp(found, axis=0)
-    return jnp.mean(sums / 2 - jnp.diagonal(found))
+    scaled = logits(images, texts, scale)
+    sums = jax.nn.logsumexp(scaled, axis=1) + jax.nn.logsumexp(scaled, axis=0)
+    return jnp.mean(sums / 2 - jnp.diagonal(scaled))
 
 
 def sigmoid(images: jax.Array, texts: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:

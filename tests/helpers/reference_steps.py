@@ -94,8 +94,8 @@ class Setting:
                 return parts
             # Orbax reads in separate threads, where 64-bit types are off.
             return jax.tree.map(
-                lambda array, wanted: jax.device_put(
-                    np.asarray(array, wanted.dtype), wanted.sharding
+                lambda array, abstract: jax.device_put(
+                    np.asarray(array, abstract.dtype), abstract.sharding
                 ),
                 parts,
                 self.trainer.abstract,
@@ -117,7 +117,9 @@ class Setting:
         if "logit_bias" in arrays:  # the reference has none
             arrays |= {"logit_bias": np.float32(-10.0)}
         trainable = jax.tree.map(
-            lambda array, wanted: np.asarray(array, wanted.dtype), arrays, self._abstract.trainable
+            lambda array, abstract: np.asarray(array, abstract.dtype),
+            arrays,
+            self._abstract.trainable,
         )
         places = jax.tree.map(lambda leaf: leaf.sharding, self._abstract)
 

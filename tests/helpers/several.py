@@ -57,7 +57,7 @@ def start(
     count: int,
     devices: int,
     arguments: Sequence[str],
-    of_process: Sequence[Sequence[str]] = (),
+    process_arguments: Sequence[Sequence[str]] = (),
 ) -> Group:
     """Runs `python ARGUMENTS` in `count` processes with `devices` simulated devices each.
 
@@ -66,7 +66,7 @@ def start(
         count: number of processes; a single process gets none of the flags that join processes.
         devices: number of devices per process.
         arguments: arguments for all processes; `-m` and a module, or a file.
-        of_process: further arguments for each process.
+        process_arguments: further arguments for each process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -80,7 +80,7 @@ def start(
             f"--process_id={index}",
             "--heartbeat_timeout=20",
         ]
-        own = of_process[index] if of_process else ()
+        own = process_arguments[index] if process_arguments else ()
         log = folder / f"process{index}.log"
         group.processes.append(
             commands.Process(

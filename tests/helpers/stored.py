@@ -13,8 +13,8 @@ from dinotxt_jax.storage.arrays import load_arrays, stored_shapes
 def stored_tree(model: Path) -> dict[str, Any]:
     """Returns every part in a model directory as stored."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = jax.tree.map(
+    abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         stored_shapes(model / "arrays"),
     )
-    return load_arrays(model / "arrays", wanted)
+    return load_arrays(model / "arrays", abstract)

@@ -27,22 +27,22 @@ SUM_OVER_TOKENS = 8 * (16 * 77) ** 0.5
 SCHEDULE_ROUNDINGS = 8
 
 
-def assert_exact(found: Any, expected: Any, name: str = "") -> None:
+def assert_exact(actual: Any, expected: Any, name: str = "") -> None:
     """Asserts that float64 arrays agree within `EXACT` times the largest |`expected`|."""
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.dtype == np.float64, f"{name} is {found.dtype}: computed in less than float64"
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.dtype == np.float64, f"{name} is {actual.dtype}: computed in less than float64"
     scale = np.abs(expected).max(initial=0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT * scale, err_msg=name)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT * scale, err_msg=name)
 
 
-def assert_rounded(found: Any, expected: Any, roundings: float, name: str = "") -> None:
+def assert_rounded(actual: Any, expected: Any, roundings: float, name: str = "") -> None:
     """Asserts that a float32 array is within `roundings` of the float64 array `expected`.
 
     Errors are relative to the largest absolute value in `expected`, because terms that cancel in
     one element are as large as the terms in neighbouring elements.
     """
-    found, expected = np.asarray(found), np.asarray(expected)
+    actual, expected = np.asarray(actual), np.asarray(expected)
     assert expected.dtype == np.float64, f"{name}: the reference is {expected.dtype}"
     scale = np.abs(expected).max(initial=0)
     bound = roundings * ROUNDING * scale
-    np.testing.assert_allclose(found, expected, rtol=0, atol=bound, err_msg=name)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound, err_msg=name)

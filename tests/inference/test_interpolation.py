@@ -20,19 +20,22 @@ def expected() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("number", range(5))
 def test_maps_are_resampled_as_pytorch_does_bilinearly(number: int, expected: dict) -> None:
-    values, wanted = (expected[f"bilinear/{number}/{side}"] for side in ("in", "out"))
-    taps = [linear_taps(s, t) for s, t in zip(values.shape[:2], wanted.shape[:2], strict=True)]
-    np.testing.assert_allclose(resampled(values, *taps), wanted, rtol=0, atol=TOLERANCE)
+    values, resampled_values = (expected[f"bilinear/{number}/{side}"] for side in ("in", "out"))
+    taps = [
+        linear_taps(s, t) for s, t in zip(values.shape[:2], resampled_values.shape[:2], strict=True)
+    ]
+    np.testing.assert_allclose(resampled(values, *taps), resampled_values, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("number", range(5))
 def test_windows_are_stretched_as_pytorch_does_bicubically(number: int, expected: dict) -> None:
-    values, wanted = (expected[f"bicubic/{number}/{side}"] for side in ("in", "out"))
+    values, resampled_values = (expected[f"bicubic/{number}/{side}"] for side in ("in", "out"))
     rows, columns = (
-        cubic_weights(s, t) for s, t in zip(values.shape[:2], wanted.shape[:2], strict=True)
+        cubic_weights(s, t)
+        for s, t in zip(values.shape[:2], resampled_values.shape[:2], strict=True)
     )
-    found = np.einsum("in,jm,nmc->ijc", rows, columns, values)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+    actual = np.einsum("in,jm,nmc->ijc", rows, columns, values)
+    np.testing.assert_allclose(actual, resampled_values, rtol=0, atol=TOLERANCE)
 
 
 def test_padding_repeats_the_last_sample() -> None:

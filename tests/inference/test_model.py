@@ -57,11 +57,11 @@ def test_texts_keep_their_order_whatever_their_length(model: Model) -> None:
 
 def test_short_batches_are_padded_and_cut_again(model: Model) -> None:
     images = np.random.default_rng(0).integers(0, 256, (11, 56, 56, 3), np.uint8)
-    found = list(model.embed_batches([images[:8], images[8:]], batch_size=8))
-    assert [len(rows) for rows in found] == [8, 3]
+    result = list(model.embed_batches([images[:8], images[8:]], batch_size=8))
+    assert [len(rows) for rows in result] == [8, 3]
     again = np.concatenate(list(model.embed_batches([images[8:]], batch_size=8)))
-    np.testing.assert_allclose(found[1], again, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(np.concatenate(found), axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(result[1], again, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate(result), axis=1), 1, rtol=1e-5)
 
 
 def test_the_logit_scale_is_the_logarithm(model: Model) -> None:

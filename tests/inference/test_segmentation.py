@@ -74,11 +74,13 @@ def recomputed(model, image: Image.Image, texts: np.ndarray, shape: tuple[int, i
     visits = np.zeros((height, width, 1))
     rows = max(height - 46 + 22, 0) // 23 + 1
     columns = max(width - 46 + 22, 0) // 23 + 1
-    wanted = model.description.preprocessing
+    preprocessing = model.description.preprocessing
     for r in range(rows):
         for c in range(columns):
             top, left = min(r * 23, height - 46), min(c * 23, width - 46)
-            window = normalize(pixels[top : top + 46, left : left + 46], wanted.mean, wanted.std)
+            window = normalize(
+                pixels[top : top + 46, left : left + 46], preprocessing.mean, preprocessing.std
+            )
             stretched = bicubic(window.astype(np.float64), 56).astype(np.float32)
             patches = np.asarray(model.encode_patches(stretched[None]).patch_tokens[0], np.float64)
             patches /= np.linalg.norm(patches, axis=-1, keepdims=True)
@@ -113,22 +115,22 @@ def all_texts(rows: int) -> DenseTexts:
 
 
 def labels(model, images, texts, config, batch_size=4) -> list[np.ndarray]:
-    found = segment(model, images, texts, config, batch_size)
-    return [dense.labels(*image.size[::-1]) for image, dense in zip(images, found, strict=True)]
+    result = segment(model, images, texts, config, batch_size)
+    return [dense.labels(*image.size[::-1]) for image, dense in zip(images, result, strict=True)]
 
 
-def agreement(some: list[np.ndarray], others: list[np.ndarray]) -> float:
-    assert all(a.shape == b.shape for a, b in zip(some, others, strict=True))
-    same = sum(int((a == b).sum()) for a, b in zip(some, others, strict=True))
-    return same / sum(a.size for a in some)
+def agreement(labels: list[np.ndarray], others: list[np.ndarray]) -> float:
+    assert all(a.shape == b.shape for a, b in zip(labels, others, strict=True))
+    same = sum(int((a == b).sum()) for a, b in zip(labels, others, strict=True))
+    return same / sum(a.size for a in labels)
 
 
 def test_sliding_windows_equal_a_plain_recomputation(model: inference.Model) -> None:
     images = drawn_images()
-    found = labels(model, images, all_texts(5), SLIDE)
+    actual = labels(model, images, all_texts(5), SLIDE)
     expected = [recomputed(model, image, unit(5), image.size[::-1]) for image in images]
-    assert all(len(np.unique(one)) > 1 for one in found)
-    assert agreement(found, expected) > 0.999
+    assert all(len(np.unique(one)) > 1 for one in actual)
+    assert agreement(actual, expected) > 0.999
 
 
 @pytest.mark.parametrize("config", [SLIDE, WHOLE, HIGHRES])
@@ -169,8 +171,8 @@ def test_the_number_of_devices_does_not_matter(tiny_dinotxt: Path, devices: int)
 
 
 def unit_patches(model: inference.Model, pixels: np.ndarray) -> np.ndarray:
-    wanted = model.description.preprocessing
-    images = normalize(pixels[None], wanted.mean, wanted.std)
+    preprocessing = model.description.preprocessing
+    images = normalize(pixels[None], preprocessing.mean, preprocessing.std)
     patches = np.asarray(model.encode_patches(images).patch_tokens[0], np.float64)
     return patches / np.linalg.norm(patches, axis=-1, keepdims=True)
 
@@ -179,10 +181,10 @@ def test_the_whole_image_takes_the_most_similar_class_without_softmax(
     model: inference.Model,
 ) -> None:
     image = drawn_images()[0]
-    found = labels(model, [image], all_texts(5), WHOLE)
+    result = labels(model, [image], all_texts(5), WHOLE)
     pixels = np.asarray(image.resize((98, 98), Image.Resampling.BICUBIC))
     cosines = unit_patches(model, pixels) @ unit(5).T
-    assert agreement(found, [bilinear(cosines, 90, 64).argmax(-1)]) > 0.999
+    assert agreement(result, [bilinear(cosines, 90, 64).argmax(-1)]) > 0.999
 
 
 def highres_features(model: inference.Model, image: Image.Image) -> np.ndarray:
@@ -207,12 +209,12 @@ def highres_features(model: inference.Model, image: Image.Image) -> np.ndarray:
 
 def test_several_scales_equal_a_plain_recomputation(model: inference.Model) -> None:
     images = drawn_images()[:3]
-    found = labels(model, images, all_texts(5), HIGHRES)
+    actual = labels(model, images, all_texts(5), HIGHRES)
     expected = [
         bilinear(highres_features(model, image) @ unit(5).T, *image.size[::-1]).argmax(-1)
         for image in images
     ]
-    assert agreement(found, expected) > 0.999
+    assert agreement(actual, expected) > 0.999
 
 
 def test_clusters_are_given_one_class_each(model: inference.Model) -> None:
@@ -230,9 +232,9 @@ def test_clustering_finds_groups_and_leaves_out_what_does_not_count() -> None:
     inside = np.ones((6, 7), bool)
     inside[:, -1] = False
     features[:, -1] = -centres[0]  # a fifth group, which does not count
-    found = np.asarray(clustered(features.astype(np.float32), inside, 4))[:, :-1]
+    result = np.asarray(clustered(features.astype(np.float32), inside, 4))[:, :-1]
     for label in range(4):
-        own = found[group[:, :-1] == label]
+        own = result[group[:, :-1] == label]
         mean = features[:, :-1][group[:, :-1] == label].mean(0)
         np.testing.assert_allclose(
             own, np.tile(mean / np.linalg.norm(mean), (len(own), 1)), atol=1e-5
@@ -249,11 +251,11 @@ def test_what_scores_too_low_is_background_and_words_stand_for_their_class(
     best = bilinear(dense.scores().astype(np.float64), *image.size[::-1])
     floor = float(np.median(best.max(-1)))
     texts = all_texts(4)._replace(background=7, background_score=floor)
-    (found,) = labels(model, [image], texts, WHOLE)
-    assert agreement([found == 7], [best.max(-1) < floor]) > 0.999
+    (result,) = labels(model, [image], texts, WHOLE)
+    assert agreement([result == 7], [best.max(-1) < floor]) > 0.999
     words = DenseTexts(unit(4), np.array([0, 1, 1, 5], np.int32))
-    (found,) = labels(model, [image], words, WHOLE)
-    assert agreement([found], [np.array([0, 1, 1, 5])[best.argmax(-1)]]) > 0.999
+    (result,) = labels(model, [image], words, WHOLE)
+    assert agreement([result], [np.array([0, 1, 1, 5])[best.argmax(-1)]]) > 0.999
 
 
 def test_windows_cover_a_side_and_the_last_one_is_shifted_inward() -> None:

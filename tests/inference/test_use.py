@@ -59,9 +59,9 @@ def test_an_image_is_the_same_as_path_bytes_array_and_pil(
         photo,
     ]
     together = model.embed_images(forms, batch_size=2)
-    wanted = model.description.preprocessing
-    pixels = np.asarray(center_crop(photo, wanted.resize, wanted.crop))
-    images = normalize(pixels[None], wanted.mean, wanted.std)
+    preprocessing = model.description.preprocessing
+    pixels = np.asarray(center_crop(photo, preprocessing.resize, preprocessing.crop))
+    images = normalize(pixels[None], preprocessing.mean, preprocessing.std)
     expected = np.asarray(model.encode_image(images, normalize=True))
     np.testing.assert_allclose(together, np.repeat(expected, 5, axis=0), atol=2e-6)
     for form in forms:
@@ -97,24 +97,24 @@ def test_odd_images_are_embedded_and_segmented(model: Model, photo: Image.Image)
     np.testing.assert_allclose(rows["turned"], upright, atol=2e-6)
     np.testing.assert_allclose(rows["CMYK"], upright, atol=2e-6)
     for name, data in odd.items():
-        found = model.segment(data, NAMES, SMALL, "a {}")
-        assert found.labels.shape == ((1, 1) if name == "1 pixel" else (240, 280)), name
+        result = model.segment(data, NAMES, SMALL, "a {}")
+        assert result.labels.shape == ((1, 1) if name == "1 pixel" else (240, 280)), name
     turned, plain = (model.segment(i, NAMES, SMALL, "a {}") for i in (odd["turned"], photo))
     np.testing.assert_array_equal(turned.labels, plain.labels)
 
 
 def test_classes_are_ranked_by_scaled_cosines(model: Model, photo: Image.Image) -> None:
     images = [photo, photo.transpose(Image.Transpose.FLIP_TOP_BOTTOM).resize((90, 250))]
-    found = model.classify(images, NAMES, ["a {}", "a photo of a {}"])
+    result = model.classify(images, NAMES, ["a {}", "a photo of a {}"])
     texts = np.stack([model.embed_texts([f"a {n}", f"a photo of a {n}"]).mean(0) for n in NAMES])
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     cosines = model.embed_images(images) @ texts.T
-    np.testing.assert_allclose(found.cosines, cosines, atol=1e-6)
+    np.testing.assert_allclose(result.cosines, cosines, atol=1e-6)
     odds = np.exp(np.exp(model.logit_scale) * cosines)
-    np.testing.assert_allclose(found.probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
+    np.testing.assert_allclose(result.probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
     best = [NAMES[i] for i in np.argsort(-cosines[0])]
-    assert [name for name, _ in found.top(2)[0]] == best[:2]
-    assert [NAMES[i] for i in found.labels] == [pairs[0][0] for pairs in found.top(1)]
+    assert [name for name, _ in result.top(2)[0]] == best[:2]
+    assert [NAMES[i] for i in result.labels] == [pairs[0][0] for pairs in result.top(1)]
 
 
 def test_devices_change_nothing(directory: Path, model: Model, photo: Image.Image) -> None:
@@ -130,14 +130,14 @@ def test_a_segmentation_has_labels_scores_and_pictures(
     model: Model, photo: Image.Image, protocol: str
 ) -> None:
     config = SegmentationConfig(protocol, 98, 60, 56, 28, scales=(56, 70))
-    found = model.segment(photo, NAMES, config, "a {}")
-    assert (found.labels.shape, found.scores.shape[-1]) == ((240, 280), 3)
-    assert set(np.unique(found.labels)) <= {0, 1, 2}
-    np.testing.assert_array_equal(np.asarray(found.mask()), found.labels)
-    assert found.overlay().width > 280
-    assert found.heat_maps().width > 280
+    result = model.segment(photo, NAMES, config, "a {}")
+    assert (result.labels.shape, result.scores.shape[-1]) == ((240, 280), 3)
+    assert set(np.unique(result.labels)) <= {0, 1, 2}
+    np.testing.assert_array_equal(np.asarray(result.mask()), result.labels)
+    assert result.overlay().width > 280
+    assert result.heat_maps().width > 280
     if protocol == "slide":
-        np.testing.assert_allclose(found.scores.sum(-1), 1, atol=1e-5)
+        np.testing.assert_allclose(result.scores.sum(-1), 1, atol=1e-5)
 
 
 class Mirrored(Whole):
@@ -154,11 +154,11 @@ def test_a_new_protocol_is_one_row(
 ) -> None:
     monkeypatch.setitem(PROTOCOLS, "mirrored", Mirrored())
     monkeypatch.setitem(PROTOCOL_SIDES, "mirrored", "")
-    found = model.segment(photo, NAMES, SegmentationConfig("mirrored", 98), "a {}")
+    actual = model.segment(photo, NAMES, SegmentationConfig("mirrored", 98), "a {}")
     mirror = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     expected = model.segment(mirror, NAMES, SegmentationConfig("whole", 98), "a {}")
-    np.testing.assert_array_equal(found.labels, expected.labels)
-    assert found.heat_maps().width > 280
+    np.testing.assert_array_equal(actual.labels, expected.labels)
+    assert actual.heat_maps().width > 280
     with pytest.raises(UserError, match="expected slide, whole, highres or mirrored"):
         model.segment(photo, NAMES, "jump")
     with pytest.raises(UserError, match="take whole or highres or mirrored"):
@@ -186,38 +186,38 @@ def test_a_background_is_one_more_class(model: Model, photo: Image.Image) -> Non
 def test_a_class_called_background_has_a_heat_map_of_its_own(
     model: Model, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown: list = []
+    calls: list = []
     monkeypatch.setattr(
         "dinotxt_jax.visualize.heat_maps",
-        lambda image, scores, names, what: shown.append((scores, names)),
+        lambda image, scores, names, what: calls.append((scores, names)),
     )
     plain = model.segment(photo, ["background", "dog", "cat"], "whole", "a {}")
     plain.heat_maps()
     model.segment(photo, ["dog", "cat"], "whole", "a {}", background=["sky", "sea"]).heat_maps()
-    assert [names for _, names in shown] == [["background", "dog", "cat"], ["dog", "cat"]]
-    np.testing.assert_array_equal(shown[0][0], plain.scores)
-    np.testing.assert_allclose(shown[1][0], plain.scores[..., 1:], atol=1e-6)
+    assert [names for _, names in calls] == [["background", "dog", "cat"], ["dog", "cat"]]
+    np.testing.assert_array_equal(calls[0][0], plain.scores)
+    np.testing.assert_allclose(calls[1][0], plain.scores[..., 1:], atol=1e-6)
 
 
 def test_a_background_is_a_number_a_word_or_words(model: Model, photo: Image.Image) -> None:
     for background, texts in (("sky", 4), (["sky", "sea"], 5), (np.float32(0.3), 3)):
-        found = model.segment(photo, NAMES, "whole", "a {}", background=background)
-        assert found.scores.shape[-1] == texts
+        result = model.segment(photo, NAMES, "whole", "a {}", background=background)
+        assert result.scores.shape[-1] == texts
 
 
 def test_a_phrase_is_compared_with_every_patch(model: Model, photo: Image.Image) -> None:
     config = SegmentationConfig("highres", scales=(56,), window=56, stride=56)
-    found = model.similarity(photo, "a red cat", config)
+    result = model.similarity(photo, "a red cat", config)
     small = np.asarray(photo.resize((70, 56), Image.Resampling.BICUBIC))
-    wanted = model.description.preprocessing
+    preprocessing = model.description.preprocessing
     text = model.encode_text(model.tokenizer(["a red cat"]))[0, 64:]
-    left = normalize(small[None, :, :56], wanted.mean, wanted.std)
+    left = normalize(small[None, :, :56], preprocessing.mean, preprocessing.std)
     patches = np.asarray(model.encode_patches(left).patch_tokens[0])
     patches = patches / np.linalg.norm(patches, axis=-1, keepdims=True)
-    assert found.shape == (4, 5)
+    assert result.shape == (4, 5)
     # Only one window covers the first column.
     np.testing.assert_allclose(
-        found[:, 0], (patches @ (text / np.linalg.norm(text)))[:, 0], atol=1e-5
+        result[:, 0], (patches @ (text / np.linalg.norm(text)))[:, 0], atol=1e-5
     )
 
 

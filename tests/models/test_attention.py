@@ -88,9 +88,9 @@ def test_splash_equals_plain_attention(
         plain, kernel = (
             output_and_gradients(name, arrays, causal, ids) for name in ("xla", "splash")
         )
-    for expected, found in zip(plain, kernel, strict=True):
+    for expected, actual in zip(plain, kernel, strict=True):
         # Sums of up to 261 terms of magnitude 1 in a different order, in float32.
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -118,15 +118,15 @@ def test_groups_of_examples_equal_plain_attention(
         plain, grouped = (
             output_and_gradients(name, arrays, causal, ids) for name in ("xla", "grouped")
         )
-    for expected, found in zip(plain, grouped, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6)
+    for expected, actual in zip(plain, grouped, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", ["xla", "grouped"])
 def test_no_examples_give_none(name: str) -> None:
     arrays = drawn(TOKENS, 0)[:3]
-    found = module.attention(*arrays, causal=False, softmax_dtype="float32", implementation=name)
-    assert found.shape == arrays[0].shape
+    result = module.attention(*arrays, causal=False, softmax_dtype="float32", implementation=name)
+    assert result.shape == arrays[0].shape
 
 
 def test_groups_keep_half_precision_where_it_was() -> None:

@@ -28,14 +28,14 @@ def tokens(batch: int = 4, n: int = 5, dim: int = 16) -> jax.Array:
 def test_a_stack_is_its_layers_one_after_the_other() -> None:
     stacked, x = blocks(), tokens()
     graphdef, state = nnx.split(stacked)
-    found, layers = apply_stack(stacked, x, keep=(0, 1, 2))
+    result, layers = apply_stack(stacked, x, keep=(0, 1, 2))
     for layer in range(3):
         arrays = jax.tree.map(lambda leaf, layer=layer: leaf[layer], nnx.to_pure_dict(state))
         x = nnx.merge(graphdef, arrays)(x)
         np.testing.assert_allclose(layers[layer], x, rtol=0, atol=2e-6)
-    np.testing.assert_array_equal(found, layers[-1])
-    _, some = apply_stack(stacked, tokens(), keep=(2, 0))
-    np.testing.assert_array_equal(some, layers[jnp.array([2, 0])])
+    np.testing.assert_array_equal(result, layers[-1])
+    _, outputs = apply_stack(stacked, tokens(), keep=(2, 0))
+    np.testing.assert_array_equal(outputs, layers[jnp.array([2, 0])])
 
 
 def test_stacked_layers_are_initialised_differently_and_name_the_layer_axis() -> None:
@@ -74,11 +74,11 @@ def test_a_segment_is_attended_to_as_if_it_were_alone(causal: bool) -> None:
     def attend(*qkv: jax.Array, **options: jax.Array) -> jax.Array:
         return attention(*qkv, causal=causal, softmax_dtype="float32", **options)
 
-    found = attend(query, key, value, segment_ids=segment_ids)
+    result = attend(query, key, value, segment_ids=segment_ids)
     for row, first, last in ((0, 0, 3), (0, 3, 5), (0, 5, 7), (1, 0, 7)):
         place = slice(row, row + 1), slice(first, last)
         alone = attend(query[place], key[place], value[place])
-        np.testing.assert_allclose(found[place], alone, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(result[place], alone, rtol=0, atol=1e-6)
 
 
 def test_drop_path_is_refused_where_rows_hold_several_texts() -> None:

@@ -37,22 +37,22 @@ def expected() -> dict[str, np.ndarray]:
 def test_descriptors_equal_the_official_code(model: DinoTxt, expected: dict) -> None:
     images = jnp.moveaxis(expected["image_98x98"], 1, -1)
     features = model.encode_patches(images)
-    for name, found, tolerance in (
+    for name, actual, tolerance in (
         ("class_token", features.class_token, FEATURES),
         ("patch_tokens", features.patch_tokens.reshape(2, 49, 64), FEATURES),
         ("encode_image", model.encode_image(images), FEATURES),
         ("encode_image_normalized", model.encode_image(images, normalize=True), NORMALIZED),
     ):
-        np.testing.assert_allclose(found, expected[f"98x98/{name}"], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(actual, expected[f"98x98/{name}"], rtol=0, atol=tolerance)
 
 
 def test_text_features_equal_the_official_code(model: DinoTxt, expected: dict) -> None:
     tokens = jnp.asarray(expected["tokens"])
-    found = model.encode_text(tokens)
-    np.testing.assert_allclose(found, expected["text/encode_text"], rtol=0, atol=FEATURES)
-    found = model.encode_text(tokens, normalize=True)
+    actual = model.encode_text(tokens)
+    np.testing.assert_allclose(actual, expected["text/encode_text"], rtol=0, atol=FEATURES)
+    actual = model.encode_text(tokens, normalize=True)
     np.testing.assert_allclose(
-        found, expected["text/encode_text_normalized"], rtol=0, atol=NORMALIZED
+        actual, expected["text/encode_text_normalized"], rtol=0, atol=NORMALIZED
     )
 
 
@@ -70,9 +70,9 @@ def test_max_pooling_equals_the_official_code(model: DinoTxt, expected: dict) ->
     config = dataclasses.replace(model.config, head=head)
     variant = DinoTxt(config, dtypes=DTypes())
     variant = nnx.merge(nnx.graphdef(variant), nnx.to_pure_dict(state))
-    found = variant.encode_image(jnp.moveaxis(expected["image_98x98"], 1, -1))
+    actual = variant.encode_image(jnp.moveaxis(expected["image_98x98"], 1, -1))
     np.testing.assert_allclose(
-        found, expected["variant/pool_max/encode_image"], rtol=0, atol=FEATURES
+        actual, expected["variant/pool_max/encode_image"], rtol=0, atol=FEATURES
     )
 
 
@@ -115,13 +115,13 @@ def test_packed_texts_have_the_features_of_texts_alone(
 ) -> None:
     tokens = captions(LENGTHS)
     assert packed(tokens, 1).tokens.shape[1] == 8
-    found = packed_text(model.text, tokens, parts, spare)
-    np.testing.assert_allclose(found, model.text(jnp.asarray(tokens)), rtol=0, atol=1e-5)
+    result = packed_text(model.text, tokens, parts, spare)
+    np.testing.assert_allclose(result, model.text(jnp.asarray(tokens)), rtol=0, atol=1e-5)
 
 
 def test_packed_texts_equal_the_official_code(model: DinoTxt, expected: dict) -> None:
-    found = packed_text(model.text, expected["tokens"], 1)
-    np.testing.assert_allclose(found, expected["text/encode_text"], rtol=0, atol=FEATURES)
+    actual = packed_text(model.text, expected["tokens"], 1)
+    np.testing.assert_allclose(actual, expected["text/encode_text"], rtol=0, atol=FEATURES)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -139,9 +139,9 @@ def test_packed_texts_have_the_gradients_of_texts_alone(model: DinoTxt, remat: s
 
         return jax.jit(jax.grad(weighted))(nnx.to_pure_dict(state))
 
-    def check(found: jax.Array, alone: jax.Array) -> None:
+    def check(result: jax.Array, alone: jax.Array) -> None:
         assert jnp.abs(alone).max() > 0
-        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5 * jnp.abs(alone).max())
+        np.testing.assert_allclose(result, alone, rtol=0, atol=1e-5 * jnp.abs(alone).max())
 
     jax.tree.map(check, gradients(2, 1), gradients())
 
@@ -159,11 +159,13 @@ def test_reading_packed_texts_crosses_no_devices(model: DinoTxt, data: int, fsdp
             return nnx.merge(graphdef, arrays)(rows["tokens"], packing)
 
         compiled = jax.jit(read).lower(arrays, rows).compile()
-        found = compiled(arrays, rows)
-    assert found.sharding.shard_shape(found.shape) == (2, 128)
+        result = compiled(arrays, rows)
+    assert result.sharding.shard_shape(result.shape) == (2, 128)
     names = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
     assert not [name for name in names if name in compiled.as_text()]
-    np.testing.assert_allclose(found, model.text(jnp.asarray(captions(LENGTHS))), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        result, model.text(jnp.asarray(captions(LENGTHS))), rtol=0, atol=1e-5
+    )
 
 
 def test_every_size_and_shape_on_the_full_reference_set(
@@ -178,11 +180,11 @@ def test_every_size_and_shape_on_the_full_reference_set(
     convert([folder / n for n in names], tmp_path / "m", settings=settings, show_progress=False)
     model, _ = load_dinotxt(tmp_path / "m", DTypes())
     inputs, out = np.load(folder / "inputs.npz"), np.load(folder / "out.npz")
-    found = model.encode_text(jnp.asarray(inputs["tokens"]))
-    np.testing.assert_allclose(found, out["text/encode_text"], rtol=0, atol=FEATURES)
+    result = model.encode_text(jnp.asarray(inputs["tokens"]))
+    np.testing.assert_allclose(result, out["text/encode_text"], rtol=0, atol=FEATURES)
     images = jnp.moveaxis(inputs["image_98x98"], 1, -1)
-    found = model.encode_image(images)
-    np.testing.assert_allclose(found, out["98x98/encode_image"], rtol=0, atol=FEATURES)
+    result = model.encode_image(images)
+    np.testing.assert_allclose(result, out["98x98/encode_image"], rtol=0, atol=FEATURES)
 
 
 def test_normalized_rows_have_length_one_and_zero_stays_zero() -> None:

@@ -153,5 +153,5 @@ def test_taking_and_putting_rows_are_exact_and_have_the_gradients_of_indexing() 
     np.testing.assert_array_equal(take_rows(x, chosen), x[indices])
     np.testing.assert_array_equal(ours(x), plain(x))
     weights = normals(6, 2, 3) + 1
-    found, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weights))(x) for f in (ours, plain))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    actual, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weights))(x) for f in (ours, plain))
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)

@@ -82,8 +82,8 @@ def test_constants_broadcast() -> None:
     struct = jax.ShapeDtypeStruct(
         (2, 3), jnp.dtype("float32"), sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
-    found = initial_array(Constant((1.0, 2.0, 3.0)), struct, 0, "periods", stacked=True)
-    np.testing.assert_array_equal(found, [[1, 2, 3], [1, 2, 3]])
+    result = initial_array(Constant((1.0, 2.0, 3.0)), struct, 0, "periods", stacked=True)
+    np.testing.assert_array_equal(result, [[1, 2, 3], [1, 2, 3]])
 
 
 def test_drawing_compiles_nothing() -> None:

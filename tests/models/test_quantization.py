@@ -54,11 +54,11 @@ def test_a_product_sums_the_quantised_numbers_exactly(dtype: str) -> None:
     kernel, scale = quantized(
         jnp.asarray(random.normal(size=(4, 6, 3, 5)), jnp.float32), dtype, (0, 1)
     )
-    found = quantization.product(x, kernel, scale, 2)
+    actual = quantization.product(x, kernel, scale, 2)
     numbers, factors = quantized(x, dtype, (2, 3))
     wide = [np.asarray(array, np.float64) for array in (numbers, factors, kernel, scale)]
     expected = np.tensordot(wide[0] * wide[1], wide[2] * wide[3], 2)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.998), ("float8_e4m3fn", 0.98)])
@@ -67,8 +67,8 @@ def test_features_of_a_quantised_backbone_point_the_same_way(
 ) -> None:
     images = np.moveaxis(np.load(goldens / "backbones/images.npz")["image_98x98"], 1, -1)
     plain = dt.load_backbone(tiny_backbone)(images)
-    found = dt.load_backbone(tiny_backbone, products=dtype)(images)
-    for expected, features in zip(plain, found, strict=True):
+    actual = dt.load_backbone(tiny_backbone, products=dtype)(images)
+    for expected, features in zip(plain, actual, strict=True):
         similar = cosine(features, expected)
         assert bound < similar.min()
         assert similar.max() < 1 - 1e-9, "nothing was quantised"
@@ -85,13 +85,13 @@ def test_features_of_a_pretrained_backbone_survive_quantisation(
     photos = sorted((shared_data / "flickr8k/test").iterdir())[:8]
     pixels = np.stack([np.asarray(Image.open(photo).convert("RGB")) for photo in photos])
     plain = dt.load_backbone(tmp_path / "model")
-    wanted = plain.description.preprocessing
-    images = normalize(pixels, wanted.mean, wanted.std)
+    preprocessing = plain.description.preprocessing
+    images = normalize(pixels, preprocessing.mean, preprocessing.std)
     expected = plain(images)
-    found = dt.load_backbone(tmp_path / "model", products=dtype)(images)
+    actual = dt.load_backbone(tmp_path / "model", products=dtype)(images)
     for name in ("class_token", "patch_tokens"):
         pair = [
-            np.asarray(getattr(out, name)).reshape(8, -1, 192).mean(1) for out in (found, expected)
+            np.asarray(getattr(out, name)).reshape(8, -1, 192).mean(1) for out in (actual, expected)
         ]
         assert bound < cosine(*pair).min()
 
@@ -123,11 +123,11 @@ def test_a_quantised_run_can_still_copy_what_is_stored(tiny_backbone: Path) -> N
     from dinotxt_jax.models.vit import VisionTransformer
 
     plain, description = load_vision_transformer(tiny_backbone, DTypes())
-    wanted = abstract_arrays(
+    abstract = abstract_arrays(
         lambda: VisionTransformer(description.vision, dtypes=DTypes(products="int8")),
         None,
     )
-    stored = load_stored(tiny_backbone, "backbone", {"backbone": wanted})["backbone"]
+    stored = load_stored(tiny_backbone, "backbone", {"backbone": abstract})["backbone"]
     jax.tree.map(np.testing.assert_array_equal, stored, nnx.to_pure_dict(nnx.state(plain)))
 
 

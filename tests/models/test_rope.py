@@ -33,16 +33,16 @@ def test_tokens_of_every_layer_equal_the_official_code(
     assert backbone.config.num_heads == 4  # inferred from the periods
     images = np.moveaxis(expected["image_112x112"], 1, -1)
     out = backbone(images)
-    found = {
+    actual = {
         "x_norm_clstoken": out.class_token,
         "x_storage_tokens": out.register_tokens,
         "x_norm_patchtokens": out.patch_tokens,
     }
     for number, layer in enumerate(backbone.intermediate_layers(images, 3)):
-        found[f"inter{number}_cls"] = layer.class_token
-        found[f"inter{number}_extra"] = layer.register_tokens
-        found[f"inter{number}_patch"] = layer.patch_tokens
-    for name, array in found.items():
+        actual[f"inter{number}_cls"] = layer.class_token
+        actual[f"inter{number}_extra"] = layer.register_tokens
+        actual[f"inter{number}_patch"] = layer.patch_tokens
+    for name, array in actual.items():
         np.testing.assert_allclose(
             array, expected[f"112x112/{name}"], rtol=0, atol=FEATURES, err_msg=name
         )
@@ -59,7 +59,7 @@ def test_the_whole_dinotxt_equals_the_official_code(
     images, tokens = np.moveaxis(expected["image_112x112"], 1, -1), expected["tokens"]
     assert model.logit_scale == pytest.approx(float(expected["logit_scale"][0]), rel=1e-7)
     features = model.encode_patches(images)
-    for name, found, tolerance in (
+    for name, actual, tolerance in (
         ("112x112/class_token", features.class_token, FEATURES),
         ("112x112/patch_tokens", features.patch_tokens.reshape(4, 49, 64), FEATURES),
         ("112x112/encode_image", model.encode_image(images), FEATURES),
@@ -67,7 +67,7 @@ def test_the_whole_dinotxt_equals_the_official_code(
         ("text/encode_text", model.encode_text(tokens), FEATURES),
         ("text/encode_text_normalized", model.encode_text(tokens, True), NORMALIZED),
     ):
-        np.testing.assert_allclose(found, expected[name], rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(actual, expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
 def test_angles_equal_the_official_code(expected: dict) -> None:

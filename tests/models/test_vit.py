@@ -40,7 +40,7 @@ def check_backbone(model: Path, folder: Path, name: str) -> None:
     for size in SIZES:
         x = channels_last(images[f"image_{size}"])
         out = backbone(x)
-        found = {
+        actual = {
             "x_norm_clstoken": out.class_token,
             "x_norm_regtokens": out.register_tokens,
             "x_norm_patchtokens": out.patch_tokens,
@@ -48,13 +48,13 @@ def check_backbone(model: Path, folder: Path, name: str) -> None:
         for normalize, suffix in ((True, ""), (False, "_nonorm")):
             layers = backbone.intermediate_layers(x, backbone.config.depth, normalize=normalize)
             for number, layer in enumerate(layers):
-                found[f"inter{number}_patch{suffix}"] = layer.patch_tokens
-                found[f"inter{number}_cls{suffix}"] = layer.class_token
-        compared = [key for key in found if f"{size}/{key}" in expected]
+                actual[f"inter{number}_patch{suffix}"] = layer.patch_tokens
+                actual[f"inter{number}_cls{suffix}"] = layer.class_token
+        compared = [key for key in actual if f"{size}/{key}" in expected]
         assert set(compared) >= {"x_norm_clstoken", "x_norm_patchtokens"}
         for key in compared:
             np.testing.assert_allclose(
-                found[key],
+                actual[key],
                 expected[f"{size}/{key}"],
                 rtol=0,
                 atol=FEATURES,
@@ -83,8 +83,8 @@ def test_positions_are_interpolated_with_the_offset_of_models_without_registers(
     stored = jnp.asarray(tables["98x98"])[1:]
     for grid in ((4, 6), (9, 9)):
         expected = tables[f"{grid[0] * 14}x{grid[1] * 14}"][1:]
-        found = interpolate_positions(stored, grid, "offset")
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+        actual = interpolate_positions(stored, grid, "offset")
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
 
 
 def test_the_interpolation_rules_differ() -> None:

@@ -33,8 +33,8 @@ def compiled(
 
 
 def sent(program: Program) -> dict[tuple[str, str], tuple[int, float]]:
-    found = costs.collectives(program, SHAPE)
-    return {(row.kind, row.axes): (row.count, row.bytes) for row in found}
+    result = costs.collectives(program, SHAPE)
+    return {(row.kind, row.axes): (row.count, row.bytes) for row in result}
 
 
 def shard_mapped(mesh: Mesh, function: Callable[..., Any], spec: PartitionSpec, out: Any) -> Any:

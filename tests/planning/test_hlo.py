@@ -99,9 +99,9 @@ def test_memory_traffic_counts_the_slices_that_fusions_take() -> None:
 def test_groups_of_devices_are_read_in_all_notations(
     printed: str, expected: list[list[int]]
 ) -> None:
-    found = replica_groups(printed)
-    assert found is not None
-    np.testing.assert_array_equal(np.sort(found, axis=1), expected)
+    actual = replica_groups(printed)
+    assert actual is not None
+    np.testing.assert_array_equal(np.sort(actual, axis=1), expected)
 
 
 def test_no_groups_are_none() -> None:

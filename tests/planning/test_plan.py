@@ -218,15 +218,15 @@ def test_only_changes_that_fit_are_proposed(config: Config, compiled: Plan) -> N
 
 
 def test_changes_are_possible_ones_and_fewer_pairs_come_last(config: Config) -> None:
-    found = list(candidates(config, 8))
-    assert found[0] == {"remat": "dots"}
-    assert all(8 % one.get("mesh.fsdp", 2) == 0 for one in found)
-    assert all(one.get("batch_size", 8) % 8 == 0 for one in found)
-    pairs = [changed(config, one).pairs_per_step for one in found]
+    result = list(candidates(config, 8))
+    assert result[0] == {"remat": "dots"}
+    assert all(8 % one.get("mesh.fsdp", 2) == 0 for one in result)
+    assert all(one.get("batch_size", 8) % 8 == 0 for one in result)
+    pairs = [changed(config, one).pairs_per_step for one in result]
     first = next(number for number, count in enumerate(pairs) if count < config.pairs_per_step)
     assert set(pairs[:first]) == {config.pairs_per_step}
-    assert any("accumulate_steps" in one for one in found[:first])
-    assert {"remat": "full", "mesh.fsdp": 8} in found[:first]
+    assert any("accumulate_steps" in one for one in result[:first])
+    assert {"remat": "full", "mesh.fsdp": 8} in result[:first]
     assert all("remat" not in one for one in candidates(changed(config, {"remat": "full"}), 8))
     fixed = changed(config, {"mesh.data": 4})
     assert {"remat": "full", "mesh.fsdp": 8, "mesh.data": -1} in list(candidates(fixed, 8))
@@ -234,9 +234,9 @@ def test_changes_are_possible_ones_and_fewer_pairs_come_last(config: Config) -> 
 
 def test_changes_leave_room_for_the_tensor_axis_and_the_slices(config: Config) -> None:
     small = changed(config, {"mesh.tensor": 4, "mesh.fsdp": 2, "batch_size": 16})
-    found = list(candidates(small, 32))
-    assert {one["mesh.fsdp"] for one in found if "mesh.fsdp" in one} == {8}
-    assert any(one.get("accumulate_steps") == 2 for one in found)
+    result = list(candidates(small, 32))
+    assert {one["mesh.fsdp"] for one in result if "mesh.fsdp" in one} == {8}
+    assert any(one.get("accumulate_steps") == 2 for one in result)
     halved = list(candidates(small, 32, slices=2))
     assert {one["mesh.fsdp"] for one in halved if "mesh.fsdp" in one} == {4}
 
@@ -264,8 +264,8 @@ def test_evaluation_encoders_are_compiled_for_their_sizes(
 
 
 def test_architectures_come_from_the_name_where_there_is_no_directory() -> None:
-    found = backbone_description("somewhere/dinov2_vitl14_reg")
-    assert (found.vision.dim, found.vision.num_registers) == (1024, 4)
+    result = backbone_description("somewhere/dinov2_vitl14_reg")
+    assert (result.vision.dim, result.vision.num_registers) == (1024, 4)
     with pytest.raises(UserError, match="does not end in a preset's name"):
         backbone_description("somewhere/mine")
 

@@ -36,7 +36,7 @@ def shipped(name: str, backbone: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("name", "backbone"), [(name, one) for name, found in SHIPPED.items() for one in found]
+    ("name", "backbone"), [(name, one) for name, result in SHIPPED.items() for one in result]
 )
 def test_a_pod_config_names_a_topology_that_its_batch_divides_over(
     name: str, backbone: str

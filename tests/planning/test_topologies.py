@@ -24,10 +24,10 @@ from dinotxt_jax.runtime.chips import CHIPS
 def test_names_are_understood(
     name: str, kind: str, shape: tuple[int, ...], slices: int, chips: int, devices: int
 ) -> None:
-    found = parse_topology(name)
-    assert (found.name, found.kind, found.shape, found.slices) == (name, kind, shape, slices)
-    assert (found.chips, found.device_count) == (chips, devices)
-    assert found.chip is CHIPS[kind]
+    result = parse_topology(name)
+    assert (result.name, result.kind, result.shape, result.slices) == (name, kind, shape, slices)
+    assert (result.chips, result.device_count) == (chips, devices)
+    assert result.chip is CHIPS[kind]
 
 
 @pytest.mark.parametrize(

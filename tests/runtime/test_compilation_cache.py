@@ -48,9 +48,9 @@ def start(
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    found: dict[str, Any] = json.loads(out)
-    assert found["value"] == pytest.approx(332833500.0)
-    return found | {"errors": errors}
+    result: dict[str, Any] = json.loads(out)
+    assert result["value"] == pytest.approx(332833500.0)
+    return result | {"errors": errors}
 
 
 def run(address: str, default: Path, **variables: str) -> dict[str, Any]:
@@ -97,10 +97,10 @@ def test_several_processes_may_share_an_empty_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    found = run(str(tmp_path / "file" / "xla"), tmp_path)
-    assert (found["hits"], found["misses"]) == (0, 0)
-    assert "compiled programs are not kept: the folder" in found["errors"]
-    assert "Traceback" not in found["errors"]
+    result = run(str(tmp_path / "file" / "xla"), tmp_path)
+    assert (result["hits"], result["misses"]) == (0, 0)
+    assert "compiled programs are not kept: the folder" in result["errors"]
+    assert "Traceback" not in result["errors"]
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 

@@ -98,21 +98,21 @@ def found_by(group: several.Group, folder: Path) -> list[dict[str, Any]]:
 
 def test_processes_agree(tmp_path: Path) -> None:
     first, second = found_by(joined(tmp_path, "agreement", 2, 1), tmp_path)
-    for found in (first, second):
-        assert found["numbers"] == [[0, 10], [1, 11]]
-        assert found["texts"] == ["ä", "ää"]
-        assert found["first_says"] is True
-        assert found["one"] == ["of0", "of1"]
+    for result in (first, second):
+        assert result["numbers"] == [[0, 10], [1, 11]]
+        assert result["texts"] == ["ä", "ää"]
+        assert result["first_says"] is True
+        assert result["one"] == ["of0", "of1"]
         different = "process 1 has seed 1 (process 0: 0); give all processes the same."
-        assert found["errors"][2] == different
-        assert "process 1 does not see" in found["errors"][3]
-        assert "a folder that they share" in found["errors"][3]
+        assert result["errors"][2] == different
+        assert "process 1 does not see" in result["errors"][3]
+        assert "a folder that they share" in result["errors"][3]
     assert first["errors"][:2] == ["0 has failed.", "process 1 cannot go on: 1 has failed."]
     assert second["errors"][:2] == ["process 0 cannot go on: 0 has failed.", "1 has failed."]
 
 
 @pytest.mark.parametrize(
-    ("said", "lost"),
+    ("message", "lost"),
     [
         ("INTERNAL: Gloo AllReduce failed: Connection closed by peer [127.0.0.1]:8476", True),
         ("UNAVAILABLE: NCCL operation ncclAllReduce failed: remote process exited", True),
@@ -122,19 +122,19 @@ def test_processes_agree(tmp_path: Path) -> None:
     ],
 )
 def test_only_errors_of_a_lost_process_are_taken_for_one(
-    said: str,
+    message: str,
     lost: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(processes, "leave", sys.exit)
     with pytest.raises(SystemExit) as ended:
-        processes.exit_after(jax.errors.JaxRuntimeError(said))
+        processes.exit_after(jax.errors.JaxRuntimeError(message))
     assert ended.value.code == 1
     shown = capsys.readouterr().err
-    assert said in shown
+    assert message in shown
     assert ("lost another process" in shown) == lost
-    assert ("Error: " + said in shown) != lost  # any other error keeps the traceback
+    assert ("Error: " + message in shown) != lost  # any other error keeps the traceback
 
 
 def test_an_error_of_one_process_ends_the_others(tmp_path: Path) -> None:
@@ -155,20 +155,20 @@ def test_checkpoints_move_between_one_process_and_two(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
     save_state(checkpoints, state, positions)
     checkpoints.close()
-    wanted = meshes.large("8x1")
-    columns = np.arange(wanted.shape[1], dtype=np.float32)
+    abstract = meshes.large("8x1")
+    columns = np.arange(abstract.shape[1], dtype=np.float32)
     large = jax.make_array_from_callback(
-        wanted.shape, wanted.sharding, lambda at: np.broadcast_to(columns, wanted.shape)[at]
+        abstract.shape, abstract.sharding, lambda at: np.broadcast_to(columns, abstract.shape)[at]
     )
     save_arrays(tmp_path / "large", {"arrays": {"large": large}})
     group = joined(tmp_path, "checkpoints", 2, 4)
     _, expected = meshes.steps("8x1", state, 2)
-    for found in found_by(group, tmp_path):
-        assert found["fingerprint"] == fingerprint(state._asdict())
-        assert found["positions"] == positions
-        assert found["lies_as_wanted"]
-        assert found["losses"] == pytest.approx(expected, rel=1e-6)
-        assert found["losses_of_shared_rows"] == pytest.approx(expected, rel=1e-6)
-        assert found["large_shards"] == [[wanted.shape[0], wanted.shape[1] // 8]] * 4
+    for actual in found_by(group, tmp_path):
+        assert actual["fingerprint"] == fingerprint(state._asdict())
+        assert actual["positions"] == positions
+        assert actual["lies_as_wanted"]
+        assert actual["losses"] == pytest.approx(expected, rel=1e-6)
+        assert actual["losses_of_shared_rows"] == pytest.approx(expected, rel=1e-6)
+        assert actual["large_shards"] == [[abstract.shape[0], abstract.shape[1] // 8]] * 4
     again, _ = meshes.restored(tmp_path / "again", "4x2")
     assert fingerprint(again._asdict()) == fingerprint(state._asdict())

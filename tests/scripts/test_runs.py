@@ -83,8 +83,8 @@ def test_slices_are_watched_one_by_one(cloud: Cloud) -> None:
     for worker in WORKERS:
         cloud.write(f"plan.{worker}", "0")
     result = cloud.run("tpu_vm.sh", "watch", *TPU, *TRAIN, "--slices=2")
-    asked = [call[3:6] for call in cloud.calls("gcloud") if call[4] == "describe"][:3]
-    assert asked == [
+    calls = [call[3:6] for call in cloud.calls("gcloud") if call[4] == "describe"][:3]
+    assert calls == [
         ["queued-resources", "describe", "big"],
         ["tpu-vm", "describe", "big-0"],
         ["tpu-vm", "describe", "big-1"],

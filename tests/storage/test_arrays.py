@@ -70,16 +70,16 @@ def test_what_is_written_in_pieces_is_read_whole_and_sharded(folder: Path) -> No
         placed = split if leaf.shape[1:2] == (8,) else whole
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
-    found = load_arrays(folder, jax.tree.map(wanted, stored_shapes(folder)))
-    kernel = found["a"]["stack"]["kernel"]
+    result = load_arrays(folder, jax.tree.map(wanted, stored_shapes(folder)))
+    kernel = result["a"]["stack"]["kernel"]
     assert kernel.sharding == split
     for place, array in ARRAYS.items():
-        leaf = found
+        leaf = result
         for name in place:
             leaf = leaf[name]
         assert leaf.dtype == array.dtype
         np.testing.assert_array_equal(leaf, array)
-    assert found["scalar"] == 2.5
+    assert result["scalar"] == 2.5
 
 
 def test_arrays_come_back_layer_by_layer(folder: Path) -> None:

@@ -39,7 +39,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     assert not (tmp_path / "file.bin").exists()
     web.cut = None
     assert download(url, tmp_path / "file.bin", SHA256).read_bytes() == CONTENT
-    assert [wanted for _, wanted in web.requests] == [None, "bytes=1000-"]
+    assert [range_header for _, range_header in web.requests] == [None, "bytes=1000-"]
 
 
 def test_another_version_is_not_put_behind_what_was_begun(

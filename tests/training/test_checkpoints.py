@@ -36,12 +36,12 @@ def test_a_checkpoint_of_any_mesh_is_restored_on_any_other(
     checkpoints.close()
     before = fingerprint(state._asdict())
     for name in MESHES:
-        found, positions = meshes.restored(tmp_path / "checkpoints", name)
-        assert fingerprint(found._asdict()) == before
-        assert meshes.lies_as_wanted(found, name)
+        restored, positions = meshes.restored(tmp_path / "checkpoints", name)
+        assert fingerprint(restored._asdict()) == before
+        assert meshes.lies_as_wanted(restored, name)
         assert positions == POSITIONS
         if saved_on == "8x1":  # equal values and equal steps imply equal losses in the other cases
-            assert meshes.steps(name, found, 2)[1] == pytest.approx(expected, rel=1e-6)
+            assert meshes.steps(name, restored, 2)[1] == pytest.approx(expected, rel=1e-6)
 
 
 def test_fsdp_splits_what_is_restored(
@@ -50,10 +50,10 @@ def test_fsdp_splits_what_is_restored(
     checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
     save_state(checkpoints, trained[0], POSITIONS)
     checkpoints.close()
-    found, _ = meshes.restored(tmp_path / "checkpoints", "2x4")
+    restored, _ = meshes.restored(tmp_path / "checkpoints", "2x4")
     sizes = [
         (shard.data.size, array.size)
-        for array in jax.tree.leaves((found.trainable, found.optimizer))
+        for array in jax.tree.leaves((restored.trainable, restored.optimizer))
         for shard in array.addressable_shards
     ]
     held, whole = np.sum([size for size in sizes if size[1] >= 1024], axis=0)

@@ -57,8 +57,8 @@ def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(
     assert best["step"] == min(step for step, value in values.items() if value == best["value"])
     tasks = EvaluationConfig(tasks={"scenes": TaskConfig(data=HELD_OUT)}, batch_size=8)
     evaluate(str(workdir / "best"), tasks, tmp_path / "report")
-    found = json.loads((tmp_path / "report/results.json").read_text())["scenes"]["metrics"]
-    assert found["mean_recall"] == pytest.approx(best["value"], abs=0.01)
+    result = json.loads((tmp_path / "report/results.json").read_text())["scenes"]["metrics"]
+    assert result["mean_recall"] == pytest.approx(best["value"], abs=0.01)
     # A run resumed from step 4 reproduces the results and keeps the existing best model.
     for step in ("8", "12"):
         shutil.rmtree(workdir / "checkpoints" / step)

@@ -170,10 +170,10 @@ def test_training_from_cached_features_equals_running_the_backbone(
     )
     precompute(cached)
     train(cached, tmp_path / "run")
-    found, expected = losses(tmp_path / "run"), losses(finished)
+    actual, expected = losses(tmp_path / "run"), losses(finished)
     for step in range(1, 6):
-        assert found[step] == pytest.approx(expected[step], abs=1e-6)
-    assert found[9] != pytest.approx(expected[9], abs=1e-6)
+        assert actual[step] == pytest.approx(expected[step], abs=1e-6)
+    assert actual[9] != pytest.approx(expected[9], abs=1e-6)
     results = [row for row in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" not in row]
     assert [row["step"] for row in results] == [6, 12]
 
@@ -182,9 +182,9 @@ def test_trimming_rows_changes_nothing(finished: Path, tiny_backbone: Path, tmp_
     trimmed = config(tiny_backbone, steps=12)
     trimmed = dataclasses.replace(trimmed, text=dataclasses.replace(trimmed.text, trim=16))
     train(trimmed, tmp_path / "run")
-    found, expected = losses(tmp_path / "run"), losses(finished)
+    actual, expected = losses(tmp_path / "run"), losses(finished)
     for step in range(1, 7):
-        assert found[step] == pytest.approx(expected[step], abs=2e-6)
+        assert actual[step] == pytest.approx(expected[step], abs=2e-6)
 
 
 def test_packed_captions_change_nothing_also_resumed_cached_and_on_another_mesh(
@@ -204,10 +204,10 @@ def test_packed_captions_change_nothing_also_resumed_cached_and_on_another_mesh(
     with pytest.raises(InterruptedRunError):
         train(packed, tmp_path / "run")
     train(packed, tmp_path / "run")
-    found, expected = losses(tmp_path / "run"), losses(finished)
-    assert sorted(found) == sorted(expected)
+    actual, expected = losses(tmp_path / "run"), losses(finished)
+    assert sorted(actual) == sorted(expected)
     for step in range(1, 9):
-        assert found[step] == pytest.approx(expected[step], rel=1e-5)
+        assert actual[step] == pytest.approx(expected[step], rel=1e-5)
     rows = metrics_of(tmp_path / "run")
     assert 1 in {row["packing_overflows"] for row in rows}
     for row in rows:

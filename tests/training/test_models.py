@@ -14,6 +14,6 @@ def test_heads_that_the_tensor_axis_does_not_split_are_named(
 ) -> None:
     """All model parts have two heads."""
     warn_of_whole_heads(meshes.trainer("1").model, meshes.mesh(name))
-    said = "config.mesh.tensor=8 does not divide the attention heads (2 of the backbone, 2 of"
-    assert (said in caplog.text) == warned
+    message = "config.mesh.tensor=8 does not divide the attention heads (2 of the backbone, 2 of"
+    assert (message in caplog.text) == warned
     assert bool(caplog.records) == warned

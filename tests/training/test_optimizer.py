@@ -36,9 +36,9 @@ def test_the_schedule_equals_the_official_one(golden: dict[str, np.ndarray], flo
         schedule = jax.vmap(learning_rate_schedule(peak, 2000, 50_000))
         every = schedule(np.arange(0, 50_000, 100))
         short = jax.vmap(learning_rate_schedule(peak, 5, 20))(np.arange(20))
-        some = schedule(golden["steps"])
-    assert some.dtype == ("float64" if float64 else "float32")
-    np.testing.assert_allclose(some, golden["lr"], rtol=0, atol=bound)
+        rates = schedule(golden["steps"])
+    assert rates.dtype == ("float64" if float64 else "float32")
+    np.testing.assert_allclose(rates, golden["lr"], rtol=0, atol=bound)
     np.testing.assert_allclose(every, golden["lr_every100"], rtol=0, atol=bound)
     np.testing.assert_allclose(short, golden["lr20"], rtol=0, atol=bound)
 
@@ -68,13 +68,13 @@ def test_the_same_arrays_are_decayed_as_in_the_official_code(
     config = Config(batch_size=8, optimizer=OptimizerConfig(warmup_steps=1), steps=10)
     trainer = make_trainer(config, read_description(tiny_dinotxt), 133, sharding.make_mesh())
     mask = decay_mask(trainer.logical_axes)
-    found: dict[str, list[str]] = {"decay": [], "no_decay": ["logit_scale"]}
+    result: dict[str, list[str]] = {"decay": [], "no_decay": ["logit_scale"]}
     for prefix, layout in (("visual_model.head.", VISION_HEAD), ("text_model.", TEXT_ENCODER)):
         for rule in layout.rules:
             decayed = functools.reduce(operator.getitem, rule.place.split("/"), mask)
             for layer in range(3 if prefix == "text_model." else 2) if rule.stacked else (None,):
-                found["decay" if decayed else "no_decay"].append(prefix + rule.keys(layer)[0])
+                result["decay" if decayed else "no_decay"].append(prefix + rule.keys(layer)[0])
     assert not mask["logit_scale"]
-    assert {name: sorted(keys) for name, keys in found.items()} == {
+    assert {name: sorted(keys) for name, keys in result.items()} == {
         name: sorted(keys) for name, keys in groups.items()
     }

@@ -61,8 +61,8 @@ def direct_tokens(run: Config, view: int, index: int) -> np.ndarray:
     example = ImageTextExample(open_source(run.data), run.data, lambda _: np.zeros(0, np.int32))
     pixels = example(Draw(view, index, 0, run.seed))["image"]
     backbone = dt.load_backbone(run.backbone)
-    wanted = backbone.description.preprocessing
-    out = backbone(normalize(pixels[None], wanted.mean, wanted.std))
+    preprocessing = backbone.description.preprocessing
+    out = backbone(normalize(pixels[None], preprocessing.mean, preprocessing.std))
     return np.concatenate([out.class_token[:, None], out.register_tokens, out.patch_tokens], 1)[0]
 
 

@@ -21,8 +21,8 @@ from dinotxt_jax.training.step import Trainer
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patches the clock to return 0, 4 and 6 seconds."""
-    said = iter([0.0, 4.0, 6.0])
-    monkeypatch.setattr(rates.time, "perf_counter", lambda: next(said))
+    times = iter([0.0, 4.0, 6.0])
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: next(times))
 
 
 @pytest.mark.usefixtures("clock")
@@ -98,12 +98,12 @@ def test_what_is_computed_again_is_not_counted() -> None:
 
 
 def test_work_does_not_depend_on_the_mesh() -> None:
-    found = set()
+    result = set()
     for name in ("8x1", "2x4", "2x2x2"):
         trainer = meshes.trainer(name)
         with jax.set_mesh(trainer.mesh):
-            found.add(ModelFlops(trainer)({}, batch(trainer, 12)))
-    assert len(found) == 1
+            result.add(ModelFlops(trainer)({}, batch(trainer, 12)))
+    assert len(result) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")

@@ -62,15 +62,15 @@ def test_two_processes_train_as_one_does(tiny_backbone: Path, tmp_path: Path) ->
     assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
     tokens = np.arange(10)[None] % 9
     for kept in ("model", "best"):
-        of_two, of_one = (dt.load(tmp_path / name / kept) for name in ("two", "one"))
+        two_processes, one_process = (dt.load(tmp_path / name / kept) for name in ("two", "one"))
         np.testing.assert_allclose(
-            of_two.encode_text(tokens, normalize=True),
-            of_one.encode_text(tokens, normalize=True),
+            two_processes.encode_text(tokens, normalize=True),
+            one_process.encode_text(tokens, normalize=True),
             atol=1e-5,
         )
     assert "model: " in group.output(0)
-    for shown in ("model: ", "INFO", "training", "scenes"):
-        assert shown not in group.output(1)
+    for line_start in ("model: ", "INFO", "training", "scenes"):
+        assert line_start not in group.output(1)
 
 
 def test_when_one_process_is_told_to_end_all_do_after_saving(
@@ -121,9 +121,9 @@ def kill_after(checkpoint: int, group: several.Group, workdir: Path, lost: int) 
     for index, code in enumerate(codes):
         if index != lost:
             assert code != 0
-            said = group.output(index)
+            output = group.output(index)
             # The message is ours, or JAX's where the first process was killed.
-            assert "lost another process" in said or "another task died" in said, said
+            assert "lost another process" in output or "another task died" in output, output
 
 
 @pytest.mark.slow
@@ -138,8 +138,10 @@ def test_two_processes_encode_and_evaluate_as_one_does(tiny_backbone: Path, tmp_
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == files
     for name in files:
         if name.endswith(".npy"):
-            of_two, of_one = (np.load(tmp_path / folder / name) for folder in ("two", "one"))
-            np.testing.assert_allclose(of_two, of_one, atol=1e-5)
+            two_processes, one_process = (
+                np.load(tmp_path / folder / name) for folder in ("two", "one")
+            )
+            np.testing.assert_allclose(two_processes, one_process, atol=1e-5)
     model = train(run, tmp_path / "run")
     tasks = EvaluationConfig(tasks={"scenes": TaskConfig(data=HELD_OUT)}, batch_size=8)
     evaluate(str(model), tasks, tmp_path / "alone")

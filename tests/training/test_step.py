@@ -63,9 +63,9 @@ def loss_bounds(grad_norm: np.ndarray) -> np.ndarray:
     return 4 * ROUNDING * updates + LOSS_ERROR
 
 
-def assert_undecided(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def assert_undecided(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Asserts that a float32 trajectory is as near to the float64 one as rounding allows."""
-    steps = len(found["loss"])
+    steps = len(actual["loss"])
     norm = expected["grad_norm"][:steps]
     for name, bound in (
         ("loss", loss_bounds(norm)),
@@ -74,30 +74,30 @@ def assert_undecided(found: dict[str, np.ndarray], expected: dict[str, np.ndarra
         # The rounding of the stored number, once for each update.
         ("logit_scale", 2 * ROUNDING * (1 + np.arange(steps)) * expected["logit_scale"][:steps]),
     ):
-        ratio = np.abs(found[name] - expected[name][:steps]) / bound
+        ratio = np.abs(actual[name] - expected[name][:steps]) / bound
         assert ratio.max() <= 1, f"{name} is off by {ratio} times the error of float32"
 
 
-def assert_same_gradients(found: Run, expected: Run, compare: Any) -> None:
+def assert_same_gradients(actual: Run, expected: Run, compare: Any) -> None:
     """Applies `compare(array, expected, name)` to every array in the first step's gradients."""
-    leaves = jax.tree_util.tree_leaves_with_path(found.gradients)
+    leaves = jax.tree_util.tree_leaves_with_path(actual.gradients)
     for (path, array), other in zip(leaves, jax.tree.leaves(expected.gradients), strict=True):
         compare(array, other, name=jax.tree_util.keystr(path))
 
 
-def assert_equal_in_float64(found: Run, expected: Run) -> None:
+def assert_equal_in_float64(actual: Run, expected: Run) -> None:
     """Asserts that two float64 runs over the same steps agree in every metric and every array."""
     for name, values in expected.metrics.items():
-        assert_exact(found.metrics[name], values, name)
-    assert_same_gradients(found, expected, assert_exact)
-    jax.tree.map(assert_exact, found.trainable, expected.trainable)
+        assert_exact(actual.metrics[name], values, name)
+    assert_same_gradients(actual, expected, assert_exact)
+    jax.tree.map(assert_exact, actual.trainable, expected.trainable)
 
 
-def assert_official_in_float64(found: dict[str, np.ndarray]) -> None:
+def assert_official_in_float64(result: dict[str, np.ndarray]) -> None:
     """Asserts that the losses of a float64 run equal the official loop's in float64."""
-    steps = len(found["loss"])
-    assert_exact(found["loss"], golden()["loss_f64"][:steps], "loss")
-    assert_exact(found["learning_rate"], golden()["lr"][:steps], "learning_rate")
+    steps = len(result["loss"])
+    assert_exact(result["loss"], golden()["loss_f64"][:steps], "loss")
+    assert_exact(result["learning_rate"], golden()["lr"][:steps], "learning_rate")
 
 
 assert_rounded_gradients = functools.partial(
@@ -107,17 +107,17 @@ assert_rounded_gradients = functools.partial(
 
 def test_float64_steps_equal_the_official_loop(tiny_dinotxt: Path) -> None:
     """The official float32 loop is also as near to these steps as float32 allows."""
-    found = float64_run(tiny_dinotxt).metrics
-    assert_official_in_float64(found)
+    result = float64_run(tiny_dinotxt).metrics
+    assert_official_in_float64(result)
     official = {"loss": golden()["loss"], "grad_norm": golden()["grad_norm"]}
-    assert_undecided(official | {"logit_scale": golden()["logit_scale_before"]}, found)
+    assert_undecided(official | {"logit_scale": golden()["logit_scale_before"]}, result)
 
 
 def test_sharded_packed_float64_steps_equal_the_official_loop(tiny_dinotxt: Path) -> None:
     config = dataclasses.replace(in_float64(CONFIG), loss=LossConfig(chunk=12))
-    found = setting(tiny_dinotxt, config, 2, 2, 2).run(20, pack=True)
-    assert_official_in_float64(found.metrics)
-    assert_equal_in_float64(found, float64_run(tiny_dinotxt))
+    result = setting(tiny_dinotxt, config, 2, 2, 2).run(20, pack=True)
+    assert_official_in_float64(result.metrics)
+    assert_equal_in_float64(result, float64_run(tiny_dinotxt))
 
 
 # Two meshes take all steps. On the others every first-step gradient is compared, and four steps
@@ -137,21 +137,21 @@ def test_twenty_steps_equal_the_official_loop(
     tiny_dinotxt: Path, mesh: tuple[int, int, int], chunk: int, pack: bool, steps: int
 ) -> None:
     config = dataclasses.replace(CONFIG, loss=LossConfig(chunk=chunk))
-    found = setting(tiny_dinotxt, config, *mesh).run(steps, pack=pack)
+    actual = setting(tiny_dinotxt, config, *mesh).run(steps, pack=pack)
     expected = float64_run(tiny_dinotxt)
-    assert_rounded_gradients(found, expected)
-    assert_undecided(found.metrics, expected.metrics)
+    assert_rounded_gradients(actual, expected)
+    assert_undecided(actual.metrics, expected.metrics)
     bound = SCHEDULE_ROUNDINGS * ROUNDING * CONFIG.optimizer.learning_rate
     lr = golden()["lr"][:steps]
-    np.testing.assert_allclose(found.metrics["learning_rate"], lr, rtol=0, atol=bound)
+    np.testing.assert_allclose(actual.metrics["learning_rate"], lr, rtol=0, atol=bound)
 
 
 def test_packing_long_and_short_captions_changes_no_step(tiny_dinotxt: Path) -> None:
     tokens = captions([77, 2, 75, 2, 10, 40, 37, 3, 76, 5, 30, 47, 20, 19, 9, 12])
     config = in_float64(CONFIG)
     alone = setting(tiny_dinotxt, config, 1).run(4, tokens=tokens)
-    found = setting(tiny_dinotxt, config, 2, 4).run(4, tokens=tokens, pack=True)
-    assert_equal_in_float64(found, alone)
+    result = setting(tiny_dinotxt, config, 2, 4).run(4, tokens=tokens, pack=True)
+    assert_equal_in_float64(result, alone)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +162,10 @@ def test_accumulated_steps_equal_those_of_the_whole_batch(
     tiny_dinotxt: Path, data: int, fsdp: int, parts: int, pack: bool, steps: int
 ) -> None:
     config = dataclasses.replace(CONFIG, batch_size=16 // parts, accumulate_steps=parts)
-    found = setting(tiny_dinotxt, config, data, fsdp).run(steps, pack=pack)
+    actual = setting(tiny_dinotxt, config, data, fsdp).run(steps, pack=pack)
     expected = float64_run(tiny_dinotxt)
-    assert_rounded_gradients(found, expected)
-    assert_undecided(found.metrics, expected.metrics)
+    assert_rounded_gradients(actual, expected)
+    assert_undecided(actual.metrics, expected.metrics)
 
 
 def test_accumulation_changes_no_update_whatever_else_is_on(tiny_dinotxt: Path) -> None:
@@ -246,16 +246,16 @@ def step_with_gram_and_ceiling(model: Path) -> Run:
 
 
 def test_the_logit_scale_is_clamped_after_the_step(tiny_dinotxt: Path) -> None:
-    found = step_with_gram_and_ceiling(tiny_dinotxt)
-    assert found.metrics["logit_scale"][0] == pytest.approx(math.log(1 / 0.07), rel=4 * ROUNDING)
-    assert found.trainable["logit_scale"] == pytest.approx(math.log(10.0), rel=EXACT)
+    result = step_with_gram_and_ceiling(tiny_dinotxt)
+    assert result.metrics["logit_scale"][0] == pytest.approx(math.log(1 / 0.07), rel=4 * ROUNDING)
+    assert result.trainable["logit_scale"] == pytest.approx(math.log(10.0), rel=EXACT)
 
 
 def test_the_gram_loss_is_added_with_its_weight(tiny_dinotxt: Path) -> None:
-    found = step_with_gram_and_ceiling(tiny_dinotxt).metrics
-    assert_exact(found["contrastive_loss"], float64_run(tiny_dinotxt).metrics["loss"][:1])
-    assert found["gram_loss"][0] > 0
-    assert_exact(found["loss"], found["contrastive_loss"] + 0.5 * found["gram_loss"])
+    result = step_with_gram_and_ceiling(tiny_dinotxt).metrics
+    assert_exact(result["contrastive_loss"], float64_run(tiny_dinotxt).metrics["loss"][:1])
+    assert result["gram_loss"][0] > 0
+    assert_exact(result["loss"], result["contrastive_loss"] + 0.5 * result["gram_loss"])
 
 
 def test_the_head_sees_the_patches_that_are_drawn(tiny_dinotxt: Path) -> None:
@@ -272,9 +272,9 @@ def test_the_head_sees_the_patches_that_are_drawn(tiny_dinotxt: Path) -> None:
 
 def test_the_sigmoid_loss_trains_its_bias(tiny_dinotxt: Path) -> None:
     config = dataclasses.replace(CONFIG, loss=LossConfig(kind="sigmoid"))
-    found = setting(tiny_dinotxt, config, 8).run(6)
-    assert found.metrics["loss"][-1] < found.metrics["loss"][0]
-    assert found.trainable["logit_bias"] != -10.0
+    result = setting(tiny_dinotxt, config, 8).run(6)
+    assert result.metrics["loss"][-1] < result.metrics["loss"][0]
+    assert result.trainable["logit_bias"] != -10.0
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -391,10 +391,10 @@ def test_a_step_runs_the_quantised_backbone(tiny_dinotxt: Path) -> None:
     kernel = quantised.parts["backbone"]["blocks"]["mlp"]["fc1"]["kernel"]
     assert kernel.dtype == "int8"
     assert np.prod(kernel.sharding.shard_shape(kernel.shape)) == kernel.size // 4
-    plain, found = (
+    plain, result = (
         each.backbone_tokens() for each in (setting(tiny_dinotxt, CONFIG, 2, 4), quantised)
     )
-    error = np.linalg.norm(found - plain) / np.linalg.norm(plain)
+    error = np.linalg.norm(result - plain) / np.linalg.norm(plain)
     assert 1e-4 < error < 0.05
 
 

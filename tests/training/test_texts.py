@@ -70,8 +70,8 @@ def test_each_device_has_rows_for_its_own_part(tokenizer: Tokenizer) -> None:
         part, caption = divmod(number, 32)
         row, end = arrays["row"][part, caption], arrays["column"][part, caption]
         length = int(whole.argmax()) + 1
-        found = arrays["tokens"][part, row, end + 1 - length : end + 1]
-        np.testing.assert_array_equal(found, whole[:length])
+        result = arrays["tokens"][part, row, end + 1 - length : end + 1]
+        np.testing.assert_array_equal(result, whole[:length])
     assert token_rows == (DEVICES * planned, 64, False)
     assert report(run, token_rows) == {
         "text_tokens_computed_fraction": planned / 32,

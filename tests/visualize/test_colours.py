@@ -38,8 +38,8 @@ def test_neighbouring_classes_differ_well_and_the_first_ones_for_the_colour_blin
             [-0.011820, 0.042940, 0.968881],
         ]
     )
-    seen = _oklab(np.clip(_linear(class_colours(numbered(12))) @ deuteranopia.T, 0, 1))
-    apart = np.linalg.norm(seen[:, None] - seen, axis=-1) + np.eye(12)
+    perceived = _oklab(np.clip(_linear(class_colours(numbered(12))) @ deuteranopia.T, 0, 1))
+    apart = np.linalg.norm(perceived[:, None] - perceived, axis=-1) + np.eye(12)
     assert apart.min() > 0.05
 
 

@@ -50,12 +50,12 @@ def test_images_share_one_pca() -> None:
     picture = visualize.patch_pca(np.stack([first, second]), photos)
     side = panel_side(4)
     height = round(side * 0.6)
-    shown = [panel(picture, number, 0, side, height).astype(int) for number in range(4)]
-    assert shown[0].min() == 255
-    assert shown[2].max() == 0
+    panels = [panel(picture, number, 0, side, height).astype(int) for number in range(4)]
+    assert panels[0].min() == 255
+    assert panels[2].max() == 0
     third = side // 3
     for one, other in ((slice(third), slice(-third, None)), (slice(-third, None), slice(third))):
-        mean = [shown[1][:, one].mean(axis=(0, 1)), shown[3][:, other].mean(axis=(0, 1))]
+        mean = [panels[1][:, one].mean(axis=(0, 1)), panels[3][:, other].mean(axis=(0, 1))]
         assert np.abs(mean[0] - mean[1])[0] < 20  # red: the component of the clusters
 
 
@@ -86,12 +86,12 @@ def test_images_that_differ_as_wholes_get_colours_of_their_own(drawn: list[Drawn
 def test_patches_that_differ_by_rounding_only_are_grey(value: float) -> None:
     patches = np.full((3, 5, 7), value, np.float32)
     patches[::2] = np.nextafter(patches[::2], patches[::2] * 2)
-    shown = np.asarray(visualize.patch_pca(patches))[MARGIN : MARGIN + 100, MARGIN : MARGIN + 100]
-    np.testing.assert_array_equal(np.unique(shown), [128])
+    pixels = np.asarray(visualize.patch_pca(patches))[MARGIN : MARGIN + 100, MARGIN : MARGIN + 100]
+    np.testing.assert_array_equal(np.unique(pixels), [128])
 
 
 def test_tokens_of_one_or_two_dimensions_leave_components_grey() -> None:
     patches = np.random.default_rng(4).normal(size=(3, 3, 1))
-    shown = panel(visualize.patch_pca(patches), 0, 0, panel_side(1), panel_side(1))
-    assert np.ptp(shown[..., 0].astype(int)) == 255
-    np.testing.assert_array_equal(np.unique(shown[..., 1:]), [128])
+    pixels = panel(visualize.patch_pca(patches), 0, 0, panel_side(1), panel_side(1))
+    assert np.ptp(pixels[..., 0].astype(int)) == 255
+    np.testing.assert_array_equal(np.unique(pixels[..., 1:]), [128])

@@ -20,8 +20,10 @@ def test_importing_pictures_imports_no_plotting_library() -> None:
 
 
 def test_a_retrieval_sheet_shows_images_and_captions(tmp_path, drawn: list[Drawn]) -> None:
-    found = visualize.RetrievedCaptions(WHITE, [("a dog", 0.31, True), ("a cat", 0.2, False)])
-    visualize.retrieval_sheet([found], tmp_path / "new" / "sheet.png", captions=9, title="m on\nd")
+    retrieved = visualize.RetrievedCaptions(WHITE, [("a dog", 0.31, True), ("a cat", 0.2, False)])
+    visualize.retrieval_sheet(
+        [retrieved], tmp_path / "new" / "sheet.png", captions=9, title="m on\nd"
+    )
     sheet = Image.open(tmp_path / "new" / "sheet.png")
     assert sheet.width == 1656
     assert words(drawn)[:5] == ["0.31", "a dog", "0.20", "a cat", "m on d"]
@@ -33,8 +35,8 @@ def test_a_sheet_names_the_rank_of_the_own_caption_where_none_is_found(
     tmp_path, drawn: list[Drawn]
 ) -> None:
     long = "a caption of very many words " * 20
-    found = visualize.RetrievedCaptions(WHITE, [(long, 0.4, False)] * 3, (long, 0.1, 77))
-    visualize.retrieval_sheet([found] * 5, tmp_path / "sheet.png", captions=250)
+    retrieved = visualize.RetrievedCaptions(WHITE, [(long, 0.4, False)] * 3, (long, 0.1, 77))
+    visualize.retrieval_sheet([retrieved] * 5, tmp_path / "sheet.png", captions=250)
     assert words(drawn).count("the image's own caption has rank 77 of 250:") == 5
     cut = [line for line in words(drawn) if line.endswith(" …")]
     assert len(cut) == 20

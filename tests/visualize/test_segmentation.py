@@ -20,8 +20,8 @@ def test_regions_have_the_colours_of_their_chips_as_far_as_alpha_says() -> None:
     pixels = np.asarray(picture).astype(int)
     colours = class_colours(["sky", "sea", "sand"]).astype(int)
     left, right = pixels[MARGIN + 300, MARGIN + 100], pixels[MARGIN + 300, MARGIN + 900]
-    for found, colour in ((left, colours[0]), (right, colours[1])):
-        np.testing.assert_allclose(found, (255 + colour) / 2, atol=1)
+    for result, colour in ((left, colours[0]), (right, colours[1])):
+        np.testing.assert_allclose(result, (255 + colour) / 2, atol=1)
     assert [count(picture, colour) for colour in colours] == [TEXT**2, TEXT**2, 0]
 
 
@@ -30,8 +30,8 @@ def test_alpha_0_shows_the_photo_and_alpha_1_hides_it() -> None:
     photo = rng.integers(0, 256, (750, 1000, 3), dtype=np.uint8)
     labels = np.zeros((750, 1000), int)
     options = {"legend": False, "class_names": ["all"]}
-    shown = visualize.segmentation_overlay(photo, labels, alpha=0, **options)
-    np.testing.assert_array_equal(np.asarray(shown), photo)
+    overlay = visualize.segmentation_overlay(photo, labels, alpha=0, **options)
+    np.testing.assert_array_equal(np.asarray(overlay), photo)
     hidden = visualize.segmentation_overlay(photo, labels, alpha=1, **options)
     assert count(hidden, class_colours(["all"])[0]) == 750 * 1000
 

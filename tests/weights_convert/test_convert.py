@@ -176,9 +176,9 @@ def test_a_known_architecture_is_named_and_checked(torch_files, tmp_path, monkey
     source = torch_files.write(dinov2())
     vision = convert([source], tmp_path / "a", show_progress=False).description.vision
     monkeypatch.setitem(presets.PRESETS, "small", vision)
-    found = convert([source], tmp_path / "b", show_progress=False).description
+    description = convert([source], tmp_path / "b", show_progress=False).description
     checked = convert([source], tmp_path / "c", preset="small", show_progress=False).description
-    assert found.preset == checked.preset == "small"
+    assert description.preset == checked.preset == "small"
     with pytest.raises(UserError, match=r"not a dinov2_vits14: .*dim is 64 instead of 384"):
         convert([source], tmp_path / "d", preset="dinov2_vits14", show_progress=False)
 

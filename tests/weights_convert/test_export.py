@@ -45,11 +45,11 @@ def converted(folder: Path, *files: dict[str, np.ndarray], **options) -> Path:
     return folder / "model"
 
 
-def assert_same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert sorted(found) == sorted(expected)
+def assert_same_bits(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert sorted(actual) == sorted(expected)
     for key, array in expected.items():
-        assert (found[key].dtype, found[key].shape) == (array.dtype, array.shape), key
-        assert found[key].tobytes() == array.tobytes(), key
+        assert (actual[key].dtype, actual[key].shape) == (array.dtype, array.shape), key
+        assert actual[key].tobytes() == array.tobytes(), key
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -100,10 +100,10 @@ def test_a_backbone_can_change_its_layout(tmp_path: Path) -> None:
     model = converted(tmp_path, drawn("dinov2_reg"))
     path = tmp_path / "hf.safetensors"
     export(model, path, layout="hf_dinov2_reg", show_progress=False)
-    found = load_file(path)
-    assert sorted(found) == sorted(drawn("hf_dinov2_reg"))
+    exported = load_file(path)
+    assert sorted(exported) == sorted(drawn("hf_dinov2_reg"))
     np.testing.assert_array_equal(
-        found["encoder.layer.1.attention.attention.key.weight"],
+        exported["encoder.layer.1.attention.attention.key.weight"],
         drawn("dinov2_reg")["blocks.1.attn.qkv.weight"][64:128],
     )
 
@@ -117,16 +117,16 @@ def test_mixed_dtypes_come_back_as_they_were(tmp_path: Path) -> None:
     assert_same_bits(load_file(tmp_path / "back.safetensors"), arrays)
     half = converted(tmp_path / "half", arrays, dtype="bfloat16")
     export(half, tmp_path / "half.safetensors", show_progress=False)
-    found = load_file(tmp_path / "half.safetensors")
-    np.testing.assert_array_equal(found["rope_embed.periods"], rounded)
-    assert found["norm.weight"].dtype == ml_dtypes.bfloat16
+    exported = load_file(tmp_path / "half.safetensors")
+    np.testing.assert_array_equal(exported["rope_embed.periods"], rounded)
+    assert exported["norm.weight"].dtype == ml_dtypes.bfloat16
 
 
 def test_a_dtype_can_be_chosen(tmp_path: Path) -> None:
     model = converted(tmp_path, drawn("dinov2"))
     export(model, tmp_path / "half.safetensors", dtype="float16", show_progress=False)
-    found = load_file(tmp_path / "half.safetensors")
-    assert {array.dtype for array in found.values()} == {np.dtype(np.float16)}
+    exported = load_file(tmp_path / "half.safetensors")
+    assert {array.dtype for array in exported.values()} == {np.dtype(np.float16)}
 
 
 def test_what_a_layout_has_no_place_for_is_named_and_nothing_written(tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_dinov3_goes_to_transformers_with_its_mask_applied(tmp_path: Path) -> No
     path = tmp_path / "hf.safetensors"
     (written,) = export(model, path, layout="hf_dinov3", show_progress=False)
     assert written.notes == ()
-    found = load_file(path)
-    assert sorted(found) == sorted(drawn("hf_dinov3"))
+    exported = load_file(path)
+    assert sorted(exported) == sorted(drawn("hf_dinov3"))
     np.testing.assert_array_equal(
-        found["layer.1.attention.v_proj.bias"], arrays["blocks.1.attn.qkv.bias"][128:]
+        exported["layer.1.attention.v_proj.bias"], arrays["blocks.1.attn.qkv.bias"][128:]
     )
 
 
@@ -177,9 +177,9 @@ def test_rounded_periods_are_mentioned_where_they_will_be_computed(tmp_path: Pat
 def test_transformers_goes_to_the_official_names_with_a_mask(tmp_path: Path) -> None:
     model = converted(tmp_path, drawn("hf_dinov3"))
     export(model, tmp_path / "o.safetensors", layout="dinov3", show_progress=False)
-    found = load_file(tmp_path / "o.safetensors")
-    assert sorted(found) == sorted(drawn("dinov3", without=["local_class_norm"]))
-    mask = found["blocks.0.attn.qkv.bias_mask"].reshape(3, 64)
+    exported = load_file(tmp_path / "o.safetensors")
+    assert sorted(exported) == sorted(drawn("dinov3", without=["local_class_norm"]))
+    mask = exported["blocks.0.attn.qkv.bias_mask"].reshape(3, 64)
     np.testing.assert_array_equal(mask, np.array([[1.0], [0.0], [1.0]]) * np.ones(64))
 
 

@@ -141,9 +141,13 @@ def test_shards_are_read_as_one_with_the_settings_beside_them(
     source = sharded / what if what else sharded
     description = convert([source], tmp_path / "model", show_progress=False).description
     assert (description.vision.num_heads, description.vision.rope_theta) == (8, 50.0)
-    wanted = description.preprocessing
-    assert (wanted.mean, wanted.resize, wanted.crop) == ((0.1, 0.2, 0.3), 300, 280)
-    assert wanted.std == (0.229, 0.224, 0.225)
+    preprocessing = description.preprocessing
+    assert (preprocessing.mean, preprocessing.resize, preprocessing.crop) == (
+        (0.1, 0.2, 0.3),
+        300,
+        280,
+    )
+    assert preprocessing.std == (0.229, 0.224, 0.225)
 
 
 def test_shards_that_do_not_fit_their_index_are_refused(sharded: Path) -> None:
@@ -222,5 +226,11 @@ def test_a_timm_config_gives_the_preprocessing(tmp_path: Path) -> None:
         "pretrained_cfg": {**cfg, "crop_pct": 1.0},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    wanted = convert([tmp_path], tmp_path / "model", show_progress=False).description.preprocessing
-    assert (wanted.mean, wanted.resize, wanted.crop) == ((0.5, 0.5, 0.5), 518, 518)
+    preprocessing = convert(
+        [tmp_path], tmp_path / "model", show_progress=False
+    ).description.preprocessing
+    assert (preprocessing.mean, preprocessing.resize, preprocessing.crop) == (
+        (0.5, 0.5, 0.5),
+        518,
+        518,
+    )

@@ -31,13 +31,13 @@ def test_every_row_is_inverted_bit_by_bit(layout, rule, dtype):
         draw.integers(0, 256, (*shape, np.dtype(dtype).itemsize), np.uint8) * bool(name)
         for name in rule.sources
     ]
-    sources = [some.view(dtype)[..., 0] for some in bits]
+    sources = [source_bits.view(dtype)[..., 0] for source_bits in bits]
     given = [array if name else None for array, name in zip(sources, rule.sources, strict=True)]
     ours = rule.to_ours(given, SIZES)
     assert [array.shape for array in ours] == [rule.shape(SIZES)] * len(rule.places)
-    for array, some in zip(rule.to_source(ours, SIZES), bits, strict=True):
+    for array, source_bits in zip(rule.to_source(ours, SIZES), bits, strict=True):
         back = np.ascontiguousarray(array).view(np.uint8)
-        np.testing.assert_array_equal(back.reshape(some.shape), some)
+        np.testing.assert_array_equal(back.reshape(source_bits.shape), source_bits)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -86,8 +86,10 @@ class Described(NamedTuple):
 
 def described(arrays, prefix=""):
     """Returns a file with these arrays, whose elements must not be read."""
-    shown = {prefix + name: Described(array.shape, array.dtype) for name, array in arrays.items()}
-    return Checkpoint("some.pth", (), shown)
+    descriptions = {
+        prefix + name: Described(array.shape, array.dtype) for name, array in arrays.items()
+    }
+    return Checkpoint("some.pth", (), descriptions)
 
 
 def test_layouts_are_told_apart_by_their_arrays():

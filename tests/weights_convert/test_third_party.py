@@ -29,9 +29,9 @@ def test_tokens_equal_those_of_the_library(name: str, tmp_path: Path) -> None:
     expected = np.load(GOLDENS)
     for size, pixels in images(backbone.config.patch_size).items():
         out = backbone(pixels)
-        found = np.concatenate(
+        actual = np.concatenate(
             [out.class_token[:, None], out.register_tokens, out.patch_tokens], axis=1
         )
         np.testing.assert_allclose(
-            found, expected[f"{name}/{size}"], rtol=0, atol=FEATURES, err_msg=size
+            actual, expected[f"{name}/{size}"], rtol=0, atol=FEATURES, err_msg=size
         )

@@ -90,7 +90,7 @@ def test_a_nan_never_agrees(whole, reference, tmp_path):
     broken = reference["class_token"].copy()
     broken[0, 0] = np.nan
     file = saved(tmp_path, {"images": reference["images"], "class_token": broken})
-    assert [found.agrees(1e9) for found in compare(whole, file)] == [False]
+    assert [result.agrees(1e9) for result in compare(whole, file)] == [False]
 
 
 def test_the_reference_of_the_official_code_is_met(shared_goldens, tmp_path, capsys):

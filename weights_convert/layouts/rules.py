@@ -93,9 +93,9 @@ class Rule:
 
     def source_shape(self, sizes: Mapping[str, int]) -> tuple[int | None, ...]:
         """The shape in the file; None for axes that `sizes` does not determine."""
-        known = self._known(sizes) | {"1": 1}
+        axis_sizes = self._known(sizes) | {"1": 1}
         return tuple(
-            math.prod(known[name] for name in axis) if known.keys() >= set(axis) else None
+            math.prod(axis_sizes[name] for name in axis) if axis_sizes.keys() >= set(axis) else None
             for axis in self.source_axes()
         )
 
@@ -106,8 +106,8 @@ class Rule:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in each place, for one layer."""
-        known = self._known(sizes)
-        return tuple(known[name] for name in self.axis_names())
+        axis_sizes = self._known(sizes)
+        return tuple(axis_sizes[name] for name in self.axis_names())
 
     def to_ours(
         self, arrays: Sequence[np.ndarray | None], sizes: Mapping[str, int]
