@@ -24,9 +24,11 @@ _CLASSES = flags.DEFINE_string(
     "classes", None, 'Names between ";", a text file, or a list.', required=True
 )
 _TEMPLATES = flags.DEFINE_string("templates", "openai_80", "A list, a text file, or one template.")
-_TOP = flags.DEFINE_integer("top", 3, "How many classes to print.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "", "A CSV with a row an image and a column a class.")
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Images encoded at once.", lower_bound=1)
+_TOP = flags.DEFINE_integer("top", 3, "Number of classes to print.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "CSV file to write, with one row per image and one column per class."
+)
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Images per batch.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 8, "Decoding threads.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16.")
 

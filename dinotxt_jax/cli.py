@@ -43,7 +43,7 @@ def run(body: Callable[[], None]) -> None:
             raise UserError(f"{rest[0]!r} is not a flag; flags are --NAME=VALUE, see --help.")
         body()
 
-    run_with_paths(without_paths, "the same command goes on where it stopped")
+    run_with_paths(without_paths, "run the same command again to continue")
 
 
 def run_with_paths(
@@ -111,23 +111,23 @@ def define_process_flags() -> None:
     flags.DEFINE_string(
         "coordinator",
         None,
-        "HOST:PORT of process 0, to run several processes; Slurm, Open MPI, Kubernetes and TPU "
-        "VMs tell by themselves. Or set JAX_COORDINATOR_ADDRESS.",
+        "HOST:PORT of process 0, to run several processes; detected on Slurm, Open MPI, "
+        "Kubernetes and TPU VMs. Or set JAX_COORDINATOR_ADDRESS.",
     )
     flags.DEFINE_integer(
         "num_processes",
         None,
-        "How many processes there are; 1 asks no launcher. Or set JAX_NUM_PROCESSES.",
+        "Number of processes; 1 ignores launchers. Or set JAX_NUM_PROCESSES.",
     )
     flags.DEFINE_integer(
         "process_id",
         None,
-        "Which of them this is, from 0. Or set JAX_PROCESS_ID.",
+        "Index of this process, from 0. Or set JAX_PROCESS_ID.",
     )
     flags.DEFINE_integer(
         "heartbeat_timeout",
         100,
-        "Seconds after which the others end because a process does not answer.",
+        "Seconds without an answer from a process after which the other processes stop.",
     )
 
 
@@ -206,7 +206,9 @@ def _help(program: str) -> str:
         text = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl repeats the choices
         lines.append(f"  --{flag.name}: {text}{default}")
     if any(flag.name == "config" for flag in command_flags):
-        lines.append("  --config.KEY=VALUE: a setting of it; docs/configuration.md explains all")
+        lines.append(
+            "  --config.KEY=VALUE: a setting in the config; docs/configuration.md explains all"
+        )
     return "\n".join(lines)
 
 

@@ -77,7 +77,9 @@ def define_config(
     flags.DEFINE_string(name, None, text, required=required)
     if "print_config" not in flags.FLAGS:
         flags.DEFINE_bool(
-            "print_config", False, "Print all settings as they result from file and flags, and end."
+            "print_config",
+            False,
+            "Print all settings after applying the config file and the flags, and exit.",
         )
     _CONFIGS[name] = ConfigFlag(name, cls, needs)
     return _CONFIGS[name]

@@ -21,8 +21,8 @@ from dinotxt_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "FILE.parquet or FILE.npz.", required=True)
-_TEXTS = flags.DEFINE_string("texts", "", "A text file with one text a line, instead of images.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Images, or texts, encoded at once.", lower_bound=1)
+_TEXTS = flags.DEFINE_string("texts", "", "Text file with one text per line, instead of images.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images, or texts, per batch.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 8, "Decoding threads.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16.")
 

@@ -32,12 +32,12 @@ _CONFIG = define_config(
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     "",
-    "KIND:AxB or KIND:AxBxC, of several slices N*KIND:...; kinds are v4, v5e, v5p, v6e and tpu7x. "
-    "By default the config's own.",
+    "KIND:AxB or KIND:AxBxC, for several slices N*KIND:...; kinds are v4, v5e, v5p, v6e and tpu7x. "
+    "Default: the topology in the config.",
 )
-_COMPARE = flags.DEFINE_multi_string("compare", [], "Another topology, any number of times.")
+_COMPARE = flags.DEFINE_multi_string("compare", [], "Another topology to compare; may be repeated.")
 _CAPTION_TOKENS = flags.DEFINE_float(
-    "caption_tokens", 20.0, "Mean tokens of a caption; decides how many rows packed captions fill."
+    "caption_tokens", 20.0, "Mean tokens per caption; determines the rows for packed captions."
 )
 _EVAL = define_config(
     "eval",
@@ -51,7 +51,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "Folder for plan.json and plan.png."
 _PROPOSALS = flags.DEFINE_integer(
     "proposals",
     4,
-    "How many changes are compiled, at most, to find one that fits.",
+    "Maximum number of changes to compile when the step does not fit.",
     lower_bound=0,
 )
 

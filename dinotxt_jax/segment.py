@@ -31,10 +31,12 @@ _PROTOCOL = flags.DEFINE_enum(
 )
 _TEMPLATES = flags.DEFINE_string("templates", "openai_80", "A list, a text file, or one template.")
 _BACKGROUND = flags.DEFINE_string(
-    "background", "", "A score below which a pixel is background, or words that stand for it."
+    "background",
+    "",
+    "A score below which a pixel is background, or words that describe the background.",
 )
 _LABELS = flags.DEFINE_string("labels", "", "Also write the class indices, as an 8-bit PNG.")
-_BATCH = flags.DEFINE_integer("batch_size", 8, "Windows encoded at once.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Windows per batch.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16.")
 
 

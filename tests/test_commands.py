@@ -91,7 +91,7 @@ def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
     )
     assert result.returncode == 0, result.stderr
     assert "broken.png cannot be read" in result.stderr
-    assert "1 of 4 images were left out" in result.stderr
+    assert "1 of 4 images were skipped" in result.stderr
     table = pq.read_table(tmp_path / "out/e.parquet")
     assert [Path(name).name for name in table["name"].to_pylist()] == ["a.png", "b.jpg", "c.png"]
     embeddings = np.stack(table["embedding"].to_numpy())
@@ -122,7 +122,7 @@ def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
         ),
         (
             ("segment", "a.png", "--model=M", "--output=o.png", "--classes=dog"),
-            "--classes names a single class, 'dog', which wins with 100 % whatever an image shows",
+            "--classes names a single class, 'dog', which gets 100 % for every image",
         ),
         (
             ("segment", "a.png", "--model=M", "--output=o.png", "--picture=pca", "--labels=l.png"),
@@ -142,7 +142,7 @@ def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
         (("classify", "x.png", "--model=M", "--classes=a"), "x.png does not exist"),
         (
             ("classify", "a.png", "--model=M", "--classes=imagenet1"),
-            "--classes is 'imagenet1', which is no list of the project, did you mean imagenet1k?",
+            "--classes is 'imagenet1', which is not a bundled list, did you mean imagenet1k?",
         ),
         (("classify", "a.png", "--model=M", "--classes=dog; dog"), "names a single class, 'dog'"),
         (
@@ -155,7 +155,10 @@ def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
         ),
         (("embed", "--model=M", "--output=e.npz"), "neither images nor --texts are given"),
         (("embed", "a.png", "--texts=a.txt", "--model=M", "--output=e.npz"), "both images and"),
-        (("embed", "--texts=t", "--model=M", "--output=e.npz"), "--texts is 't', which is no file"),
+        (
+            ("embed", "--texts=t", "--model=M", "--output=e.npz"),
+            "--texts is 't', which is neither a file",
+        ),
         (
             ("train", *QUICKSTART, "--workdir=gs://bucket/run"),
             "gs://bucket/run is an address, expected a folder",

@@ -135,7 +135,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     use_compilation_cache(arguments.compilation_cache, cache_folder() / "xla")
     comparisons = verify.compare(model, reference)
     width = max(len(comparison.name) for comparison in comparisons)
-    print(f"{'':{width}}  largest difference  relative to its size")
+    print(f"{'':{width}}  largest difference  relative to the reference")
     for comparison in comparisons:
         mark = "" if comparison.agrees(arguments.tolerance) else "  differs"
         row = f"{comparison.largest:18.2e}  {comparison.relative:20.2e}{mark}"

@@ -154,7 +154,8 @@ def _check_sources_survive(opened: Sequence[Checkpoint], output: epath.Path) -> 
     for source in opened:
         if any(folder in file.resolve().parents for file in source.files):
             raise UserError(
-                f"{source.name} lies in {output}, which would be replaced; choose another --output."
+                f"{source.name} is inside {output}, which would be replaced; choose "
+                "another --output."
             )
 
 

@@ -80,9 +80,9 @@ def _source(path: str, settings: Settings, layout: str | None, prefix: str | Non
     if match.prefix:
         yield f"found under: {quoted(match.prefix)}"
     if match.ignored:
-        yield f"arrays that would be left out: {len(match.ignored)}"
+        yield f"arrays to be skipped: {len(match.ignored)}"
     if match.problems:
-        yield f"it cannot be converted as it is: {match.problems}"
+        yield f"it cannot be converted: {match.problems}"
         return
     counts: dict[str, int] = {}
     dtypes: dict[str, None] = {}
@@ -100,7 +100,7 @@ def _source(path: str, settings: Settings, layout: str | None, prefix: str | Non
         yield f"sizes: {sizes}, blocks: {dict(match.depths)}"
     yield from _counts(counts)
     yield f"stored as: {', '.join(dtypes)}"
-    yield "fingerprint of the backbone: known once it is converted"
+    yield "fingerprint of the backbone: available after conversion"
     if "backbone" in match.layout.components:
         yield from _preprocessing(architecture.preprocessing(match.layout, settings))
 

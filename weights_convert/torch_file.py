@@ -228,14 +228,14 @@ class _Archive:
         self.file.seek(entry.header_offset)
         header = self.file.read(_LOCAL_HEADER.size)
         if len(header) != _LOCAL_HEADER.size or header[:4] != _LOCAL_MAGIC:
-            self._fail(f"is damaged (no record lies where {quoted(name)} should begin)")
+            self._fail(f"is damaged (no record starts where {quoted(name)} should begin)")
         _, name_size, extra_size = _LOCAL_HEADER.unpack(header)
         start = entry.header_offset + _LOCAL_HEADER.size + name_size + extra_size
         if start + entry.file_size > self.size:
             self._fail(f"is truncated (the record {quoted(name)} ends beyond it)")
         following = bisect.bisect_left(self.begins, entry.header_offset) + 1
         if following >= len(self.begins):
-            self._fail(f"is damaged (the record {quoted(name)} lies after the zip's directory)")
+            self._fail(f"is damaged (the record {quoted(name)} is after the zip's directory)")
         if self.begins[following] < start + entry.file_size:
             self._fail(
                 f"has other records inside the record {quoted(name)}, which torch never writes"

@@ -52,7 +52,8 @@ def read_class_folders(
             raise nothing_left(path, "", set(), section)
         raise UserError(
             f"{path} holds files but no folders, expected one folder for each class with the "
-            f"images of the class in it; arrange the images so, or correct {section}.path."
+            f"images of the class in it; move the images into such folders, or correct "
+            f"{section}.path."
         )
     labels, names = _labels(path, [folder.name for folder in folders], names, section)
     entries = [
@@ -80,15 +81,15 @@ def _labels(
             return range(len(folders)), folder_names
         if tuple(names) == imagenet_names():
             raise UserError(
-                f"{path} has the folder {strange[0]}, which is no WordNet id of ImageNet's "
-                f"{len(names)} classes, beside folders named by such; remove it, or set "
+                f"{path} has the folder {strange[0]}, which is not the WordNet ID of any of "
+                f"ImageNet's {len(names)} classes, next to folders named by ID; remove it, or set "
                 f"{section}.classes to a list of your own with a name for each folder."
             )
     if len(names) != len(folders):
         raise UserError(
             f"{path} has {len(folders)} folders, but {section}.classes names {len(names)} "
             "classes; name a class for each folder, in the order of the folders' names, or set "
-            f"--{section}.classes= to call the classes as the folders."
+            f"--{section}.classes= to use the folder names as class names."
         )
     return range(len(folders)), names
 
@@ -97,7 +98,7 @@ def _by_number(path: Path, folders: Sequence[str], classes: int, section: str) -
     named = [folder for folder in folders if not is_number(folder)]
     if named:
         raise UserError(
-            f"{path} has the folder {named[0]} beside folders named by numbers, expected the "
+            f"{path} has the folder {named[0]} next to folders named by number, expected the "
             f"number of a class in {section}.classes for each; rename or remove it."
         )
     return [checked_label(int(folder), classes, f"{path / folder}", section) for folder in folders]

@@ -68,7 +68,7 @@ def checked_label(label: int, classes: int, where: str, section: str) -> int:
 def numbers_only(where: object, section: str) -> UserError:
     """Returns the error for data that has numbers where class names are needed."""
     return UserError(
-        f"{where} has numbers for labels, so that their names are needed; set {section}.classes to "
+        f"{where} stores labels as numbers, so class names are needed; set {section}.classes to "
         "a list of them."
     )
 
@@ -101,6 +101,6 @@ def readable_names(names: Sequence[str], where: object, section: str) -> list[st
     if strange:
         raise UserError(
             f"{where} has the class {strange[0]}, which is none of ImageNet's {len(labels)}, so "
-            f"that its name is not known; set {section}.classes to a list of names."
+            f"its name is unknown; set {section}.classes to a list of names."
         )
     return [imagenet_names()[labels[name]] for name in names]

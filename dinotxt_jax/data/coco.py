@@ -45,8 +45,8 @@ def open_coco(
     text = functools.partial(filled_text, section=section)
     if split:
         raise UserError(
-            f"{section}.split is {split!r}, but a COCO caption file holds a single split, which "
-            f"the file name tells; set --{section}.split= and {section}.path to the file of the "
+            f"{section}.split is {split!r}, but a COCO caption file holds a single split, "
+            f"given by the file name; set --{section}.split= and {section}.path to the file of the "
             "split."
         )
     content = parsed_json(file, section)

@@ -73,7 +73,9 @@ def read_index(
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV in UTF-8 ({error}); save it as such.") from error
+        raise UserError(
+            f"{path} is not a CSV in UTF-8 ({error}); save it in this format."
+        ) from error
     if not rows:
         raise nothing_left(path, "", set(), section)
     columns = tuple(rows[0])
@@ -82,7 +84,7 @@ def read_index(
         raise UserError(
             f"{path} has the columns {', '.join(map(str, columns))}, expected one of "
             f"{', '.join(FILE_COLUMNS)}, and {column}; rename the columns"
-            + (f", or set {section}.{setting} to the one that is meant." if setting else ".")
+            + (f", or set {section}.{setting} to the correct column." if setting else ".")
         )
     images = []
     for number, row in enumerate(rows, 2):
@@ -152,7 +154,7 @@ def _open_masks(config: DataConfig, section: str) -> MaskFiles:
     if not config.classes:
         raise UserError(
             f"{section}.classes is empty, expected the names of the classes that masks hold; set "
-            "it to a text file with one name a line."
+            "it to a text file with one name per line."
         )
     names = read_list(config.classes, f"{section}.classes")
     rows = read_index(path, "mask", config.split, section)

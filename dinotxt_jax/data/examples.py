@@ -130,8 +130,8 @@ def folder_of_images(index: Path, image_root: str | Path, section: str) -> Path:
     root = Path(image_root) if image_root else index.parent
     if not root.is_dir():
         raise UserError(
-            f"{root} is not a folder, expected the one that the image paths in {index} are "
-            f"relative to; correct {section}.image_root."
+            f"{root} is not a folder, expected the folder that the image paths in {index} "
+            f"are relative to; correct {section}.image_root."
         )
     return root
 

@@ -199,6 +199,7 @@ def check_same_cache(folder: Path, stored: dict[str, Any], expected: dict[str, A
     ]
     if changed:
         raise UserError(
-            f"{folder} holds tokens of something else: {', '.join(changed)}; use those settings, "
-            "or set config.features to a new folder and run python -m dinotxt_jax.precompute."
+            f"{folder} holds tokens for other settings or data: {', '.join(changed)}; use "
+            "those settings, or set config.features to a new folder and run "
+            "python -m dinotxt_jax.precompute."
         )

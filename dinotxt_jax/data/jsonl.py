@@ -104,7 +104,7 @@ def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{where}: this line is not JSON ({error}), expected one object a line; correct or "
+            f"{where}: this line is not JSON ({error}), expected one object per line; correct or "
             "remove it."
         ) from error
     if not isinstance(record, dict):

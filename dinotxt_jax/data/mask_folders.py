@@ -23,7 +23,7 @@ def _open(config: DataConfig, section: str) -> MaskFiles:
     layout = MASK_LAYOUTS.get(config.name)
     if layout is None:
         raise UserError(
-            f"{section}.name is {config.name!r}, which is no known data set with masks; choose "
+            f"{section}.name is {config.name!r}, which is not a known mask data set; choose "
             f"among {', '.join(MASK_LAYOUTS)}."
         )
     names = layout.class_names()
@@ -32,7 +32,7 @@ def _open(config: DataConfig, section: str) -> MaskFiles:
         if len(renamed) != len(names):
             raise UserError(
                 f"{section}.classes names {len(renamed)} classes, but {config.name} has "
-                f"{len(names)}; name each, in the order of the indices."
+                f"{len(names)}; give one name per class, in index order."
             )
         names = renamed
     if config.split and not layout.split:

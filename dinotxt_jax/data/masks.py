@@ -133,7 +133,7 @@ def one_value_a_pixel(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray,
     if pixels.ndim != 2 or pixels.dtype.kind not in "biu":
         raise ValueError(
             f"has {pixels.dtype} pixels of the shape {list(pixels.shape)}, expected one class "
-            "index a pixel, in a whole number; correct it"
+            "index per pixel, as integers; correct it"
         )
     return pixels.astype(np.int32)
 

@@ -214,7 +214,7 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
             images.append(LabelledImage(number, labels, key))
     if len(images) < len(records):
         logging.warning(
-            "%s: %d of %d examples have no label and are left out",
+            "%s: %d of %d examples have no label and are skipped",
             records.name,
             len(records) - len(images),
             len(records),

@@ -117,7 +117,7 @@ def embedded_files(
             "convert the files."
         )
     if readable < len(files):
-        logging.warning("%d of %d images were left out", len(files) - readable, len(files))
+        logging.warning("%d of %d images were skipped", len(files) - readable, len(files))
 
 
 def embed_lines(model: Model, texts: Sequence[str], write: Write, batch_size: int) -> None:

@@ -140,7 +140,7 @@ class Encoder:
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
-            raise UserError("there are no texts, expected at least one; give it.")
+            raise UserError("there are no texts, expected at least one; add a text.")
         tokens = self.tokenizer(texts)
         lengths = self.tokenizer.lengths(tokens)
         order = np.argsort(lengths, kind="stable")

@@ -52,7 +52,7 @@ class Model(Encoder):
         )
         blocks = list(self.embed_batches(_stacks(pixels, batch_size), batch_size))
         if not blocks:
-            raise UserError("there are no images, expected at least one; give it.")
+            raise UserError("there are no images, expected at least one; add an image.")
         return np.concatenate(blocks)
 
     def classify(

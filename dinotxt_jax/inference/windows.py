@@ -63,7 +63,7 @@ def _check_size(image: Image.Image, height: int, width: int, numbers: int) -> No
     if numbers > _MOST_NUMBERS:
         raise UserError(
             f"an image of {image.width} x {image.height} pixels would be resized to {width} x "
-            f"{height}, and what is computed of it not fit into memory; crop it, or take a smaller "
+            f"{height}, and the results would not fit into memory; crop it, or take a smaller "
             "size."
         )
 

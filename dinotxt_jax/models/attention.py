@@ -97,11 +97,11 @@ def _obstacle(
     """Returns why an implementation cannot be used, with a cure; "" if it can."""
     required = PLATFORMS.get(implementation, platform)
     if platform != required:
-        return f"runs on {required} devices and these are {platform}; run on {required}"
+        return f"needs {required} devices, but these are {platform}; run it on {required}"
     if implementation == "cudnn":
         if "float32" in dtypes:
             return (
-                "computes in half precision, and a dtype is float32; set "
+                "needs half precision, but a dtype is float32; set "
                 "config.precision.compute=bfloat16 and config.precision.frozen=bfloat16"
             )
         odd = [n for n in head_dims if n % CUDNN_HEAD_MULTIPLE or n > CUDNN_LARGEST_HEAD]

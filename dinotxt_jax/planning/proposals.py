@@ -99,7 +99,9 @@ def propose(
     changes_to_try = list(
         itertools.islice(candidates(config, len(target.devices), target.slices), max_changes)
     )
-    with progress_bar(len(changes_to_try), 0, "change", f"{target.name}: what would fit") as bar:
+    with progress_bar(
+        len(changes_to_try), 0, "change", f"{target.name}: searching for settings that fit"
+    ) as bar:
         for changes in changes_to_try:
             try:
                 plan = compile_step(changed(config, changes), target, caption_tokens)

@@ -66,7 +66,7 @@ class Topology:
         except jax.errors.JaxRuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"libtpu does not give the topology {self.name} ({reason}); install the libtpu "
+                f"libtpu does not provide the topology {self.name} ({reason}); install the libtpu "
                 "that this JAX asks for with pip install 'jax[tpu]', or choose another topology."
             ) from error
         return list(described.devices)

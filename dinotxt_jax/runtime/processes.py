@@ -175,7 +175,7 @@ def agree(failure: UserError | None) -> None:
         raise CommonError(str(failure)) from failure
     for index, sentence in enumerate(sentences):
         if sentence:
-            raise CommonError(f"process {index} cannot go on: {sentence}")
+            raise CommonError(f"process {index} stopped: {sentence}")
 
 
 def check_same(values: Mapping[str, Any]) -> None:
@@ -194,7 +194,9 @@ def check_same(values: Mapping[str, Any]) -> None:
                 f"{key} {other.get(key)!r} (process 0: {first.get(key)!r})"
                 for key in sorted(different)
             )
-            raise CommonError(f"process {index} has {differences}; give all processes the same.")
+            raise CommonError(
+                f"process {index} has {differences}; start all processes with equal settings."
+            )
 
 
 @contextlib.contextmanager

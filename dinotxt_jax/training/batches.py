@@ -104,8 +104,8 @@ class Batches(Iterator[Batch]):
         self._bad_images = BadImageMonitor(config.data.max_bad_fraction, len(source))
         if self._pairs > len(source) and processes.is_first():
             logging.warning(
-                "the %d pairs of a step exceed the %d examples, so that a batch holds images "
-                "several times and sets them against each other; lower config.batch_size",
+                "the %d pairs of a step exceed the %d examples, so a batch contains "
+                "images more than once and contrasts them with themselves; lower config.batch_size",
                 self._pairs,
                 len(source),
             )

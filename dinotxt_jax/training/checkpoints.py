@@ -56,7 +56,7 @@ def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
     stored = json.loads(file.read_text())
     if stored["fingerprint"] != fingerprint:
         raise UserError(
-            f"{workdir} was trained on the backbone {stored['fingerprint'][:12]} and this run has "
+            f"{workdir} was trained on the backbone {stored['fingerprint'][:12]}, but this run has "
             f"{fingerprint[:12]}; give that backbone or another --workdir."
         )
     # Convert through JSON, so that tuples compare equal to the lists stored for them.

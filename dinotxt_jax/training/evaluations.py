@@ -84,7 +84,7 @@ class Evaluations:
         metric, file = self._config.best, self._workdir / "best.json"
         if metric not in results:
             raise UserError(
-                f"config.evaluation.best={metric!r} did not come out of the evaluation, which gave "
+                f"config.evaluation.best={metric!r} is not a metric of this evaluation, which has "
                 f"{', '.join(results)}; choose one of these."
             )
         if not math.isfinite(results[metric]):

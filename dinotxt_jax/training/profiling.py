@@ -34,7 +34,7 @@ class StepProfiler:
         self._seen, self._running = 0, False
         if self._wanted and steps < self._wanted[0] and processes.is_first():
             logging.warning(
-                "config.profile=%s traces nothing: only %d steps are left to make", setting, steps
+                "config.profile=%s traces nothing: only %d steps remain", setting, steps
             )
 
     @contextlib.contextmanager

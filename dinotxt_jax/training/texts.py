@@ -146,8 +146,8 @@ class TextRows:
         if rows > planned and rows not in self._logged and processes.is_first():
             self._logged.add(rows)
             logging.warning(
-                "a batch needs %d rows of packed captions on a device and %d were planned: its "
-                "step is compiled once more, for %d rows; nothing is left out",
+                "a batch needs %d rows of packed captions per device, but %d were planned: its "
+                "step is compiled again for %d rows; no caption is dropped",
                 needed,
                 planned,
                 rows,

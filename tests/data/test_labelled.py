@@ -139,10 +139,10 @@ def test_present_keeps_the_classes_that_have_an_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ([TENCH, "n00000001"], "has the folder n00000001, which is no WordNet id of ImageNet's"),
-        ([TENCH, "goldfish"], "has the folder goldfish, which is no WordNet id of ImageNet's"),
-        ([TENCH, "7"], f"has the folder {TENCH} beside folders named by numbers"),
-        (["3", "misc"], "has the folder misc beside folders named by numbers"),
+        ([TENCH, "n00000001"], "has the folder n00000001, which is not the WordNet ID of any of"),
+        ([TENCH, "goldfish"], "has the folder goldfish, which is not the WordNet ID of any of"),
+        ([TENCH, "7"], f"has the folder {TENCH} next to folders named by number"),
+        (["3", "misc"], "has the folder misc next to folders named by number"),
         (["0", "1000"], r"1000: the label 1000 lies outside the 1000 classes \(0 to 999\)"),
         (["-1"], "the label -1 lies outside the 1000 classes"),
         (["cat", "dog"], "has 2 folders, but config.data.classes names 1000 classes"),
@@ -238,7 +238,7 @@ def test_classes_can_be_restricted(tmp_path: Path) -> None:
             "csv is empty, expected at least one example; fill it, or correct config.data",
         ),
         ("file,label\n", {}, "index.csv is empty, expected at least one example"),
-        ("file,label\na,1\n", {"classes": ""}, "has numbers for labels"),
+        ("file,label\na,1\n", {"classes": ""}, "stores labels as numbers"),
         (
             "file,label\na,1\n",
             {"split": "test"},

@@ -151,7 +151,7 @@ def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConf
         ({"label_key": "objects"}, "feature objects, is of type FeaturesDict, expected class"),
         (
             {"label_key": "unnamed"},
-            "unnamed, has numbers for labels.*set config.data.classes",
+            "unnamed, stores labels as numbers.*set config.data.classes",
         ),
         ({"label_key": "foreign"}, "feature foreign, has the class n00000001, which is none of"),
         ({"label_key": "unlabelled"}, r"small\[train\]\[0\]: the label -1 lies outside the 3"),

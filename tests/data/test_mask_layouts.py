@@ -331,14 +331,14 @@ def test_values_and_colours_without_a_class_are_named(tmp_path: Path) -> None:
     source = open_masks(masks("ade20k_150", tmp_path / "ade"))
     for value, dtype in ((151, np.uint8), (4000, np.uint16)):
         save(np.full(SIZE, value, dtype), truth)
-        with pytest.raises(UserError, match=f"holds the value {value}, which stands for no class"):
+        with pytest.raises(UserError, match=f"holds the value {value}, which is no class"):
             source.load(0)
     save(np.zeros((*SIZE, 3), np.uint8), truth)
-    with pytest.raises(UserError, match=r"shape \[10, 12, 3\], expected one class index a pixel"):
+    with pytest.raises(UserError, match=r"shape \[10, 12, 3\], expected one class index per pixel"):
         source.load(0)
 
 
 def test_things_of_coco_that_were_never_drawn_are_an_error() -> None:
     for name in ("coco_stuff_171", "coco_stuff_27"):
-        with pytest.raises(ValueError, match="holds the value 11, which stands for no class"):
+        with pytest.raises(ValueError, match="holds the value 11, which is no class"):
             value_of(name, 11)

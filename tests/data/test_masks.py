@@ -57,7 +57,7 @@ def test_a_class_called_background_means_anything_else(tmp_path: Path) -> None:
     ("mask", "message"),
     [
         (np.zeros((20, 31), np.uint8), r"has the shape \[20, 31\], but a.png has \[20, 30\]"),
-        (np.zeros((20, 30, 3), np.uint8), "expected one class index a pixel"),
+        (np.zeros((20, 30, 3), np.uint8), "expected one class index per pixel"),
         (np.full((20, 30), 2, np.uint8), "holds the index 2, but there are 2 classes"),
         (np.full((20, 30), 256, np.uint16), "holds the index 256, but there are 2 classes"),
     ],
@@ -86,7 +86,7 @@ def test_missing_pairs_and_lists_are_named(tmp_path: Path) -> None:
     ):
         open_masks(config)
     (tmp_path / "classes.txt").write_text("\n")
-    with pytest.raises(UserError, match="is empty; write one entry a line"):
+    with pytest.raises(UserError, match="is empty; write one entry per line"):
         open_masks(config)
     with pytest.raises(UserError, match="config.data.classes is empty"):
         open_masks(DataConfig(source="csv", path=config.path))

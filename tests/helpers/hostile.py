@@ -221,12 +221,12 @@ def corpus(folder: Path) -> dict[str, tuple[Path, str]]:
     add("a record beyond the file", "truncated|damaged", lambda f: _moved(files, f, 2**31 - 1))
     add(
         "a record where none begins",
-        "no record lies where|other records inside",
+        "no record starts where|other records inside",
         lambda f: _moved(files, f, 3),
     )
     add(
         "a record behind the directory",
-        "after the zip's directory|no record lies",
+        "after the zip's directory|no record starts",
         lambda f: _in_the_comment(files, f),
     )
     add("encrypted records", "compressed or encrypted", lambda f: _encrypted(files, f))

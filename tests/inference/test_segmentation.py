@@ -282,7 +282,7 @@ def test_an_image_of_one_pixel_is_segmented_and_a_hair_is_refused(model: inferen
             levels(hair, config, texts=64)
     strip = Image.new("RGB", (500, 1))
     assert levels(strip, SegmentationConfig())
-    with pytest.raises(UserError, match="and what is computed of it not fit into memory"):
+    with pytest.raises(UserError, match="and the results would not fit into memory"):
         levels(strip, SegmentationConfig(), texts=150)
 
 

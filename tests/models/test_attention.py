@@ -202,9 +202,15 @@ def test_cudnn_can_be_lowered_for_gpus_from_here(
 def test_an_implementation_is_refused_where_it_cannot_run() -> None:
     half, whole = ("bfloat16",), ("bfloat16", "float32")
     for name, platform, dtypes, head_dims, sentence in (
-        ("cudnn", "cpu", half, (64,), "'cudnn' runs on gpu devices and these are cpu; run on gpu"),
-        ("splash", "gpu", half, (64,), "'splash' runs on tpu devices and these are gpu"),
-        ("cudnn", "gpu", whole, (64,), "half precision, and a dtype is float32; set config.prec"),
+        (
+            "cudnn",
+            "cpu",
+            half,
+            (64,),
+            "'cudnn' needs gpu devices, but these are cpu; run it on gpu",
+        ),
+        ("splash", "gpu", half, (64,), "'splash' needs tpu devices, but these are gpu"),
+        ("cudnn", "gpu", whole, (64,), "half precision, but a dtype is float32; set config.prec"),
         (
             "cudnn",
             "gpu",

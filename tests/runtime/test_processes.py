@@ -103,12 +103,12 @@ def test_processes_agree(tmp_path: Path) -> None:
         assert result["texts"] == ["ä", "ää"]
         assert result["first_says"] is True
         assert result["one"] == ["of0", "of1"]
-        different = "process 1 has seed 1 (process 0: 0); give all processes the same."
+        different = "process 1 has seed 1 (process 0: 0); start all processes with equal settings."
         assert result["errors"][2] == different
         assert "process 1 does not see" in result["errors"][3]
         assert "a folder that they share" in result["errors"][3]
-    assert first["errors"][:2] == ["0 has failed.", "process 1 cannot go on: 1 has failed."]
-    assert second["errors"][:2] == ["process 0 cannot go on: 0 has failed.", "1 has failed."]
+    assert first["errors"][:2] == ["0 has failed.", "process 1 stopped: 1 has failed."]
+    assert second["errors"][:2] == ["process 0 stopped: 0 has failed.", "1 has failed."]
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ def test_a_work_directory_of_another_backbone_is_refused(
     arrays = {"backbone": jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))}
     other = dataclasses.replace(description, fingerprint="0" * 64)
     write_model_directory(tmp_path / "other", other, arrays)
-    with pytest.raises(UserError, match=r"was trained on the backbone .* and this run has 0000"):
+    with pytest.raises(UserError, match=r"was trained on the backbone .* but this run has 0000"):
         train(config(tmp_path / "other"), finished)
 
 

@@ -163,7 +163,7 @@ def test_bfloat16_tokens_come_back_as_bfloat16(tiny_backbone: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, r"holds tokens of something else: seed 0 \(this run: 1\)"),
+        ({"seed": 1}, r"holds tokens for other settings or data: seed 0 \(this run: 1\)"),
         ({"feature_views": 1}, r"views 2 \(this run: 1\)"),
         ({"data": DataConfig(num_scenes=20, image_size=70)}, r"image_size 56 \(this run: 70\)"),
         (
@@ -314,7 +314,10 @@ def test_every_cache_is_compared_before_the_first_image_is_encoded(
     source, fingerprint = open_source(data), read_description(tiny_backbone).fingerprint
     other = cache_description(dataclasses.replace(run, seed=1), data, source, 2, fingerprint)
     for text, message in (
-        (json.dumps(other), r"held_out holds tokens of something else: views 2 \(this run: 1\)"),
+        (
+            json.dumps(other),
+            r"held_out holds tokens for other settings or data: views 2 \(this run: 1\)",
+        ),
         ("", "held_out/features.json is empty, .*; remove .*held_out and run python -m"),
         ("{", r"held_out/features.json is not JSON .*; remove .*held_out and run python -m"),
         (

@@ -57,4 +57,4 @@ def test_nothing_is_traced_that_is_not_asked_for_or_never_comes(
     run(profiler, range(1, 4))
     profiler.close()
     assert list(tmp_path.iterdir()) == []
-    assert ("7:8 traces nothing: only 3 steps are left" in caplog.text) == bool(setting)
+    assert ("7:8 traces nothing: only 3 steps remain" in caplog.text) == bool(setting)

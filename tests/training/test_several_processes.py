@@ -166,5 +166,5 @@ def test_what_one_process_cannot_find_ends_all(tiny_backbone: Path, tmp_path: Pa
     group = several.start(tmp_path / "logs", 2, 1, arguments, own)
     assert group.finish() == [2, 2], group.everything()
     assert "error: nowhere is not a model directory" in group.output(1)
-    assert "error: process 1 cannot go on: nowhere is not a model directory" in group.output(0)
+    assert "error: process 1 stopped: nowhere is not a model directory" in group.output(0)
     assert not (tmp_path / "run").exists()

@@ -357,7 +357,7 @@ def test_scalars_learn_where_parameters_are_bfloat16(kind: str, tiny_dinotxt: Pa
     ("change", "message"),
     [
         ({"batch_size": 12}, "batch_size=12 does not divide"),
-        ({"attention": "splash"}, "config.attention='splash' runs on tpu devices and these are"),
+        ({"attention": "splash"}, "config.attention='splash' needs tpu devices, but these are"),
         (
             {"head": HeadTrainingConfig(num_heads=5)},
             "config.head.num_heads is 5, expected a divisor of 64, the width of the backbone; set "

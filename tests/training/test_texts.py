@@ -104,7 +104,7 @@ def test_a_batch_of_long_captions_is_not_cut_but_counted_and_logged(
     assert arrays["tokens"].shape == (DEVICES, 32, 64)
     np.testing.assert_array_equal(arrays["tokens"].reshape(64, 64), tokens)
     (line,) = lines  # over three such batches
-    assert line.startswith("a batch needs 32 rows of packed captions on a device and ")
+    assert line.startswith("a batch needs 32 rows of packed captions per device, but ")
     assert report(run, first, second, third) == {
         "text_tokens_computed_fraction": 1.0,
         "text_flops_saved": 0.0,

@@ -26,11 +26,11 @@ def read_list(name: str, what: str) -> tuple[str, ...]:
     file = _FOLDER / f"{name}.txt" if name in BUNDLED else Path(name)
     if not file.is_file():
         raise UserError(
-            f"{what} is {name!r}, which is no file and none of {', '.join(BUNDLED)}; "
+            f"{what} is {name!r}, which is neither a file nor one of {', '.join(BUNDLED)}; "
             + (
                 f"did you mean {close_list(name)}?"
                 if close_list(name)
-                else "give the path of a text file with one entry a line."
+                else "give the path of a text file with one entry per line."
             )
         )
     try:
@@ -39,7 +39,7 @@ def read_list(name: str, what: str) -> tuple[str, ...]:
         raise UserError(f"{file} is not UTF-8 text ({error.reason}); save it as such.") from error
     entries = tuple(line.strip() for line in lines if line.strip())
     if not entries:
-        raise UserError(f"{file}, which {what} names, is empty; write one entry a line.")
+        raise UserError(f"{file}, which {what} names, is empty; write one entry per line.")
     return entries
 
 
@@ -63,12 +63,13 @@ def read_names(text: str, what: str) -> tuple[str, ...]:
         raise UserError(f'{what} is {text!r}, expected names such as "dog; grass"; give them.')
     if ";" not in text and ("," in text or "/" in text or text.endswith(".txt")):
         raise UserError(
-            f"{what} is {text!r}, which is no file and none of {', '.join(BUNDLED)}; separate "
-            'names by semicolons ("dog; grass"), and end one that holds a comma with a semicolon.'
+            f"{what} is {text!r}, which is neither a file nor one of {', '.join(BUNDLED)}; "
+            'separate names by semicolons ("dog; grass"), and '
+            "end one that holds a comma with a semicolon."
         )
     if ";" not in text and close_list(text):
         raise UserError(
-            f"{what} is {text!r}, which is no list of the project, did you mean "
+            f"{what} is {text!r}, which is not a bundled list, did you mean "
             f'{close_list(text)}? If it is a class name, write "{text};".'
         )
     return names
@@ -84,8 +85,8 @@ def check_several(names: Sequence[str], what: str, advice: str) -> None:
     """
     if len(set(names)) == 1:
         raise UserError(
-            f"{what} names a single class, {names[0]!r}, which wins with 100 % whatever an image "
-            f"shows, expected at least two to choose from; {advice}."
+            f"{what} names a single class, {names[0]!r}, which gets 100 % for every image, "
+            f"expected at least two to choose from; {advice}."
         )
 
 
@@ -105,7 +106,7 @@ def read_templates(named: str | Sequence[str], what: str) -> tuple[str, ...]:
     else:
         templates = tuple(named)
     if not templates:
-        raise UserError(f"{what} is empty, expected at least one template; give it.")
+        raise UserError(f"{what} is empty, expected at least one template; add one.")
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(
