@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from models import with_tokenizer
 from PIL import Image
+from tolerances import assert_same
 
 from dinotxt_jax import UserError, inference, sharding
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig
@@ -126,11 +127,11 @@ def test_features_of_classes_are_means_of_normalised_prompts(
             model.encode_text(model.tokenizer([f"a photo of a {name}", f"a red {name}"]))
         )
         mean = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).mean(0)
-        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
+        assert_same(row, mean / np.linalg.norm(mean))
         half = raw[:, 64:]
         patch = (half / np.linalg.norm(half, axis=1, keepdims=True)).mean(0)
     patches = class_features(model, names, templates, 4, of_patches=True)
-    np.testing.assert_allclose(patches[-1], patch / np.linalg.norm(patch), atol=1e-6)
+    assert_same(patches[-1], patch / np.linalg.norm(patch))
     assert len(list((cache / "text_features").glob("*.npy"))) == 1  # both from one
     monkeypatch.setattr(inference.Model, "embed_texts", None)
     np.testing.assert_array_equal(class_features(model, names, templates, 4), result)

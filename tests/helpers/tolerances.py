@@ -21,6 +21,17 @@ EXACT = 1e-12
 # add up to the square root of that number; eight standard deviations. This keeps 16 of float32's
 # 24 bits.
 SUM_OVER_TOKENS = 8 * (16 * 77) ** 0.5
+# Roundings between two float32 programs for one formula: the tests' models compute about forty sums
+# over 64 features in sequence, and errors with random sign add up to (40 * 64) ** 0.5 = 51 in each
+# program. This keeps 17 of float32's 24 bits; another mask, weight or order changes the first few.
+TWO_PROGRAMS = 128
+# Outputs next to those of the official code or another library, in float32 on both sides: ten times
+# the distance between the official model's float32 and float64 outputs.
+FEATURES = 5e-5
+# The same for features with unit norm.
+NORMALIZED = 5e-6
+# The same as TWO_PROGRAMS for a loss, which averages over rows.
+SAME_LOSS = 64 * ROUNDING
 
 # Roundings for the learning rate, relative to the peak: from the progress, which enters the angle
 # multiplied by pi, from the cosine, and from the products.
@@ -45,4 +56,15 @@ def assert_rounded(actual: Any, expected: Any, roundings: float, name: str = "")
     assert expected.dtype == np.float64, f"{name}: the reference is {expected.dtype}"
     scale = np.abs(expected).max(initial=0)
     bound = roundings * ROUNDING * scale
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound, err_msg=name)
+
+
+def assert_same(actual: Any, expected: Any, name: str = "") -> None:
+    """Asserts that float32 results of two programs agree within `TWO_PROGRAMS` roundings.
+
+    Errors are relative to the largest |`expected`|, as in `assert_rounded`.
+    """
+    expected = np.asarray(expected)
+    scale = np.abs(expected).max(initial=0)
+    bound = TWO_PROGRAMS * ROUNDING * scale
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound, err_msg=name)

@@ -10,7 +10,8 @@ import pytest
 from dinotxt_jax.inference.interpolation import linear_taps, resampled
 from dinotxt_jax.models.vit import cubic_weights
 
-TOLERANCE = 1e-5  # PyTorch computes positions in float32: up to 24 samples, each off by 1e-6
+# PyTorch computes positions in float32: up to 24 samples, each off by 1e-6.
+TOLERANCE = 2.4e-5
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from models import with_tokenizer
 from shape_checks import unchecked
+from tolerances import assert_same
 
 import dinotxt_jax as dt
 from dinotxt_jax import sharding
@@ -52,7 +53,7 @@ def test_texts_keep_their_order_whatever_their_length(model: Model) -> None:
     together = model.embed_texts(texts, batch_size=8)
     for text, features in zip(texts, together, strict=True):
         alone = model.embed_texts([text], batch_size=8, trim=77)[0]
-        np.testing.assert_allclose(features, alone, rtol=0, atol=2e-6)
+        assert_same(features, alone)
 
 
 def test_short_batches_are_padded_and_cut_again(model: Model) -> None:
@@ -60,7 +61,7 @@ def test_short_batches_are_padded_and_cut_again(model: Model) -> None:
     result = list(model.embed_batches([images[:8], images[8:]], batch_size=8))
     assert [len(rows) for rows in result] == [8, 3]
     again = np.concatenate(list(model.embed_batches([images[8:]], batch_size=8)))
-    np.testing.assert_allclose(result[1], again, rtol=0, atol=1e-6)
+    assert_same(result[1], again)
     np.testing.assert_allclose(np.linalg.norm(np.concatenate(result), axis=1), 1, rtol=1e-5)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from models import with_tokenizer
 from PIL import Image
+from tolerances import assert_same
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError, sharding
@@ -63,9 +64,9 @@ def test_an_image_is_the_same_as_path_bytes_array_and_pil(
     pixels = np.asarray(center_crop(photo, preprocessing.resize, preprocessing.crop))
     images = normalize(pixels[None], preprocessing.mean, preprocessing.std)
     expected = np.asarray(model.encode_image(images, normalize=True))
-    np.testing.assert_allclose(together, np.repeat(expected, 5, axis=0), atol=2e-6)
+    assert_same(together, np.repeat(expected, 5, axis=0))
     for form in forms:
-        np.testing.assert_allclose(model.embed_images(form), expected, atol=2e-6)
+        assert_same(model.embed_images(form), expected)
     several = np.stack([np.asarray(photo)] * 3)
     assert model.embed_images(several, batch_size=2).shape == (3, 128)
 
@@ -92,10 +93,10 @@ def test_odd_images_are_embedded_and_segmented(model: Model, photo: Image.Image)
     odd = odd_images(photo)
     rows = dict(zip(odd, model.embed_images(odd.values()), strict=True))
     grey, upright = model.embed_images([photo.convert("L"), photo])
-    np.testing.assert_allclose(rows["grey"], grey, atol=2e-6)
-    np.testing.assert_allclose(rows["16 bits"], grey, atol=2e-6)
-    np.testing.assert_allclose(rows["turned"], upright, atol=2e-6)
-    np.testing.assert_allclose(rows["CMYK"], upright, atol=2e-6)
+    assert_same(rows["grey"], grey)
+    assert_same(rows["16 bits"], grey)
+    assert_same(rows["turned"], upright)
+    assert_same(rows["CMYK"], upright)
     for name, data in odd.items():
         result = model.segment(data, NAMES, SMALL, "a {}")
         assert result.labels.shape == ((1, 1) if name == "1 pixel" else (240, 280)), name
@@ -109,7 +110,7 @@ def test_classes_are_ranked_by_scaled_cosines(model: Model, photo: Image.Image) 
     texts = np.stack([model.embed_texts([f"a {n}", f"a photo of a {n}"]).mean(0) for n in NAMES])
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     cosines = model.embed_images(images) @ texts.T
-    np.testing.assert_allclose(result.cosines, cosines, atol=1e-6)
+    assert_same(result.cosines, cosines)
     odds = np.exp(np.exp(model.logit_scale) * cosines)
     np.testing.assert_allclose(result.probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
     best = [NAMES[i] for i in np.argsort(-cosines[0])]
@@ -120,7 +121,7 @@ def test_classes_are_ranked_by_scaled_cosines(model: Model, photo: Image.Image) 
 def test_devices_change_nothing(directory: Path, model: Model, photo: Image.Image) -> None:
     spread = dt.load(directory, mesh=sharding.make_mesh())
     one, many = (m.classify([photo] * 3, NAMES, "a {}") for m in (model, spread))
-    np.testing.assert_allclose(one.cosines, many.cosines, atol=2e-6)
+    assert_same(one.cosines, many.cosines)
     one, many = (m.segment(photo, NAMES, SMALL, "a {}", batch_size=3) for m in (model, spread))
     assert (one.labels == many.labels).mean() > 0.9999
 
@@ -196,7 +197,7 @@ def test_a_class_called_background_has_a_heat_map_of_its_own(
     model.segment(photo, ["dog", "cat"], "whole", "a {}", background=["sky", "sea"]).heat_maps()
     assert [names for _, names in calls] == [["background", "dog", "cat"], ["dog", "cat"]]
     np.testing.assert_array_equal(calls[0][0], plain.scores)
-    np.testing.assert_allclose(calls[1][0], plain.scores[..., 1:], atol=1e-6)
+    assert_same(calls[1][0], plain.scores[..., 1:])
 
 
 def test_a_background_is_a_number_a_word_or_words(model: Model, photo: Image.Image) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import assert_same
 
 from dinotxt_jax import UserError, sharding
 from dinotxt_jax.models import attention as module
@@ -90,7 +91,7 @@ def test_splash_equals_plain_attention(
         )
     for expected, actual in zip(plain, kernel, strict=True):
         # Sums of up to 261 terms of magnitude 1 in a different order, in float32.
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+        assert_same(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_groups_of_examples_equal_plain_attention(
             output_and_gradients(name, arrays, causal, ids) for name in ("xla", "grouped")
         )
     for expected, actual in zip(plain, grouped, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-6)
+        assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("name", ["xla", "grouped"])

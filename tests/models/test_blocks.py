@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from models import initialized
+from tolerances import assert_same
 
 from dinotxt_jax.config.architecture import BlockConfig
 from dinotxt_jax.models.blocks import Block, apply_stack, attention, stack
@@ -32,7 +33,7 @@ def test_a_stack_is_its_layers_one_after_the_other() -> None:
     for layer in range(3):
         arrays = jax.tree.map(lambda leaf, layer=layer: leaf[layer], nnx.to_pure_dict(state))
         x = nnx.merge(graphdef, arrays)(x)
-        np.testing.assert_allclose(layers[layer], x, rtol=0, atol=2e-6)
+        assert_same(layers[layer], x)
     np.testing.assert_array_equal(result, layers[-1])
     _, outputs = apply_stack(stacked, tokens(), keep=(2, 0))
     np.testing.assert_array_equal(outputs, layers[jnp.array([2, 0])])
@@ -54,7 +55,7 @@ def test_recomputing_changes_no_gradient(remat: str) -> None:
         return jnp.sum(apply_stack(nnx.merge(graphdef, arrays), tokens(), remat=remat)[0] ** 2)
 
     plain, again = (jax.grad(loss)(arrays, name) for name in ("none", remat))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), plain, again)
+    jax.tree.map(assert_same, plain, again)
 
 
 def test_compiled_size_does_not_grow_with_depth() -> None:
@@ -78,7 +79,7 @@ def test_a_segment_is_attended_to_as_if_it_were_alone(causal: bool) -> None:
     for row, first, last in ((0, 0, 3), (0, 3, 5), (0, 5, 7), (1, 0, 7)):
         place = slice(row, row + 1), slice(first, last)
         alone = attend(query[place], key[place], value[place])
-        np.testing.assert_allclose(result[place], alone, rtol=0, atol=1e-6)
+        assert_same(result[place], alone)
 
 
 def test_drop_path_is_refused_where_rows_hold_several_texts() -> None:
@@ -96,5 +97,7 @@ def test_norms_are_computed_in_the_normalization_dtype() -> None:
     wide = np.asarray(x, np.float64)
     expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
     assert norm(x).dtype == jnp.bfloat16
-    # Only the rounding of the result to bfloat16.
-    np.testing.assert_allclose(np.asarray(norm(x), np.float64), expected, rtol=2**-8, atol=1e-6)
+    # Only the rounding of the result to bfloat16, after float32's errors.
+    np.testing.assert_allclose(
+        np.asarray(norm(x), np.float64), expected, rtol=1.01 * 2**-8, atol=1e-5
+    )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from packed import captions, packed
+from tolerances import FEATURES, NORMALIZED, assert_same
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config.architecture import DinoTxtConfig, HeadConfig, TextConfig, swiglu_hidden_dim
@@ -19,9 +20,6 @@ from dinotxt_jax.models.dinotxt import DinoTxt, normalized
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.presets import PRESETS, dinotxt_for
 from dinotxt_jax.models.text import Packing, TextTransformer
-
-FEATURES = 5e-5
-NORMALIZED = 5e-6
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +77,7 @@ def test_max_pooling_equals_the_official_code(model: DinoTxt, expected: dict) ->
 def test_padding_behind_the_end_of_text_changes_nothing(model: DinoTxt, expected: dict) -> None:
     tokens = jnp.asarray(expected["tokens"][:1])
     end = int(tokens.argmax())
-    np.testing.assert_allclose(
-        model.encode_text(tokens[:, : end + 1]), model.encode_text(tokens), rtol=0, atol=1e-5
-    )
+    assert_same(model.encode_text(tokens[:, : end + 1]), model.encode_text(tokens))
 
 
 def test_rows_longer_than_the_context_are_refused(model: DinoTxt) -> None:
@@ -116,7 +112,7 @@ def test_packed_texts_have_the_features_of_texts_alone(
     tokens = captions(LENGTHS)
     assert packed(tokens, 1).tokens.shape[1] == 8
     result = packed_text(model.text, tokens, parts, spare)
-    np.testing.assert_allclose(result, model.text(jnp.asarray(tokens)), rtol=0, atol=1e-5)
+    assert_same(result, model.text(jnp.asarray(tokens)))
 
 
 def test_packed_texts_equal_the_official_code(model: DinoTxt, expected: dict) -> None:
@@ -141,7 +137,7 @@ def test_packed_texts_have_the_gradients_of_texts_alone(model: DinoTxt, remat: s
 
     def check(result: jax.Array, alone: jax.Array) -> None:
         assert jnp.abs(alone).max() > 0
-        np.testing.assert_allclose(result, alone, rtol=0, atol=1e-5 * jnp.abs(alone).max())
+        assert_same(result, alone)
 
     jax.tree.map(check, gradients(2, 1), gradients())
 
@@ -163,9 +159,7 @@ def test_reading_packed_texts_crosses_no_devices(model: DinoTxt, data: int, fsdp
     assert result.sharding.shard_shape(result.shape) == (2, 128)
     names = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
     assert not [name for name in names if name in compiled.as_text()]
-    np.testing.assert_allclose(
-        result, model.text(jnp.asarray(captions(LENGTHS))), rtol=0, atol=1e-5
-    )
+    assert_same(result, model.text(jnp.asarray(captions(LENGTHS))))
 
 
 def test_every_size_and_shape_on_the_full_reference_set(

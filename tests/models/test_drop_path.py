@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Bool
+from tolerances import assert_same
 
 from dinotxt_jax import sharding
 from dinotxt_jax.models.drop_path import (
@@ -129,9 +130,7 @@ def test_nothing_crosses_devices(batch: int) -> None:
         program = run.lower(x, key).compile()
     collective = r"= (\S+) (?:all-gather|all-to-all|all-reduce|collective-permute)"
     assert re.findall(collective, program.as_text()) == []
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), program(x, key), alone
-    )
+    jax.tree.map(assert_same, program(x, key), alone)
 
 
 def normals(*shape: int) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tolerances import assert_same
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError, sharding
@@ -58,7 +59,7 @@ def test_a_product_sums_the_quantised_numbers_exactly(dtype: str) -> None:
     numbers, factors = quantized(x, dtype, (2, 3))
     wide = [np.asarray(array, np.float64) for array in (numbers, factors, kernel, scale)]
     expected = np.tensordot(wide[0] * wide[1], wide[2] * wide[3], 2)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+    assert_same(actual, expected)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.998), ("float8_e4m3fn", 0.98)])

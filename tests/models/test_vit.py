@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tolerances import FEATURES, assert_same
 
 import dinotxt_jax as dt
 from dinotxt_jax.errors import UserError
@@ -23,8 +24,6 @@ from dinotxt_jax.models.vit import (
 from weights_convert.architecture import parse_settings
 from weights_convert.convert import convert
 
-# Ten times the distance between the official model's float32 and float64 outputs.
-FEATURES = 5e-5
 SIZES = ("98x98", "56x84", "126x126")
 
 
@@ -84,7 +83,7 @@ def test_positions_are_interpolated_with_the_offset_of_models_without_registers(
     for grid in ((4, 6), (9, 9)):
         expected = tables[f"{grid[0] * 14}x{grid[1] * 14}"][1:]
         actual = interpolate_positions(stored, grid, "offset")
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
+        assert_same(actual, expected)
 
 
 def test_the_interpolation_rules_differ() -> None:
@@ -157,6 +156,6 @@ def test_intermediate_layers_come_in_the_order_asked_for_and_as_a_grid(tiny_back
     last, first = backbone.intermediate_layers(images, (-1, 0), as_grid=True)
     assert last.patch_tokens.shape == first.patch_tokens.shape == (2, 2, 3, 64)
     out = backbone(images)
-    np.testing.assert_allclose(last.patch_tokens.reshape(2, 6, 64), out.patch_tokens, atol=1e-6)
-    np.testing.assert_allclose(last.register_tokens, out.register_tokens, atol=1e-6)
+    assert_same(last.patch_tokens.reshape(2, 6, 64), out.patch_tokens)
+    assert_same(last.register_tokens, out.register_tokens)
     assert np.abs(first.class_token - out.class_token).max() > 0.1

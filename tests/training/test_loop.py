@@ -18,6 +18,7 @@ from small_runs import (
     losses,
     metrics_of,
 )
+from tolerances import SAME_LOSS, assert_same
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError
@@ -75,7 +76,7 @@ def test_the_final_model_is_read_by_load(finished: Path, tiny_backbone: Path) ->
     model = dt.load(finished / "model")
     tokens = model.tokenizer(["a red circle", "a red circle", "a blue star"])
     features = np.asarray(model.encode_text(tokens, normalize=True))
-    np.testing.assert_allclose(features[0], features[1], atol=1e-6)
+    assert_same(features[0], features[1])
     assert features.shape == (3, 128)
     images = np.zeros((2, 56, 56, 3), np.float32)
     assert model.encode_image(images).shape == (2, 128)
@@ -92,9 +93,9 @@ def test_without_blocks_and_pooling_the_class_token_alone_learns_a_language(
     model, backbone = dt.load(workdir / "model"), dt.load_backbone(tiny_backbone)
     images = np.random.default_rng(0).normal(size=(2, 56, 56, 3)).astype(np.float32)
     out = backbone(images)
-    np.testing.assert_allclose(model.encode_image(images), out.class_token, atol=1e-5)
+    assert_same(model.encode_image(images), out.class_token)
     patches = model.encode_patches(images).patch_tokens
-    np.testing.assert_allclose(patches.reshape(2, 16, 64), out.patch_tokens, atol=1e-5)
+    assert_same(patches.reshape(2, 16, 64), out.patch_tokens)
     assert model.encode_text(model.tokenizer(["a red circle"])).shape == (1, 64)
     train(config(tiny_backbone, steps=4, head=lit), workdir)  # resuming a finished run
 
@@ -172,8 +173,8 @@ def test_training_from_cached_features_equals_running_the_backbone(
     train(cached, tmp_path / "run")
     actual, expected = losses(tmp_path / "run"), losses(finished)
     for step in range(1, 6):
-        assert actual[step] == pytest.approx(expected[step], abs=1e-6)
-    assert actual[9] != pytest.approx(expected[9], abs=1e-6)
+        assert actual[step] == pytest.approx(expected[step], rel=SAME_LOSS)
+    assert actual[9] != pytest.approx(expected[9], rel=SAME_LOSS)
     results = [row for row in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" not in row]
     assert [row["step"] for row in results] == [6, 12]
 
@@ -184,7 +185,7 @@ def test_trimming_rows_changes_nothing(finished: Path, tiny_backbone: Path, tmp_
     train(trimmed, tmp_path / "run")
     actual, expected = losses(tmp_path / "run"), losses(finished)
     for step in range(1, 7):
-        assert actual[step] == pytest.approx(expected[step], abs=2e-6)
+        assert actual[step] == pytest.approx(expected[step], rel=SAME_LOSS)
 
 
 def test_packed_captions_change_nothing_also_resumed_cached_and_on_another_mesh(
@@ -207,7 +208,7 @@ def test_packed_captions_change_nothing_also_resumed_cached_and_on_another_mesh(
     actual, expected = losses(tmp_path / "run"), losses(finished)
     assert sorted(actual) == sorted(expected)
     for step in range(1, 9):
-        assert actual[step] == pytest.approx(expected[step], rel=1e-5)
+        assert actual[step] == pytest.approx(expected[step], rel=SAME_LOSS)
     rows = metrics_of(tmp_path / "run")
     assert 1 in {row["packing_overflows"] for row in rows}
     for row in rows:

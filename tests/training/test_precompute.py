@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from small_sets import png, prepare_tfds, write_index
+from tolerances import assert_same
 
 import dinotxt_jax as dt
 from dinotxt_jax import UserError
@@ -78,9 +79,7 @@ def test_cached_tokens_are_those_of_the_backbone(tiny_backbone: Path, tmp_path: 
     cache = open_cache(run)
     assert len(cache) == 20
     for view, index in ((0, 0), (0, 19), (1, 7), (1, 8)):
-        np.testing.assert_allclose(
-            cache.tokens(view, index), direct_tokens(run, view, index), rtol=0, atol=5e-6
-        )
+        assert_same(cache.tokens(view, index), direct_tokens(run, view, index))
     assert np.abs(cache.tokens(0, 3) - cache.tokens(1, 3)).max() > 0.01
 
 
@@ -95,9 +94,7 @@ def test_a_last_smaller_batch_is_not_compiled_anew(
     run = config(tiny_backbone, tmp_path / "features", feature_views=1)
     precompute(run)  # one shard of 16 examples and one of 4
     assert [images.shape for images in traces] == [(16, 56, 56, 3)]
-    np.testing.assert_allclose(
-        open_cache(run).tokens(0, 19), direct_tokens(run, 0, 19), rtol=0, atol=5e-6
-    )
+    assert_same(open_cache(run).tokens(0, 19), direct_tokens(run, 0, 19))
 
 
 def test_the_devices_split_the_backbone_as_far_as_they_can(
@@ -115,9 +112,7 @@ def test_the_devices_split_the_backbone_as_far_as_they_can(
     precompute(run)
     (kernel,) = kernels
     assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 4}
-    np.testing.assert_allclose(
-        open_cache(run).tokens(1, 7), direct_tokens(run, 1, 7), rtol=0, atol=5e-6
-    )
+    assert_same(open_cache(run).tokens(1, 7), direct_tokens(run, 1, 7))
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -142,9 +137,7 @@ def test_interrupted_encoding_goes_on_where_it_stopped(
     monkeypatch.setattr(writer, "_write", original)
     precompute(run)
     assert {path: path.stat().st_mtime_ns for path in written[:4]} == dict(list(kept.items())[:4])
-    np.testing.assert_allclose(
-        open_cache(run).tokens(1, 19), direct_tokens(run, 1, 19), rtol=0, atol=5e-6
-    )
+    assert_same(open_cache(run).tokens(1, 19), direct_tokens(run, 1, 19))
 
 
 def test_bfloat16_tokens_come_back_as_bfloat16(tiny_backbone: Path, tmp_path: Path) -> None:

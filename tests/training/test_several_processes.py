@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import several
 from small_runs import HELD_OUT, config, losses, metrics_of
+from tolerances import SAME_LOSS, assert_same
 
 import dinotxt_jax as dt
 from dinotxt_jax.config import (
@@ -48,7 +49,7 @@ def test_two_processes_train_as_one_does(tiny_backbone: Path, tmp_path: Path) ->
     assert group.finish() == [0, 0], group.everything()
     rows = metrics_of(tmp_path / "two")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]  # written once
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=SAME_LOSS)
     for row, other in zip(rows, metrics_of(tmp_path / "one"), strict=True):
         for name in ("grad_norm", "text_tokens_computed_fraction", "packing_overflows"):
             assert row[name] == pytest.approx(other[name], rel=1e-5)
@@ -63,10 +64,9 @@ def test_two_processes_train_as_one_does(tiny_backbone: Path, tmp_path: Path) ->
     tokens = np.arange(10)[None] % 9
     for kept in ("model", "best"):
         two_processes, one_process = (dt.load(tmp_path / name / kept) for name in ("two", "one"))
-        np.testing.assert_allclose(
+        assert_same(
             two_processes.encode_text(tokens, normalize=True),
             one_process.encode_text(tokens, normalize=True),
-            atol=1e-5,
         )
     assert "model: " in group.output(0)
     for line_start in ("model: ", "INFO", "training", "scenes"):
@@ -100,7 +100,7 @@ def test_a_run_that_lost_a_process_goes_on_with_another_number(
     kill_after(8, train_apart(run, workdir, 1, 8), workdir, 0)
     group = train_apart(run, workdir, 4, 2)
     assert group.finish() == [0] * 4, group.everything()
-    assert losses(workdir) == pytest.approx(expected, rel=1e-6)
+    assert losses(workdir) == pytest.approx(expected, rel=SAME_LOSS)
     assert sorted(losses(workdir)) == list(range(1, 15))
 
 
@@ -141,7 +141,7 @@ def test_two_processes_encode_and_evaluate_as_one_does(tiny_backbone: Path, tmp_
             two_processes, one_process = (
                 np.load(tmp_path / folder / name) for folder in ("two", "one")
             )
-            np.testing.assert_allclose(two_processes, one_process, atol=1e-5)
+            assert_same(two_processes, one_process)
     model = train(run, tmp_path / "run")
     tasks = EvaluationConfig(tasks={"scenes": TaskConfig(data=HELD_OUT)}, batch_size=8)
     evaluate(str(model), tasks, tmp_path / "alone")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from drawn import THIRD_PARTY, checkpoint, images
 from safetensors.numpy import save_file
+from tolerances import FEATURES
 
 import dinotxt_jax as dt
 from weights_convert.architecture import Settings
 from weights_convert.convert import convert
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "third_party" / "tokens.npz"
-FEATURES = 5e-5
 
 
 @pytest.mark.parametrize("name", THIRD_PARTY)
