@@ -127,7 +127,7 @@ def test_versions_are_printed(arguments: tuple[str, ...]) -> None:
     assert re.fullmatch(expected, result.stdout)
 
 
-def test_an_unknown_command_without_a_near_one_names_them_all() -> None:
+def test_an_unknown_command_lists_all_commands() -> None:
     assert "'paint' is not a command; choose among convert, train" in error_of(
         command("dinotxt_jax.cli", "paint")
     )
@@ -166,7 +166,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert names & (HEAVY | {"numpy", "absl", "ml_collections"}) == set()
 
 
-def test_the_package_loads_what_its_names_need_and_tensorflow_never() -> None:
+def test_the_package_imports_lazily_and_never_tensorflow() -> None:
     names = loaded("import dinotxt_jax; dinotxt_jax.load, dinotxt_jax.load_backbone")
     assert {"jax", "flax", "tokenizers"} <= names
     assert names & {"tensorflow", "tensorflow_datasets", "apache_beam", "torch", "gradio"} == set()

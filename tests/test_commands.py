@@ -80,7 +80,7 @@ def test_classify_prints_the_best_and_writes_all(
         assert line.endswith(summary)
 
 
-def test_embed_writes_both_formats_and_leaves_out_what_is_broken(
+def test_embed_writes_both_formats_and_skips_broken_images(
     directory: Path, photos: Path, tmp_path: Path
 ) -> None:
     (photos / "broken.png").write_text("no image")

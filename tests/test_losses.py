@@ -94,7 +94,7 @@ def value_and_gradients(loss: Callable, *arguments: jax.Array) -> tuple:
 @pytest.mark.parametrize("rows", [1, 6, 8, 40])
 @pytest.mark.parametrize(("loss", "plain", "numbers"), [SOFTMAX, SIGMOID])
 @pytest.mark.parametrize("mesh", ["none", "2x4"])
-def test_any_batch_gives_what_the_definition_gives(
+def test_any_batch_equals_the_definition(
     mesh: str, loss: Callable, plain: Callable, numbers: tuple, rows: int
 ) -> None:
     with jax.enable_x64(True):
@@ -109,7 +109,7 @@ def test_any_batch_gives_what_the_definition_gives(
 
 
 @pytest.mark.parametrize(("loss", "plain", "numbers"), [SOFTMAX, SIGMOID])
-def test_gradients_are_multiplied_by_what_follows_the_loss(
+def test_gradients_are_multiplied_by_the_cotangent(
     loss: Callable, plain: Callable, numbers: tuple
 ) -> None:
     with jax.enable_x64(True), jax.set_mesh(sharding.make_mesh(2, 4)):

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from dinotxt_jax import UserError, sharding
 
 
-def test_the_mesh_takes_what_is_left_for_data() -> None:
+def test_the_data_axis_takes_the_remaining_devices() -> None:
     assert dict(sharding.make_mesh(fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert dict(sharding.make_mesh(tensor=4).shape) == {"data": 2, "fsdp": 1, "tensor": 4}
 
@@ -50,7 +50,7 @@ def test_slices_divide_the_replicas(slices: int) -> None:
     assert (result == result[:, :1, :1]).all()
 
 
-def test_other_slices_than_there_are_are_refused() -> None:
+def test_a_wrong_slice_count_is_refused() -> None:
     chips = [Chip(number, slice_index) for number in range(16) for slice_index in range(2)]
     with pytest.raises(UserError, match=r"mesh.slices=1, but the devices are in 2; set it to 2"):
         sharding.make_mesh(8, 4, slices=1, devices=chips)
@@ -91,7 +91,7 @@ def test_processes_that_share_rows_over_the_tensor_axis_read_the_same() -> None:
         sharding.make_mesh(tensor=2, devices=three_each)
 
 
-def test_slices_that_are_not_there_are_refused() -> None:
+def test_slices_are_refused_on_devices_without_slices() -> None:
     with pytest.raises(UserError, match=r"slices=2, but the devices are in 1; set it to 1"):
         sharding.make_mesh(slices=2)
 
@@ -134,7 +134,7 @@ def test_a_global_batch_keeps_its_order() -> None:
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
-def test_parts_of_a_batch_exchange_what_is_meant_for_each_other(data: int, fsdp: int) -> None:
+def test_parts_of_a_batch_exchange_their_rows(data: int, fsdp: int) -> None:
     def function(x: jax.Array) -> tuple[jax.Array, ...]:
         everything = shards.gather(x)
         sent = x[0] * 100 + jnp.arange(8)  # from part x to part 0, 1, ...

@@ -153,7 +153,7 @@ def test_settings_that_a_source_does_not_read_are_named(caplog: pytest.LogCaptur
     assert not caplog.text
 
 
-def test_plans_ask_the_kind_of_a_task_what_it_encodes() -> None:
+def test_plans_take_the_encoders_from_the_task_kind() -> None:
     tasks = {name: TaskConfig(kind=name) for name in KINDS}
     sizes = {n: image_sizes(EvaluationConfig(tasks={n: task})) for n, task in tasks.items()}
     assert sizes == {

@@ -178,7 +178,7 @@ def test_ids_of_text_stay_clear_of_the_reserved_ones(trained):
         assert text.max() < trained.start_id
 
 
-def test_the_vocabulary_has_the_size_that_was_asked_for():
+def test_the_vocabulary_has_the_requested_size():
     tokenizer = TrainedTokenizer.train(["aa aa"], vocabulary_size=5000, context_length=8)
     assert tokenizer.vocabulary_size == 5000
     assert tokenizer.end_id == 4999

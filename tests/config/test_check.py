@@ -264,7 +264,7 @@ def test_a_task_is_called_as_a_file_can_be(name: str) -> None:
         check(EvaluationConfig(tasks={name: TaskConfig()}))
 
 
-def test_what_a_command_cannot_do_without_is_named() -> None:
+def test_missing_required_settings_are_named() -> None:
     check(Config())
     check(EvaluationConfig())
     with pytest.raises(UserError, match="^config.backbone is empty, expected the model directory"):
@@ -334,7 +334,7 @@ def test_defaults_are_within_their_ranges() -> None:
     check(EvaluationConfig(tasks={"a": TaskConfig()}))
 
 
-def test_the_choices_are_those_of_the_rooms_above() -> None:
+def test_choices_equal_the_tables_of_the_rooms_above() -> None:
     from dinotxt_jax import tokenizers
     from dinotxt_jax.data import scenes
     from dinotxt_jax.data.mask_layouts import MASK_LAYOUTS

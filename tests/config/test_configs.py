@@ -65,7 +65,7 @@ def test_shipped_evaluation_configs_are_valid(path: Path) -> None:
         ),
     ],
 )
-def test_an_argument_chooses_what_is_evaluated(config: str, argument: str, tasks: dict) -> None:
+def test_an_argument_selects_the_evaluation_tasks(config: str, argument: str, tasks: dict) -> None:
     built = load_config(CONFIGS / "eval" / f"{config}.py", argument)
     result = from_dict(EvaluationConfig, built.to_dict()).tasks
     assert {name: task.data.path for name, task in result.items()} == tasks
@@ -131,7 +131,7 @@ def test_a_config_survives_the_way_through_a_config_dict() -> None:
         ({"data": 3}, "config.data is 3, expected a group of settings; set one of its keys"),
     ],
 )
-def test_mistakes_name_the_key_and_what_was_expected(values: dict, message: str) -> None:
+def test_mistakes_name_the_key_and_the_expected_value(values: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         from_dict(Config, values)
 
@@ -140,7 +140,7 @@ def test_whole_numbers_are_taken_for_fractions() -> None:
     assert from_dict(Config, {"optimizer": {"learning_rate": 1}}).optimizer.learning_rate == 1.0
 
 
-def test_what_has_no_default_must_be_given() -> None:
+def test_settings_without_a_default_are_required() -> None:
     @dataclasses.dataclass(frozen=True)
     class Strict:
         needed: int

@@ -96,7 +96,7 @@ def test_a_setting_is_changed(key: str, text: str | None, expected) -> None:
         ("evaluation.tasks.coco.2018.kind", "x", "config.evaluation.tasks.coco.2018 is not a set"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_changed_is_one_sentence(key: str, text: str | None, message: str) -> None:
+def test_invalid_overrides_are_one_sentence(key: str, text: str | None, message: str) -> None:
     with pytest.raises(UserError) as raised:
         override(CONFIG, key, text)
     assert str(raised.value).startswith(message)

@@ -14,7 +14,7 @@ from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
 
 
-def test_array_record_gives_back_what_was_written(tmp_path):
+def test_array_record_round_trips(tmp_path):
     path = tmp_path / "data.array_record"
     assert write_array_record(path, examples(5)) == 5
     source = ArrayRecordSource(path)
@@ -30,7 +30,7 @@ def test_array_record_files_are_found_by_folder_and_by_glob(tmp_path):
         assert [source[i] for i in range(len(source))] == examples(4)
 
 
-def test_array_record_keeps_the_asked_split(tmp_path):
+def test_array_record_keeps_the_requested_split(tmp_path):
     write_array_record(tmp_path / "0.array_record", examples(4)[:2], split="test")
     write_array_record(tmp_path / "1.array_record", examples(4)[2:], split="train")
     source = ArrayRecordSource(tmp_path, split="train")

@@ -82,7 +82,7 @@ def test_all_thousand_wordnet_ids_have_imagenets_labels(tmp_path: Path) -> None:
     assert labels_by_key(source) == {f"{wnids[721]}/a.png": (721,)}
 
 
-def test_the_bundled_wordnet_ids_are_those_of_the_real_labels(shared_data: Path) -> None:
+def test_the_bundled_wordnet_ids_equal_the_real_labels(shared_data: Path) -> None:
     source = open_labelled(
         DataConfig(
             source="csv",
@@ -103,7 +103,7 @@ def test_equal_class_names_stay_two_classes(tmp_path: Path) -> None:
     assert [source.labels(i) for i in range(2)] == [(0,), (1,)]
 
 
-def test_own_names_for_imagenet_fit_a_subset_of_its_folders(tmp_path: Path) -> None:
+def test_user_names_for_imagenet_fit_a_subset_of_the_folders(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(f"class {i}" for i in range(1000)))
     tree = tree_of(tmp_path / "tree", CRANE_BIRD, TOILET_PAPER)
     source = opened(tree, classes=str(tmp_path / "names.txt"))

@@ -78,7 +78,7 @@ def by_image(source: LabelledSource) -> dict[bytes, tuple[str, ...]]:
     return {source[i].image: source[i].captions for i in range(len(source))}
 
 
-def test_labels_and_their_names_are_those_of_the_feature(config: DataConfig) -> None:
+def test_labels_and_names_come_from_the_feature(config: DataConfig) -> None:
     source = opened(config)
     assert source.class_names == ('great "dane"', "potter's wheel", "Ünïcode 日本")
     assert by_image(source) == {png(i): (source.class_names[SINGLE[i]],) for i in range(4)}
@@ -116,7 +116,7 @@ def test_present_leaves_the_classes_that_occur(config: DataConfig) -> None:
     assert by_image(source) == {png(i): (words[SINGLE[i]],) for i in range(4)}
 
 
-def test_names_of_ones_own_replace_those_of_the_feature(config: DataConfig, tmp_path: Path) -> None:
+def test_user_names_replace_the_features_names(config: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("red\ngreen\nblue\n")
     for key in ("label", "unnamed", "foreign"):
         source = opened(config, label_key=key, classes=str(tmp_path / "names.txt"))
@@ -166,7 +166,7 @@ def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConf
         ({"only": "imagenet1k"}, "config.data.only names 'tench'"),
     ],
 )
-def test_what_cannot_be_used_is_named(config: DataConfig, changes: dict, message: str) -> None:
+def test_unusable_input_is_named(config: DataConfig, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opened(config, **changes)
 

@@ -110,7 +110,7 @@ def test_every_layout_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_published_data_set_is_read_from_its_own_folders(name: str, tmp_path: Path) -> None:
+def test_a_published_data_set_is_read_from_its_original_folders(name: str, tmp_path: Path) -> None:
     draw, keys, indices, some_names, classes = EXPECTED[name]
     draw(tmp_path)
     source = open_masks(masks(name, tmp_path))
@@ -176,7 +176,7 @@ def test_every_class_has_a_name_and_occurs_in_the_table_of_values(name: str) -> 
 
 
 @pytest.mark.parametrize("name", sorted(MASK_LAYOUTS.keys() - {"coco_stuff_27"}))
-def test_classes_have_one_value_each_and_names_of_their_own(name: str) -> None:
+def test_classes_have_distinct_values_and_names(name: str) -> None:
     layout = MASK_LAYOUTS[name]
     indices = [index for index in layout.ids.values() if index != IGNORED]
     assert len(indices) == len(set(indices))
@@ -229,7 +229,7 @@ def test_supercategories_of_coco_hold_the_classes_that_they_should() -> None:
     assert members[26] == ["fog", "river", "sea", "water", "water drops"]
 
 
-def test_colours_of_msrc_are_those_of_voc_without_two() -> None:
+def test_msrc_colours_equal_voc_colours_without_two() -> None:
     def voc_colour(number: int) -> int:
         """Assigns three bits at a time to the next lower bit of red, green and blue."""
         return sum(
@@ -269,7 +269,7 @@ def test_scene_words_are_single_and_no_object_classes() -> None:
         ("msrc_v2", msrc, "Images", r"expected MSRC_ObjCategImageDatabase_v2/\{Images"),
     ],
 )
-def test_what_a_data_set_lacks_is_named(
+def test_missing_parts_of_a_data_set_are_named(
     name: str, draw, spoil: str, message: str, tmp_path: Path
 ) -> None:
     draw(tmp_path)

@@ -131,7 +131,7 @@ def test_images_of_unusual_kinds_load_beside_their_masks(tmp_path: Path) -> None
         np.testing.assert_allclose(loaded.getpixel((3, 3)), colour, atol=8)
 
 
-def test_masks_of_16_bits_and_of_one_bit_are_read(tmp_path: Path) -> None:
+def test_16_bit_and_1_bit_masks_are_read(tmp_path: Path) -> None:
     wide = np.resize(np.array([0, 1, 255], np.uint16), (20, 30))
     np.testing.assert_array_equal(open_masks(pairs(tmp_path, wide)).load(0)[1], wide)
     bits = np.resize(np.array([False, True, True]), (20, 30))

@@ -69,7 +69,7 @@ def test_every_caption_is_there_once_and_nothing_else(lengths: np.ndarray) -> No
         assert not array[packed.segment_ids == 0].any()
 
 
-def test_a_caption_may_fill_what_is_left_to_the_last_token() -> None:
+def test_a_caption_may_fill_the_remaining_tokens_exactly() -> None:
     packed = pack(captions([20, 2, 18, 3, 9, 8], row_length=20), np.array([20, 2, 18, 3, 9, 8]))
     assert packed.row.tolist() == [0, 1, 1, 2, 2, 2]
     assert packed.column.tolist() == [19, 19, 17, 19, 8, 16]

@@ -93,7 +93,7 @@ def test_without_shuffle_the_order_is_the_source_s():
     "parts",
     [[(0,), (1,)], [(0,), (1,), (2,), (3,)], [(0, 2), (1, 3)], [(0, 1, 4, 5), (2, 3, 6, 7)]],
 )
-def test_processes_together_give_the_batches_of_one(parts):
+def test_several_processes_give_the_batches_of_one_process(parts):
     alone = batches(7, batch_size=8)
     count = sum(map(len, parts))
     shares = [batches(7, batch_size=8, parts=mine, part_count=count) for mine in parts]
@@ -114,7 +114,7 @@ def test_threads_change_nothing(threads):
     assert joined(batches(6, threads=threads), "noise") == joined(batches(6), "noise")
 
 
-def test_workers_change_nothing_and_go_on_when_the_whole_process_group_is_told_to_end():
+def test_workers_change_nothing_and_survive_sigterm_to_the_process_group():
     iterator = make_training_iterator(
         range(10), draw_as_arrays, batch_size=4, seed=0, workers=2, threads=2, prefetch=2
     )

@@ -127,7 +127,7 @@ def test_seed_split_and_index_each_change_the_scene():
     assert len({example.captions for example in variants}) == 4
 
 
-def test_the_random_stream_is_that_of_every_python():
+def test_the_random_stream_is_equal_on_every_python():
     assert SceneSource(1, split="test").scene(0).captions == EXPECTED_CAPTIONS
 
 
@@ -158,7 +158,7 @@ def test_a_caption_is_hardly_ever_true_of_another_scene(drawn):
     assert also_true.mean() < 0.1
 
 
-def test_the_judge_of_captions_notices_what_is_false(drawn):
+def test_the_caption_checker_detects_false_captions(drawn):
     scene = next(s for s in drawn if len(s.objects) == 2)
     by_place, by_relation, *_ = scene.captions
     opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -240,6 +240,6 @@ def test_sources_pickle_and_refuse_an_index_outside():
 @pytest.mark.parametrize(
     "arguments", [{"split": "validation"}, {"image_size": 8}, {"num_scenes": 0}]
 )
-def test_what_cannot_be_drawn_is_refused(arguments):
+def test_scenes_that_cannot_be_drawn_are_refused(arguments):
     with pytest.raises(UserError):
         SceneSource(**{"num_scenes": 3, **arguments})

@@ -116,7 +116,7 @@ def test_missing_or_empty_jsonl_is_a_user_error(folder):
         JsonlSource(path, image_root=folder / "nofolder")
 
 
-def test_open_source_opens_what_the_config_names(folder):
+def test_open_source_opens_the_configured_source(folder):
     path = write_index(folder, {"image": "images/1.png", "caption": "x", "split": "train"})
     jsonl = open_source(DataConfig(source="jsonl", path=str(path), split="train"))
     assert jsonl[0] == Example(png(1), ("x",), "images/1.png")

@@ -19,7 +19,7 @@ from dinotxt_jax.errors import UserError
         ("cityscapes", "cityscapes_19"),
     ],
 )
-def test_a_mistyped_list_is_asked_about(typed: str, meant: str) -> None:
+def test_a_mistyped_list_gets_a_suggestion(typed: str, meant: str) -> None:
     with pytest.raises(UserError, match=rf'did you mean {meant}\? .* write "{typed};"'):
         read_names(typed, "--classes")
     with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
@@ -32,7 +32,7 @@ def test_everyday_words_are_class_names(name: str) -> None:
     assert read_names(name, "--classes") == (name,)
 
 
-def test_one_class_is_questioned_under_whatever_number_of_equal_names() -> None:
+def test_a_single_class_is_questioned_also_when_repeated() -> None:
     check_several(["dog", "cat"], "--classes", "add one")
     check_several([], "--classes", "add one")
     for names in (["dog"], ["dog", "dog"]):

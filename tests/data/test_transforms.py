@@ -123,7 +123,7 @@ def test_arrays_are_images_too():
     ],
     ids=["empty", "text", "cut jpeg", "cut png", "float tiff", "float array", "empty array"],
 )
-def test_what_is_not_an_image_is_a_bad_image(image):
+def test_other_files_are_bad_images(image):
     with pytest.raises(BadImageError):
         decode_image(image)
 
@@ -137,7 +137,7 @@ def test_what_is_not_an_image_is_a_bad_image(image):
         (b"\x93\0\xff" * 30, "not an image in a format that PIL knows"),
     ],
 )
-def test_what_a_file_is_instead_of_an_image_is_said(image: bytes, reason: str) -> None:
+def test_the_error_names_the_type_of_a_file_that_is_no_image(image: bytes, reason: str) -> None:
     with pytest.raises(BadImageError, match=reason):
         decode_image(image)
 

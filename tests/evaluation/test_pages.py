@@ -86,7 +86,7 @@ def test_a_model_is_named_by_the_folders_that_tell_it_from_others(path: str, nam
     assert named_folder(path) == name
 
 
-def test_what_a_source_does_not_say_is_said() -> None:
+def test_unstated_protocol_values_are_listed() -> None:
     (clip,) = (f for f in comparable("imagenet1k", IMAGENET) if f.model == "CLIP")
     assert clip.open == "resolution"
     assert not list(comparable("imagenet1k", IMAGENET | {"templates": 7}))

@@ -64,7 +64,7 @@ def test_constant_features_score_nothing() -> None:
     assert set(recalls(same, same, np.arange(20)).values()) == {0.0}
 
 
-def test_chance_is_what_random_features_score() -> None:
+def test_chance_equals_the_score_for_random_features() -> None:
     rng = np.random.default_rng(1)
     owners = np.repeat(np.arange(50), 5)
     runs = [recalls(features(rng, 50), features(rng, 250), owners) for _ in range(60)]
@@ -100,7 +100,7 @@ def scenes(**changes: object) -> EvaluationConfig:
     return EvaluationConfig(tasks={"scenes": TaskConfig(data=data)}, batch_size=8)
 
 
-def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path) -> None:
+def test_the_report_states_data_and_protocol(model: Path, tmp_path: Path) -> None:
     written = evaluate(str(model), scenes(), tmp_path / "report")
     names = ["report.html", "report.md", "results.json", "scenes.png"]
     assert sorted(path.name for path in written) == names
@@ -118,7 +118,7 @@ def test_the_report_says_what_was_evaluated_and_how(model: Path, tmp_path: Path)
     assert "Data: scenes, split test." in report
 
 
-def test_a_sheet_has_the_own_caption_and_its_rank_where_none_is_found() -> None:
+def test_a_sheet_shows_the_true_caption_and_its_rank_when_not_retrieved() -> None:
     # Similarities to the first image: 0.9, 0.8, 0.8, 0.6, and 0.6 and 0.5 of the matching captions.
     cosines = np.array([0.9, 0.8, 0.8, 0.6, 0.6, 0.5])
     texts = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
@@ -207,7 +207,7 @@ def test_a_limit_takes_examples_spread_over_the_set(model: Path, tmp_path: Path)
         ),
     ],
 )
-def test_what_cannot_be_evaluated_writes_nothing(
+def test_a_failed_evaluation_writes_nothing(
     config: EvaluationConfig, message: str, model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -240,7 +240,7 @@ def test_a_finished_task_needs_no_images(model: Path, tmp_path: Path) -> None:
         evaluate(str(model), config, tmp_path / "other")
 
 
-def test_interrupted_work_goes_on_and_comes_to_the_same(
+def test_interrupted_work_resumes_with_equal_results(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(str(model), scenes(), tmp_path / "whole")

@@ -44,7 +44,7 @@ def test_scores_come_from_one_confusion_matrix() -> None:
     assert result["pixel_accuracy"] == pytest.approx(100 * 4 / 6)
 
 
-def test_counts_of_many_images_are_those_of_a_plain_sum() -> None:
+def test_counts_over_many_images_equal_a_plain_sum() -> None:
     rng = np.random.default_rng(0)
     counted, expected = ConfusionMatrix(3), np.zeros((3, 3), np.int64)
     for size in ((5, 9), (64, 65), (1, 1), (130, 20)):
@@ -93,7 +93,7 @@ def job_of(model: inference.Model, task: TaskConfig, batch_size: int, **more: ob
     )
 
 
-def test_a_result_says_how_it_was_measured_and_what_classes_have(
+def test_a_result_states_protocol_and_class_scores(
     directory: Path, task: TaskConfig, tmp_path: Path
 ) -> None:
     model = inference.load(directory)
@@ -131,7 +131,7 @@ def test_the_number_of_devices_does_not_matter(
         assert many.metrics[key] == pytest.approx(value, abs=0.02), key  # a pixel is 0.003
 
 
-def test_interrupted_work_goes_on_and_comes_to_the_same(
+def test_interrupted_work_resumes_with_equal_results(
     directory: Path, task: TaskConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = inference.load(directory)

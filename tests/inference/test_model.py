@@ -48,7 +48,7 @@ def model(request: pytest.FixtureRequest, tiny_dinotxt: Path) -> Model:
     return make_model(tiny_dinotxt, mesh)
 
 
-def test_texts_keep_their_order_whatever_their_length(model: Model) -> None:
+def test_texts_keep_their_order_for_any_length(model: Model) -> None:
     texts = ["z" * n for n in (30, 2, 17, 70, 5, 9, 1, 40, 3)]
     together = model.embed_texts(texts, batch_size=8)
     for text, features in zip(texts, together, strict=True):
@@ -110,7 +110,7 @@ def test_the_public_names_are_few() -> None:
     assert dt.__all__ == ["UserError", "load", "load_backbone"]
 
 
-def test_inputs_of_another_kind_are_refused_with_what_is_expected(tiny_dinotxt: Path) -> None:
+def test_wrong_inputs_are_refused_with_the_expected_type(tiny_dinotxt: Path) -> None:
     model, backbone = dt.load(tiny_dinotxt), dt.load_backbone(tiny_dinotxt)
     pixels = np.zeros((1, 98, 98, 3), np.uint8)
     with unchecked():

@@ -223,7 +223,7 @@ def test_clusters_are_given_one_class_each(model: inference.Model) -> None:
     assert 2 <= len(np.unique(dense.scores().reshape(-1, 9), axis=0)) <= 3
 
 
-def test_clustering_finds_groups_and_leaves_out_what_does_not_count() -> None:
+def test_clustering_finds_groups_and_ignores_masked_patches() -> None:
     rng = np.random.default_rng(0)
     centres = np.linalg.qr(rng.normal(size=(8, 8)))[0][:4]
     group = rng.integers(0, 4, (6, 7))
@@ -243,7 +243,7 @@ def test_clustering_finds_groups_and_leaves_out_what_does_not_count() -> None:
     assert np.isfinite(more).all()
 
 
-def test_what_scores_too_low_is_background_and_words_stand_for_their_class(
+def test_low_scores_are_background_and_words_map_to_their_class(
     model: inference.Model,
 ) -> None:
     image = drawn_images()[1]

@@ -184,7 +184,7 @@ def test_a_background_is_one_more_class(model: Model, photo: Image.Image) -> Non
     assert by_words.heat_maps().width > 280
 
 
-def test_a_class_called_background_has_a_heat_map_of_its_own(
+def test_a_class_called_background_has_a_separate_heat_map(
     model: Model, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list = []
@@ -234,7 +234,7 @@ def test_class_names_may_hold_anything(model: Model, photo: Image.Image, name: s
     assert model.segment(photo, [name, "cat"], "whole", "a {}").overlay().width > 280
 
 
-def test_what_cannot_be_used_is_named(model: Model, photo: Image.Image, tmp_path: Path) -> None:
+def test_unusable_input_is_named(model: Model, photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no image")
     hair = Image.new("RGB", (2**21, 1))
     for use, message in (

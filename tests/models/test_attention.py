@@ -227,7 +227,7 @@ def test_an_implementation_is_refused_where_it_cannot_run() -> None:
     assert choose("splash", "tpu", whole, (64,)) == "splash"
 
 
-def test_auto_takes_what_is_best_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_selects_the_best_available_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AUTO", {"gpu": "cudnn"})
     assert choose("auto", "gpu", ("bfloat16",), (64,)) == "cudnn"
     assert choose("auto", "gpu", ("float32",), (64,)) == "xla"

@@ -119,7 +119,7 @@ def test_kernels_of_blocks_are_stored_in_a_byte_and_sharded(
     )
 
 
-def test_a_quantised_run_can_still_copy_what_is_stored(tiny_backbone: Path) -> None:
+def test_a_quantised_run_can_still_copy_the_stored_backbone(tiny_backbone: Path) -> None:
     """The export of a run contains the backbone as converted."""
     from dinotxt_jax.models.vit import VisionTransformer
 

@@ -150,7 +150,7 @@ def test_unknown_blocks_are_refused(tiny_backbone: Path) -> None:
             backbone.intermediate_layers(images, layers)
 
 
-def test_intermediate_layers_come_in_the_order_asked_for_and_as_a_grid(tiny_backbone: Path) -> None:
+def test_intermediate_layers_come_in_the_requested_order_and_as_a_grid(tiny_backbone: Path) -> None:
     backbone = dt.load_backbone(tiny_backbone)
     images = np.random.default_rng(0).normal(size=(2, 28, 42, 3)).astype(np.float32)
     last, first = backbone.intermediate_layers(images, (-1, 0), as_grid=True)

@@ -89,7 +89,7 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs(mesh: Mesh) -> None:
     assert sent(program) == {("collective-permute", "data"): (11, 11 * PART)}
 
 
-def test_what_leaves_a_slice_is_counted_apart() -> None:
+def test_traffic_between_slices_is_counted_separately() -> None:
     # As printed by the TPU compiler for two slices of four devices each.
     program = parse(
         """HloModule jit_step
@@ -130,7 +130,7 @@ def test_an_exchange_that_several_fusions_push_on_is_one() -> None:
     assert (row.kind, row.count, row.bytes) == ("all-gather", 1, 1536)
 
 
-def test_products_are_those_of_one_device_and_of_every_turn(mesh: Mesh) -> None:
+def test_products_are_counted_per_device_and_per_iteration(mesh: Mesh) -> None:
     def run(x: Any, ws: Any) -> Any:
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
 

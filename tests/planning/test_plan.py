@@ -116,7 +116,7 @@ def test_packing_makes_the_planned_step_cheaper(config: Config) -> None:
     assert flops({}, 8) < flops({}, 60) <= whole
 
 
-def test_assumed_captions_have_the_mean_that_was_asked_for() -> None:
+def test_assumed_captions_have_the_requested_mean_length() -> None:
     lengths = assumed_lengths(77, 20)
     assert lengths.mean() == pytest.approx(20, rel=0.05)
     assert (lengths.min() >= 3, lengths.max() <= 77) == (True, True)
@@ -170,7 +170,7 @@ def test_memory_by_part_adds_up(compiled: Plan) -> None:
     assert "does not fit: it would take 3.00 of 1.00" in "\n".join(described(small))
 
 
-def test_what_does_not_fit_ends_with_a_change_that_was_compiled(
+def test_a_step_that_does_not_fit_gets_a_compiled_proposal(
     config: Config,
     compiled: Plan,
     tmp_path: Path,
@@ -217,7 +217,7 @@ def test_only_changes_that_fit_are_proposed(config: Config, compiled: Plan) -> N
     assert propose(config, target(), 20, 3, compile_step) is None
 
 
-def test_changes_are_possible_ones_and_fewer_pairs_come_last(config: Config) -> None:
+def test_proposals_are_valid_and_smaller_batches_come_last(config: Config) -> None:
     result = list(candidates(config, 8))
     assert result[0] == {"remat": "dots"}
     assert all(8 % one.get("mesh.fsdp", 2) == 0 for one in result)
@@ -278,11 +278,11 @@ def test_architectures_come_from_the_name_where_there_is_no_directory() -> None:
         ("something else", None),
     ],
 )
-def test_what_the_compiler_asked_for_is_read(message: str, expected: float | None) -> None:
+def test_the_compilers_requested_memory_is_read(message: str, expected: float | None) -> None:
     assert asked_bytes(message) == (None if expected is None else expected * GIB)
 
 
-def test_a_run_without_topology_is_told_to_name_one(config: Config) -> None:
+def test_a_missing_topology_is_an_error(config: Config) -> None:
     with pytest.raises(UserError, match="no topology is named, and the config names none"):
         named_targets([""])
     with pytest.raises(UserError, match="'v9' is unknown"):

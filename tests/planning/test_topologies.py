@@ -51,7 +51,7 @@ def test_other_names_get_the_choices(name: str, message: str) -> None:
     assert message in str(raised.value)
 
 
-def test_without_libtpu_one_is_told_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_libtpu_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"libtpu, which is not installed; run pip install 'jax"):
         parse_topology("v5e:4x4").devices()

@@ -122,7 +122,7 @@ def test_the_flag_comes_before_the_variable_and_the_variable_before_the_default(
     assert list(default.glob("*")) == []
 
 
-def test_what_was_not_used_for_the_longest_time_is_removed(tmp_path: Path) -> None:
+def test_least_recently_used_programs_are_removed(tmp_path: Path) -> None:
     for number in range(5):
         file = tmp_path / f"jit_step-{number}-cache"
         file.write_bytes(bytes(100))

@@ -23,7 +23,7 @@ def test_float32_products_on_cpus_are_left_to_xla(monkeypatch: pytest.MonkeyPatc
     assert compiler_options(["float32", "bfloat16"]) == {}
 
 
-def test_the_users_own_flags_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_flags_take_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", f"--{OPTION}=LIBRARY_FUSION_TYPE_DOT")
     assert compiler_options(["float32"]) == {}
 
@@ -40,7 +40,7 @@ def test_products_that_go_to_onednn_are_left_as_they_are(
     assert choose("grouped", "cpu", ("float32",), (64,)) == "grouped"
 
 
-def test_accelerators_are_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerators_get_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert compiler_options(["float32"]) == {}
 

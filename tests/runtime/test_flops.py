@@ -41,7 +41,7 @@ def test_a_scan_counts_as_often_as_it_runs() -> None:
     assert matmul_flops(jax.jit(scanned), X, W) == 3 * PRODUCT
 
 
-def test_the_backward_pass_counts_and_so_does_what_it_recomputes() -> None:
+def test_the_backward_pass_and_recomputation_are_counted() -> None:
     gradient = jax.grad(scanned, argnums=(0, 1))
     assert matmul_flops(gradient, X, W) == 3 * 3 * PRODUCT
     again = jax.grad(functools.partial(scanned, remat=True), argnums=(0, 1))
@@ -94,7 +94,7 @@ def test_convolutions_count_by_their_kernel() -> None:
 
 
 @pytest.mark.parametrize("manual", [{"a", "b"}, {"a"}])
-def test_what_devices_do_on_their_own_counts_for_all_of_them(manual: set[str]) -> None:
+def test_work_per_device_is_counted_for_all_devices(manual: set[str]) -> None:
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
     def local(x: Any) -> Any:

@@ -37,7 +37,7 @@ STEP_OF_TWO = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
     ],
 )
-def test_launchers_are_known_by_the_environment(
+def test_launchers_are_detected_from_the_environment(
     environment: dict[str, str], expected: str | None
 ) -> None:
     assert processes._launcher(environment) == expected
@@ -72,7 +72,7 @@ def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes.is_first()
 
 
-def test_a_launcher_is_asked_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_values_come_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((*a, k)))
     for name, value in STEP_OF_TWO.items():
@@ -138,7 +138,7 @@ def test_only_errors_of_a_lost_process_are_taken_for_one(
     assert ("Error: " + message in shown) != lost  # any other error keeps the traceback
 
 
-def test_an_error_of_one_process_ends_the_others(tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_the_others(tmp_path: Path) -> None:
     """The error occurs during a joint computation, where no process checks on the others."""
     group = joined(tmp_path, "left_alone", 2, 1)
     codes = group.finish(120)

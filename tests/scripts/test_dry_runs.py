@@ -27,7 +27,7 @@ from clouds import AWKWARD, GKE, ON_POD, ON_SLICES, TPU, TRAIN, WORKER, Cloud, d
                                "--accelerator-type=v6e-256", "--version=mine"]),
     ],
 )  # fmt: skip
-def test_pods_and_slices_are_asked_for(
+def test_pods_and_slices_are_requested(
     cloud: Cloud, arguments: tuple[str, ...], expected: list[str]
 ) -> None:
     assert dry(cloud, "tpu_vm.sh", "create", *TPU, *arguments) == [expected]
@@ -90,7 +90,7 @@ def test_arguments_of_training_reach_the_workers_unchanged(cloud: Cloud) -> None
         (("--slices=2", "--slice=1"), ["--worker=0", "--node=1"], "log 50"),
     ],
 )
-def test_logs_are_those_of_one_worker(
+def test_logs_come_from_one_worker(
     cloud: Cloud, arguments: tuple[str, ...], place: list[str], remote: str
 ) -> None:
     (command,) = dry(cloud, "tpu_vm.sh", "logs", *TPU, *arguments)

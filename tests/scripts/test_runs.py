@@ -93,7 +93,7 @@ def test_slices_are_watched_one_by_one(cloud: Cloud) -> None:
     assert verbs(cloud) == ["delete", "create", "scp", "ssh", "ssh"]
 
 
-def test_a_watch_goes_on_after_failures_of_the_cloud(cloud: Cloud) -> None:
+def test_watch_continues_after_cloud_failures(cloud: Cloud) -> None:
     cloud.write("answers", "ABSENT", "ABSENT", "BROKEN", "READY")
     cloud.write("fail.create")  # no capacity
     cloud.write("fail.scp")  # no connection
@@ -195,7 +195,7 @@ def test_commands_really_reach_xpk_and_slurm(cloud: Cloud) -> None:
     assert cancel[:2] == ["scancel", "--name=big"]
 
 
-def test_the_newest_log_of_a_job_is_shown(cloud: Cloud) -> None:
+def test_the_newest_log_of_a_job_is_printed(cloud: Cloud) -> None:
     logs = cloud.checkout / "runs" / "slurm"
     logs.mkdir()
     for age, job in ((100, "12"), (0, "9")):

@@ -61,7 +61,7 @@ def folder(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "arrays"
 
 
-def test_what_is_written_in_pieces_is_read_whole_and_sharded(folder: Path) -> None:
+def test_arrays_written_in_pieces_are_read_whole_and_sharded(folder: Path) -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))

@@ -30,9 +30,7 @@ def test_a_file_is_fetched_once(web: Any, url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_an_interrupted_download_goes_on_where_it_stopped(
-    web: Any, url: str, tmp_path: Path, ranges: bool
-) -> None:
+def test_an_interrupted_download_resumes(web: Any, url: str, tmp_path: Path, ranges: bool) -> None:
     web.cut, web.ranges = 1000, ranges
     with pytest.raises(UserError, match="could not be downloaded"):
         download(url, tmp_path / "file.bin")
@@ -42,7 +40,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     assert [range_header for _, range_header in web.requests] == [None, "bytes=1000-"]
 
 
-def test_another_version_is_not_put_behind_what_was_begun(
+def test_another_version_is_not_appended_to_a_partial_file(
     web: Any, url: str, tmp_path: Path
 ) -> None:
     web.cut = 1000
@@ -54,7 +52,7 @@ def test_another_version_is_not_put_behind_what_was_begun(
     assert not list(tmp_path.glob("file.bin.*"))
 
 
-def test_what_is_left_of_a_longer_file_is_started_anew(web: Any, url: str, tmp_path: Path) -> None:
+def test_a_partial_file_that_is_too_long_is_discarded(web: Any, url: str, tmp_path: Path) -> None:
     (tmp_path / "file.bin.partial").write_bytes(bytes(len(CONTENT) + 5))
     (tmp_path / "file.bin.partial.etag").write_text(f'"{SHA256}"')
     assert download(url, tmp_path / "file.bin", SHA256).read_bytes() == CONTENT
@@ -70,7 +68,7 @@ def test_another_content_is_refused_and_not_kept(web: Any, url: str, tmp_path: P
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1/x", "nonsense", "http://[::bad/x"])
-def test_what_cannot_be_reached_is_one_sentence(address: str, tmp_path: Path) -> None:
+def test_an_unreachable_address_is_one_sentence(address: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not be downloaded"):
         download(address, tmp_path / "x")
 

@@ -86,7 +86,7 @@ def test_a_killed_writer_leaves_nothing_for_the_next_one(tmp_path: Path) -> None
     assert names(tmp_path / "model") == ["whole"]
 
 
-def test_the_next_start_of_a_run_removes_what_a_killed_export_left(tmp_path: Path) -> None:
+def test_the_next_start_removes_the_remains_of_a_killed_export(tmp_path: Path) -> None:
     kill(writer(tmp_path / "model"))
     claim_workdir(tmp_path, Config(), "0" * 64)
     assert names(tmp_path) == ["run.json"]
@@ -105,7 +105,7 @@ def test_a_living_writer_and_other_targets_are_not_touched(tmp_path: Path) -> No
         kill(process)
 
 
-def test_what_another_host_writes_is_abandoned_after_an_hour(tmp_path: Path) -> None:
+def test_partial_files_from_another_host_expire_after_an_hour(tmp_path: Path) -> None:
     """Locks on another host may not be visible here."""
     folder = tmp_path / ".model.elsewhere-0123abcd.partial"
     folder.mkdir()

@@ -36,7 +36,7 @@ def batches(termination: Termination) -> Iterator[Batches]:
     opened.close()
 
 
-def test_a_batch_lies_on_all_devices(batches: Batches) -> None:
+def test_a_batch_is_sharded_over_all_devices(batches: Batches) -> None:
     batch = next(batches)
     shapes = {name: (array.shape, array.dtype.name) for name, array in batch.arrays.items()}
     assert shapes == {"image": ((16, 56, 56, 3), "uint8"), "tokens": ((16, 64), "int32")}

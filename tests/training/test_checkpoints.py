@@ -45,7 +45,7 @@ def test_a_checkpoint_of_any_mesh_is_restored_on_any_other(
             assert meshes.steps(name, restored, 2)[1] == pytest.approx(expected, rel=SAME_LOSS)
 
 
-def test_fsdp_splits_what_is_restored(
+def test_fsdp_shards_restored_arrays(
     trained: tuple[TrainState, list[float]], tmp_path: Path
 ) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", 1)

@@ -44,7 +44,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_by_bit(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_by_bit(tiny_backbone: Path, tmp_path: Path) -> None:
     """Sends `kill -9` at three points; every loss equals that in the uninterrupted run."""
     finish(start(tmp_path / "whole", tiny_backbone))
     expected = losses(tmp_path / "whole")

@@ -54,7 +54,7 @@ def finished(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return workdir
 
 
-def test_a_run_leaves_what_the_contract_names(finished: Path) -> None:
+def test_a_run_writes_the_documented_files(finished: Path) -> None:
     rows = read_metrics(finished / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == list(range(1, 13))
@@ -100,7 +100,7 @@ def test_without_blocks_and_pooling_the_class_token_alone_learns_a_language(
     train(config(tiny_backbone, steps=4, head=lit), workdir)  # resuming a finished run
 
 
-def test_the_evaluation_of_the_final_model_is_that_of_the_last_step(
+def test_evaluating_the_final_model_equals_the_last_steps_evaluation(
     finished: Path, tmp_path: Path
 ) -> None:
     tasks = EvaluationConfig(tasks={"scenes": TaskConfig(data=HELD_OUT)}, batch_size=8)
@@ -132,7 +132,7 @@ def test_a_run_started_in_parts_equals_one_in_whole(
     assert losses(tmp_path / "run") == losses(finished)
 
 
-def test_a_run_that_is_told_to_end_saves_its_step_and_goes_on_from_it(
+def test_sigterm_saves_the_step_and_the_run_resumes_from_it(
     finished: Path,
     tiny_backbone: Path,
     tmp_path: Path,
@@ -237,7 +237,7 @@ def test_a_work_directory_of_another_config_is_refused(finished: Path, tiny_back
         train(other, finished)
 
 
-def test_a_work_directory_older_than_a_setting_goes_on(finished: Path, tiny_backbone: Path) -> None:
+def test_a_work_directory_older_than_a_setting_resumes(finished: Path, tiny_backbone: Path) -> None:
     file = finished / "run.json"
     before = file.read_text()
     run = json.loads(before)
@@ -303,7 +303,7 @@ def test_a_work_directory_of_another_backbone_is_refused(
         ({"head": HeadTrainingConfig(num_heads=7)}, "config.head.num_heads is 7, expected a"),
     ],
 )
-def test_what_cannot_be_run_leaves_no_work_directory(
+def test_an_impossible_run_leaves_no_work_directory(
     changes: dict, message: str, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):

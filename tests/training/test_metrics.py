@@ -22,7 +22,7 @@ def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> Non
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1), (2, 2), (3, 3), (4, 40)]
 
 
-def test_what_is_not_finite_stays_json(tmp_path: Path) -> None:
+def test_non_finite_values_stay_valid_json(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path, 0)
     writer.write(1, {"loss": float("nan"), "grad_norm": float("inf")})
     writer.close()

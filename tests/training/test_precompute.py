@@ -73,7 +73,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_cached_tokens_are_those_of_the_backbone(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_cached_tokens_equal_the_backbones_output(tiny_backbone: Path, tmp_path: Path) -> None:
     run = config(tiny_backbone, tmp_path / "features")
     precompute(run)
     cache = open_cache(run)
@@ -116,7 +116,7 @@ def test_the_devices_split_the_backbone_as_far_as_they_can(
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_interrupted_encoding_goes_on_where_it_stopped(
+def test_interrupted_encoding_resumes_at_the_missing_shards(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = config(tiny_backbone, tmp_path / "features")

@@ -50,7 +50,7 @@ def test_a_run_that_ends_before_the_last_of_them_keeps_its_trace(tmp_path: Path)
 
 
 @pytest.mark.parametrize("setting", ["", "7:8"])
-def test_nothing_is_traced_that_is_not_asked_for_or_never_comes(
+def test_only_requested_reachable_steps_are_traced(
     setting: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     profiler = StepProfiler(setting, tmp_path, 3)

@@ -65,7 +65,7 @@ def test_mfu_is_the_part_of_the_peak_of_a_device(monkeypatch: pytest.MonkeyPatch
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )
-def test_peaks_are_known_by_the_names_that_devices_have(kind: str, expected: float | None) -> None:
+def test_peak_rates_are_found_by_device_name(kind: str, expected: float | None) -> None:
     assert peak_flops(kind) == expected
 
 
@@ -87,7 +87,7 @@ def test_longer_captions_cost_three_forward_passes_of_the_text_transformer() -> 
     assert longer == 3 * (text.flops(16, 12) - text.flops(16, 8)) > 0
 
 
-def test_what_is_computed_again_is_not_counted() -> None:
+def test_recomputation_is_not_counted() -> None:
     trainer = meshes.trainer("8x1")
     config = dataclasses.replace(trainer.config, batch_size=8, accumulate_steps=2, remat="full")
     again = dataclasses.replace(trainer, config=config)
@@ -107,7 +107,7 @@ def test_work_does_not_depend_on_the_mesh() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")
-def test_memory_is_that_of_the_process() -> None:
+def test_host_memory_is_the_processes_peak() -> None:
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     assert peak_memory()["host_memory_gib"] == pytest.approx(peak / 2**20, rel=0.02)

@@ -73,9 +73,7 @@ def test_two_processes_train_as_one_does(tiny_backbone: Path, tmp_path: Path) ->
         assert line_start not in group.output(1)
 
 
-def test_when_one_process_is_told_to_end_all_do_after_saving(
-    tiny_backbone: Path, tmp_path: Path
-) -> None:
+def test_sigterm_to_one_process_saves_and_ends_all(tiny_backbone: Path, tmp_path: Path) -> None:
     run = config(tiny_backbone, steps=10_000, checkpoint=CheckpointConfig(every=10_000))
     workdir = tmp_path / "run"
     group = train_apart(run, workdir, 2, 1)
@@ -89,7 +87,7 @@ def test_when_one_process_is_told_to_end_all_do_after_saving(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_run_that_lost_a_process_goes_on_with_another_number(
+def test_a_run_that_lost_a_process_resumes_with_another_count(
     lost: int, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     """`kill -9` ends one of two processes; one process resumes, is killed, too, and four resume."""
@@ -159,7 +157,7 @@ def test_two_processes_encode_and_evaluate_as_one_does(tiny_backbone: Path, tmp_
     )
 
 
-def test_what_one_process_cannot_find_ends_all(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_an_input_missing_in_one_process_ends_all(tiny_backbone: Path, tmp_path: Path) -> None:
     flag = several.config_file(config(tiny_backbone), tmp_path / "config.py")
     arguments = ["-m", "dinotxt_jax.train", flag, f"--workdir={tmp_path / 'run'}"]
     own = [[], ["--config.backbone=nowhere"]]

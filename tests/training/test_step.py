@@ -168,7 +168,7 @@ def test_accumulated_steps_equal_those_of_the_whole_batch(
     assert_undecided(actual.metrics, expected.metrics)
 
 
-def test_accumulation_changes_no_update_whatever_else_is_on(tiny_dinotxt: Path) -> None:
+def test_accumulation_changes_no_update_with_any_other_option(tiny_dinotxt: Path) -> None:
     config = dataclasses.replace(
         in_float64(CONFIG),
         batch_size=128,
@@ -207,7 +207,7 @@ def test_first_gradients_equal_the_official_ones(tiny_dinotxt: Path, shared_gold
     assert_rounded(official["logit_scale"][0], gradients["logit_scale"], SUM_OVER_TOKENS)
 
 
-def test_eight_devices_take_the_step_of_one_with_drop_path(tiny_dinotxt: Path) -> None:
+def test_drop_path_steps_on_eight_devices_equal_one_device(tiny_dinotxt: Path) -> None:
     head = dataclasses.replace(CONFIG.head, drop_path=0.3)
     config = dataclasses.replace(in_float64(CONFIG), head=head)
     alone, together = (
@@ -230,7 +230,7 @@ def test_running_the_backbone_equals_its_tokens(tiny_dinotxt: Path, steps: int) 
     assert_rounded(tokens, alone.backbone_tokens(pixels.astype(np.float32) / 255), 16)
 
 
-def test_only_what_is_trained_has_state(tiny_dinotxt: Path) -> None:
+def test_only_trained_arrays_have_optimizer_state(tiny_dinotxt: Path) -> None:
     state = setting(tiny_dinotxt, CONFIG, 8).trainer.abstract_state()
     assert set(state.trainable) == {"head", "text", "logit_scale"}
     trained = sum(leaf.size for leaf in jax.tree.leaves(state.trainable))
@@ -373,7 +373,7 @@ def test_settings_that_cannot_be_run_are_named(
         make_trainer(config, read_description(tiny_dinotxt), 133, sharding.make_mesh())
 
 
-def test_the_chosen_attention_is_that_of_every_tower(tiny_dinotxt: Path) -> None:
+def test_all_towers_use_the_configured_attention(tiny_dinotxt: Path) -> None:
     architecture = read_description(tiny_dinotxt).dinotxt
     config = dataclasses.replace(CONFIG, attention="splash")
     model = create_model(architecture, config)

@@ -60,7 +60,7 @@ def scenes(count: int) -> list[str]:
     return [source.captions(index % len(source))[index % 5] for index in range(count)]
 
 
-def test_each_device_has_rows_for_its_own_part(tokenizer: Tokenizer) -> None:
+def test_each_device_holds_the_rows_for_its_part(tokenizer: Tokenizer) -> None:
     texts, run = scenes(64), settings(64, pack=True)
     arrays, token_rows = arranged(text_rows(tokenizer, run), tokenizer(texts))
     planned = arrays["tokens"].shape[1]
@@ -112,7 +112,7 @@ def test_a_batch_of_long_captions_is_not_cut_but_counted_and_logged(
     }
 
 
-def test_trimmed_rows_count_what_they_save(tokenizer: Tokenizer) -> None:
+def test_trimmed_rows_count_saved_flops(tokenizer: Tokenizer) -> None:
     run = settings(64, trim=16)
     tokens = tokenizer(["a red circle"] * 64)
     arrays, token_rows = arranged(text_rows(tokenizer, run), tokens)

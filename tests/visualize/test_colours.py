@@ -20,7 +20,7 @@ def numbered(count: int) -> list[str]:
     return [f"class {number}" for number in range(count)]
 
 
-def test_the_colour_of_a_class_does_not_depend_on_how_many_there_are() -> None:
+def test_the_colour_of_a_class_does_not_depend_on_the_class_count() -> None:
     many = class_colours(numbered(512))
     np.testing.assert_array_equal(class_colours(numbered(7)), many[:7])
     assert len(np.unique(many, axis=0)) == 512
@@ -78,7 +78,7 @@ def test_heat_colours_get_lighter_in_even_steps() -> None:
         ("空", False),
     ],
 )
-def test_a_known_colour_goes_by_the_last_word_of_a_name(name: str, known: bool) -> None:
+def test_a_known_colour_follows_the_last_word_of_a_name(name: str, known: bool) -> None:
     assert (known_colour(name) is not None) == known
     assert known_colour("tree house") == known_colour("house") != known_colour("tree")
 
@@ -106,7 +106,7 @@ def test_a_name_with_a_colour_has_it_unless_the_thing_says_more() -> None:
     assert yellow[2] < 100
 
 
-def test_other_classes_look_like_none_of_the_known_ones() -> None:
+def test_other_classes_differ_from_known_colours() -> None:
     names = ["dog", "sky", "grass", "cat", "tree", "water", "cow", "skin"]
     lab = _oklab(_linear(class_colours(names)))
     known = [known_colour(name) is not None for name in names]
@@ -115,7 +115,7 @@ def test_other_classes_look_like_none_of_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("listed", ["ade20k_150", "coco_stuff_91", "context_59", "msrc_v2"])
-def test_known_colours_leave_classes_as_well_apart_as_without(listed: str) -> None:
+def test_known_colours_keep_classes_as_distinct(listed: str) -> None:
     names = read_list(listed, "classes")
     diagonal = np.eye(len(names))
     colours, without = class_colours(names), class_colours(numbered(len(names)))
@@ -124,7 +124,7 @@ def test_known_colours_leave_classes_as_well_apart_as_without(listed: str) -> No
     np.testing.assert_array_equal(colours, class_colours(list(names)))
 
 
-def test_several_classes_of_one_known_colour_get_shades_of_it() -> None:
+def test_classes_with_one_known_colour_get_different_shades() -> None:
     colours = class_colours(["tree", "palm tree", "forest", "apple tree"]).astype(int)
     assert len(np.unique(colours, axis=0)) == 4
     assert (colours.argmax(axis=1) == 1).all()

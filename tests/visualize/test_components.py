@@ -67,7 +67,7 @@ def test_an_outlier_does_not_flatten_the_others() -> None:
     assert abs(middle[MARGIN + 200] - middle[-MARGIN - 200]) > 150
 
 
-def test_images_that_differ_as_wholes_get_colours_of_their_own(drawn: list[Drawn]) -> None:
+def test_images_that_differ_globally_get_different_colours(drawn: list[Drawn]) -> None:
     signs = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]]).reshape(2, 2, 2)
     patches = np.zeros((2, 2, 2, 8))
     patches[0, ..., 4], patches[1, ..., 4] = 3, -3

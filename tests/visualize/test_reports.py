@@ -31,7 +31,7 @@ def test_a_retrieval_sheet_shows_images_and_captions(tmp_path, drawn: list[Drawn
     assert_inside(drawn)
 
 
-def test_a_sheet_names_the_rank_of_the_own_caption_where_none_is_found(
+def test_a_sheet_names_the_rank_of_the_true_caption_when_not_retrieved(
     tmp_path, drawn: list[Drawn]
 ) -> None:
     long = "a caption of very many words " * 20

@@ -86,7 +86,7 @@ def test_texts_from_right_to_left_need_raqm(
     assert "libfribidi0" in caplog.text
 
 
-def test_what_to_install_is_said_once(no_fonts: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_install_hint_is_logged_once(no_fonts: None, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for name in ("猫", "犬", "dog", "café"):
             one_line(name, "class 3")

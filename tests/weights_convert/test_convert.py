@@ -288,7 +288,7 @@ def test_sources_that_cannot_be_read_are_named(torch_files, tmp_path, capsys):
     assert "'os.system'" in _fails([hostile, output], tmp_path, capsys)
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(torch_files, tmp_path, capsys):
+def test_an_existing_output_is_kept_without_overwrite(torch_files, tmp_path, capsys):
     source = torch_files.write(dinov2())
     model = tmp_path / "model"
     model.mkdir()

@@ -129,7 +129,7 @@ def test_a_dtype_can_be_chosen(tmp_path: Path) -> None:
     assert {array.dtype for array in exported.values()} == {np.dtype(np.float16)}
 
 
-def test_what_a_layout_has_no_place_for_is_named_and_nothing_written(tmp_path: Path) -> None:
+def test_arrays_without_a_name_in_a_layout_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     model = converted(tmp_path, drawn("dinov2_reg"))
     for layout, message in (
         ("dinov2", "no place for .1.: backbone/register_tokens"),

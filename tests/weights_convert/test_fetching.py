@@ -40,7 +40,7 @@ def test_an_address_is_downloaded_once_and_checked(web: Any, tmp_path: Path) -> 
         fetch(f"{web.url('small.safetensors')}#sha256={'0' * 64}")
 
 
-def test_files_of_one_name_from_two_addresses_are_two_files(web: Any) -> None:
+def test_equal_file_names_from_two_addresses_are_separate_files(web: Any) -> None:
     for folder in ("a", "b"):
         (web.folder / folder).mkdir()
         (web.folder / folder / "x.pth").write_text(folder)
@@ -70,7 +70,7 @@ def hub_repository(web: Any, arrays: dict[str, np.ndarray], config: dict) -> dic
     return {"HF_ENDPOINT": web.root, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
 
 
-def test_a_hub_repository_is_converted_with_what_its_config_says(web: Any, tmp_path: Path) -> None:
+def test_a_hub_repository_is_converted_with_its_config(web: Any, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     config = {"num_attention_heads": 2, "hidden_act": "gelu"}
     hub = hub_repository(web, checkpoint("hf_dinov2"), config)
@@ -179,7 +179,7 @@ def test_an_activation_that_is_not_computed_here_is_refused(sharded: Path, tmp_p
         convert([sharded], tmp_path / "model", show_progress=False)
 
 
-def test_what_lies_beside_an_official_file_is_not_taken_for_its_own(tmp_path: Path) -> None:
+def test_a_config_next_to_an_official_file_is_ignored(tmp_path: Path) -> None:
     save_file(checkpoint("dinov2"), tmp_path / "dinov2.safetensors")
     for content in ('{"num_attention_heads": 2, "layer_norm_eps": 1e-12}', "[1, 2]", "{"):
         (tmp_path / "config.json").write_text(content)

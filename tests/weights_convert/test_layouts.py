@@ -92,7 +92,7 @@ def described(arrays, prefix=""):
     return Checkpoint("some.pth", (), descriptions)
 
 
-def test_layouts_are_told_apart_by_their_arrays():
+def test_layouts_are_recognised_by_their_arrays():
     arrays = checkpoint("dinov2")
     assert recognise(described(arrays)).layout is DINOV2
     arrays.pop("mask_token")
@@ -156,7 +156,7 @@ def test_wrapped_weights_are_found_behind_any_prefix(prefix):
     assert (match.prefix, match.problems, match.layout) == (prefix, "", DINOV2_REG)
 
 
-def test_what_lies_beside_the_weights_is_left_out_and_named():
+def test_arrays_next_to_the_weights_are_skipped_and_named():
     arrays = {f"backbone.{name}": array for name, array in checkpoint("dinov2_reg").items()}
     arrays["dino_head.last_layer.weight"] = np.zeros((3, 3), np.float32)
     match = recognise(described(arrays, "teacher."))
@@ -233,7 +233,7 @@ def test_a_layout_can_be_forced():
         recognise(described(checkpoint("dinov2_reg")), layout="dinov5")
 
 
-def test_an_unknown_file_is_refused_with_what_was_found():
+def test_an_unknown_file_is_refused_with_its_contents():
     arrays = {f"encoder.{i}.weight": np.zeros(3, np.float32) for i in range(9)}
     with pytest.raises(UserError, match=r"no known layout.*'encoder.0.weight'.*DINOv2"):
         recognise(described(arrays))

@@ -183,7 +183,7 @@ def test_a_training_checkpoint_gives_dotted_names_and_only_tensors(torch_files):
     assert arrays["teacher.w"].read() == np.float32(5)
 
 
-def test_what_holds_no_tensors_is_refused_with_the_keys_found(torch_files):
+def test_a_file_without_tensors_is_refused_with_its_keys(torch_files):
     pickled = torch_files.dictionary({"iteration": b"K\x07", "seed": b"K\x07"})
     with pytest.raises(UserError, match=r"holds no tensors .*'iteration', 'seed'"):
         read_arrays(torch_files.write_raw(pickled))

@@ -57,7 +57,7 @@ def saved(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
     return folder / "reference.npz"
 
 
-def test_a_model_agrees_with_its_own_outputs(whole, reference, tmp_path, capsys):
+def test_a_model_agrees_with_its_outputs(whole, reference, tmp_path, capsys):
     file = saved(tmp_path, reference)
     assert main(["--verify", f"--model={whole}", f"--reference={file}"]) == 0
     out = capsys.readouterr().out
@@ -125,7 +125,7 @@ def test_the_reference_of_the_official_code_is_met(shared_goldens, tmp_path, cap
         ({"images": np.zeros((2, 7, 8, 3))}, "does not fit .* does not consist of 2x2 patches"),
     ],
 )
-def test_what_is_no_reference_is_refused(whole, reference, tmp_path, change, message):
+def test_other_files_are_refused_as_reference(whole, reference, tmp_path, change, message):
     arrays = {k: v for k, v in (reference | change).items() if v is not None}
     with pytest.raises(UserError, match=message):
         compare(whole, saved(tmp_path, arrays))
@@ -195,6 +195,6 @@ def test_a_source_is_described_without_reading_it(tmp_path, capsys, monkeypatch)
         (["x.pth", "--output=y", "--dtype=float16"], "--dtype=float16 is for --export"),
     ],
 )
-def test_what_is_missing_on_the_command_line_is_named(arguments, message, capsys):
+def test_missing_arguments_are_named(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
