@@ -97,7 +97,7 @@ def test_class_names_may_hold_anything() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nothing", "is no file"), ("{} and {}", "expected one {}"), ("", "is no file")],
+    [("nothing", "is neither a file"), ("{} and {}", "expected one {}"), ("", "is neither a file")],
 )
 def test_templates_that_cannot_be_used_are_named(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

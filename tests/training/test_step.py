@@ -66,13 +66,14 @@ def loss_bounds(grad_norm: np.ndarray) -> np.ndarray:
 def assert_undecided(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Asserts that a float32 trajectory is as near to the float64 one as rounding allows."""
     steps = len(actual["loss"])
-    norm = expected["grad_norm"][:steps]
+    norm, updates = expected["grad_norm"][:steps], np.arange(steps)
     for name, bound in (
         ("loss", loss_bounds(norm)),
-        # The gradient rounding, four times, because the rounded parameters move the gradient, too.
-        ("grad_norm", 4 * SUM_OVER_TOKENS * ROUNDING * norm),
+        # The gradient rounding, four times, because the rounded parameters move the gradient, too;
+        # and once more for each update, which Adam makes from rounded gradients.
+        ("grad_norm", SUM_OVER_TOKENS * ROUNDING * (4 + updates) * norm),
         # The rounding of the stored number, once for each update.
-        ("logit_scale", 2 * ROUNDING * (1 + np.arange(steps)) * expected["logit_scale"][:steps]),
+        ("logit_scale", 2 * ROUNDING * (1 + updates) * expected["logit_scale"][:steps]),
     ):
         ratio = np.abs(actual[name] - expected[name][:steps]) / bound
         assert ratio.max() <= 1, f"{name} is off by {ratio} times the error of float32"
