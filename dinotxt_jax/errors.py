@@ -1,4 +1,4 @@
-"""The only exception meant for users, and the command exit that it causes."""
+"""The only exception meant for users, its exit codes, and the command exit that it causes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ import sys
 from collections.abc import Callable, Collection
 from typing import NoReturn
 
+# Exit codes: input that the user must change; a diverged run; a storage fault, which may pass (the
+# number is EX_IOERR of sysexits.h).
+USER = 2
+DIVERGED = 3
+STORAGE = 74
+
 
 class UserError(Exception):
     """Unusable input: one sentence that states the value found, the value expected, and the fix.
 
-    Commands print the sentence without a traceback and exit with code 2. Any other exception is a
-    defect in this project and keeps the traceback.
+    Commands print the sentence without a traceback and exit with `exit_code`. Any other exception
+    is a defect in this project and keeps the traceback.
+
+    Attributes:
+        exit_code: `USER` for input that the user must change, otherwise another code below.
     """
+
+    def __init__(self, message: str, exit_code: int = USER):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def closest(word: str, choices: Collection[str]) -> str | None:
@@ -48,13 +61,13 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def exit_with(error: UserError) -> NoReturn:
-    """Prints the error sentence to standard error and exits with code 2."""
+    """Prints the error sentence to standard error and exits with the code of the error."""
     print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(error.exit_code)
 
 
 def run_or_exit(function: Callable[[], None]) -> None:
-    """Runs a command body; a `UserError` becomes one sentence and exit code 2."""
+    """Runs a command body; a `UserError` becomes one sentence and an exit code."""
     try:
         function()
     except UserError as error:

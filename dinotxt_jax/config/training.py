@@ -17,6 +17,8 @@ ATTENTIONS = ("auto", "xla", "grouped", "cudnn", "splash")
 DTYPE_NAMES = ("float32", "bfloat16")
 # Number formats for matrix products in the frozen backbone; "none": the backbone dtype.
 PRODUCTS = ("none", "int8", "float8_e4m3fn")
+# What a step with a non-finite loss or gradient does to a run.
+ON_NONFINITE = ("stop", "skip")
 # Steps are counted in 32 bits on devices.
 MOST_STEPS = 2**31 - 1
 
@@ -111,6 +113,12 @@ class OptimizerConfig:
     warmup_steps: Annotated[
         int, Range(0, MOST_STEPS), "number of linear warm-up steps, less than `config.steps`"
     ] = 2000
+    clip_norm: Annotated[
+        float,
+        Range(0, 1_000_000),
+        "upper limit for the global gradient norm; larger gradients are scaled down to it (0: no "
+        "clipping, as released)",
+    ] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +270,17 @@ class Config:
         "(TPUs), or auto: the fastest known implementation for the devices in use "
         "(`models.attention`); `precompute` and loaded models use auto",
     ] = "auto"
+    on_nonfinite: Annotated[
+        str,
+        Choice(ON_NONFINITE),
+        "reaction to a loss or gradient norm that is not finite, whose update is never applied: "
+        "stop the run (exit code 3), or skip the step and count it in the metrics",
+    ] = "stop"
+    max_nonfinite: Annotated[
+        int,
+        Range(1, MOST_STEPS),
+        "with `on_nonfinite=skip`: number of non-finite steps in a row that stop the run",
+    ] = 10
     log_every: Annotated[int, Range(1, MOST_STEPS), "steps between lines in `metrics.jsonl`"] = 10
     profile: Annotated[
         str,
@@ -285,6 +304,11 @@ class Config:
     def pairs_per_step(self) -> int:
         """Image-text pairs per optimizer update."""
         return self.batch_size * self.accumulate_steps
+
+    @property
+    def nonfinite_limit(self) -> int:
+        """Non-finite steps in a row that stop the run."""
+        return self.max_nonfinite if self.on_nonfinite == "skip" else 1
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""

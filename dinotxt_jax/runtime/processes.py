@@ -171,11 +171,12 @@ def agree(failure: UserError | None) -> None:
             raise failure
         return
     sentences = gathered_texts("" if failure is None else str(failure))
+    codes = gathered([0 if failure is None else failure.exit_code])[:, 0]
     if failure is not None:
-        raise CommonError(str(failure)) from failure
-    for index, sentence in enumerate(sentences):
+        raise CommonError(str(failure), failure.exit_code) from failure
+    for index, (sentence, code) in enumerate(zip(sentences, codes.tolist(), strict=True)):
         if sentence:
-            raise CommonError(f"process {index} stopped: {sentence}")
+            raise CommonError(f"process {index} stopped: {sentence}", code)
 
 
 def check_same(values: Mapping[str, Any]) -> None:
@@ -256,7 +257,7 @@ def exit_without_waiting(error: UserError) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         if is_first():
             time.sleep(_GRACE)
-        leave(2)
+        leave(error.exit_code)
     errors.exit_with(error)
 
 

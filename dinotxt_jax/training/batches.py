@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
@@ -39,6 +39,7 @@ class Batch(NamedTuple):
         bad_images: images that all processes have skipped since training began.
         terminate: whether any process was asked to terminate; if so, the step with this batch is
             the last.
+        indices: the examples that this process read for the batch.
     """
 
     arrays: dict[str, jax.Array]
@@ -46,6 +47,7 @@ class Batch(NamedTuple):
     waited: float
     bad_images: int
     terminate: bool
+    indices: Int[np.ndarray, " b"]
 
 
 class _HostBatch(NamedTuple):
@@ -55,11 +57,13 @@ class _HostBatch(NamedTuple):
         images: pixels uint8[b h w 3], or cached backbone tokens [b t d].
         texts: the captions.
         skipped: bad images that were skipped to fill the b rows.
+        indices: the example in each row.
     """
 
     images: Shaped[np.ndarray, "b ..."]
     texts: PreparedTexts
     skipped: int
+    indices: Int[np.ndarray, " b"]
 
 
 class _Agreement(NamedTuple):
@@ -150,7 +154,7 @@ class Batches(Iterator[Batch]):
         agreed = self._agree(size, skipped, failure)
         bad_images = self._count_bad_images(agreed.skipped)
         arrays, token_rows = self._place(host, agreed.text_size)
-        return Batch(arrays, token_rows, waited, bad_images, agreed.terminate)
+        return Batch(arrays, token_rows, waited, bad_images, agreed.terminate, host.indices)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position after the last returned batch, as plain JSON."""
@@ -172,7 +176,7 @@ class Batches(Iterator[Batch]):
     def _read(self) -> _HostBatch:
         rows = next(self._examples)
         texts = self._texts.prepare(rows["tokens"])
-        return _HostBatch(rows[self._image_name], texts, int(rows["skipped"].sum()))
+        return _HostBatch(rows[self._image_name], texts, int(rows["skipped"].sum()), rows["index"])
 
     def _agree(self, size: int, skipped: int, failure: UserError | None) -> _Agreement:
         """Makes all decisions in one exchange: every process must compile and run the same step."""

@@ -6,15 +6,17 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from dinotxt_jax.config import Config, flatten
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.files import remove_abandoned, write_text
+from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.step import TrainState
 
 # Settings that may change when a run is resumed: none of them changes the computed results.
@@ -32,7 +34,9 @@ FREE_SETTINGS = (
     "config.include_backbone",
     "config.log_every",
     "config.loss.chunk",
+    "config.max_nonfinite",
     "config.mesh.",
+    "config.on_nonfinite",
     "config.profile",
     "config.remat",
     "config.text.pack",
@@ -113,8 +117,10 @@ def restore_state(
     checkpoints: Checkpoints, step: int, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state and the positions saved at `step`; reads each array as sharded."""
+    mesh = cast(Mesh, cast(NamedSharding, abstract.step.sharding).mesh)
     parts, positions = checkpoints.load(
         step, {"trainable": abstract.trainable, "optimizer": abstract.optimizer}
     )
     counter = processes.placed(np.asarray(step, abstract.step.dtype), abstract.step.sharding)
-    return TrainState(counter, parts["trainable"], parts["optimizer"]), positions
+    health = Health.initial(mesh, positions.get("nonfinite_steps", 0))
+    return TrainState(counter, parts["trainable"], parts["optimizer"], health), positions

@@ -34,6 +34,7 @@ from dinotxt_jax.training.checkpoints import (
     restore_state,
     save_state,
 )
+from dinotxt_jax.training.divergence import Divergence
 from dinotxt_jax.training.evaluations import Evaluations
 from dinotxt_jax.training.exports import Exporter
 from dinotxt_jax.training.metrics import MetricsWriter, read_metrics
@@ -64,6 +65,8 @@ def train(config: Config, workdir: Path) -> Path:
     Raises:
         UserError: the settings or the data cannot be used, or the work directory belongs to
             another run; nothing has been written in these cases.
+        CommonError: too many steps were not finite (exit code 3); the checkpoints are from finite
+            steps only.
         SystemExit: any process received SIGTERM; the step during which it arrived is saved (code
             143).
     """
@@ -164,6 +167,7 @@ class _Run:
         writer = MetricsWriter(self.workdir, first)
         throughput, flops = Throughput(), ModelFlops(self.trainer)
         texts = TextMetrics(config, self.trainer.model.text, self.tokenizer.context_length)
+        divergence = Divergence(self.trainer, self.workdir, self.source)
         profiler = StepProfiler(config.profile, self.workdir / "tensorboard", config.steps - first)
         terminated = False
         try:
@@ -178,6 +182,7 @@ class _Run:
                     profiler.end_step(metrics)
                     throughput.add(config.pairs_per_step, flops(frozen, batch.arrays), batch.waited)
                     texts.add(batch.token_rows)
+                    divergence.note(step, batch.indices)
                     if self._is_due(step, config.log_every):
                         # Reading the metrics waits for the step; the rates must include that.
                         losses = {name: float(value) for name, value in metrics.items()}
@@ -185,13 +190,16 @@ class _Run:
                         counts = {"bad_images": batch.bad_images}
                         writer.write(step, losses | texts.report() | rates | counts)
                         _show(bar, losses, rates)
+                        divergence.check(state)
                     bar.update()
                     terminated = batch.terminate
                     if terminated or self._is_due(step, config.checkpoint.every):
+                        divergence.check(state)
                         self._save(checkpoints, state)
                     if terminated:
                         break
                     if self.evaluations.due(step):
+                        divergence.check(state)
                         writer.write(step, self.evaluations.run(step, state, whole))
                         throughput = Throughput()
         finally:
@@ -213,7 +221,11 @@ class _Run:
         return state
 
     def _save(self, checkpoints: Checkpoints, state: TrainState) -> None:
-        save_state(checkpoints, state, self.batches.get_state() | {"seed": self.config.seed})
+        positions = self.batches.get_state() | {
+            "seed": self.config.seed,
+            "nonfinite_steps": int(state.health.nonfinite_steps),
+        }
+        save_state(checkpoints, state, positions)
 
     def _load_backbone(self) -> dict[str, Any]:
         abstract = {"backbone": self.trainer.abstract["backbone"]}

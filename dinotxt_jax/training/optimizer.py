@@ -49,8 +49,10 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns AdamW over the trained arrays, and the learning rate schedule.
 
+    With `config.clip_norm`, gradients with a larger global norm are scaled down to it first.
+
     Args:
-        config: rates and betas.
+        config: rates, betas and the clipping limit.
         steps: number of steps in the run.
         logical_axes: tree of tuples of dimension names, like the trained arrays.
     """
@@ -63,4 +65,6 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=decay_mask(logical_axes),
     )
+    if config.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedule

@@ -34,6 +34,7 @@ from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.compiler_options import compiler_options
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
 from dinotxt_jax.training.accumulation import map_parts, vjp_of_parts
+from dinotxt_jax.training.health import Health, applied
 from dinotxt_jax.training.models import (
     chosen_attention,
     create_model,
@@ -55,14 +56,16 @@ class TrainState(NamedTuple):
     """Everything that training changes.
 
     Attributes:
-        step: number of completed updates, int32.
+        step: number of completed steps, int32.
         trainable: {"head", "text", "logit_scale"} (and "logit_bias" with the sigmoid loss).
         optimizer: the optax state.
+        health: whether every step so far was finite.
     """
 
     step: Int[Array, ""]
     trainable: Arrays
     optimizer: Any
+    health: Health
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Trainer:
         placed = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
         optimizer = jax.jit(self.optimizer.init, out_shardings=placed)(trainable)
         step = processes.placed(np.zeros((), abstract.step.dtype), abstract.step.sharding)
-        return TrainState(step, trainable, optimizer)
+        return TrainState(step, trainable, optimizer, Health.initial(self.mesh))
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes, dtypes and shardings of the state."""
@@ -127,15 +130,13 @@ class Trainer:
             placed,
             transform_non_params=lambda _: whole,
         )
-        step = jax.ShapeDtypeStruct((), "int32", sharding=whole)
-        arrays, places = (step, trainable, optimizer), (whole, placed, moments)
-        return TrainState(
-            *jax.tree.map(
-                lambda array, place: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place),
-                arrays,
-                places,
-            )
+        step: Any = jax.ShapeDtypeStruct((), "int32", sharding=whole)
+        trainable, optimizer = jax.tree.map(
+            lambda array, place: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place),
+            (trainable, optimizer),
+            (placed, moments),
         )
+        return TrainState(step, trainable, optimizer, Health.abstract(self.mesh))
 
     def merge(self, arrays: Arrays) -> DinoTxt:
         """Returns the model with these arrays; missing parts have only shapes and cannot run."""
@@ -145,7 +146,10 @@ class Trainer:
     def train_step(
         self, state: TrainState, frozen: Arrays, batch: BatchArrays
     ) -> tuple[TrainState, Metrics]:
-        """Makes one update.
+        """Makes one update, unless the loss or the gradient norm is not finite.
+
+        Then parameters and optimizer state stay as they are. `state.health` records the step, and
+        no later step changes them either once the limit of `health.applied` is reached.
 
         Args:
             state: the state before the step.
@@ -155,7 +159,7 @@ class Trainer:
 
         Returns:
             The next state, and scalars: loss, loss terms, logit_scale (before the step),
-            learning_rate, grad_norm.
+            learning_rate, grad_norm (before clipping), nonfinite_steps (so far).
         """
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
         (loss, parts), gradients = self.loss_and_gradients(
@@ -164,15 +168,23 @@ class Trainer:
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         ceiling = math.log(self.config.loss.max_logit_scale)
-        clamped = jnp.clip(trainable["logit_scale"], 0.0, ceiling)
+        trainable |= {"logit_scale": jnp.clip(trainable["logit_scale"], 0.0, ceiling)}
+        grad_norm = optax.global_norm(gradients)
+        step = state.step + 1
+        health = state.health.after(step, loss, grad_norm, self.config.nonfinite_limit)
+        trainable, optimizer = applied(
+            health, (trainable, optimizer), (state.trainable, state.optimizer)
+        )
         metrics = {
             "loss": loss,
             **parts,
             "logit_scale": state.trainable["logit_scale"],
-            "learning_rate": self.schedule(state.step),
-            "grad_norm": optax.global_norm(gradients),
+            # The schedule counts applied updates.
+            "learning_rate": self.schedule(state.step - state.health.nonfinite_steps),
+            "grad_norm": grad_norm,
+            "nonfinite_steps": health.nonfinite_steps.astype(loss.dtype),
         }
-        return TrainState(state.step + 1, trainable | {"logit_scale": clamped}, optimizer), metrics
+        return TrainState(step, trainable, optimizer, health), metrics
 
     def compiled_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
         """Returns `train_step`, compiled on the first call; the input state is donated."""

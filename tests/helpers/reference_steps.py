@@ -22,6 +22,7 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
 )
 from dinotxt_jax.storage.model_directory import Preprocessing, load_parts, read_description
+from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 
 CONFIG = Config(
@@ -123,9 +124,11 @@ class Setting:
         )
         places = jax.tree.map(lambda leaf: leaf.sharding, self._abstract)
 
+        health = Health.initial(self.mesh)
+
         def state(trainable: Any) -> TrainState:
             optimizer = self.trainer.optimizer.init(trainable)
-            return TrainState(jnp.zeros((), "int32"), trainable, optimizer)
+            return TrainState(jnp.zeros((), "int32"), trainable, optimizer, health)
 
         return jax.jit(state, out_shardings=places)(trainable)
 

@@ -41,6 +41,7 @@ from dinotxt_jax.inference.protocols import PROTOCOLS
 from dinotxt_jax.runtime.termination import Termination
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
 from dinotxt_jax.training.batches import Batches
+from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.optimizer import make_optimizer
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 from dinotxt_jax.training.texts import make_tokenizer
@@ -96,7 +97,7 @@ def run_step(config: Config) -> None:
         shared = _shared(_shapes_only(config), mesh, vocabulary)
         trainer = shared.trainer(config)
         optimizer = trainer.optimizer.init(shared.trainable)
-        state = TrainState(jax.numpy.int32(0), shared.trainable, optimizer)
+        state = TrainState(jax.numpy.int32(0), shared.trainable, optimizer, Health.initial(mesh))
         state, metrics = trainer.train_step(state, shared.frozen, batch)
     numbers = jax.tree.leaves((metrics, state.trainable))
     assert all(np.isfinite(np.asarray(array, np.float32)).all() for array in numbers), metrics
