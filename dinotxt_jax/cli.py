@@ -59,6 +59,7 @@ def run_with_paths(
     def main(arguments: Sequence[str]) -> None:
         # Imported here, with JAX, so that help and mistakes in flags do not wait for it.
         from dinotxt_jax.runtime import processes
+        from dinotxt_jax.storage.faults import storage_fault
 
         logging.set_verbosity(logging.INFO)
         std_logging.getLogger("jax").setLevel(std_logging.WARNING)
@@ -75,9 +76,9 @@ def run_with_paths(
                 processes.leave(130)
             raise SystemExit(130) from None
         except Exception as error:
-            if isinstance(error, OSError) and error.filename is not None:
-                text = f"{error.filename}: {error.strerror}; correct the path."
-                processes.exit_without_waiting(UserError(text))
+            fault = storage_fault(error)
+            if fault is not None:
+                processes.exit_without_waiting(fault)
             if not processes.several():
                 raise
             processes.exit_after(error)

@@ -243,17 +243,22 @@ def on_host(array: Any) -> np.ndarray:
 
 
 def others_may_be_gone() -> bool:
-    """Returns whether an error is being handled that other processes may not know about.
+    """Returns whether an error is being handled after which other processes may not answer.
 
-    Then this process must not wait for them.
+    Then this process must not wait for them: they do not know of the error, or one of them has
+    stopped writing a checkpoint that the others still wait for.
     """
     error = sys.exception()
-    return several() and error is not None and not isinstance(error, CommonError)
+    return several() and error is not None and not _is_common(error)
+
+
+def _is_common(error: BaseException) -> bool:
+    return isinstance(error, CommonError) and error.exit_code != errors.STORAGE
 
 
 def exit_without_waiting(error: UserError) -> NoReturn:
     """Like `errors.exit_with`, without waiting for processes that may not know about the error."""
-    if several() and not isinstance(error, CommonError):
+    if several() and not _is_common(error):
         print(f"error: {error}", file=sys.stderr)
         if is_first():
             time.sleep(_GRACE)

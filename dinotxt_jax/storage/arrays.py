@@ -10,11 +10,13 @@ database).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import logging as std_logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +25,8 @@ import tensorstore
 from etils import epath
 from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
+
+from dinotxt_jax.storage.faults import storage_fault
 
 # Orbax logs every file it opens; our own messages report everything that the user needs.
 std_logging.getLogger("orbax").setLevel(std_logging.ERROR)
@@ -208,14 +212,19 @@ class Checkpoints:
     shards it holds.
 
     Args:
-        path: the folder.
+        path: the folder, created on first use.
         keep: how many checkpoints to keep, starting from the newest.
     """
 
     def __init__(self, path: epath.PathLike, keep: int):
-        self._checkpointer = ocp.training.Checkpointer(
-            _absolute(path),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        self._path, self._keep = path, keep
+        self._pending: Any = None  # the response of the save that is still running
+
+    @functools.cached_property
+    def _checkpointer(self) -> ocp.training.Checkpointer:
+        return ocp.training.Checkpointer(
+            _absolute(self._path),
+            preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
             context=_saving(),
         )
 
@@ -231,10 +240,42 @@ class Checkpoints:
             step: the checkpoint's number.
             parts: `{part: tree of arrays}`.
             notes: plain JSON stored next to the arrays.
+
+        Raises:
+            UserError: the storage failed.
         """
-        self._checkpointer.save_checkpointables_async(
-            step, dict(parts), force=True, overwrite=True, custom_metadata=dict(notes)
-        )
+        self.wait()
+        with _faults():
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step, dict(parts), force=True, overwrite=True, custom_metadata=dict(notes)
+            )
+
+    def check(self) -> None:
+        """Raises `UserError` if the running save has failed; does not wait for it."""
+        with contextlib.suppress(TimeoutError):
+            self._finish(0)
+
+    def wait(self) -> None:
+        """Waits for the running save.
+
+        Raises:
+            UserError: the storage failed.
+        """
+        self._finish(None)
+
+    def _finish(self, timeout: float | None) -> None:
+        pending = self._pending
+        if pending is None:
+            return
+        with _faults():
+            try:
+                pending.result(timeout)
+            except TimeoutError:
+                raise
+            except BaseException:
+                self._pending = None
+                raise
+        self._pending = None
 
     def load(self, step: int, parts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the parts (as in `load_arrays`) and the notes of a checkpoint."""
@@ -242,5 +283,28 @@ class Checkpoints:
         return self._checkpointer.load_checkpointables(step, dict(parts)), dict(notes or {})
 
     def close(self) -> None:
-        """Waits until all pending writes are complete."""
-        self._checkpointer.close()
+        """Waits until all pending writes are complete.
+
+        Raises:
+            UserError: the storage failed, and no earlier call has raised this.
+        """
+        try:
+            self.wait()
+        finally:
+            # Orbax raises the error of a failed save again.
+            with contextlib.suppress(ValueError, OSError):
+                self._checkpointer.close()
+
+
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """Turns storage errors in the block into `UserError`."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except Exception as error:
+        fault = storage_fault(error)
+        if fault is None:
+            raise
+        raise fault from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -87,6 +87,7 @@ class Batches(Iterator[Batch]):
         tokenizer: the run's tokenizer.
         mesh: the mesh that receives the batches.
         termination: records a termination request, which is then shared with all processes.
+        check: called before each batch; a `UserError` that it raises in any process ends all.
     """
 
     def __init__(
@@ -97,11 +98,13 @@ class Batches(Iterator[Batch]):
         tokenizer: Tokenizer,
         mesh: Mesh,
         termination: Termination,
+        check: Callable[[], None] = lambda: None,
     ):
         self._pairs = config.pairs_per_step
         self._mesh = mesh
         self._readers = sharding.batch_readers(mesh)
         self._termination = termination
+        self._check = check
         self._image_name = "image" if cache is None else "features"
         self._texts = TextRows(config, tokenizer, source, mesh)
         self._examples = self._open_examples(config, source, cache, tokenizer)
@@ -146,6 +149,7 @@ class Batches(Iterator[Batch]):
         size = skipped = 0
         failure: UserError | None = None
         try:
+            self._check()
             host = self._read()
             size, skipped = host.texts.size, host.skipped
         except UserError as error:

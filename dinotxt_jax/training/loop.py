@@ -119,8 +119,15 @@ class _Run:
         self.exporter = Exporter(config, self.backbone, self.trainer, self.tokenizer)
         self.evaluations = Evaluations(config, self.exporter, workdir, opened, caches)
         self.termination = Termination()
+        self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         self.batches = Batches(
-            config, self.source, self.cache, self.tokenizer, self.mesh, self.termination
+            config,
+            self.source,
+            self.cache,
+            self.tokenizer,
+            self.mesh,
+            self.termination,
+            self.checkpoints.check,
         )
 
     def _open_cache(
@@ -140,22 +147,19 @@ class _Run:
         claim_workdir(self.workdir, config, self.backbone.fingerprint)
         if processes.is_first():
             save_tokenizer(self.tokenizer, self.workdir / "tokenizer")
-        checkpoints = Checkpoints(self.workdir / "checkpoints", config.checkpoint.keep)
-        state = self._start(checkpoints)
+        state = self._start()
         whole = (
             self._load_backbone() if self.cache is None or self.evaluations.need_backbone else {}
         )
         with self.termination:
-            state, terminated = self._make_steps(state, whole, checkpoints)
+            state, terminated = self._make_steps(state, whole)
         if terminated:
             _end_early(int(state.step))
         if processes.is_first():
             self._draw_curves()
         return self.exporter.write(state, self.workdir / "model")
 
-    def _make_steps(
-        self, state: TrainState, whole: dict[str, Any], checkpoints: Checkpoints
-    ) -> tuple[TrainState, bool]:
+    def _make_steps(self, state: TrainState, whole: dict[str, Any]) -> tuple[TrainState, bool]:
         """Runs to the last step or until SIGTERM; saves the last step.
 
         Returns:
@@ -195,7 +199,7 @@ class _Run:
                     terminated = batch.terminate
                     if terminated or self._is_due(step, config.checkpoint.every):
                         divergence.check(state)
-                        self._save(checkpoints, state)
+                        self._save(state)
                     if terminated:
                         break
                     if self.evaluations.due(step):
@@ -207,25 +211,25 @@ class _Run:
             self.batches.close()
             writer.close()
             if not processes.others_may_be_gone():
-                checkpoints.close()
+                self.checkpoints.close()
         return state, terminated
 
-    def _start(self, checkpoints: Checkpoints) -> TrainState:
+    def _start(self) -> TrainState:
         """Restores the newest checkpoint with data position and counters, or creates a state."""
-        newest = checkpoints.latest()
+        newest = self.checkpoints.latest()
         if newest is None:
             return self.trainer.create_state()
         logging.info("resuming from step %d in %s", newest, self.workdir)
-        state, positions = restore_state(checkpoints, newest, self.trainer.abstract_state())
+        state, positions = restore_state(self.checkpoints, newest, self.trainer.abstract_state())
         self.batches.set_state(positions)
         return state
 
-    def _save(self, checkpoints: Checkpoints, state: TrainState) -> None:
+    def _save(self, state: TrainState) -> None:
         positions = self.batches.get_state() | {
             "seed": self.config.seed,
             "nonfinite_steps": int(state.health.nonfinite_steps),
         }
-        save_state(checkpoints, state, positions)
+        save_state(self.checkpoints, state, positions)
 
     def _load_backbone(self) -> dict[str, Any]:
         abstract = {"backbone": self.trainer.abstract["backbone"]}
