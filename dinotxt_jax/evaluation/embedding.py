@@ -36,7 +36,7 @@ def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
         for features in embedded:
             blocks.append(features)
             bar.update(len(features))
-            job.partial.save(lambda: {"features": np.concatenate(blocks)})
+            job.end_batch(lambda: {"features": np.concatenate(blocks)})
     return np.concatenate(blocks)
 
 

@@ -135,6 +135,7 @@ class Job:
         batch_size: number of images, image windows or texts encoded at once.
         cache: cached backbone tokens of the task's images, if there are any.
         partial: partial results from an earlier, interrupted run.
+        check: called after each batch, by all processes; may raise an exception to end the task.
         title: picture title: model and data.
     """
 
@@ -145,7 +146,13 @@ class Job:
     batch_size: int
     cache: FeatureCache | None = None
     partial: PartialWork = dataclasses.field(default_factory=lambda: PartialWork(None, {}))
+    check: Callable[[], None] = lambda: None
     title: str = ""
+
+    def end_batch(self, arrays: Callable[[], Mapping[str, Any]]) -> None:
+        """Called after each batch: saves partial results at intervals, and calls `check`."""
+        self.partial.save(arrays)
+        self.check()
 
 
 @dataclasses.dataclass(frozen=True)

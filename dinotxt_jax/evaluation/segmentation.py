@@ -146,7 +146,7 @@ def _counted_set(job: Job, texts: DenseTexts) -> tuple[Int[np.ndarray, "c c"], s
             fingerprint = digest([fingerprint, key, hashlib.sha256(mask.tobytes()).hexdigest()])
             done += 1
             bar.update()
-            job.partial.save(state)
+            job.end_batch(state)
     return confusion.counts(), fingerprint
 
 

@@ -37,8 +37,8 @@ class Batch(NamedTuple):
         token_rows: the rows that the text transformer computes for this batch.
         waited: seconds that this process waited for examples.
         bad_images: images that all processes have skipped since training began.
-        terminate: whether any process was asked to terminate; if so, the step with this batch is
-            the last.
+        exit_code: the exit code for a signal that any process received (`Termination`), after
+            which the step with this batch is the last; 0 without a signal.
         indices: the examples that this process read for the batch.
     """
 
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     token_rows: TokenRows
     waited: float
     bad_images: int
-    terminate: bool
+    exit_code: int
     indices: Int[np.ndarray, " b"]
 
 
@@ -71,7 +71,7 @@ class _Agreement(NamedTuple):
 
     text_size: int
     skipped: int
-    terminate: bool
+    exit_code: int
 
 
 class Batches(Iterator[Batch]):
@@ -86,7 +86,7 @@ class Batches(Iterator[Batch]):
         cache: backbone tokens of `source`; None reads images.
         tokenizer: the run's tokenizer.
         mesh: the mesh that receives the batches.
-        termination: records a termination request, which is then shared with all processes.
+        termination: records a signal, which is then shared with all processes.
         check: called before each batch; a `UserError` that it raises in any process ends all.
     """
 
@@ -158,7 +158,7 @@ class Batches(Iterator[Batch]):
         agreed = self._agree(size, skipped, failure)
         bad_images = self._count_bad_images(agreed.skipped)
         arrays, token_rows = self._place(host, agreed.text_size)
-        return Batch(arrays, token_rows, waited, bad_images, agreed.terminate, host.indices)
+        return Batch(arrays, token_rows, waited, bad_images, agreed.exit_code, host.indices)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position after the last returned batch, as plain JSON."""
@@ -185,16 +185,16 @@ class Batches(Iterator[Batch]):
     def _agree(self, size: int, skipped: int, failure: UserError | None) -> _Agreement:
         """Makes all decisions in one exchange: every process must compile and run the same step."""
         everywhere = processes.gathered(
-            [size, skipped, failure is not None, self._termination.requested]
+            [size, skipped, failure is not None, self._termination.exit_code]
         )
-        sizes, skips, failures, terminations = everywhere.T  # each [processes]
+        sizes, skips, failures, exit_codes = everywhere.T  # each [processes]
         if failures.any():
             processes.agree(failure)
         return _Agreement(
             text_size=int(sizes.max()),
             # All processes in a group read the same rows, so only the first one counts.
             skipped=sum(int(skips[group[0]]) for group in self._readers.values()),
-            terminate=bool(terminations.any()),
+            exit_code=int(exit_codes.max()),
         )
 
     def _count_bad_images(self, skipped: int) -> int:

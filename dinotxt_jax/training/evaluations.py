@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,12 @@ class Evaluations:
         regular = every and (step % every == 0 or step == self._last)
         return bool(regular) or step in self._config.at
 
-    def run(self, step: int, state: TrainState, frozen: dict[str, Any]) -> dict[str, float]:
+    def run(
+        self, step: int, state: TrainState, frozen: dict[str, Any], check: Callable[[], None]
+    ) -> dict[str, float]:
         """Returns the results of every task, prefixed with the task name; keeps the best model.
+
+        `check` is called after each batch and may end the evaluation with an exception.
 
         Chance levels follow as "TASK/METRIC/chance".
 
@@ -69,7 +73,15 @@ class Evaluations:
         chances: dict[str, float] = {}
         for task in self.tasks:
             cache = self.caches.get(task.name)
-            job = Job(model, task.name, task.task, task.source, self._config.batch_size, cache)
+            job = Job(
+                model,
+                task.name,
+                task.task,
+                task.source,
+                self._config.batch_size,
+                cache,
+                check=check,
+            )
             outcome = run_task(job)
             results |= {f"{task.name}/{key}": value for key, value in outcome.metrics.items()}
             chances |= {

@@ -23,7 +23,7 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import progress_bar
-from dinotxt_jax.runtime.termination import EXIT_CODE, Termination
+from dinotxt_jax.runtime.termination import NAMES, Terminated, Termination
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.model_directory import load_parts, read_description
 from dinotxt_jax.training.agreement import check_same_run
@@ -67,8 +67,8 @@ def train(config: Config, workdir: Path) -> Path:
             another run; nothing has been written in these cases.
         CommonError: too many steps were not finite (exit code 3); the checkpoints are from finite
             steps only.
-        SystemExit: any process received SIGTERM; the step during which it arrived is saved (code
-            143).
+        SystemExit: any process received SIGTERM (code 143) or Ctrl-C (code 130); the step during
+            which it arrived is saved.
     """
     with processes.together():
         run = _Run(config, workdir)
@@ -152,18 +152,19 @@ class _Run:
             self._load_backbone() if self.cache is None or self.evaluations.need_backbone else {}
         )
         with self.termination:
-            state, terminated = self._make_steps(state, whole)
-        if terminated:
-            _end_early(int(state.step))
-        if processes.is_first():
-            self._draw_curves()
-        return self.exporter.write(state, self.workdir / "model")
+            state, exit_code = self._make_steps(state, whole)
+            if exit_code:
+                _end_early(int(state.step), exit_code)
+            with self.termination.at_once():
+                if processes.is_first():
+                    self._draw_curves()
+                return self.exporter.write(state, self.workdir / "model")
 
-    def _make_steps(self, state: TrainState, whole: dict[str, Any]) -> tuple[TrainState, bool]:
-        """Runs to the last step or until SIGTERM; saves the last step.
+    def _make_steps(self, state: TrainState, whole: dict[str, Any]) -> tuple[TrainState, int]:
+        """Runs to the last step or until a signal; saves the last step.
 
         Returns:
-            The state after that step, and whether SIGTERM ended the run.
+            The state after that step, and the exit code for a signal that ended the run, or 0.
         """
         config, first = self.config, int(state.step)
         frozen = whole if self.cache is None else {}
@@ -173,11 +174,15 @@ class _Run:
         texts = TextMetrics(config, self.trainer.model.text, self.tokenizer.context_length)
         divergence = Divergence(self.trainer, self.workdir, self.source)
         profiler = StepProfiler(config.profile, self.workdir / "tensorboard", config.steps - first)
-        terminated = False
+        exit_code = 0
+
+        def evaluate(step: int) -> None:
+            check = self.termination.check
+            writer.write(step, self.evaluations.run(step, state, whole, check))
+
         try:
             if first and self.evaluations.due(first) and not writer.has_evaluation(first):
-                # The previous run was interrupted during this evaluation.
-                writer.write(first, self.evaluations.run(first, state, whole))
+                evaluate(first)  # the previous run was interrupted during this evaluation
             with progress_bar(config.steps, first, "step", "training") as bar:
                 for step in range(first + 1, config.steps + 1):
                     with profiler.step(step):
@@ -196,23 +201,29 @@ class _Run:
                         _show(bar, losses, rates)
                         divergence.check(state)
                     bar.update()
-                    terminated = batch.terminate
-                    if terminated or self._is_due(step, config.checkpoint.every):
+                    exit_code = batch.exit_code
+                    if exit_code or self._is_due(step, config.checkpoint.every):
                         divergence.check(state)
                         self._save(state)
-                    if terminated:
+                    if exit_code:
                         break
                     if self.evaluations.due(step):
                         divergence.check(state)
-                        writer.write(step, self.evaluations.run(step, state, whole))
+                        evaluate(step)
                         throughput = Throughput()
+            self.termination.check()  # a signal during the last step
+        except Terminated as signal:  # an interrupted evaluation is repeated by the next run
+            exit_code = signal.exit_code
+            self.checkpoints.wait()
+            if self.checkpoints.latest() != int(state.step):
+                self._save(state)
         finally:
             profiler.close()
             self.batches.close()
             writer.close()
             if not processes.others_may_be_gone():
                 self.checkpoints.close()
-        return state, terminated
+        return state, exit_code
 
     def _start(self) -> TrainState:
         """Restores the newest checkpoint with data position and counters, or creates a state."""
@@ -258,11 +269,12 @@ def _show(bar: tqdm, losses: Mapping[str, float], rates: Mapping[str, float]) ->
     bar.set_postfix(loss=f"{losses['loss']:.4f}", pairs_s=f"{rates['pairs_per_second']:.0f}")
 
 
-def _end_early(step: int) -> NoReturn:
+def _end_early(step: int, exit_code: int) -> NoReturn:
     processes.wait()  # a launcher may end the others after the first exit
     if processes.is_first():
         print(
-            f"told to end (SIGTERM); step {step} is saved, the same command goes on from it",
+            f"ended by {NAMES[exit_code]}; step {step} is saved: run the same command again to "
+            "continue",
             file=sys.stderr,
         )
-    raise SystemExit(EXIT_CODE)
+    raise SystemExit(exit_code)

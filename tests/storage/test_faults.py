@@ -63,6 +63,12 @@ def small_files() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
+def poll(checkpoints: Checkpoints) -> None:
+    for _ in range(1000):
+        checkpoints.check()
+        time.sleep(0.01)
+
+
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_failed_save_is_noticed_without_waiting_for_the_next_one(tmp_path: Path) -> None:
@@ -71,9 +77,7 @@ def test_a_failed_save_is_noticed_without_waiting_for_the_next_one(tmp_path: Pat
     checkpoints.wait()
     checkpoints.save(2, LARGE, {})
     with pytest.raises(UserError, match="checkpoints/2.*: File too large; free space") as failed:
-        for _ in range(1000):
-            checkpoints.check()
-            time.sleep(0.01)
+        poll(checkpoints)
     assert failed.value.exit_code == STORAGE
     checkpoints.close()
     assert checkpoints.latest() == 1

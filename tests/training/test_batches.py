@@ -44,7 +44,7 @@ def test_a_batch_is_sharded_over_all_devices(batches: Batches) -> None:
         assert {len(shard.data) for shard in array.addressable_shards} == {2}
     assert batch.token_rows == TokenRows(rows=16, length=64, overflow=False)
     assert batch.waited > 0
-    assert (batch.bad_images, batch.terminate) == (0, False)
+    assert (batch.bad_images, batch.exit_code) == (0, 0)
 
 
 def test_the_state_is_the_position_after_the_last_batch(batches: Batches) -> None:
@@ -64,6 +64,6 @@ def test_the_state_is_the_position_after_the_last_batch(batches: Batches) -> Non
 def test_the_batch_after_a_request_to_terminate_is_the_last(
     batches: Batches, termination: Termination
 ) -> None:
-    assert not next(batches).terminate
-    termination.requested = True
-    assert next(batches).terminate
+    assert next(batches).exit_code == 0
+    termination.exit_code = 143
+    assert next(batches).exit_code == 143

@@ -81,7 +81,7 @@ def test_sigterm_to_one_process_saves_and_ends_all(tiny_backbone: Path, tmp_path
     group.processes[1].send_signal(signal.SIGTERM)
     assert group.finish(120) == [143, 143], group.everything()
     last = max(losses(workdir))
-    assert f"told to end (SIGTERM); step {last} is saved" in group.output(0)
+    assert f"ended by SIGTERM; step {last} is saved" in group.output(0)
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(last)]
 
 
