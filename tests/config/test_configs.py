@@ -96,7 +96,7 @@ def test_the_released_recipe_has_the_released_numbers(backbone: str) -> None:
     config = from_dict(Config, load_config(CONFIGS / "dinotxt_dinov2_reg.py", backbone).to_dict())
     assert config.backbone == f"models/dinov2_{backbone}_reg"
     assert (config.steps, config.batch_size) == (50_000, 65_536)
-    assert dataclasses.astuple(config.optimizer) == (7e-4, 0.9, 0.99, 1e-8, 1e-4, 2000)
+    assert dataclasses.astuple(config.optimizer) == (7e-4, 0.9, 0.99, 1e-8, 1e-4, 2000, 0.0)
     assert (config.text.width, config.text.depth, config.head.drop_path) == (1280, 24, 0.3)
 
 
