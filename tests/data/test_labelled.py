@@ -244,7 +244,11 @@ def test_classes_can_be_restricted(tmp_path: Path) -> None:
             {"split": "test"},
             "split 'test', its examples name no split; set",
         ),
-        ("file,label\na,1\n", {"classes": "/nowhere.txt"}, "is neither a file nor one of .*imagenet1k"),
+        (
+            "file,label\na,1\n",
+            {"classes": "/nowhere.txt"},
+            "is neither a file nor one of .*imagenet1k",
+        ),
         ("file,label\na,1\n", {"only": "imagenet1k"}, "config.data.only names 'tench'"),
         ("file,label\na,1\n", {"image_root": "/nowhere"}, "nowhere is not a folder"),
     ],
