@@ -26,6 +26,8 @@ from etils import epath
 from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
 
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.faults import storage_fault
 
 # Orbax logs every file it opens; our own messages report everything that the user needs.
@@ -233,6 +235,28 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
+    def steps(self) -> list[int]:
+        """Returns the steps of all checkpoint folders, whole or damaged, newest first."""
+        folder = epath.Path(self._path)
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def set_aside(self, step: int) -> epath.Path:
+        """Renames the folder of a damaged checkpoint, so that no run reads or deletes it.
+
+        All processes must call this method; returns the new path.
+        """
+        folder = epath.Path(self._path) / str(step)
+        number = 0
+        while (aside := folder.parent.parent / f"damaged_checkpoint_{step}.{number}").exists():
+            number += 1
+        processes.wait()
+        if processes.is_first():
+            folder.rename(aside)
+        processes.wait()
+        vars(self).pop("_checkpointer", None)  # it has read the list of folders
+        return aside
+
     def save(self, step: int, parts: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Starts writing in the background; the arrays may be donated as soon as this returns.
 
@@ -278,9 +302,15 @@ class Checkpoints:
         self._pending = None
 
     def load(self, step: int, parts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the parts (as in `load_arrays`) and the notes of a checkpoint."""
+        """Returns the parts (as in `load_arrays`) and the notes of a checkpoint.
+
+        Raises:
+            UserError: the file with the notes is missing or damaged.
+        """
         notes = self._checkpointer.checkpointables_metadata(step).custom_metadata
-        return self._checkpointer.load_checkpointables(step, dict(parts)), dict(notes or {})
+        if not notes:  # Orbax reads a damaged file as an empty one
+            raise UserError(f"the checkpoint of step {step} has lost its _CHECKPOINT_METADATA.")
+        return self._checkpointer.load_checkpointables(step, dict(parts)), dict(notes)
 
     def close(self) -> None:
         """Waits until all pending writes are complete.

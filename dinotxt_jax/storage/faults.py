@@ -32,6 +32,36 @@ _STATUS = re.compile(
 _NUMBER = re.compile(r"os_error_code='(\d+)'")
 
 
+# Errors of a storage or a machine that say nothing about the stored data.
+_PASSING = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ETIMEDOUT,
+    errno.ECONNRESET,
+}
+_PASSING_STATUS = re.compile(
+    r"\b(ABORTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE)\b"
+)
+
+
+def may_be_damaged(error: BaseException) -> bool:
+    """Returns whether an error on reading may mean that the stored data is damaged.
+
+    Otherwise reading may succeed later: the data is whole as far as the error tells.
+    """
+    if isinstance(error, OSError):
+        return error.errno not in _PASSING
+    if isinstance(error, MemoryError) or _PASSING_STATUS.search(str(error)):
+        return False
+    number = _NUMBER.search(str(error))
+    return not number or int(number[1]) not in _PASSING
+
+
 def storage_fault(error: BaseException) -> UserError | None:
     """Returns the sentence for an error from a file system or a bucket; None for other errors.
 

@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool
 
 from dinotxt_jax.config import Config, flatten
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.storage.checksums import check_sums, checksums
+from dinotxt_jax.storage.faults import may_be_damaged
 from dinotxt_jax.storage.files import remove_abandoned, write_text
 from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.step import TrainState
@@ -110,17 +116,78 @@ def save_state(checkpoints: Checkpoints, state: TrainState, positions: Mapping[s
             together with the step, determines every random key.
     """
     parts = {"trainable": state.trainable, "optimizer": state.optimizer}
-    checkpoints.save(int(state.step), parts, positions)
+    checkpoints.save(int(state.step), parts, {**positions, _CHECKSUMS: checksums(parts)})
+
+
+_CHECKSUMS = "checksums"
+
+
+def restore_newest(
+    checkpoints: Checkpoints, abstract: TrainState
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """Returns the newest whole state and its positions, or None if nothing was saved.
+
+    Newer checkpoints that are damaged are set aside. All processes must call this function, and
+    all choose the same checkpoint.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole; nothing is deleted or renamed.
+    """
+    damaged: dict[int, str] = {}
+    for step in checkpoints.steps():
+        reason, restored = "", None
+        try:
+            restored = restore_state(checkpoints, step, abstract)
+        except Exception as error:
+            if not may_be_damaged(error):
+                raise
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reasons = [text for text in processes.gathered_texts(reason) if text]
+        if restored is not None and not reasons:
+            for newer, why in damaged.items():
+                aside = checkpoints.set_aside(newer)
+                if processes.is_first():
+                    logging.warning(
+                        "the checkpoint of step %d is damaged (%s): it was renamed to %s, and the "
+                        "run continues from step %d",
+                        newer,
+                        why,
+                        aside,
+                        step,
+                    )
+            return restored
+        damaged[step] = reasons[0]
+    if damaged:
+        newest, why = next(iter(damaged.items()))
+        raise processes.CommonError(
+            f"none of the {len(damaged)} checkpoints of this run can be read (step {newest}: "
+            f"{why}), expected at least one that is whole; nothing was deleted: restore one, or "
+            "start again with another --workdir."
+        )
+    return None
 
 
 def restore_state(
     checkpoints: Checkpoints, step: int, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state and the positions saved at `step`; reads each array as sharded."""
+    """Returns the state and the positions saved at `step`; reads each array as sharded.
+
+    Raises:
+        UserError: the arrays are not those that were saved, or not finite.
+    """
     mesh = cast(Mesh, cast(NamedSharding, abstract.step.sharding).mesh)
-    parts, positions = checkpoints.load(
+    parts, notes = checkpoints.load(
         step, {"trainable": abstract.trainable, "optimizer": abstract.optimizer}
     )
+    cure = "use an earlier one"
+    check_sums(parts, notes.pop(_CHECKSUMS, {}), f"the checkpoint of step {step}", cure)
+    if not _all_finite(parts["trainable"]):
+        raise UserError(f"the checkpoint of step {step} holds values that are not finite; {cure}.")
     counter = processes.placed(np.asarray(step, abstract.step.dtype), abstract.step.sharding)
-    health = Health.initial(mesh, positions.get("nonfinite_steps", 0))
-    return TrainState(counter, parts["trainable"], parts["optimizer"], health), positions
+    health = Health.initial(mesh, notes.get("nonfinite_steps", 0))
+    return TrainState(counter, parts["trainable"], parts["optimizer"], health), notes
+
+
+@jax.jit
+def _all_finite(tree: Any) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))

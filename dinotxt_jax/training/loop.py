@@ -31,7 +31,7 @@ from dinotxt_jax.training.batches import Batches
 from dinotxt_jax.training.checkpoints import (
     check_workdir,
     claim_workdir,
-    restore_state,
+    restore_newest,
     save_state,
 )
 from dinotxt_jax.training.divergence import Divergence
@@ -226,12 +226,12 @@ class _Run:
         return state, exit_code
 
     def _start(self) -> TrainState:
-        """Restores the newest checkpoint with data position and counters, or creates a state."""
-        newest = self.checkpoints.latest()
-        if newest is None:
+        """Restores the newest whole checkpoint with position and counters, or creates a state."""
+        restored = restore_newest(self.checkpoints, self.trainer.abstract_state())
+        if restored is None:
             return self.trainer.create_state()
-        logging.info("resuming from step %d in %s", newest, self.workdir)
-        state, positions = restore_state(self.checkpoints, newest, self.trainer.abstract_state())
+        state, positions = restored
+        logging.info("resuming from step %d in %s", int(state.step), self.workdir)
         self.batches.set_state(positions)
         return state
 

@@ -14,7 +14,6 @@ from dinotxt_jax import UserError, cli
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints, load_arrays
 from dinotxt_jax.storage.files import new_folder
-from dinotxt_jax.storage.model_directory import fingerprint
 from dinotxt_jax.training.checkpoints import save_state
 
 _FOLDER = flags.DEFINE_string("folder", None, "Of the test.", required=True)
@@ -68,9 +67,9 @@ def checkpoints(folder: Path) -> dict[str, Any]:
     abstract = {"large": meshes.large("1x8")}
     array = load_arrays(folder / "large", {"arrays": abstract})["arrays"]["large"]
     return {
-        "fingerprint": fingerprint(state._asdict()),
+        "fingerprint": meshes.stored_fingerprint(state),
         "positions": positions,
-        "lies_as_wanted": meshes.lies_as_wanted(state, "2x4"),
+        "has_sharding": meshes.has_sharding(state, "2x4"),
         "large_shards": [list(shard.data.shape) for shard in array.addressable_shards],
         "losses": meshes.steps("2x4", state, 2)[1],
         "losses_of_shared_rows": meshes.steps("1x1x8", meshes.restored(of, "1x1x8")[0], 2)[1],

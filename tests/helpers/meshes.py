@@ -22,7 +22,7 @@ from dinotxt_jax.config import (
 )
 from dinotxt_jax.config.architecture import VisionConfig
 from dinotxt_jax.storage.arrays import Checkpoints
-from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing
+from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing, fingerprint
 from dinotxt_jax.training.checkpoints import restore_state
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 
@@ -101,10 +101,17 @@ def restored(folder: Path, name: str) -> tuple[TrainState, dict[str, Any]]:
     return result
 
 
-def lies_as_wanted(state: TrainState, name: str) -> bool:
+def stored_fingerprint(state: TrainState) -> str:
+    """Returns the fingerprint of everything that a checkpoint holds."""
+    return fingerprint(
+        {"step": state.step, "trainable": state.trainable, "optimizer": state.optimizer}
+    )
+
+
+def has_sharding(state: TrainState, name: str) -> bool:
     """Returns whether arrays have the expected sharding, with only local shards on each device."""
 
-    def one(array: jax.Array, abstract: jax.ShapeDtypeStruct) -> bool:
+    def matches(array: jax.Array, abstract: jax.ShapeDtypeStruct) -> bool:
         part = abstract.sharding.shard_shape(array.shape)
         shards = array.addressable_shards
         ours = abstract.sharding.addressable_devices
@@ -114,7 +121,7 @@ def lies_as_wanted(state: TrainState, name: str) -> bool:
             and all(shard.data.shape == part for shard in shards)
         )
 
-    return all(jax.tree.leaves(jax.tree.map(one, state, trainer(name).abstract_state())))
+    return all(jax.tree.leaves(jax.tree.map(matches, state, trainer(name).abstract_state())))
 
 
 def large(name: str) -> jax.ShapeDtypeStruct:

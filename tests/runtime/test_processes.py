@@ -17,7 +17,6 @@ from tolerances import SAME_LOSS
 from dinotxt_jax import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints, save_arrays
-from dinotxt_jax.storage.model_directory import fingerprint
 from dinotxt_jax.training.checkpoints import save_state
 
 JOINED = str(several.ROOT / "tests/helpers/joined.py")
@@ -165,11 +164,11 @@ def test_checkpoints_move_between_one_process_and_two(tmp_path: Path) -> None:
     group = joined(tmp_path, "checkpoints", 2, 4)
     _, expected = meshes.steps("8x1", state, 2)
     for actual in found_by(group, tmp_path):
-        assert actual["fingerprint"] == fingerprint(state._asdict())
+        assert actual["fingerprint"] == meshes.stored_fingerprint(state)
         assert actual["positions"] == positions
-        assert actual["lies_as_wanted"]
+        assert actual["has_sharding"]
         assert actual["losses"] == pytest.approx(expected, rel=SAME_LOSS)
         assert actual["losses_of_shared_rows"] == pytest.approx(expected, rel=SAME_LOSS)
         assert actual["large_shards"] == [[abstract.shape[0], abstract.shape[1] // 8]] * 4
     again, _ = meshes.restored(tmp_path / "again", "4x2")
-    assert fingerprint(again._asdict()) == fingerprint(state._asdict())
+    assert meshes.stored_fingerprint(again) == meshes.stored_fingerprint(state)

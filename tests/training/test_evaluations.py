@@ -78,15 +78,16 @@ def test_a_result_that_is_no_number_is_never_the_best(
     monkeypatch.setattr("dinotxt_jax.training.loop.check", lambda *_, **__: None)
     evaluation = EvaluationConfig(
         tasks={"scenes": TaskConfig(data=HELD_OUT)},
-        every=2,
+        every=1,
         batch_size=8,
         best="scenes/mean_recall",
     )
     wild = OptimizerConfig(learning_rate=1e30, warmup_steps=0)
     run = config(tiny_backbone, steps=4, evaluation=evaluation, optimizer=wild)
-    workdir = train(run, tmp_path / "run").parent
-    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" not in row]
-    assert [row["scenes/mean_recall"] for row in rows] == [0.0, 0.0]
+    with pytest.raises(UserError, match="step 2 has the loss nan"):
+        train(run, tmp_path / "run")
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [row["scenes/mean_recall"] for row in rows if "loss" not in row] == [0.0]
 
 
 def test_the_data_of_tasks_is_opened_before_the_first_step(

@@ -1,0 +1,185 @@
+"""Damaged checkpoints: the newest whole one is used, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import several
+from small_runs import config, losses
+
+from dinotxt_jax import UserError, sharding
+from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.training.checkpoints import restore_newest, save_state
+from dinotxt_jax.training.health import Health
+from dinotxt_jax.training.loop import train
+from dinotxt_jax.training.step import TrainState
+
+
+def state(step: int) -> TrainState:
+    """Returns a small state; noise does not compress, so that a file's bytes are values."""
+    mesh = sharding.make_mesh()
+    noise = jax.random.normal(jax.random.key(step), (64, 64))
+    rows = jax.device_put(noise, sharding.batch_sharding(mesh))
+    placed = jax.device_put(
+        {"scale": jnp.float32(step), "half": noise.astype("bfloat16")}, sharding.replicated(mesh)
+    )
+    counter = jax.device_put(jnp.int32(step), sharding.replicated(mesh))
+    return TrainState(counter, {"rows": rows} | placed, {"moment": rows * 2}, Health.initial(mesh))
+
+
+def abstract() -> TrainState:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state(0)
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Returns a folder with the checkpoints 1 and 2."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
+    for step in (1, 2):
+        save_state(checkpoints, state(step), {"seed": step})
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def largest(folder: Path) -> Path:
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def flip(file: Path) -> None:
+    """Inverts a byte in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(bytes(content))
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty_all(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+
+
+def empty_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "data truncated": lambda folder: truncate(largest(folder)),
+    "data flipped": lambda folder: flip(largest(folder)),
+    "data missing": lambda folder: largest(folder).unlink(),
+    "manifest missing": lambda folder: (folder / "trainable/manifest.ocdbt").unlink(),
+    "manifest flipped": lambda folder: flip(folder / "optimizer/manifest.ocdbt"),
+    "metadata empty": lambda folder: (folder / "trainable/_METADATA").write_bytes(b""),
+    "metadata missing": lambda folder: (folder / "trainable/_METADATA").unlink(),
+    "checkpoint metadata empty": lambda folder: (folder / "_CHECKPOINT_METADATA").write_bytes(b""),
+    "checkpoint metadata missing": lambda folder: (folder / "_CHECKPOINT_METADATA").unlink(),
+    "part missing": lambda folder: shutil.rmtree(folder / "optimizer"),
+    "empty folder": empty_folder,
+    "all files empty": empty_all,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    damage: str, saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    DAMAGES[damage](saved / "2")
+    checkpoints = Checkpoints(saved, 3)
+    restored = restore_newest(checkpoints, abstract())
+    assert restored is not None
+    assert int(restored[0].step) == 1
+    assert restored[1] == {"seed": 1}
+    np.testing.assert_array_equal(restored[0].trainable["rows"], state(1).trainable["rows"])
+    assert [path.name for path in saved.iterdir()] == ["1"]
+    assert (saved.parent / "damaged_checkpoint_2.0").is_dir()
+    assert "the checkpoint of step 2 is damaged" in caplog.text
+    save_state(checkpoints, state(2), {"seed": 2})  # the run reaches the step again
+    checkpoints.close()
+    again = restore_newest(Checkpoints(saved, 3), abstract())
+    assert again is not None
+    assert int(again[0].step) == 2
+
+
+@pytest.mark.parametrize("damage", ["data flipped", "all files empty"])
+def test_without_a_whole_checkpoint_nothing_is_changed(damage: str, saved: Path) -> None:
+    for step in ("1", "2"):
+        DAMAGES[damage](saved / step)
+    before = sorted(path for path in saved.parent.rglob("*"))
+    with pytest.raises(UserError, match="none of the 2 checkpoints of this run can be read"):
+        restore_newest(Checkpoints(saved, 3), abstract())
+    assert sorted(path for path in saved.parent.rglob("*")) == before
+
+
+def test_changed_values_are_noticed_where_the_format_sees_nothing(saved: Path) -> None:
+    """The arrays of step 1 are written under step 2, as a mixed-up copy does."""
+    shutil.rmtree(saved / "2/trainable")
+    shutil.copytree(saved / "1/trainable", saved / "2/trainable")
+    restored = restore_newest(Checkpoints(saved, 3), abstract())
+    assert restored is not None
+    assert int(restored[0].step) == 1
+
+
+def test_values_that_are_not_finite_are_damage(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
+    save_state(checkpoints, state(1), {})
+    broken = state(2)
+    rows = broken.trainable["rows"].at[0, 0].set(jnp.nan)
+    save_state(checkpoints, broken._replace(trainable=broken.trainable | {"rows": rows}), {})
+    checkpoints.close()
+    restored = restore_newest(Checkpoints(tmp_path / "checkpoints", 3), abstract())
+    assert restored is not None
+    assert int(restored[0].step) == 1
+
+
+def test_checkpoints_without_checksums_are_still_read(tmp_path: Path) -> None:
+    """Runs started before checksums existed continue."""
+    checkpoints, old = Checkpoints(tmp_path / "checkpoints", 3), state(1)
+    checkpoints.save(1, {"trainable": old.trainable, "optimizer": old.optimizer}, {"seed": 1})
+    checkpoints.close()
+    restored = restore_newest(Checkpoints(tmp_path / "checkpoints", 3), abstract())
+    assert restored is not None
+    assert int(restored[0].step) == 1
+
+
+def test_a_run_repeats_the_steps_of_a_damaged_checkpoint(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    train(config(tiny_backbone), workdir)
+    expected = losses(workdir)
+    flip(largest(workdir / "checkpoints/12"))
+    shutil.rmtree(workdir / "model")
+    train(config(tiny_backbone), workdir)
+    assert losses(workdir) == expected
+    assert (workdir / "model/model.json").exists()
+    assert (workdir / "damaged_checkpoint_12.0").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["data truncated", "data flipped", "metadata empty"])
+def test_all_processes_fall_back_to_the_same_checkpoint(
+    damage: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    train(config(tiny_backbone, steps=8), workdir)
+    expected = losses(workdir)
+    DAMAGES[damage](workdir / "checkpoints/8")
+    flag = several.config_file(config(tiny_backbone, steps=8), tmp_path / "config.py")
+    arguments = ["-m", "dinotxt_jax.train", flag, f"--workdir={workdir}"]
+    group = several.start(tmp_path / "logs", 2, 4, arguments)
+    assert group.finish() == [0, 0], group.everything()
+    assert "resuming from step 4" in group.output(0)
+    assert losses(workdir) == pytest.approx(expected, rel=1e-4)
+    assert json.loads((workdir / "run.json").read_text())["config"]["steps"] == 8
