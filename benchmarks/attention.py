@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import machine
 import numpy as np
 from flax import nnx
 from jax.experimental import topologies
@@ -190,7 +191,7 @@ def measure(counts: dict[Workload, int], repeats: int) -> None:
     """Prints the table for this machine's devices."""
     mesh = sharding.make_mesh()
     device = jax.devices()[0]
-    print(f"{mesh.size} x {device.device_kind}; ratios to XLA's in the same dtype\n")
+    print(f"{mesh.size} devices, {machine.device()}; ratios to XLA's in the same dtype\n")
     print("| workload | dtype | attention | ms | ratio |\n|---|---|---|---|---|")
     for workload, count in counts.items():
         for dtype in ("bfloat16", "float32"):
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="packed rows per device")
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
-    print(f"JAX {jax.__version__}")
+    print(machine.device())
     counts = {BACKBONE: options.images, TEXTS: options.rows}
     for topology in options.topology:
         compile_for(topology, counts)

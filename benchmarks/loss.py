@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain_losses
 from jax.sharding import Mesh
+from machine import device
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import LossConfig
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x4")
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # each line when it is known, in a file too
-    print(f"JAX {jax.__version__}, float32, chunk {options.chunk}, {os.cpu_count()} CPU cores")
+    print(f"{device()}, float32, chunk {options.chunk}")
     print_times(options.chunk, options.repeats)
     print_memory(options.chunk)
     chunks = (512, 1000, 1024, 2048, 4096)

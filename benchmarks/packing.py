@@ -15,8 +15,8 @@ import argparse
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
+from machine import device
 from train_step import CONTEXT, seconds_per_step, step_config
 
 from dinotxt_jax.config import DataConfig
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
-    print(f"JAX {jax.__version__}, {jax.devices()[0].platform}")
+    print(device())
     tokenizer = ClipTokenizer(options.vocabulary, CONTEXT)
     source = open_source(DataConfig(source="jsonl", path=str(options.captions), split="train"))
     rows = [tokenizer(source.captions(index)) for index in range(len(source))]

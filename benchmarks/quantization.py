@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from machine import device
 
 import dinotxt_jax as dt
 from dinotxt_jax.config.architecture import VisionConfig
@@ -135,7 +136,7 @@ def main() -> None:
         errors = " | ".join(compared(a, b) for a, b in zip(outputs, exact, strict=True))
         seconds = median_seconds(backbone, images, options.repeats)
         rows.append((kind, errors, backbone.size_in_bytes, seconds))
-    print(f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {len(images)} images\n")
+    print(f"{device()}, {len(images)} images\n")
     print(
         "| dtype | products | class: error | cosine, mean | worst | patches: error | cosine, mean "
         "| worst | arrays, MB | ms per image | ratio |\n" + "|---" * 11 + "|"

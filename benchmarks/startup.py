@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import processor
+
 ROOT = Path(__file__).parent.parent
 CREATE_STATE = """
 import time
@@ -34,14 +36,6 @@ start = time.process_time()
 trainer.create_state()
 print(time.process_time() - start)
 """
-
-
-def processor() -> str:
-    """Returns the name of the processor, as Linux gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
 
 
 def run(*arguments: str) -> tuple[float, float]:
@@ -88,10 +82,11 @@ def short_runs(folder: Path) -> dict[str, list[str]]:
 
 
 def main() -> None:
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
-    print(f"{processor()}, {os.cpu_count()} CPUs, Python {sys.version.split()[0]}\n")
+    print(f"{processor()}, Python {sys.version.split()[0]}\n")
     print("| process | wall, seconds | CPU, seconds |\n|---|---|---|")
     bare = {
         "`import dinotxt_jax`": ["-c", "import dinotxt_jax"],

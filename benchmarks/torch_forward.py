@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from machine import device
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ def main() -> None:
 
     difference = np.abs(forward() - torch_forward()[:, 1 + config.num_register_tokens :]).max()
     our_times, their_times = in_turns(forward, torch_forward, options.repeats)
-    print(f"JAX {jax.__version__}, torch {torch.__version__}, {options.threads} threads")
+    print(f"{device()}, torch {torch.__version__}, {options.threads} threads")
     attention = config._attn_implementation
     print(f"ViT-{options.model}/14 with registers ({attention} in PyTorch)")
     print(f"{options.batch} images of {options.size} px, float32")

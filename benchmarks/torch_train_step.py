@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import device
 from torch_forward import SIZES, backbone, with_threads
 
 VOCABULARY, CONTEXT, RATE = 49_408, 77, 1e-3
@@ -137,7 +138,6 @@ def main() -> None:
     options = parser.parse_args()
     with_threads(options.threads)
 
-    import jax
     import torch
 
     from dinotxt_jax.data.packing import pack, stacked
@@ -162,7 +162,7 @@ def main() -> None:
         ]
     )
     losses, seconds = results[..., 0], results[1:, :, 1].min(0)
-    print(f"JAX {jax.__version__}, torch {torch.__version__}, {options.threads} threads, float32")
+    print(f"{device()}, torch {torch.__version__}, {options.threads} threads, float32")
     print(f"batch {options.batch}; {len(rows.tokens)} packed rows for {len(tokens)} captions")
     print("| step | first loss | last loss | least, s | of PyTorch |\n|---|---|---|---|---|")
     for which, name in enumerate(names):

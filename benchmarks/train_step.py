@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import jax
 import ml_dtypes
 import numpy as np
+from machine import device
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import (
@@ -106,7 +107,7 @@ def main() -> None:
     whole, short = (drawn_text(options.batch, length) for length in (CONTEXT, LONGEST))
     half = dataclasses.replace(base, head=HeadTrainingConfig(patch_tokens=98))
     no_drop = dataclasses.replace(base, head=HeadTrainingConfig(drop_path=0.0))
-    print(f"JAX {jax.__version__}, {jax.devices()[0].platform}, {options.dtype}")
+    print(f"{device()}, {options.dtype}")
     print("| step | seconds | ratio |\n|---|---|---|")
 
     def line(name: str, seconds: float, reference: float, against: str) -> float:

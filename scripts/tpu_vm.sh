@@ -147,7 +147,8 @@ progress() {
     lines=''
   }
   case $'\n'$lines$'\n' in
-    *$'\nexit 2\n'*) echo refused ;; # exit code 2 always means a mistake in the settings
+    # 2: a mistake in the settings; 3: a loss that is not finite. A restart cures neither.
+    *$'\nexit '[23]$'\n'*) echo refused ;;
     *$'\nabsent\n'* | *$'\nlost\n'*) echo absent ;; # lost: mounts of --setup are lost too
     *$'\nexit '[1-9]*) echo failed ;;
     *$'\nrunning\n'*) echo running ;;
@@ -206,7 +207,7 @@ advance() {
       exit 0
       ;;
     refused)
-      say "training refused its settings: see scripts/tpu_vm.sh logs."
+      say "training ended with an error that a restart cannot cure: see scripts/tpu_vm.sh logs."
       exit 1
       ;;
     failed)

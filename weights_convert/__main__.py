@@ -1,14 +1,16 @@
 """The command `python -m weights_convert`: convert, --export, --verify, --describe."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dinotxt_jax.cli import COMPILATION_CACHE_HELP
-from dinotxt_jax.errors import UserError, exit_with
+from dinotxt_jax.errors import UserError, closest, exit_with
 from dinotxt_jax.models.presets import PRESETS
+from dinotxt_jax.storage.faults import storage_fault
 from weights_convert.choices import DTYPES, EXPORT_DTYPES, PARTS, TOLERANCE
 from weights_convert.layouts import LAYOUTS
 from weights_convert.messages import listed, quoted
@@ -50,19 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default: the process's arguments.
 
     Returns:
-        The exit code: 0; 1 where --verify finds a difference; 2 with one sentence on standard
-        error.
+        The exit code: 0; 1 where --verify finds a difference; otherwise, with one sentence on
+        standard error, 2, or 74 after a fault of the storage.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
         return _run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        where = error.filename or arguments.output
-        print(f"error: {where}: {error.strerror or error}.", file=sys.stderr)
-    return 2
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = arguments.output
+        fault = error if isinstance(error, UserError) else storage_fault(error)
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return fault.exit_code
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -145,9 +149,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong flag in one sentence, like all other mistakes."""
+    """Reports a wrong flag in one sentence, with a suggestion, like all other mistakes."""
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: --([\w-]+)", message)
+        names = [option.removeprefix("--") for option in self._option_string_actions]
+        if unknown and (suggestion := closest(unknown[1], names)):
+            exit_with(UserError(f"--{unknown[1]} is not a flag; did you mean --{suggestion}?"))
         exit_with(UserError(f"{message}; --help has examples."))
 
 

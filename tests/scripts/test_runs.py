@@ -112,11 +112,16 @@ def test_a_watch_that_sees_nothing_from_the_start_ends(cloud: Cloud) -> None:
     assert verbs(cloud) == []
 
 
+INCURABLE = "training ended with an error that a restart cannot cure: see scripts/tpu_vm.sh logs."
+
+
 @pytest.mark.parametrize(
     ("plan", "starts", "sentence"),
     [
         (("134",), 3, "gave up after 3 failures on this pod: see scripts/tpu_vm.sh logs."),
-        (("2",), 1, "training refused its settings: see scripts/tpu_vm.sh logs."),
+        (("74",), 3, "gave up after 3 failures on this pod: see scripts/tpu_vm.sh logs."),
+        (("2",), 1, INCURABLE),
+        (("3",), 1, INCURABLE),
     ],
 )
 def test_a_watch_starts_crashed_trainings_again_but_not_for_ever(

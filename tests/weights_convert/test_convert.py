@@ -193,10 +193,10 @@ def test_the_golden_backbone_converts(tmp_path):
     assert (vision.num_registers, vision.position_interpolation) == (4, "antialias")
 
 
-def _fails(arguments: list[str], folder: Path, capsys) -> str:
+def _fails(arguments: list[str], folder: Path, capsys, code: int = 2) -> str:
     """Runs a command that must fail and leave the folder unchanged; returns the error sentence."""
     before = sorted(folder.rglob("*"))
-    assert main([str(argument) for argument in arguments]) == 2
+    assert main([str(argument) for argument in arguments]) == code
     assert sorted(folder.rglob("*")) == before
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -320,8 +320,8 @@ def test_a_failing_disk_is_one_sentence(torch_files, tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(convert_module, "write_description", full)
     source = torch_files.write(dinov2())
-    message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys)
-    assert "No space left on device" in message
+    message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys, code=74)
+    assert "No space left on device; free space there" in message
 
 
 def test_the_released_vocabulary_means_the_clip_tokenizer():

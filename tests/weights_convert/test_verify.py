@@ -198,3 +198,10 @@ def test_a_source_is_described_without_reading_it(tmp_path, capsys, monkeypatch)
 def test_missing_arguments_are_named(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_mistyped_flag_gets_a_suggestion(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["x.pth", "--outptu=y"])
+    assert ended.value.code == 2
+    assert "--outptu is not a flag; did you mean --output?" in capsys.readouterr().err
