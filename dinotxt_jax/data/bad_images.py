@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dinotxt_jax.errors import UserError
 
 
@@ -22,6 +24,23 @@ def too_many_bad(bad: int, examples: int, limit: float) -> UserError:
     )
 
 
+# If no more than the allowed fraction is bad, a search for a good image fails this often.
+_CHANCE = 1e-12
+
+
+def most_tries(limit: float, size: int) -> int:
+    """Returns how many different random images to try before too many are certainly bad.
+
+    Either more are bad than `limit` allows of `size`, or so many in a row that it would happen by
+    chance only once in 10**12 searches.
+    """
+    if limit == 0:
+        return 1
+    allowed = math.floor(limit * size) + 1
+    by_chance = math.ceil(math.log(_CHANCE) / math.log(limit)) if limit < 1 else size
+    return min(allowed, by_chance, size)
+
+
 def bad_in_evaluation(index: int, error: BadImageError) -> UserError:
     """Returns the error for a bad evaluation image; skipping it would change the result."""
     return UserError(
@@ -32,6 +51,8 @@ def bad_in_evaluation(index: int, error: BadImageError) -> UserError:
 
 class BadImageMonitor:
     """Counts the bad images that a run skipped, and stops the run when there are too many.
+
+    A bad image counts once in each epoch.
 
     The limit is `max_bad_fraction` times the number of examples seen, or times the data set size
     during the first epoch, so that a bad image among the first ten does not stop a long run.
@@ -47,7 +68,7 @@ class BadImageMonitor:
 
         Args:
             examples: number of rows in the batch.
-            skipped: number of images skipped to fill these rows, over all processes.
+            skipped: number of bad images that others replaced in these rows, over all processes.
 
         Returns:
             The number skipped since training began.

@@ -5,7 +5,8 @@ A cache is a folder:
     features.json       description: backbone fingerprint, data settings, shape, dtype, views
     v000-s00000.npy     tokens [examples, t, d] for one view and one shard with `SHARD` consecutive
                         examples (bfloat16 is stored as raw uint16 bits)
-    v000-s00000.skipped.npy  number of bad images skipped per example (see `ImageTextExample`)
+    v000-s00000.skipped.npy  per example, how many indices further (modulo the number of examples)
+                        the example that was used lies; 0 unless its image is bad
 
 View v holds the same crops and flips that epoch v would use, so training from the cache equals
 training with the backbone while there are no more epochs than views. A shard file gets this name
@@ -138,14 +139,14 @@ class CachedExample:
 
     def __call__(self, draw: Draw) -> dict[str, np.ndarray]:
         view = draw.epoch % self._cache.views
-        skipped = self._cache.skipped[view][draw.index]
-        used = dataclasses.replace(draw, index=(draw.index + int(skipped)) % len(self._cache))
+        further = int(self._cache.skipped[view][draw.index])
+        used = dataclasses.replace(draw, index=(draw.index + further) % len(self._cache))
         captions = self._source.captions(used.index)
         return {
             "features": self._cache.tokens(view, draw.index),
             "tokens": np.asarray(self._tokenize(captions[used.caption_index(len(captions))])),
             "index": np.asarray(used.index, np.int64),
-            "skipped": np.asarray(skipped, np.int32),
+            "skipped": np.asarray(further != 0, np.int32),
         }
 
 

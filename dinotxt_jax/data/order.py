@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 from grain.experimental import index_shuffle
@@ -21,6 +22,11 @@ def _hashed(purpose: str, *values: int) -> int:
     data = b"".join(value.to_bytes(8, "little") for value in values)
     digest = hashlib.blake2b(data, digest_size=16, person=purpose.encode())
     return int.from_bytes(digest.digest(), "little")
+
+
+def _shuffled(index: int, size: int, seed: int) -> int:
+    """Returns the element `index` of a random permutation of `range(size)`."""
+    return index_shuffle(index, max_index=size - 1, seed=seed, rounds=_SHUFFLE_ROUNDS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +49,18 @@ class Draw:
         """Creates the generator for the augmentation, determined by (seed, epoch, index)."""
         key = _hashed("augmentation", self.seed, self.epoch, self.index)
         return np.random.Generator(np.random.Philox(key=key))
+
+    def substitutes(self, size: int) -> Iterator[int]:
+        """Yields all other examples of `size` once, in an order set by (seed, epoch, index).
+
+        They take the place of an example with a bad image. Unlike neighbours, they are spread over
+        the data, so that a lost folder makes no other example more frequent than the rest.
+        """
+        seed = _hashed("substitutes", self.seed, self.epoch, self.index) % 2**32
+        for number in range(size):
+            index = _shuffled(number, size, seed)
+            if index != self.index:
+                yield index
 
     def caption_index(self, count: int) -> int:
         """Returns which of `count` captions to use; `count` epochs use each caption once.
@@ -90,7 +108,5 @@ class Turns:
         epoch, index = divmod(position, self.dataset_size)
         if self.shuffle:
             seed = _hashed("order", self.seed, epoch) % 2**32
-            index = index_shuffle(
-                index, max_index=self.dataset_size - 1, seed=seed, rounds=_SHUFFLE_ROUNDS
-            )
+            index = _shuffled(index, self.dataset_size, seed)
         return Draw(epoch, index, position, self.seed)

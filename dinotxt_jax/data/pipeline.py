@@ -22,6 +22,7 @@ from dinotxt_jax.data.bad_images import (
     BadImageError,
     BadImageMonitor,
     bad_in_evaluation,
+    most_tries,
     too_many_bad,
 )
 from dinotxt_jax.data.examples import Example, Source
@@ -189,14 +190,14 @@ def make_training_iterator(
 class ImageTextExample:
     """Reads, augments and tokenizes the example for a draw.
 
-    An image that does not decode is logged once and replaced by the example at the next index,
-    with the captions and augmentation for that index. More consecutive bad images than
-    `max_bad_fraction` allows for the data set raise a `UserError`, so the search also ends if no
-    image in the data is good. With `evaluated`, every bad image raises an error, because skipping
-    it would change the evaluation result.
+    An image that does not decode is logged once and replaced by another example, drawn at random
+    (`Draw.substitutes`), with the captions and augmentation of that example. The search ends with a
+    `UserError` when it has met more bad images than `max_bad_fraction` explains (`most_tries`).
+    With `evaluated`, every bad image raises an error, because skipping it would change the
+    evaluation result.
 
     Returns a dict with image uint8 [s s 3] (not normalised), tokens int32 [l], index int64 (the
-    example used) and skipped int32 (bad images skipped before that example).
+    example used) and skipped int32 (1 if that is another than the one drawn, otherwise 0).
     """
 
     def __init__(
@@ -226,8 +227,9 @@ class ImageTextExample:
 
     def _first_good(self, draw: Draw) -> tuple[Example, Image.Image, Draw, int]:
         size = len(self._source)
-        for skipped in range(size):
-            index = (draw.index + skipped) % size
+        most = most_tries(self._max_bad_fraction, size)
+        tries = itertools.chain([draw.index], draw.substitutes(size))
+        for number, index in enumerate(itertools.islice(tries, most)):
             try:
                 example = self._source[index]
                 image = _decoded(example)
@@ -236,10 +238,9 @@ class ImageTextExample:
                     raise bad_in_evaluation(index, error) from error
                 self._name_once(index, error)
             else:
-                return example, image, dataclasses.replace(draw, index=index), skipped
-            if skipped + 1 > self._max_bad_fraction * size:
-                raise too_many_bad(skipped + 1, size, self._max_bad_fraction)
-        raise too_many_bad(size, size, self._max_bad_fraction)
+                return example, image, dataclasses.replace(draw, index=index), int(number > 0)
+        limit = self._max_bad_fraction
+        raise too_many_bad(most, size if most >= limit * size else most, limit)
 
     def _name_once(self, index: int, error: BadImageError) -> None:
         ours = object()

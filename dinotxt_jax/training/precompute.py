@@ -166,13 +166,14 @@ def encode_source(config: Config, images: EncodedSet) -> None:
             first = shard * feature_cache.SHARD
             draws = [Draw(view, i, i, config.seed) for i in range(first, first + rows[view, shard])]
             examples = in_threads(draws, make_example, data.threads, data.prefetch)
-            tokens, skipped = [], []
-            for pixels, passed in _batches(examples, batch_size):
+            tokens, used = [], []
+            for pixels, indices in _batches(examples, batch_size):
                 placed = jax.device_put(_padded(pixels, batch_size), sharding.batch_sharding(mesh))
                 tokens.append(np.asarray(encode(arrays, placed))[: len(pixels)])
-                skipped.append(passed)
+                used.append(indices)
                 bar.update(len(pixels))
-            _write(skipped_file(folder, view, shard), np.concatenate(skipped))
+            further = np.concatenate(used) - [draw.index for draw in draws]
+            _write(skipped_file(folder, view, shard), further % len(source))
             _write(shard_file(folder, view, shard), _bits(np.concatenate(tokens)))
     processes.wait()
 
@@ -180,7 +181,7 @@ def encode_source(config: Config, images: EncodedSet) -> None:
 def _batches(
     examples: Iterator[dict[str, np.ndarray]], size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (images, skipped) in batches of up to `size`."""
+    """Yields (images, indices of the examples used) in batches of up to `size`."""
     rows: list[dict[str, np.ndarray]] = []
     for example in examples:
         rows.append(example)
@@ -192,7 +193,7 @@ def _batches(
 
 
 def _stacked(rows: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.stack([r["image"] for r in rows]), np.stack([r["skipped"] for r in rows])
+    return np.stack([r["image"] for r in rows]), np.stack([r["index"] for r in rows])
 
 
 def _padded(images: np.ndarray, count: int) -> np.ndarray:

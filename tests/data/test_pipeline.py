@@ -13,6 +13,7 @@ import pytest
 from absl import logging
 
 from dinotxt_jax.config import DataConfig
+from dinotxt_jax.data.bad_images import most_tries
 from dinotxt_jax.data.examples import Example
 from dinotxt_jax.data.pipeline import (
     BadImageMonitor,
@@ -52,7 +53,7 @@ def joined(parts: list[dict[str, np.ndarray]], name: str = "index") -> list:
 
 
 class Images:
-    """Uniform images whose grey level is the index; images listed in `bad` do not decode."""
+    """Uniform images with the index modulo 256 as grey level; those in `bad` do not decode."""
 
     def __init__(self, size: int, bad: tuple[int, ...] = (), captions: int = 1) -> None:
         self.size, self.bad, self.captions = size, frozenset(bad), captions
@@ -61,7 +62,7 @@ class Images:
         return self.size
 
     def __getitem__(self, index: int) -> Example:
-        image = np.full((12, 16, 3), index, np.uint8)
+        image = np.full((12, 16, 3), index % 256, np.uint8)
         texts = tuple(f"{index} {number}" for number in range(self.captions))
         return Example(b"broken" if index in self.bad else image, texts, f"image {index}")
 
@@ -247,7 +248,7 @@ def test_examples_are_uint8_images_with_tokens_index_and_count():
     assert not batch["skipped"].any()
 
 
-def test_bad_images_are_replaced_by_the_next_good_one_counted_and_named_once(monkeypatch):
+def test_bad_images_are_replaced_at_random_counted_once_and_named_once(monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
     source = Images(10, bad=(3, 4, 9))
@@ -260,15 +261,58 @@ def test_bad_images_are_replaced_by_the_next_good_one_counted_and_named_once(mon
     )
     for _ in range(2):
         batch = next(iterator)
-        assert batch["index"].tolist() == [0, 1, 2, 5, 5, 5, 6, 7, 8, 0]
+        replaced = [3, 4, 9]
+        kept = np.delete(batch["index"], replaced)
+        assert kept.tolist() == [0, 1, 2, 5, 6, 7, 8]
+        assert set(batch["index"][replaced].tolist()) <= set(kept.tolist())
         assert batch["tokens"][:, 0].tolist() == batch["index"].tolist()
         assert batch["image"][:, 0, 0, 0].tolist() == batch["index"].tolist()
-        assert batch["skipped"].tolist() == [0, 0, 0, 2, 1, 0, 0, 0, 0, 1]
+        assert batch["skipped"].tolist() == [0, 0, 0, 1, 1, 0, 0, 0, 0, 1]
     iterator.close()
     assert sorted(lines) == [
         f"skipped a bad image, example {i}: image {i} does not decode: text, not an image"
         for i in (3, 4, 9)
     ]
+
+
+def test_a_lost_folder_is_replaced_by_examples_from_all_of_the_others():
+    """A hundred neighbours of 400 are bad: each good one is used about 1.33 times an epoch."""
+    source = Images(400, bad=tuple(range(100, 200)))
+    make = ImageTextExample(source, CONFIG, tokenize)
+    used = [make(Draw(epoch, i, i, 0)) for epoch in range(10) for i in range(400)]
+    assert sum(int(example["skipped"]) for example in used) == 10 * 100
+    counts = np.bincount([int(example["index"]) for example in used], minlength=400)
+    assert not counts[100:200].any()
+    good = np.delete(counts, np.arange(100, 200))
+    assert good.min() >= 10
+    # Binomial, with mean 10 / 3 above the 10 uses of their own: six standard deviations.
+    assert good.max() <= 10 + 10 / 3 + 6 * np.sqrt(10 / 3)
+
+
+def test_substitutes_are_all_others_once_and_differ_by_epoch():
+    draws = [list(Draw(epoch, 5, 0, 0).substitutes(50)) for epoch in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert sorted(draws[0]) == [*range(5), *range(6, 50)]
+
+
+def test_three_missing_of_four_hundred_stay_below_one_per_cent():
+    source = Images(400, bad=(7, 8, 9))
+    config = DataConfig(image_size=8, max_bad_fraction=0.01)
+    monitor = BadImageMonitor(0.01, 400)
+    iterator = make_training_iterator(
+        source, ImageTextExample(source, config, tokenize), batch_size=40, seed=0
+    )
+    for _ in range(20):
+        total = monitor.update(40, int(next(iterator)["skipped"].sum()))
+    iterator.close()
+    assert total == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "tries"), [(0.0, 9, 1), (0.01, 400, 5), (0.01, 10**9, 6), (1.0, 9, 9)]
+)
+def test_the_search_for_a_good_image_ends(limit, size, tries):
+    assert most_tries(limit, size) == tries
 
 
 @pytest.mark.parametrize(("fraction", "workers"), [(0.1, 0), (1.0, 0), (0.1, 1)])
