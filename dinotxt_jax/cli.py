@@ -57,6 +57,7 @@ def run_with_paths(
     """
 
     def main(arguments: Sequence[str]) -> None:
+        unset_empty_variables()
         # Imported here, with JAX, so that help and mistakes in flags do not wait for it.
         from dinotxt_jax.runtime import processes
         from dinotxt_jax.storage.faults import storage_fault
@@ -85,6 +86,16 @@ def run_with_paths(
 
     _define_compilation_flag()
     app.run(main, flags_parser=_parse_flags)
+
+
+def unset_empty_variables() -> None:
+    """Removes empty variables for JAX and launchers: job templates set them to mean "unset".
+
+    JAX reads some of them when it is imported, and takes an empty text for a mistake.
+    """
+    for name, value in list(os.environ.items()):
+        if not value and name.startswith(("JAX_", "OMPI_", "SLURM_")):
+            del os.environ[name]
 
 
 COMPILATION_CACHE_HELP = (

@@ -92,6 +92,17 @@ def test_mistakes_are_one_sentence_and_exit_code_2(
     assert not (ROOT / "W").exists()
 
 
+def test_empty_variables_of_jax_and_launchers_count_as_unset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("JAX_ENABLE_X64", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n1")
+    monkeypatch.setenv("SLURM_NTASKS", "")
+    result = command(*TRAIN, "--workdir=W", "--config.backbone=nowhere", fresh=True)
+    assert "nowhere is not a model directory" in error_of(result)
+
+
 @pytest.mark.parametrize(
     "module",
     ["dinotxt_jax.train", "dinotxt_jax.precompute", "dinotxt_jax.evaluate", "weights_convert"],

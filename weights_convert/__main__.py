@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dinotxt_jax.cli import COMPILATION_CACHE_HELP
+from dinotxt_jax.cli import COMPILATION_CACHE_HELP, unset_empty_variables
 from dinotxt_jax.errors import UserError, closest, exit_with
 from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.storage.faults import storage_fault
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
+    unset_empty_variables()
     try:
         return _run(arguments)
     except Exception as error:

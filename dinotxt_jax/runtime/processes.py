@@ -111,10 +111,10 @@ def _launcher(environment: Mapping[str, str]) -> str | None:
     """Returns the name of the launcher that started several processes, from the environment."""
     if "SLURM_STEP_NODELIST" in environment:
         # A shell inside a multi-task allocation is a step with a single task.
-        tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
-        if int(tasks) > 1:
+        name = "SLURM_STEP_NUM_TASKS"
+        if _count(environment, name if name in environment else "SLURM_NTASKS") > 1:
             return "Slurm"
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    if _count(environment, "OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
         return "Kubernetes"
@@ -122,6 +122,13 @@ def _launcher(environment: Mapping[str, str]) -> str | None:
     if "tpu" in (getattr(jax.config, "jax_platforms", "") or "").split(","):
         return "the TPU VM"
     return None
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "1")
+    if not text.isdecimal():
+        raise UserError(f"{name}={text} is not a number; correct or unset it.")
+    return int(text)
 
 
 def several() -> bool:

@@ -42,6 +42,12 @@ def test_launchers_are_detected_from_the_environment(
     assert processes._launcher(environment) == expected
 
 
+def test_a_launcher_variable_that_is_no_number_is_named() -> None:
+    environment = STEP_OF_TWO | {"SLURM_NTASKS": "two"}
+    with pytest.raises(UserError, match="SLURM_NTASKS=two is not a number; correct or unset it"):
+        processes._launcher(environment)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
