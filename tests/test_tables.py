@@ -104,6 +104,9 @@ class Greys:
     def captions(self, index: int) -> tuple[str, ...]:
         return (f"brightness {index}",)
 
+    def key(self, index: int) -> str:
+        return f"grey {index}"
+
 
 def test_a_new_source_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     row = SourceKind(reads=(), captions=lambda config, section: Greys(), needs_path=False)

@@ -150,6 +150,12 @@ class DataConfig:
         Range(0, 1),
         "maximum fraction of images that may fail to decode; training stops above it",
     ] = 0.01
+    accept_changed: Annotated[
+        bool,
+        "whether a training run may continue although the number, order or captions of the "
+        "examples have changed: it continues at the same step and position, so that in the "
+        "current epoch examples may be repeated or left out",
+    ] = False
     threads: Annotated[int, Range(0, 1024), "number of decoding threads (0: none)"] = 16
     prefetch: Annotated[int, Range(0, 1_000_000), "number of examples decoded in advance"] = 64
     workers: Annotated[

@@ -86,6 +86,10 @@ class ArrayRecordSource:
     def captions(self, index: int) -> tuple[str, ...]:
         return self._entry(index)[1]
 
+    def key(self, index: int) -> str:
+        """Returns the name of an example."""
+        return self._entry(index)[0]["key"]
+
     def _entry(self, index: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
         """Returns the record and the captions of an example."""
         number = int(self._kept[index])

@@ -42,6 +42,10 @@ class CaptionFileSource:
     def captions(self, index: int) -> tuple[str, ...]:
         return self._entries[index][1]
 
+    def key(self, index: int) -> str:
+        """Returns the name of an example: the path of the image."""
+        return self._entries[index][0]
+
 
 def caption_file_source(
     file: Path,

@@ -49,6 +49,9 @@ class Source(Protocol):
     def captions(self, index: int, /) -> tuple[str, ...]:
         """Returns the captions of an example, without reading or drawing the image if possible."""
 
+    def key(self, index: int, /) -> str:
+        """Returns the name of an example, likewise."""
+
 
 class Subset:
     """A source with `count` evenly spaced examples from another source.

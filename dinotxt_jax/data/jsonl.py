@@ -84,6 +84,10 @@ class JsonlSource:
     def captions(self, index: int) -> tuple[str, ...]:
         return self._entry(index)[1]
 
+    def key(self, index: int) -> str:
+        """Returns the name of an example: the path of the image."""
+        return self._entry(index)[0]
+
     def _entry(self, index: int) -> tuple[str, tuple[str, ...]]:
         """Returns (image path, captions) of an example."""
         # pread does not move the shared file position, so threads need no lock.

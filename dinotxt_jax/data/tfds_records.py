@@ -185,6 +185,10 @@ class TfdsSource:
     def captions(self, index: int) -> tuple[str, ...]:
         return self._captions(self._records[index], index)
 
+    def key(self, index: int) -> str:
+        """Returns the name of an example."""
+        return self._records.key(index)
+
     def _captions(self, record: Mapping[str, Any], index: int) -> tuple[str, ...]:
         captions = self._records.value(record, self._caption_key)
         if isinstance(captions, np.ndarray):

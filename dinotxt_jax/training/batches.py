@@ -101,6 +101,7 @@ class Batches(Iterator[Batch]):
         check: Callable[[], None] = lambda: None,
     ):
         self._pairs = config.pairs_per_step
+        self._accepts_changes = config.data.accept_changed
         self._mesh = mesh
         self._readers = sharding.batch_readers(mesh)
         self._termination = termination
@@ -168,9 +169,13 @@ class Batches(Iterator[Batch]):
         """Continues after the batch at which `state` was saved.
 
         Raises:
-            UserError: `state` has another batch size, seed or number of examples.
+            UserError: `state` has another batch size or seed, or another number of examples
+                without `config.data.accept_changed`.
         """
-        self._examples.set_state(state["data"])
+        data = dict(state["data"])
+        if self._accepts_changes:
+            data["dataset_size"] = self._examples.get_state()["dataset_size"]
+        self._examples.set_state(data)
         self._bad_images.set_state(state["bad_images"])
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool
 
 from dinotxt_jax.config import Config, flatten
+from dinotxt_jax.data.identity import difference
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints
@@ -30,6 +31,7 @@ FREE_SETTINGS = (
     "config.attention",
     "config.backbone",
     "config.checkpoint.",
+    "config.data.accept_changed",
     "config.data.image_root",
     "config.data.path",
     "config.data.prefetch",
@@ -52,13 +54,16 @@ FREE_SETTINGS = (
 )
 
 
-def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
-    """Raises `UserError` if `workdir` holds a run with another backbone or config.
+def check_workdir(
+    workdir: Path, config: Config, fingerprint: str, identity: Mapping[str, Any]
+) -> None:
+    """Raises `UserError` if `workdir` holds a run with another backbone, config or data.
 
     Args:
         workdir: the work directory, which need not exist.
         config: the config of the run to start or resume there.
         fingerprint: the fingerprint of the backbone.
+        identity: the `data_identity` of the training data.
     """
     file = workdir / "run.json"
     if not file.exists():
@@ -85,9 +90,17 @@ def check_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
             f"{workdir} was trained with another config: {', '.join(changed)}; use those settings "
             "or another --workdir."
         )
+    changes = difference(stored["data"], identity) if "data" in stored else ""
+    if changes and not config.data.accept_changed:
+        raise UserError(
+            f"{workdir} was trained on other data: {changes}; restore the data, take another "
+            "--workdir, or continue on the new data with --config.data.accept_changed=True."
+        )
 
 
-def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
+def claim_workdir(
+    workdir: Path, config: Config, fingerprint: str, identity: Mapping[str, Any]
+) -> None:
     """Writes `run.json`, which tells a later run which run the directory belongs to.
 
     Removes leftovers of a killed export.
@@ -95,7 +108,7 @@ def claim_workdir(workdir: Path, config: Config, fingerprint: str) -> None:
     Raises:
         UserError: another process does not see `run.json`.
     """
-    run = {"fingerprint": fingerprint, "config": dataclasses.asdict(config)}
+    run = {"fingerprint": fingerprint, "data": identity, "config": dataclasses.asdict(config)}
     if processes.is_first():
         write_text(workdir / "run.json", json.dumps(run, indent=2) + "\n")
         remove_abandoned(workdir / "model")

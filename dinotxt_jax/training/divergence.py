@@ -13,9 +13,7 @@ from absl import logging
 from jaxtyping import Int
 
 from dinotxt_jax.config import Config
-from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import Source
-from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.errors import DIVERGED
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.files import write_text
@@ -77,16 +75,8 @@ class Divergence:
     def _examples(self, step: int) -> list[dict[str, Any]]:
         """Returns index and key of this process's examples in a step."""
 
-        def example(index: int) -> dict[str, Any]:
-            try:
-                key = self._source[index].key
-            except BadImageError as error:
-                key = str(error)
-            return {"index": index, "key": key}
-
         indices = self._indices[step].tolist()
-        threads = self._config.data.threads
-        return list(in_threads(indices, example, threads, 2 * threads))
+        return [{"index": index, "key": self._source.key(index)} for index in indices]
 
 
 def _number(value: Any) -> float | None:

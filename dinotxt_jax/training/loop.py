@@ -18,6 +18,7 @@ from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig, check, check_image_size
 from dinotxt_jax.data.examples import Source, check_images_found
 from dinotxt_jax.data.feature_cache import FeatureCache, cache_description, task_folder
+from dinotxt_jax.data.identity import data_identity
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task
@@ -87,8 +88,9 @@ class _Run:
         patch_size = self.backbone.vision.patch_size
         check_image_size(config.data.image_size, patch_size)
         check_tasks(config.evaluation, patch_size, self.mesh, "config.evaluation")
-        check_workdir(workdir, config, self.backbone.fingerprint)
         self.source = open_source(config.data)
+        self.identity = data_identity(self.source)
+        check_workdir(workdir, config, self.backbone.fingerprint, self.identity)
         self.cache = self._open_cache(
             Path(config.features), config.data, config.feature_views, self.source
         )
@@ -144,7 +146,7 @@ class _Run:
         check_same_run(
             config, self.backbone.fingerprint, self.source, self.tokenizer, self.evaluations.tasks
         )
-        claim_workdir(self.workdir, config, self.backbone.fingerprint)
+        claim_workdir(self.workdir, config, self.backbone.fingerprint, self.identity)
         if processes.is_first():
             save_tokenizer(self.tokenizer, self.workdir / "tokenizer")
         state = self._start()

@@ -73,7 +73,7 @@ def test_a_run_that_cannot_be_claimed_names_run_json(
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        claim_workdir(tmp_path, Config(), "0" * 64)
+        claim_workdir(tmp_path, Config(), "0" * 64, {})
     assert caught.value.filename == str(tmp_path / "run.json")
 
 
@@ -88,7 +88,7 @@ def test_a_killed_writer_leaves_nothing_for_the_next_one(tmp_path: Path) -> None
 
 def test_the_next_start_removes_the_remains_of_a_killed_export(tmp_path: Path) -> None:
     kill(writer(tmp_path / "model"))
-    claim_workdir(tmp_path, Config(), "0" * 64)
+    claim_workdir(tmp_path, Config(), "0" * 64, {})
     assert names(tmp_path) == ["run.json"]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tolerances import SAME_LOSS, assert_same
 import dinotxt_jax as dt
 from dinotxt_jax import UserError
 from dinotxt_jax.config import (
+    CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     HeadTrainingConfig,
@@ -317,11 +320,11 @@ def test_a_work_directory_older_than_a_setting_resumes(finished: Path, tiny_back
     run = json.loads(before)
     del run["config"]["head"]["pooling"]
     file.write_text(json.dumps(run))
-    check_workdir(finished, config(tiny_backbone), run["fingerprint"])
+    check_workdir(finished, config(tiny_backbone), run["fingerprint"], run["data"])
     run["config"]["head"]["layer_scale"] = 1.0
     file.write_text(json.dumps(run))
     with pytest.raises(UserError, match=r"config.head.layer_scale \(1.0 there, 1e-05 here\)"):
-        check_workdir(finished, config(tiny_backbone), run["fingerprint"])
+        check_workdir(finished, config(tiny_backbone), run["fingerprint"], run["data"])
     file.write_text(before)
 
 
@@ -409,3 +412,32 @@ def test_bad_images_are_counted_in_the_metrics(tiny_backbone: Path, tmp_path: Pa
 def test_too_many_bad_images_end_the_run(tiny_backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config.data.max_bad_fraction = 0.05"):
         train(config(tiny_backbone, data=jsonl(tmp_path, 12)), tmp_path / "run")
+
+
+def rewrite(index: Path, change: Callable[[list[str]], list[str]]) -> None:
+    index.write_text("\n".join(change(index.read_text().splitlines())))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[::-1], "60 examples, but in another order or with other keys"),
+        (lambda lines: [*lines, lines[0]], "60 examples there, 61 here"),
+        (
+            lambda lines: [lines[0].replace("noise", "sound"), *lines[1:]],
+            "60 examples, but in another order or with other keys or captions",
+        ),
+    ],
+)
+def test_a_run_continues_only_on_the_same_data_unless_told_otherwise(
+    change: Callable[[list[str]], list[str]], message: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    run = config(tiny_backbone, data=jsonl(tmp_path, 0), steps=4, checkpoint=CheckpointConfig(2))
+    train(dataclasses.replace(run, steps=4), tmp_path / "run")
+    rewrite(tmp_path / "index.jsonl", change)
+    shutil.rmtree(tmp_path / "run/checkpoints/4")
+    with pytest.raises(UserError, match=f"was trained on other data: {message}"):
+        train(run, tmp_path / "run")
+    accepting = dataclasses.replace(run, data=dataclasses.replace(run.data, accept_changed=True))
+    train(accepting, tmp_path / "run")
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]
