@@ -26,6 +26,7 @@ from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.runtime.termination import NAMES, Terminated, Termination
 from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.storage.locks import RunLock
 from dinotxt_jax.storage.model_directory import load_parts, read_description
 from dinotxt_jax.training.agreement import check_same_run
 from dinotxt_jax.training.batches import Batches
@@ -121,6 +122,7 @@ class _Run:
         self.exporter = Exporter(config, self.backbone, self.trainer, self.tokenizer)
         self.evaluations = Evaluations(config, self.exporter, workdir, opened, caches)
         self.termination = Termination()
+        self.lock = RunLock(workdir)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         self.batches = Batches(
             config,
@@ -129,7 +131,7 @@ class _Run:
             self.tokenizer,
             self.mesh,
             self.termination,
-            self.checkpoints.check,
+            self._check_storage,
         )
 
     def _open_cache(
@@ -142,10 +144,24 @@ class _Run:
 
     def train(self) -> Path:
         """Starts or resumes, runs to the last step, and returns the model directory."""
-        config = self.config
         check_same_run(
-            config, self.backbone.fingerprint, self.source, self.tokenizer, self.evaluations.tasks
+            self.config,
+            self.backbone.fingerprint,
+            self.source,
+            self.tokenizer,
+            self.evaluations.tasks,
         )
+        with processes.together():
+            if processes.is_first():
+                self.workdir.mkdir(parents=True, exist_ok=True)
+                self.lock.acquire()
+        try:
+            return self._run()
+        finally:
+            self.lock.release()
+
+    def _run(self) -> Path:
+        config = self.config
         claim_workdir(self.workdir, config, self.backbone.fingerprint, self.identity)
         if processes.is_first():
             save_tokenizer(self.tokenizer, self.workdir / "tokenizer")
@@ -161,6 +177,11 @@ class _Run:
                 if processes.is_first():
                     self._draw_curves()
                 return self.exporter.write(state, self.workdir / "model")
+
+    def _check_storage(self) -> None:
+        """Raises `UserError` if a save has failed or another run has taken the work directory."""
+        self.checkpoints.check()
+        self.lock.check()
 
     def _make_steps(self, state: TrainState, whole: dict[str, Any]) -> tuple[TrainState, int]:
         """Runs to the last step or until a signal; saves the last step.

@@ -40,6 +40,7 @@ from dinotxt_jax.config import (
 from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.evaluation.report import evaluate
 from dinotxt_jax.storage import model_directory
+from dinotxt_jax.storage.locks import RunLock
 from dinotxt_jax.training import texts
 from dinotxt_jax.training.checkpoints import check_workdir
 from dinotxt_jax.training.loop import train
@@ -441,3 +442,13 @@ def test_a_run_continues_only_on_the_same_data_unless_told_otherwise(
     accepting = dataclasses.replace(run, data=dataclasses.replace(run.data, accept_changed=True))
     train(accepting, tmp_path / "run")
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]
+
+
+def test_a_second_run_in_a_work_directory_is_refused(tiny_backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lock = RunLock(tmp_path / "run")
+    lock.acquire()
+    with pytest.raises(UserError, match="run is in use by another run"):
+        train(config(tiny_backbone), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    lock.release()

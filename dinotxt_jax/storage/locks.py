@@ -1,0 +1,148 @@
+"""A lock that keeps a second run out of a work directory, also on network file systems.
+
+The lock is a file with the owner's name, whose modification time the owner renews every few
+seconds. It does not rely on the locks of the file system, which not every network shows to other
+hosts, nor on equal clocks: a lock is stale if it is not renewed while somebody waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from dinotxt_jax.errors import UserError
+
+NAME = ".lock"
+# Seconds between two renewals, and without one until a lock counts as stale.
+HEARTBEAT = 5.0
+PATIENCE = 60.0
+
+
+class RunLock:
+    """The lock for one work directory, held from `acquire` to `release`.
+
+    Args:
+        folder: the work directory, which must exist.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder, self._file = folder, folder / NAME
+        self._id = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def acquire(self) -> None:
+        """Takes the lock; waits up to a minute to see whether a present owner is alive.
+
+        Raises:
+            UserError: another run holds the lock.
+        """
+        owner = {"id": self._id, "host": socket.gethostname(), "pid": os.getpid()}
+        owner |= {"started": _started(os.getpid()), "since": time.strftime("%F %T %z")}
+        while not self._create(json.dumps(owner)):
+            other = self._owner()
+            if other is None:
+                continue  # released meanwhile
+            if self._is_alive(other):
+                raise self._held_by(other)
+            self._file.unlink(missing_ok=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises `UserError` if another run has taken the lock, after this one seemed dead."""
+        if self._lost:
+            raise self._held_by(self._owner() or {})
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        owner = self._owner()
+        if owner is not None and owner.get("id") == self._id:
+            self._file.unlink(missing_ok=True)
+
+    def _create(self, text: str) -> bool:
+        try:
+            with self._file.open("x") as stream:
+                stream.write(text)
+        except FileExistsError:
+            return False
+        return True
+
+    def _owner(self) -> dict[str, Any] | None:
+        try:
+            owner = json.loads(self._file.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}  # damaged: nobody can be asked, so only the heartbeat counts
+        return owner if isinstance(owner, dict) else {}
+
+    def _is_alive(self, owner: dict[str, Any]) -> bool:
+        if owner.get("host") == socket.gethostname() and isinstance(owner.get("pid"), int):
+            return _is_running(owner["pid"], owner.get("started"))
+        logging.info("waiting to see whether the run on %s is alive", owner.get("host", "?"))
+        deadline = time.monotonic() + PATIENCE
+        first = self._modified()
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, HEARTBEAT / 4))
+            modified = self._modified()
+            if modified is None:
+                return False
+            if modified != first:
+                return True
+        return False
+
+    def _modified(self) -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            return self._file.stat().st_mtime_ns
+        return None
+
+    def _renew(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            owner = None
+            with contextlib.suppress(OSError):  # may pass
+                owner = self._owner()
+                if owner is not None and owner.get("id") == self._id:
+                    os.utime(self._file)
+                    continue
+            if owner is not None:
+                self._lost = True
+                return
+
+    def _held_by(self, owner: dict[str, Any]) -> UserError:
+        return UserError(
+            f"{self._folder} is in use by another run (process {owner.get('pid', 'unknown')} on "
+            f"{owner.get('host', 'an unknown host')}, since {owner.get('since', 'unknown')}); end "
+            "that run first, or take another --workdir."
+        )
+
+
+def _started(pid: int) -> str:
+    """Returns the start time of a process, which tells reused process numbers apart."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+def _is_running(pid: int, started: str | None) -> bool:
+    if _started(os.getpid()):
+        return _started(pid) == started
+    try:
+        os.kill(pid, 0)  # no /proc: sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

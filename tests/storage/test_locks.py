@@ -1,0 +1,93 @@
+"""The lock of a work directory: one run at a time, and dead owners are replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dinotxt_jax import UserError
+from dinotxt_jax.storage import locks
+from dinotxt_jax.storage.locks import NAME, RunLock
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE", 1.0)
+
+
+def owned_by(folder: Path, **owner: object) -> None:
+    (folder / NAME).write_text(json.dumps({"id": "other", "since": "noon", **owner}))
+
+
+def test_a_second_run_is_refused_and_may_start_after_the_first(tmp_path: Path) -> None:
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
+    first.acquire()
+    message = rf"is in use by another run \(process {os.getpid()} on {socket.gethostname()}, since"
+    with pytest.raises(UserError, match=message):
+        second.acquire()
+    first.release()
+    second.acquire()
+    second.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_dead_process_is_taken_over_at_once(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    owned_by(tmp_path, host=socket.gethostname(), pid=dead.pid, started="1")
+    started = time.monotonic()
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert time.monotonic() - started < 0.5
+    lock.release()
+
+
+def test_a_reused_process_number_is_not_the_owner(tmp_path: Path) -> None:
+    owned_by(tmp_path, host=socket.gethostname(), pid=os.getpid(), started="1")
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    lock.release()
+
+
+@pytest.mark.parametrize("text", ['{"id": "other", "host": "elsewhere", "pid": 1}', "", "[]"])
+def test_a_lock_from_another_host_is_taken_over_when_nobody_renews_it(
+    text: str, tmp_path: Path
+) -> None:
+    (tmp_path / NAME).write_text(text)
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert json.loads((tmp_path / NAME).read_text())["host"] == socket.gethostname()
+    lock.release()
+
+
+def test_a_lock_from_another_host_that_is_renewed_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = RunLock(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        owner.acquire()
+    with pytest.raises(UserError, match="on elsewhere"):
+        RunLock(tmp_path).acquire()
+    owner.release()
+
+
+def test_a_run_whose_lock_was_taken_ends(tmp_path: Path) -> None:
+    """As after a long suspension, during which the lock seemed stale."""
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    lock.check()
+    owned_by(tmp_path, host="elsewhere", pid=7)
+    time.sleep(0.5)
+    with pytest.raises(UserError, match="in use by another run .process 7 on elsewhere"):
+        lock.check()
+    lock.release()
+    assert (tmp_path / NAME).exists()
