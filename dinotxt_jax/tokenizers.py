@@ -269,6 +269,12 @@ def load_tokenizer(spec: Mapping[str, Any], directory: epath.PathLike) -> Tokeni
         UserError: unknown kind, or a file that is missing or differs from the spec.
     """
     kind = spec.get("kind")
+    needed = {"clip": ("context_length",), "bpe": ("context_length", "sha256")}.get(kind or "", ())
+    if missing := [name for name in needed if name not in spec]:
+        raise UserError(
+            f"the description of the tokenizer in {directory} lacks {' and '.join(missing)}; "
+            "restore the file, or train or convert the model again."
+        )
     if kind == "clip":
         path = epath.Path(directory) / CLIP_VOCABULARY_FILE
         return ClipTokenizer(path if path.exists() else None, spec["context_length"])

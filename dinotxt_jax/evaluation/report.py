@@ -19,7 +19,7 @@ from dinotxt_jax.evaluation.pages import data_name, html_page, markdown_page
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task, run_task
 from dinotxt_jax.inference import load
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.storage.files import write_text
+from dinotxt_jax.storage.files import read_json, write_text
 from dinotxt_jax.storage.model_directory import read_description
 
 
@@ -132,13 +132,8 @@ def _read(file: Path) -> dict[str, Any]:
     """Reads earlier results; raises an error for any other file instead of overwriting it."""
     if not file.is_file():
         return {}
-    try:
-        results = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{file} is not JSON ({error}); remove it, or choose another --output."
-        ) from error
-    if not isinstance(results, dict) or not all(isinstance(r, dict) for r in results.values()):
+    results = read_json(file, "results of an evaluation", "remove it, or choose another --output")
+    if not all(isinstance(result, dict) for result in results.values()):
         raise UserError(
             f"{file} holds something else than results; remove it, or choose another --output."
         )

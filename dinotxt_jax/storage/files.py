@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import socket
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 from etils import epath
@@ -55,6 +57,26 @@ def write_text(path: Path, text: str) -> None:
     """Replaces a text file atomically."""
     with new_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: epath.PathLike, content: str, cure: str) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Args:
+        path: the file.
+        content: the expected content, for the error.
+        cure: the advice in the error.
+
+    Raises:
+        UserError: the file holds no JSON object, as after a crash or a lost disk.
+    """
+    try:
+        value = json.loads(epath.Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}), expected {content}; {cure}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, expected {content}; {cure}.")
+    return value
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from dinotxt_jax.storage.arrays import (
     save_arrays,
     stored_shapes,
 )
-from dinotxt_jax.storage.files import new_folder
+from dinotxt_jax.storage.files import new_folder, read_json
 
 FORMAT_VERSION = 2
 # Fields that an older format lacks have defaults with the same meaning. Version 1 supported only
@@ -208,11 +208,8 @@ def read_description(path: epath.PathLike) -> ModelDescription:
         )
         missing = "it does not exist" if not epath.Path(path).exists() else "no model.json in it"
         raise UserError(f"{path or repr('')} is not a model directory ({missing}); {cure}.")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); convert the model again.") from error
-    version = values.get("format_version") if isinstance(values, dict) else None
+    values = read_json(file, "the description of a model", "convert or export the model again")
+    version = values.get("format_version")
     if version not in READABLE_VERSIONS:
         raise UserError(
             f"{file} has format version {version}, this dinotxt_jax reads "
@@ -278,20 +275,37 @@ def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, A
     requested = dict(abstract)
     loaded: dict[str, Any] = {}
     if description.backbone_path is not None and "backbone" in requested:
-        backbone_model = read_description(description.backbone_path)
-        if backbone_model.fingerprint != description.fingerprint:
-            raise UserError(
-                f"{path} was trained on the backbone {description.fingerprint[:12]}, but "
-                f"{description.backbone_path} now holds {backbone_model.fingerprint[:12]}; restore "
-                "the first backbone or train again."
-            )
         backbone = {"backbone": requested.pop("backbone")}
-        loaded |= load_parts(description.backbone_path, backbone)
+        loaded |= load_parts(_backbone_holder(path, description), backbone)
     if requested:
         others = quantized_kernels.without_kernels(requested)
         read = load_arrays(path / ARRAYS, others, subset=True)
         loaded |= quantized_kernels.with_kernels(read, requested, open_arrays(path / ARRAYS))
     return loaded
+
+
+def _backbone_holder(path: epath.PathLike, description: ModelDescription) -> epath.PathLike:
+    """Returns the model directory that holds the backbone's arrays.
+
+    Raises:
+        UserError: it does not exist, holds another backbone, or names a third directory.
+    """
+    holder = description.backbone_path
+    if holder is None:
+        return path
+    backbone_model = read_description(holder)
+    if backbone_model.backbone_path is not None:
+        raise UserError(
+            f"{path} names {holder} as the directory of its backbone, which holds no backbone but "
+            "names another directory; correct backbone_path in model.json, or export the model "
+            "again."
+        )
+    if backbone_model.fingerprint != description.fingerprint:
+        raise UserError(
+            f"{path} was trained on the backbone {description.fingerprint[:12]}, but {holder} now "
+            f"holds {backbone_model.fingerprint[:12]}; restore the first backbone or train again."
+        )
+    return holder
 
 
 def stored_arrays(
@@ -300,7 +314,8 @@ def stored_arrays(
     """Returns all stored arrays by path, including a backbone elsewhere; reads no values."""
     arrays = open_arrays(epath.Path(path) / ARRAYS)
     if description.backbone_path is not None:
-        backbone_arrays = open_arrays(epath.Path(description.backbone_path) / ARRAYS)
+        holder = _backbone_holder(path, description)
+        backbone_arrays = open_arrays(epath.Path(holder) / ARRAYS)
         arrays |= {
             place: array for place, array in backbone_arrays.items() if place[0] == "backbone"
         }
@@ -310,8 +325,8 @@ def stored_arrays(
 def load_stored(path: epath.PathLike, part: str, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Reads one part in the stored dtypes, sharded like `abstract[part]`."""
     description = read_description(path)
-    holder = description.backbone_path if part == "backbone" else None
-    shapes = stored_shapes(epath.Path(holder or path) / ARRAYS)[part]
+    holder = _backbone_holder(path, description) if part == "backbone" else path
+    shapes = stored_shapes(epath.Path(holder) / ARRAYS)[part]
     placed = jax.tree.map(
         lambda stored, target: jax.ShapeDtypeStruct(
             target.shape, stored.dtype, sharding=target.sharding

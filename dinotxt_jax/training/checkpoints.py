@@ -22,7 +22,7 @@ from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.checksums import check_sums, checksums
 from dinotxt_jax.storage.faults import may_be_damaged
-from dinotxt_jax.storage.files import remove_abandoned, write_text
+from dinotxt_jax.storage.files import read_json, remove_abandoned, write_text
 from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.step import TrainState
 
@@ -68,7 +68,13 @@ def check_workdir(
     file = workdir / "run.json"
     if not file.exists():
         return
-    stored = json.loads(file.read_text())
+    cure = (
+        "restore it, take another --workdir, or remove it if the run there had the same config, "
+        "backbone and data"
+    )
+    stored = read_json(file, "config and fingerprint of a run", cure)
+    if not {"fingerprint", "config"} <= stored.keys():
+        raise UserError(f"{file} lacks config or fingerprint of the run; {cure}.")
     if stored["fingerprint"] != fingerprint:
         raise UserError(
             f"{workdir} was trained on the backbone {stored['fingerprint'][:12]}, but this run has "

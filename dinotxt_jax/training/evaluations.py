@@ -16,7 +16,7 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.evaluation.tasks import OpenTask, run_task
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.storage.files import write_text
+from dinotxt_jax.storage.files import read_json, write_text
 from dinotxt_jax.training.exports import Exporter
 from dinotxt_jax.training.step import TrainState
 from dinotxt_jax.visualize.curves import CHANCE
@@ -101,8 +101,9 @@ class Evaluations:
             )
         if not math.isfinite(results[metric]):
             return
-        before = json.loads(file.read_text()) if file.exists() else {}
-        stays = before.get("metric") == metric and before["value"] >= results[metric]
+        cure = "remove it, so that this evaluation becomes the best"
+        before = read_json(file, "the best result", cure) if file.exists() else {}
+        stays = before.get("metric") == metric and before.get("value", -math.inf) >= results[metric]
         if processes.first_says(stays):
             return
         self._exporter.write(state, self._workdir / "best")

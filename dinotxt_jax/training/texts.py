@@ -19,6 +19,7 @@ from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.packing import Packed, pack, planned_rows, row_counts, stacked
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.files import read_json, write_text
 from dinotxt_jax.tokenizers import (
     ClipTokenizer,
     Tokenizer,
@@ -46,7 +47,9 @@ def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
         return ClipTokenizer(settings.vocabulary or None, settings.context_length)
     folder = workdir / "tokenizer"
     if (folder / "spec.json").exists():
-        return load_tokenizer(json.loads((folder / "spec.json").read_text()), folder)
+        cure = f"restore it, or remove {folder}: the same captions give the same tokenizer again"
+        spec = read_json(folder / "spec.json", "the description of a tokenizer", cure)
+        return load_tokenizer(spec, folder)
     captions = (text for index in range(len(source)) for text in source.captions(index))
     return TrainedTokenizer.train(captions, settings.vocabulary_size, settings.context_length)
 
@@ -55,7 +58,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Saves the tokenizer; writes spec.json last, so that an interrupted save is detected."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
-    (folder / "spec.json").write_text(json.dumps(tokenizer.spec(), indent=2) + "\n")
+    write_text(folder / "spec.json", json.dumps(tokenizer.spec(), indent=2) + "\n")
 
 
 class PreparedTexts(NamedTuple):

@@ -168,3 +168,14 @@ def test_a_description_that_cannot_be_used_says_why(
     (tmp_path / "model.json").write_text(json.dumps(values | change))
     with pytest.raises(dt.UserError, match=message):
         read_description(tmp_path)
+
+
+def test_a_backbone_path_that_leads_to_itself_is_refused(
+    tiny_dinotxt: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_dinotxt, model)
+    file = model / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"backbone_path": str(model)}))
+    with pytest.raises(dt.UserError, match=r"which holds no backbone but names another directory"):
+        dt.load_backbone(model)

@@ -452,3 +452,34 @@ def test_a_second_run_in_a_work_directory_is_refused(tiny_backbone: Path, tmp_pa
         train(config(tiny_backbone), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     lock.release()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "run.json",
+            b"",
+            r"run.json is not JSON .*, expected config and fingerprint",
+        ),
+        ("run.json", b"\xff\xfe", "run.json is not JSON"),
+        ("run.json", b"[]", "run.json holds list, expected config and fingerprint of a run"),
+        ("run.json", b"{}", "run.json lacks config or fingerprint of the run; restore it"),
+        (
+            "tokenizer/spec.json",
+            b"",
+            "spec.json is not JSON .* or remove .*tokenizer: the same",
+        ),
+        ("tokenizer/spec.json", b'{"kind": "bpe"}', "lacks context_length and sha256; restore"),
+    ],
+)
+def test_damaged_files_of_a_run_are_sentences_and_stay(
+    file: str, content: bytes, message: str, finished: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / file).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        train(config(tiny_backbone), workdir)
+    assert (workdir / file).read_bytes() == content
+    assert (workdir / "model/model.json").exists()

@@ -29,3 +29,14 @@ def test_non_finite_values_stay_valid_json(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         {"step": 1, "loss": None, "grad_norm": None}
     ]
+
+
+def test_damaged_lines_are_skipped_and_later_ones_kept(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    lines = [b'{"step": 1, "loss": 2.0}', b'{"step": 2, "lo\xff\xfe', b"7", b"", b'{"loss": 1.0}']
+    file.write_bytes(b"\n".join([*lines, b'{"step": 3, "loss": 1.5}', b'{"step": 4, "l']))
+    assert [row["step"] for row in read_metrics(file)] == [1, 3]
+    writer = MetricsWriter(tmp_path, 3)
+    writer.write(4, {"loss": 1.25})
+    writer.close()
+    assert [row["step"] for row in read_metrics(file)] == [1, 3, 4]
