@@ -23,8 +23,8 @@ from dinotxt_jax.errors import UserError
 
 NAME = ".lock"
 # Seconds between two renewals, and without one until a lock counts as stale.
-HEARTBEAT = 5.0
-PATIENCE = 60.0
+RENEW_EVERY = 5.0
+STALE_AFTER = 60.0
 
 
 class RunLock:
@@ -93,10 +93,10 @@ class RunLock:
         if owner.get("host") == socket.gethostname() and isinstance(owner.get("pid"), int):
             return _is_running(owner["pid"], owner.get("started"))
         logging.info("waiting to see whether the run on %s is alive", owner.get("host", "?"))
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + STALE_AFTER
         first = self._modified()
         while time.monotonic() < deadline:
-            time.sleep(min(1.0, HEARTBEAT / 4))
+            time.sleep(min(1.0, RENEW_EVERY / 4))
             modified = self._modified()
             if modified is None:
                 return False
@@ -110,7 +110,7 @@ class RunLock:
         return None
 
     def _renew(self) -> None:
-        while not self._stop.wait(HEARTBEAT):
+        while not self._stop.wait(RENEW_EVERY):
             owner = None
             with contextlib.suppress(OSError):  # may pass
                 owner = self._owner()

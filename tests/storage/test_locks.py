@@ -19,8 +19,8 @@ from dinotxt_jax.storage.locks import NAME, RunLock
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "HEARTBEAT", 0.1)
-    monkeypatch.setattr(locks, "PATIENCE", 1.0)
+    monkeypatch.setattr(locks, "RENEW_EVERY", 0.1)
+    monkeypatch.setattr(locks, "STALE_AFTER", 1.0)
 
 
 def owned_by(folder: Path, **owner: object) -> None:
