@@ -27,27 +27,35 @@ from dinotxt_jax.training.step import TrainState, make_trainer
 def steppers(batch_size: int) -> tuple[TrainState, dict[str, Callable[[], None]]]:
     """Returns a training state, and by name a function that takes one step and waits for it."""
     mesh = sharding.make_mesh()
-    trainer = make_trainer(step_config("float32", batch_size), BACKBONE, VOCABULARY, mesh)
+    config = step_config("float32", batch_size)
     features = np.random.default_rng(0).normal(size=(batch_size, 197, 192)).astype(np.float32)
     batch = sharding.global_batch({"features": features, **drawn_text(batch_size, LONGEST)}, mesh)
 
     def stepper() -> Callable[[], None]:
-        compiled, state = trainer.compiled_step(), trainer.create_state()
+        """Compiles a step; a new trainer, since JAX reuses programs of an equal function."""
+        trainer = make_trainer(config, BACKBONE, VOCABULARY, mesh)
+        state = trainer.create_state()
+        program = trainer.compiled_step().lower(state, {}, batch).compile()
+        programs.append(program.as_text())
 
         def take() -> None:
             nonlocal state
-            state, metrics = compiled(state, {}, batch)
+            state, metrics = program(state, {}, batch)
             jax.block_until_ready(metrics)
 
-        take()  # compiles
+        take()
         return take
 
+    programs: list[str] = []
     checked = stepper()
     original = step_module.applied
     step_module.applied = lambda health, updated, before: updated
     unchecked = stepper()
     step_module.applied = original
-    return trainer.create_state(), {"with the check": checked, "without": unchecked}
+    if programs[0] == programs[1]:
+        raise RuntimeError("both programs are the same: the check was not left out")
+    state = make_trainer(config, BACKBONE, VOCABULARY, mesh).create_state()
+    return state, {"with the check": checked, "without": unchecked}
 
 
 def seconds(function: Callable[[], Any]) -> float:

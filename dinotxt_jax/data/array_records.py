@@ -46,15 +46,15 @@ class ArrayRecordSource:
                 f"{self._path} cannot be read as ArrayRecord ({error}), expected whole files "
                 f"written by write_array_record; write them again or correct {section}.path."
             ) from error
-        self._kept = np.arange(len(self._records))
+        self._numbers = np.arange(len(self._records))
         if split:
             record_splits = [
                 self._read(number).get("split", "") for number in range(len(self._records))
             ]
-            self._kept = np.flatnonzero(np.asarray(record_splits, object) == split)
-            if not len(self._kept):
+            self._numbers = np.flatnonzero(np.asarray(record_splits, object) == split)
+            if not len(self._numbers):
                 raise nothing_left(self._path, split, set(record_splits), section)
-        if not len(self._kept):
+        if not len(self._numbers):
             raise nothing_left(self._path, split, set(), section)
         self[0]
 
@@ -77,7 +77,7 @@ class ArrayRecordSource:
         return record
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Example:
         record, captions = self._entry(index)
@@ -92,7 +92,7 @@ class ArrayRecordSource:
 
     def _entry(self, index: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
         """Returns the record and the captions of an example."""
-        number = int(self._kept[index])
+        number = int(self._numbers[index])
         record = self._read(number)
         return record, checked_captions(record["captions"], f"{self._path}, record {number}")
 

@@ -24,15 +24,15 @@ def too_many_bad(bad: int, examples: int, limit: float) -> UserError:
     )
 
 
-# If no more than the allowed fraction is bad, a search for a good image fails this often.
+# Probability that a search gives up although no more than the allowed fraction is bad.
 _CHANCE = 1e-12
 
 
 def most_tries(limit: float, size: int) -> int:
-    """Returns how many different random images to try before too many are certainly bad.
+    """Returns the number of different random images after which the search for a good one ends.
 
-    Either more are bad than `limit` allows of `size`, or so many in a row that it would happen by
-    chance only once in 10**12 searches.
+    If all of them are bad, either more than `limit` times `size` images are bad, or the search met
+    a series of bad images that has a probability of 1e-12 within the limit.
     """
     if limit == 0:
         return 1
@@ -61,7 +61,7 @@ class BadImageMonitor:
     def __init__(self, max_bad_fraction: float, dataset_size: int) -> None:
         self._max_bad_fraction = max_bad_fraction
         self._dataset_size = dataset_size
-        self._seen = self._skipped = 0
+        self._examples = self._skipped = 0
 
     def update(self, examples: int, skipped: int) -> int:
         """Counts one global batch.
@@ -76,17 +76,17 @@ class BadImageMonitor:
         Raises:
             UserError: this number exceeds the limit.
         """
-        self._seen += examples
+        self._examples += examples
         self._skipped += skipped
-        expected = max(self._seen, self._dataset_size)
+        expected = max(self._examples, self._dataset_size)
         if self._skipped > self._max_bad_fraction * expected:
             raise too_many_bad(self._skipped, expected, self._max_bad_fraction)
         return self._skipped
 
     def get_state(self) -> dict[str, int]:
         """Returns the counts that `set_state` restores after a restart."""
-        return {"seen": self._seen, "skipped": self._skipped}
+        return {"seen": self._examples, "skipped": self._skipped}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Continues counting from `state`."""
-        self._seen, self._skipped = int(state["seen"]), int(state["skipped"])
+        self._examples, self._skipped = int(state["seen"]), int(state["skipped"])

@@ -59,7 +59,7 @@ def checked_label(label: int, classes: int, where: str, section: str) -> int:
     """Returns the label, or raises a `UserError` that names `where` if no class has this label."""
     if not 0 <= label < classes:
         raise UserError(
-            f"{where}: the label {label} lies outside the {classes} classes (0 to {classes - 1}); "
+            f"{where}: the label {label} is not one of the {classes} classes (0 to {classes - 1}); "
             f"correct it, or {section}.classes."
         )
     return label

@@ -135,7 +135,7 @@ def _read(file: Path) -> dict[str, Any]:
     results = read_json(file, "results of an evaluation", "remove it, or choose another --output")
     if not all(isinstance(result, dict) for result in results.values()):
         raise UserError(
-            f"{file} holds something else than results; remove it, or choose another --output."
+            f"{file} does not contain evaluation results; remove it, or choose another --output."
         )
     return results
 

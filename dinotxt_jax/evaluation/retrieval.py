@@ -182,12 +182,12 @@ def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
     entries = []
     for index in dict.fromkeys(indices):
         pixels = transform(decode_image(source[index].image))
-        captions, missed = found_captions(embedded, index, _SHEET_CAPTIONS)
+        captions, missed = most_similar_captions(embedded, index, _SHEET_CAPTIONS)
         entries.append(visualize.RetrievedCaptions(pixels, captions, missed))
     visualize.retrieval_sheet(entries, path, captions=len(embedded.captions), title=job.title)
 
 
-def found_captions(
+def most_similar_captions(
     embedded: RetrievalSet, image: int, count: int
 ) -> tuple[list[tuple[str, float, bool]], tuple[str, float, int] | None]:
     """Returns the captions most similar to an image and, if all are wrong, the best correct one.

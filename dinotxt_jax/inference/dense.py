@@ -78,11 +78,11 @@ def _labels(
     background: Int[Array, ""],
     floor: Float[Array, ""],
 ) -> Int[Array, "i j"]:
-    def of_rows(rows: Taps) -> Int[Array, "r j"]:
+    def label_rows(rows: Taps) -> Int[Array, "r j"]:
         fine = resampled(scores, rows, columns)
         pixel_labels = jnp.take(classes, jnp.argmax(fine, axis=-1))
         return jnp.where(jnp.max(fine, axis=-1) < floor, background, pixel_labels)
 
     # Process rows in pieces: all scores at photo resolution might not fit in memory.
     pieces = jax.tree.map(lambda tap: tap.reshape(-1, _ROUND), rows)
-    return jax.lax.map(of_rows, pieces).reshape(-1, columns.lower.shape[0])
+    return jax.lax.map(label_rows, pieces).reshape(-1, columns.lower.shape[0])

@@ -97,7 +97,7 @@ def embedded_files(
                 center_crop(read_image(file), preprocessing.resize, preprocessing.crop)
             )
         except UserError as error:
-            logging.warning("left out: %s", error)
+            logging.warning("skipped: %s", error)
             return file, None
 
     loaded = in_threads(files, load, threads, 2 * batch_size)
@@ -113,7 +113,7 @@ def embedded_files(
             bar.update(len(batch))
     if not readable:
         raise UserError(
-            f"no image could be read, of {len(files)} given; the warnings above say why: repair or "
+            f"none of the {len(files)} images could be read; the warnings above say why: repair or "
             "convert the files."
         )
     if readable < len(files):

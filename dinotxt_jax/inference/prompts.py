@@ -33,7 +33,7 @@ def class_features(
     templates: Sequence[str],
     batch_size: int = 256,
     *,
-    of_patches: bool = False,
+    patch_features: bool = False,
 ) -> Float[np.ndarray, "c D"]:
     """Returns one L2-normalised feature per class.
 
@@ -42,8 +42,8 @@ def class_features(
         class_names: the classes; equal names give equal features.
         templates: prompts with `{}` for the class name.
         batch_size: number of prompts encoded at once.
-        of_patches: returns only the patch features [c d], the second half (for LiT, which has only
-            one half, the whole feature), sliced *before* any normalisation.
+        patch_features: returns only the patch features [c d], the second half (for LiT, which has
+            only one half, the whole feature), sliced *before* any normalisation.
 
     Raises:
         UserError: there is no class, or a class name is blank.
@@ -51,7 +51,7 @@ def class_features(
     _check(class_names)
     features = _cached_features(model, class_names, templates, batch_size)
     dim = model.description.vision.dim
-    return features[:, -dim:] if of_patches else features[:, :-dim]
+    return features[:, -dim:] if patch_features else features[:, :-dim]
 
 
 def dense_texts(
@@ -110,7 +110,7 @@ def placed_texts(
         texts = [(name, label) for name, label in texts if label != background]
         texts += [(word, background) for word in words]
     names, classes = [name for name, _ in texts], [label for _, label in texts]
-    features = class_features(model, names, templates, of_patches=True)
+    features = class_features(model, names, templates, patch_features=True)
     return DenseTexts(features, np.asarray(classes, np.int32), background, score)
 
 

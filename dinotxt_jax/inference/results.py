@@ -95,4 +95,4 @@ class Segmentation:
         indices = [n for n, label in enumerate(texts.classes) if label != texts.background]
         names = [self.class_names[texts.classes[n]] for n in indices]
         unit = PROTOCOLS[self.protocol].unit
-        return visualize.heat_maps(self.image, self.scores[..., indices], names, what=unit)
+        return visualize.heat_maps(self.image, self.scores[..., indices], names, score_name=unit)

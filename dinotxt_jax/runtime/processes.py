@@ -55,14 +55,14 @@ def start(
     Raises:
         UserError: inconsistent settings, or the other processes cannot be reached.
     """
-    given = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
-    missing = [name for name, value in given.items() if value is None]
+    flags = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
+    missing = [name for name, value in flags.items() if value is None]
     _check(coordinator, count, index, heartbeat_timeout)
     launcher = _launcher(os.environ)
-    if count == 1 or (len(missing) == len(given) and launcher is None):
+    if count == 1 or (len(missing) == len(flags) and launcher is None):
         return
     if missing and launcher is None:
-        present = ", ".join(f"{name}={given[name]}" for name in given if name not in missing)
+        present = ", ".join(f"{name}={flags[name]}" for name in flags if name not in missing)
         raise UserError(
             f"{present} is given without {' and '.join(missing)}, and there is no launcher that "
             "sets it (Slurm, Open MPI, an indexed Kubernetes job, a TPU VM); give all three, or "
@@ -101,7 +101,8 @@ def _check(
     if index is not None and (index < 0 or (count is not None and index >= count)):
         last = "" if count is None else f" to {count - 1} (--num_processes={count})"
         raise UserError(
-            f"--process_id={index} is not a number from 0{last}; give every process its own."
+            f"--process_id={index} is not a number from 0{last}; give each process a "
+            "different number."
         )
     if heartbeat_timeout < 1:
         raise UserError(f"--heartbeat_timeout={heartbeat_timeout} is not positive; give seconds.")

@@ -221,6 +221,7 @@ class Checkpoints:
     def __init__(self, path: epath.PathLike, keep: int):
         self._path, self._keep = path, keep
         self._pending: Any = None  # the response of the save that is still running
+        self._failed = False
 
     @functools.cached_property
     def _checkpointer(self) -> ocp.training.Checkpointer:
@@ -288,17 +289,16 @@ class Checkpoints:
         self._finish(None)
 
     def _finish(self, timeout: float | None) -> None:
-        pending = self._pending
-        if pending is None:
+        if self._pending is None:
             return
-        with _faults():
-            try:
-                pending.result(timeout)
-            except TimeoutError:
-                raise
-            except BaseException:
-                self._pending = None
-                raise
+        try:
+            with _faults():
+                self._pending.result(timeout)
+        except TimeoutError:
+            raise  # still running
+        except BaseException:
+            self._pending, self._failed = None, True
+            raise
         self._pending = None
 
     def load(self, step: int, parts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -318,11 +318,13 @@ class Checkpoints:
         Raises:
             UserError: the storage failed, and no earlier call has raised this.
         """
+        if "_checkpointer" not in vars(self):
+            return  # never used
         try:
             self.wait()
         finally:
-            # Orbax raises the error of a failed save again.
-            with contextlib.suppress(ValueError, OSError):
+            # After a failed save, Orbax raises its error again.
+            with contextlib.suppress(Exception) if self._failed else _faults():
                 self._checkpointer.close()
 
 

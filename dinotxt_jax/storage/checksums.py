@@ -43,15 +43,15 @@ def check_sums(tree: Any, expected: Mapping[str, str], where: str, cure: str) ->
 
     Args:
         tree: the arrays.
-        expected: the checksums at least of these arrays; paths without one are not checked.
+        expected: the checksums at least of these arrays.
         where: the file or folder, for the error.
         cure: the advice in the error.
 
     Raises:
-        UserError: an array is not the one that was written.
+        UserError: an array is not the one that was written, or has no checksum.
     """
     actual = checksums(tree)
-    damaged = [name for name, value in actual.items() if expected.get(name, value) != value]
+    damaged = [name for name, value in actual.items() if expected.get(name) != value]
     if damaged:
         more = f" and {len(damaged) - 1} more arrays" if len(damaged) > 1 else ""
         raise UserError(

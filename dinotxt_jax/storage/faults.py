@@ -22,7 +22,7 @@ _WRONG_PATH = {
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # TensorStore and Orbax raise ValueError for failed reads and writes. The text starts with the
-# status, and for local files it holds the error number.
+# status; for local files it contains the error number.
 _STATUS = re.compile(
     r"\b(ABORTED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|NOT_FOUND|OUT_OF_RANGE"
     r"|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN): "
@@ -30,8 +30,6 @@ _STATUS = re.compile(
     re.DOTALL,
 )
 _NUMBER = re.compile(r"os_error_code='(\d+)'")
-
-
 # Errors of a storage or a machine that say nothing about the stored data.
 _PASSING = {
     errno.EIO,
@@ -67,7 +65,12 @@ def storage_fault(error: BaseException) -> UserError | None:
 
     Exit code 2 means that a path or a permission must be changed, 74 that the storage failed.
     """
+    if isinstance(error, BrokenPipeError):
+        return None  # the reader of the output has ended
     if isinstance(error, OSError):
+        # Libraries raise OSError without a number for other reasons, such as an unknown format.
+        if error.errno is None and not isinstance(error, ConnectionError | TimeoutError):
+            return None
         return _fault(error.errno, str(error.filename or ""), error.strerror or str(error))
     if isinstance(error, ValueError) and (status := _STATUS.search(str(error))):
         number = _NUMBER.search(str(error))

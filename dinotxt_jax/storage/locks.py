@@ -55,7 +55,8 @@ class RunLock:
                 continue  # released meanwhile
             if self._is_alive(other):
                 raise self._held_by(other)
-            self._file.unlink(missing_ok=True)
+            if self._owner() == other:  # another waiting run may have taken it over first
+                self._file.unlink(missing_ok=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -130,9 +131,13 @@ class RunLock:
 
 
 def _started(pid: int) -> str:
-    """Returns the start time of a process, which tells reused process numbers apart."""
+    """Returns the start time of a process, which tells reused process numbers apart.
+
+    Empty for a process that has ended, also before its parent has asked for the exit code.
+    """
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "XZ" else fields[18]
     return ""
 
 

@@ -63,11 +63,11 @@ def without_kernels(abstract: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         abstract: nested dict with `jax.ShapeDtypeStruct` leaves.
     """
-    quantized_here = ("kernel", SCALE) if SCALE in abstract else ()
+    quantized_names = ("kernel", SCALE) if SCALE in abstract else ()
     return {
         name: without_kernels(value) if isinstance(value, Mapping) else value
         for name, value in abstract.items()
-        if name not in quantized_here
+        if name not in quantized_names
     }
 
 

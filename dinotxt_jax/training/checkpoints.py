@@ -199,7 +199,8 @@ def restore_state(
         step, {"trainable": abstract.trainable, "optimizer": abstract.optimizer}
     )
     cure = "use an earlier one"
-    check_sums(parts, notes.pop(_CHECKSUMS, {}), f"the checkpoint of step {step}", cure)
+    if (stored := notes.pop(_CHECKSUMS, None)) is not None:  # absent before checksums existed
+        check_sums(parts, stored, f"the checkpoint of step {step}", cure)
     if not _all_finite(parts["trainable"]):
         raise UserError(f"the checkpoint of step {step} holds values that are not finite; {cure}.")
     counter = processes.placed(np.asarray(step, abstract.step.dtype), abstract.step.sharding)

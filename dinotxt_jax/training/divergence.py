@@ -74,7 +74,6 @@ class Divergence:
 
     def _examples(self, step: int) -> list[dict[str, Any]]:
         """Returns index and key of this process's examples in a step."""
-
         indices = self._indices[step].tolist()
         return [{"index": index, "key": self._source.key(index)} for index in indices]
 

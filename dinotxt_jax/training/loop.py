@@ -90,7 +90,7 @@ class _Run:
         check_image_size(config.data.image_size, patch_size)
         check_tasks(config.evaluation, patch_size, self.mesh, "config.evaluation")
         self.source = open_source(config.data)
-        self.identity = data_identity(self.source)
+        self.identity = data_identity(self.source, config.data.threads)
         check_workdir(workdir, config, self.backbone.fingerprint, self.identity)
         self.cache = self._open_cache(
             Path(config.features), config.data, config.feature_views, self.source
@@ -147,7 +147,7 @@ class _Run:
         check_same_run(
             self.config,
             self.backbone.fingerprint,
-            self.source,
+            self.identity,
             self.tokenizer,
             self.evaluations.tasks,
         )

@@ -148,8 +148,8 @@ class Trainer:
     ) -> tuple[TrainState, Metrics]:
         """Makes one update, unless the loss or the gradient norm is not finite.
 
-        Then parameters and optimizer state stay as they are. `state.health` records the step, and
-        no later step changes them either once the limit of `health.applied` is reached.
+        Such a step leaves parameters and optimizer state unchanged, and `state.health` records it.
+        After `config.nonfinite_limit` such steps in a row, no later step changes them either.
 
         Args:
             state: the state before the step.

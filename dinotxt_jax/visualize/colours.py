@@ -124,11 +124,11 @@ def _distances(
     colours: UInt8[np.ndarray, "n 3"], others: UInt8[np.ndarray, "m 3"]
 ) -> Float[np.ndarray, "n m"]:
     """Returns colour distances in the kind of vision that distinguishes each pair least."""
-    apart = np.linalg.norm(_seen(colours)[:, :, None] - _seen(others)[:, None], axis=-1)
+    apart = np.linalg.norm(_perceived(colours)[:, :, None] - _perceived(others)[:, None], axis=-1)
     return (apart * _SIGHT_WEIGHTS[:, None, None]).min(axis=0)
 
 
-def _seen(colours: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, "4 n 3"]:
+def _perceived(colours: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, "4 n 3"]:
     """Converts colours to OKLab as seen in each of the four kinds of vision."""
     linear = _linear(colours)
     return np.stack([_oklab(np.clip(linear @ sight.T, 0, 1)) for sight in _SIGHTS])
@@ -146,15 +146,15 @@ def _palette(reserved: tuple[Colour, ...], count: int) -> UInt8[np.ndarray, "n 3
         count: number of colours; a longer palette begins with the same colours.
     """
     candidates = np.concatenate([np.asarray(_FIRST, np.uint8), _candidates()])
-    perceived = _seen(candidates)
+    perceived = _perceived(candidates)
     first = list(range(len(_FIRST)))
     nearest = np.full(len(candidates), np.inf)
     if reserved:
         reserved_colours = np.asarray(reserved, np.uint8)
         nearest = _distances(candidates, reserved_colours).min(axis=1)
-        plain = np.linalg.norm(perceived[0][:, None] - _seen(reserved_colours)[0], axis=-1).min(
-            axis=1
-        )
+        plain = np.linalg.norm(
+            perceived[0][:, None] - _perceived(reserved_colours)[0], axis=-1
+        ).min(axis=1)
         first = [i for i in first if nearest[i] >= _APART and plain[i] >= _CLEAR]
         nearest = np.minimum(nearest, _KNOWN_WEIGHT * plain)
     chosen: list[int] = []

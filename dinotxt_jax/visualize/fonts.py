@@ -66,12 +66,12 @@ def warn_once(text: str) -> None:
         else "install the library FriBiDi (Debian, Ubuntu: apt install libfribidi0), which Pillow "
         "needs for this script."
     )
-    if advice not in _given_advice:
-        _given_advice.add(advice)
+    if advice not in _logged_advice:
+        _logged_advice.add(advice)
         logging.warning("pictures cannot show the text %r; %s", text[:60], advice)
 
 
-_given_advice: set[str] = set()
+_logged_advice: set[str] = set()
 
 
 @functools.cache

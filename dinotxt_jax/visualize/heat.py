@@ -35,7 +35,7 @@ def heat_maps(
     class_names: Sequence[str],
     *,
     columns: int = 4,
-    what: str = "score",
+    score_name: str = "score",
 ) -> Image.Image:
     """Draws the photo and, for every class, the scores over it, all on one scale from min to max.
 
@@ -45,7 +45,7 @@ def heat_maps(
             resized bilinearly to the photo size.
         class_names: one name per class; each tile title gives the class name and the largest score.
         columns: number of tiles next to each other; the photo is one tile.
-        what: name for the scores at the colour bar, such as "cosine similarity".
+        score_name: name for the scores at the colour bar, such as "cosine similarity".
 
     Raises:
         UserError: scores are not finite or have another number of classes, or the photo is
@@ -55,8 +55,8 @@ def heat_maps(
     values = checked_numbers(scores, ("h", "w", "c"), "scores")
     if values.shape[-1] != len(class_names):
         raise UserError(
-            f"scores are of {values.shape[-1]} classes, expected {len(class_names)} as there are "
-            "class names; correct one of them."
+            f"there are scores for {values.shape[-1]} classes and {len(class_names)} class names, "
+            "expected equal numbers; correct one of them."
         )
     columns = checked_columns(columns, len(class_names) + 1)
     smaller = sized(photo, panel_side(columns))
@@ -68,7 +68,7 @@ def heat_maps(
         heated = _heated(smaller, values[..., index], low, high)
         tiles.append(Tile(heated, name, f"max {written(float(most))}"))
     panels = grid(tiles, columns)
-    title = f"{one_line(what, 'score')}, one scale for all classes"
+    title = f"{one_line(score_name, 'score')}, one scale for all classes"
     return page_of([panels, scale_bar(low, high, title, panels.width)], GAP * 3 // 2)
 
 

@@ -45,7 +45,7 @@ def checked_photo(image: Photo) -> Image.Image:
 
 
 def checked_labels(
-    labels: Int[np.ndarray, "h w"], photo: Image.Image, classes: int, ignored: int, what: str
+    labels: Int[np.ndarray, "h w"], photo: Image.Image, classes: int, ignored: int, name: str
 ) -> Int[np.ndarray, "h w"]:
     """Returns the class index for every pixel in a photo, `NONE` where there is no class.
 
@@ -57,14 +57,14 @@ def checked_labels(
         label_map.dtype, np.integer
     ):
         raise UserError(
-            f"{what} is an array {label_map.dtype}{list(label_map.shape)}, expected integers of "
+            f"{name} is an array {label_map.dtype}{list(label_map.shape)}, expected integers of "
             f"the photo's size [{photo.height}, {photo.width}]; resize it (by nearest neighbours)."
         )
     labelled = label_map != ignored
     unknown = label_map[labelled & ((label_map < 0) | (label_map >= classes))]
     if len(unknown):
         raise UserError(
-            f"{what} holds the index {unknown.min()}, expected 0 to {classes - 1} (there are "
+            f"{name} holds the index {unknown.min()}, expected 0 to {classes - 1} (there are "
             f"{classes} class names) or {ignored} for none; correct it or name more classes."
         )
     return np.where(labelled, label_map.astype(np.int32), NONE)
@@ -82,7 +82,7 @@ def checked_alpha(alpha: float) -> float:
 
 
 def checked_numbers(
-    values: Float[np.ndarray, "..."], axes: Sequence[str], what: str
+    values: Float[np.ndarray, "..."], axes: Sequence[str], name: str
 ) -> Float[np.ndarray, "..."]:
     """Returns finite numbers as float32, with one axis for each name.
 
@@ -94,17 +94,17 @@ def checked_numbers(
         numbers = np.asarray(values).astype(np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{what} is {shortened(values)}, expected an array of numbers [{' '.join(axes)}]; "
+            f"{name} is {shortened(values)}, expected an array of numbers [{' '.join(axes)}]; "
             "convert it."
         ) from error
     if numbers.ndim != len(axes) or numbers.size == 0:
         raise UserError(
-            f"{what} has the shape {list(numbers.shape)}, expected [{' '.join(axes)}] with at "
+            f"{name} has the shape {list(numbers.shape)}, expected [{' '.join(axes)}] with at "
             "least one of each; reshape it."
         )
     if not np.isfinite(numbers).all():
         raise UserError(
-            f"{what} holds {int((~np.isfinite(numbers)).sum())} numbers that are not finite, "
+            f"{name} holds {int((~np.isfinite(numbers)).sum())} numbers that are not finite, "
             "expected none; find out where they come from."
         )
     return numbers

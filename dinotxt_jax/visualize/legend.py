@@ -79,13 +79,13 @@ def hatched(height: int, width: int, period: int) -> UInt8[np.ndarray, "height w
     return np.where(lines[..., None], HATCH, 255).astype(np.uint8)
 
 
-def scale_bar(low: float, high: float, what: str, width: int) -> Image.Image:
-    """Draws the heat map colours from `low` to `high`, with tick numbers and the title `what`."""
+def scale_bar(low: float, high: float, title: str, width: int) -> Image.Image:
+    """Draws the heat map colours from `low` to `high`, with tick numbers and the title."""
     thick = TEXT * 2 // 3
     heading = TEXT * 3 // 2
     bar = Image.new("RGB", (width, heading + thick + TEXT * 3 // 2), "white")
     draw = ImageDraw.Draw(bar)
-    write(draw, (0, TEXT), fitted(what, TEXT, width))
+    write(draw, (0, TEXT), fitted(title, TEXT, width))
     written = numbers_between(low, high)
     if low == high:
         numbers = [written(low)]

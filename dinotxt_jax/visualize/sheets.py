@@ -74,8 +74,8 @@ def retrieval_sheet(
     notes = (
         f"Next to each image: the most similar of all {captions} captions, best first, with their "
         "cosine similarities.",
-        "Green captions belong to the image. Where none of these does, the best one that does "
-        "follows in red.",
+        "Green captions belong to the image. If none is green, the most similar caption of the "
+        "image follows in red.",
     )
     for number, note in enumerate(notes):
         place = (MARGIN, bottom + (number + 1) * _LINE)

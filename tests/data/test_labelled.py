@@ -143,8 +143,8 @@ def test_present_keeps_the_classes_that_have_an_image(tmp_path: Path) -> None:
         ([TENCH, "goldfish"], "has the folder goldfish, which is not the WordNet ID of any of"),
         ([TENCH, "7"], f"has the folder {TENCH} next to folders named by number"),
         (["3", "misc"], "has the folder misc next to folders named by number"),
-        (["0", "1000"], r"1000: the label 1000 lies outside the 1000 classes \(0 to 999\)"),
-        (["-1"], "the label -1 lies outside the 1000 classes"),
+        (["0", "1000"], r"1000: the label 1000 is not one of the 1000 classes \(0 to 999\)"),
+        (["-1"], "the label -1 is not one of the 1000 classes"),
         (["cat", "dog"], "has 2 folders, but config.data.classes names 1000 classes"),
         (["cat", "²"], "has 2 folders, but config.data.classes names 1000 classes"),
     ],
@@ -224,8 +224,8 @@ def test_classes_can_be_restricted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "changes", "message"),
     [
-        ("file,label\na,4\n", {}, r"index.csv:2: the label 4 lies outside the 4 classes"),
-        ("file,label\na,-1\n", {}, "the label -1 lies outside"),
+        ("file,label\na,4\n", {}, r"index.csv:2: the label 4 is not one of the 4 classes"),
+        ("file,label\na,-1\n", {}, "the label -1 is not one of"),
         ("file,label\na,crane\n", {}, "names several classes; use the number"),
         ("file,label\na,cow\n", {}, "names none of the classes"),
         ("file,label\na,²\n", {}, "names none of the classes"),

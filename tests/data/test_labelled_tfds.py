@@ -154,7 +154,7 @@ def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConf
             "unnamed, stores labels as numbers.*set config.data.classes",
         ),
         ({"label_key": "foreign"}, "feature foreign, has the class n00000001, which is none of"),
-        ({"label_key": "unlabelled"}, r"small\[train\]\[0\]: the label -1 lies outside the 3"),
+        ({"label_key": "unlabelled"}, r"small\[train\]\[0\]: the label -1 is not one of the 3"),
         (
             {"classes": "imagenet1k"},
             "3 classes, but config.data.classes names 1000; name a class for",

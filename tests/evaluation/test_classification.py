@@ -130,7 +130,7 @@ def test_features_of_classes_are_means_of_normalised_prompts(
         assert_same(row, mean / np.linalg.norm(mean))
         half = raw[:, 64:]
         patch = (half / np.linalg.norm(half, axis=1, keepdims=True)).mean(0)
-    patches = class_features(model, names, templates, 4, of_patches=True)
+    patches = class_features(model, names, templates, 4, patch_features=True)
     assert_same(patches[-1], patch / np.linalg.norm(patch))
     assert len(list((cache / "text_features").glob("*.npy"))) == 1  # both from one
     monkeypatch.setattr(inference.Model, "embed_texts", None)

@@ -19,7 +19,7 @@ from dinotxt_jax.evaluation.report import evaluate
 from dinotxt_jax.evaluation.retrieval import (
     RetrievalSet,
     chance_recalls,
-    found_captions,
+    most_similar_captions,
     recalls,
 )
 from dinotxt_jax.evaluation.tasks import run_task
@@ -125,10 +125,10 @@ def test_a_sheet_shows_the_true_caption_and_its_rank_when_not_retrieved() -> Non
     owners = np.array([1, 1, 2, 2, 0, 0])
     names = [f"text {number}" for number in range(6)]
     embedded = RetrievalSet(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), texts, owners, names)
-    captions, missed = found_captions(embedded, 0, 3)
+    captions, missed = most_similar_captions(embedded, 0, 3)
     assert captions == [("text 0", 0.9, False), ("text 1", 0.8, False), ("text 2", 0.8, False)]
     assert missed == ("text 4", 0.6, 5)  # the tie counts against the model
-    captions, missed = found_captions(embedded, 0, 6)
+    captions, missed = most_similar_captions(embedded, 0, 6)
     assert [belongs for _, _, belongs in captions] == [False] * 4 + [True] * 2
     assert missed is None
 

@@ -25,8 +25,8 @@ SUM_OVER_TOKENS = 8 * (16 * 77) ** 0.5
 # over 64 features in sequence, and errors with random sign add up to (40 * 64) ** 0.5 = 51 in each
 # program. This keeps 17 of float32's 24 bits; another mask, weight or order changes the first few.
 TWO_PROGRAMS = 128
-# Outputs next to those of the official code or another library, in float32 on both sides: ten times
-# the distance between the official model's float32 and float64 outputs.
+# Bound between our float32 outputs and those of the official code or of another library: ten times
+# the difference between the official model's float32 and float64 outputs.
 FEATURES = 5e-5
 # The same for features with unit norm.
 NORMALIZED = 5e-6

@@ -190,7 +190,7 @@ def test_a_class_called_background_has_a_separate_heat_map(
     calls: list = []
     monkeypatch.setattr(
         "dinotxt_jax.visualize.heat_maps",
-        lambda image, scores, names, what: calls.append((scores, names)),
+        lambda image, scores, names, score_name: calls.append((scores, names)),
     )
     plain = model.segment(photo, ["background", "dog", "cat"], "whole", "a {}")
     plain.heat_maps()

@@ -50,6 +50,8 @@ def test_lost_connections_are_storage_faults() -> None:
 def test_other_errors_are_no_storage_faults() -> None:
     assert storage_fault(ValueError("the shapes do not fit")) is None
     assert storage_fault(RuntimeError("INTERNAL: a defect")) is None
+    assert storage_fault(OSError("cannot identify the format")) is None
+    assert storage_fault(BrokenPipeError(errno.EPIPE, "Broken pipe")) is None
 
 
 @pytest.fixture

@@ -52,9 +52,44 @@ def test_the_lock_of_a_dead_process_is_taken_over_at_once(tmp_path: Path) -> Non
 
 def test_a_reused_process_number_is_not_the_owner(tmp_path: Path) -> None:
     owned_by(tmp_path, host=socket.gethostname(), pid=os.getpid(), started="1")
+    started = time.monotonic()
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert time.monotonic() - started < 0.5  # without waiting for a renewal
+    assert json.loads((tmp_path / NAME).read_text())["started"] != "1"
+    lock.release()
+
+
+def test_a_process_that_ended_but_is_not_reaped_is_dead(tmp_path: Path) -> None:
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    started = locks._started(zombie.pid)
+    deadline = time.monotonic() + 10
+    while locks._started(zombie.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    owned_by(tmp_path, host=socket.gethostname(), pid=zombie.pid, started=started)
     lock = RunLock(tmp_path)
     lock.acquire()
     lock.release()
+    assert zombie.wait() == 0
+
+
+def test_a_lock_that_another_waiting_run_took_over_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owned_by(tmp_path, host="elsewhere", pid=1)
+    winner, original = RunLock(tmp_path), RunLock._is_alive
+
+    def overtaken(lock: RunLock, owner: dict) -> bool:
+        alive = original(lock, owner)
+        if not alive and lock is not winner:
+            winner.acquire()
+        return alive
+
+    monkeypatch.setattr(RunLock, "_is_alive", overtaken)
+    with pytest.raises(UserError, match="in use by another run"):
+        RunLock(tmp_path).acquire()
+    winner.check()
+    winner.release()
 
 
 @pytest.mark.parametrize("text", ['{"id": "other", "host": "elsewhere", "pid": 1}', "", "[]"])

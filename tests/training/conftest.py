@@ -1,15 +1,24 @@
-"""Shares the compiled step and the FLOP count between runs with equal settings."""
+"""Shares the compiled step, the FLOP count and a finished run between tests."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import HELD_OUT, config
 
-from dinotxt_jax.config import CheckpointConfig, Config, DataConfig, EvaluationConfig
+from dinotxt_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    TaskConfig,
+)
 from dinotxt_jax.training import rates
+from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.step import Trainer
 
 
@@ -58,3 +67,16 @@ def shared_steps() -> Iterator[None]:
         patch.setattr(Trainer, "compiled_step", shared_step)
         patch.setattr(rates, "matmul_flops", shared_flops)
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(
+    shared_steps: None, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Returns the work directory of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    evaluation = EvaluationConfig(
+        tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=6, batch_size=8
+    )
+    train(config(tiny_backbone, evaluation=evaluation, profile="3:4"), workdir)
+    return workdir

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import several
 from small_runs import config, losses
+from tolerances import SAME_LOSS
 
 from dinotxt_jax import UserError, sharding
 from dinotxt_jax.storage.arrays import Checkpoints
@@ -181,5 +182,5 @@ def test_all_processes_fall_back_to_the_same_checkpoint(
     group = several.start(tmp_path / "logs", 2, 4, arguments)
     assert group.finish() == [0, 0], group.everything()
     assert "resuming from step 4" in group.output(0)
-    assert losses(workdir) == pytest.approx(expected, rel=1e-4)
+    assert losses(workdir) == pytest.approx(expected, rel=SAME_LOSS)
     assert json.loads((workdir / "run.json").read_text())["config"]["steps"] == 8

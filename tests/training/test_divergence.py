@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import several
-from small_runs import config, interrupted_at, losses, metrics_of
+from small_runs import InterruptedRunError, config, interrupted_at, losses, metrics_of
 from stored import stored_tree
 from tolerances import assert_same
 
@@ -88,7 +88,7 @@ def test_a_skipped_step_changes_nothing_but_the_count(
     assert rows[8]["learning_rate"] == rows[7]["learning_rate"] != rows[9]["learning_rate"]
     with monkeypatch.context() as patch:
         interrupted_at(10, patch)
-        with pytest.raises(Exception, match="^$"):
+        with pytest.raises(InterruptedRunError):
             train(skipping, tmp_path / "parts")
     train(skipping, tmp_path / "parts")
     assert metrics_without_times(tmp_path / "parts") == metrics_without_times(tmp_path / "whole")

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +22,6 @@ from tolerances import SAME_LOSS, assert_same
 import dinotxt_jax as dt
 from dinotxt_jax import UserError
 from dinotxt_jax.config import (
-    CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     HeadTrainingConfig,
@@ -37,28 +32,11 @@ from dinotxt_jax.config import (
     TextTrainingConfig,
     TokenizerConfig,
 )
-from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.evaluation.report import evaluate
-from dinotxt_jax.storage import model_directory
-from dinotxt_jax.storage.locks import RunLock
 from dinotxt_jax.training import texts
-from dinotxt_jax.training.checkpoints import check_workdir
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.metrics import read_metrics
 from dinotxt_jax.training.precompute import precompute
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns the work directory of an uninterrupted run."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    evaluation = EvaluationConfig(
-        tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=6, batch_size=8
-    )
-    train(config(tiny_backbone, evaluation=evaluation, profile="3:4"), workdir)
-    return workdir
 
 
 def test_a_run_writes_the_documented_files(finished: Path) -> None:
@@ -139,101 +117,6 @@ def test_a_run_started_in_parts_equals_one_in_whole(
     assert losses(tmp_path / "run") == losses(finished)
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
-)
-def test_a_signal_saves_the_step_and_the_run_resumes_from_it(
-    number: signal.Signals,
-    code: int,
-    name: str,
-    finished: Path,
-    tiny_backbone: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def send() -> None:
-        for _ in range(2 if number == signal.SIGTERM else 1):  # Slurm may send it repeatedly
-            signal.raise_signal(number)
-
-    before = signal.getsignal(number)
-    calls = interrupted_at(7, monkeypatch, send)
-    with pytest.raises(SystemExit) as ended:
-        train(config(tiny_backbone), tmp_path / "run")
-    assert ended.value.code == code
-    assert f"ended by {name}; step 7 is saved" in capsys.readouterr().err
-    assert signal.getsignal(number) == before
-    assert not (tmp_path / "run/model").exists()
-    train(config(tiny_backbone), tmp_path / "run")
-    assert len(calls) == 12  # no step twice
-    assert losses(tmp_path / "run") == losses(finished)
-
-
-def test_a_second_ctrl_c_ends_at_once(
-    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def twice() -> None:
-        for _ in range(2):
-            signal.raise_signal(signal.SIGINT)
-
-    interrupted_at(6, monkeypatch, twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(config(tiny_backbone), tmp_path / "run")
-    assert checkpoints_of(tmp_path / "run") == ["4"]
-
-
-@pytest.mark.parametrize("evaluated", [6, 8])
-def test_a_signal_during_an_evaluation_saves_the_step_and_the_next_run_evaluates(
-    evaluated: int, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Step 8 has a checkpoint already, which is not written again."""
-    run = config(
-        tiny_backbone,
-        evaluation=EvaluationConfig(
-            tasks={"scenes": TaskConfig(data=HELD_OUT)}, at=(evaluated,), batch_size=8
-        ),
-    )
-    original, batches = Job.end_batch, []
-
-    def counted(job: Job, arrays: Any) -> None:
-        batches.append(1)
-        if len(batches) == 1:
-            signal.raise_signal(signal.SIGTERM)
-        original(job, arrays)
-
-    monkeypatch.setattr(Job, "end_batch", counted)
-    with pytest.raises(SystemExit) as ended:
-        train(run, tmp_path / "run")
-    assert (ended.value.code, len(batches)) == (143, 1)
-    assert checkpoints_of(tmp_path / "run")[-1] == str(evaluated)
-    train(run, tmp_path / "run")
-    rows = [row for row in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" not in row]
-    assert [row["step"] for row in rows] == [evaluated]
-
-
-def test_a_signal_during_the_export_leaves_no_partial_folder(
-    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = model_directory.save_arrays
-
-    def interrupted(path: Path, parts: dict[str, Any]) -> None:
-        original(path, parts)
-        signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model_directory, "save_arrays", interrupted)
-        with pytest.raises(SystemExit) as ended:
-            train(config(tiny_backbone, steps=3), tmp_path / "run")
-    assert ended.value.code == 143
-    assert not [path for path in (tmp_path / "run").iterdir() if "model" in path.name]
-    train(config(tiny_backbone, steps=3), tmp_path / "run")
-    assert (tmp_path / "run/model/model.json").exists()
-
-
-def checkpoints_of(workdir: Path) -> list[str]:
-    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
-
-
 def test_training_from_cached_features_equals_running_the_backbone(
     finished: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -306,47 +189,6 @@ def test_a_model_that_names_its_backbone(
     assert dt.load(model).encode_image(np.zeros((1, 56, 56, 3), np.float32)).shape == (1, 128)
 
 
-def test_a_work_directory_of_another_config_is_refused(finished: Path, tiny_backbone: Path) -> None:
-    other = config(tiny_backbone, batch_size=8, seed=3)
-    with pytest.raises(
-        UserError,
-        match=r"trained with another config: config.batch_size \(16 there, 8 here\), config.seed",
-    ):
-        train(other, finished)
-
-
-def test_a_work_directory_older_than_a_setting_resumes(finished: Path, tiny_backbone: Path) -> None:
-    file = finished / "run.json"
-    before = file.read_text()
-    run = json.loads(before)
-    del run["config"]["head"]["pooling"]
-    file.write_text(json.dumps(run))
-    check_workdir(finished, config(tiny_backbone), run["fingerprint"], run["data"])
-    run["config"]["head"]["layer_scale"] = 1.0
-    file.write_text(json.dumps(run))
-    with pytest.raises(UserError, match=r"config.head.layer_scale \(1.0 there, 1e-05 here\)"):
-        check_workdir(finished, config(tiny_backbone), run["fingerprint"], run["data"])
-    file.write_text(before)
-
-
-def test_a_work_directory_of_another_backbone_is_refused(
-    finished: Path, tmp_path: Path, tiny_backbone: Path
-) -> None:
-    import jax
-    from flax import nnx
-
-    from dinotxt_jax.inference.loading import load_vision_transformer
-    from dinotxt_jax.models.layers import DTypes
-    from dinotxt_jax.storage.model_directory import write_model_directory
-
-    module, description = load_vision_transformer(tiny_backbone, DTypes())
-    arrays = {"backbone": jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))}
-    other = dataclasses.replace(description, fingerprint="0" * 64)
-    write_model_directory(tmp_path / "other", other, arrays)
-    with pytest.raises(UserError, match=r"was trained on the backbone .* but this run has 0000"):
-        train(config(tmp_path / "other"), finished)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -387,99 +229,3 @@ def test_an_impossible_run_leaves_no_work_directory(
     with pytest.raises(UserError, match=message):
         train(config(tiny_backbone, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def jsonl(folder: Path, broken: int, total: int = 60) -> DataConfig:
-    """Writes noise photos, some of which do not decode."""
-    lines = []
-    for number in range(total):
-        file = folder / f"{number}.png"
-        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
-        Image.fromarray(pixels).save(file)
-        if number < broken:
-            file.write_bytes(file.read_bytes()[:40])
-        lines.append(json.dumps({"image": file.name, "captions": [f"noise number {number}"]}))
-    (folder / "index.jsonl").write_text("\n".join(lines))
-    return DataConfig(
-        source="jsonl", path=str(folder / "index.jsonl"), image_size=56, max_bad_fraction=0.05
-    )
-
-
-def test_bad_images_are_counted_in_the_metrics(tiny_backbone: Path, tmp_path: Path) -> None:
-    train(config(tiny_backbone, data=jsonl(tmp_path, 1), steps=4), tmp_path / "run")
-    assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["bad_images"] == 1
-
-
-def test_too_many_bad_images_end_the_run(tiny_backbone: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config.data.max_bad_fraction = 0.05"):
-        train(config(tiny_backbone, data=jsonl(tmp_path, 12)), tmp_path / "run")
-
-
-def rewrite(index: Path, change: Callable[[list[str]], list[str]]) -> None:
-    index.write_text("\n".join(change(index.read_text().splitlines())))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda lines: lines[::-1], "60 examples, but in another order or with other keys"),
-        (lambda lines: [*lines, lines[0]], "60 examples there, 61 here"),
-        (
-            lambda lines: [lines[0].replace("noise", "sound"), *lines[1:]],
-            "60 examples, but in another order or with other keys or captions",
-        ),
-    ],
-)
-def test_a_run_continues_only_on_the_same_data_unless_told_otherwise(
-    change: Callable[[list[str]], list[str]], message: str, tiny_backbone: Path, tmp_path: Path
-) -> None:
-    run = config(tiny_backbone, data=jsonl(tmp_path, 0), steps=4, checkpoint=CheckpointConfig(2))
-    train(dataclasses.replace(run, steps=4), tmp_path / "run")
-    rewrite(tmp_path / "index.jsonl", change)
-    shutil.rmtree(tmp_path / "run/checkpoints/4")
-    with pytest.raises(UserError, match=f"was trained on other data: {message}"):
-        train(run, tmp_path / "run")
-    accepting = dataclasses.replace(run, data=dataclasses.replace(run.data, accept_changed=True))
-    train(accepting, tmp_path / "run")
-    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]
-
-
-def test_a_second_run_in_a_work_directory_is_refused(tiny_backbone: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    lock = RunLock(tmp_path / "run")
-    lock.acquire()
-    with pytest.raises(UserError, match="run is in use by another run"):
-        train(config(tiny_backbone), tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-    lock.release()
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        (
-            "run.json",
-            b"",
-            r"run.json is not JSON .*, expected config and fingerprint",
-        ),
-        ("run.json", b"\xff\xfe", "run.json is not JSON"),
-        ("run.json", b"[]", "run.json holds list, expected config and fingerprint of a run"),
-        ("run.json", b"{}", "run.json lacks config or fingerprint of the run; restore it"),
-        (
-            "tokenizer/spec.json",
-            b"",
-            "spec.json is not JSON .* or remove .*tokenizer: the same",
-        ),
-        ("tokenizer/spec.json", b'{"kind": "bpe"}', "lacks context_length and sha256; restore"),
-    ],
-)
-def test_damaged_files_of_a_run_are_sentences_and_stay(
-    file: str, content: bytes, message: str, finished: Path, tiny_backbone: Path, tmp_path: Path
-) -> None:
-    workdir = tmp_path / "run"
-    shutil.copytree(finished, workdir)
-    (workdir / file).write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        train(config(tiny_backbone), workdir)
-    assert (workdir / file).read_bytes() == content
-    assert (workdir / "model/model.json").exists()

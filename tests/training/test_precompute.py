@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 from small_sets import png, prepare_tfds, write_index
 from tolerances import assert_same
 
@@ -28,7 +29,7 @@ from dinotxt_jax.config import (
     TokenizerConfig,
 )
 from dinotxt_jax.data import feature_cache
-from dinotxt_jax.data.feature_cache import FeatureCache, cache_description
+from dinotxt_jax.data.feature_cache import CachedExample, FeatureCache, cache_description
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample
 from dinotxt_jax.data.sources import open_source
@@ -348,3 +349,31 @@ def test_a_complete_cache_needs_no_images(tiny_backbone: Path, tmp_path: Path) -
     (tmp_path / "features/tasks/held_out/v000-s00000.npy").unlink()
     with pytest.raises(UserError, match=f"set {KEY}.data.image_root"):
         precompute(run)
+
+
+def test_a_cache_has_the_substitutes_that_training_on_images_uses(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    lines = []
+    for number in range(12):
+        file = tmp_path / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(file)
+        lines.append(json.dumps({"image": file.name, "captions": [f"noise {number}"]}))
+    for number in (3, 4):
+        (tmp_path / f"{number}.png").write_bytes(b"broken")
+    (tmp_path / "index.jsonl").write_text("\n".join(lines))
+    data = DataConfig(
+        source="jsonl", path=str(tmp_path / "index.jsonl"), image_size=56, max_bad_fraction=0.5
+    )
+    run = config(tiny_backbone, tmp_path / "features", data=data)
+    precompute(run)
+    source = open_source(data)
+    cached = CachedExample(open_cache(run), source, lambda text: np.array([int(text[6:])]))
+    direct = ImageTextExample(source, data, lambda text: np.array([int(text[6:])]))
+    for epoch in (0, 1):
+        for index in range(12):
+            draw = Draw(epoch, index, 0, run.seed)
+            for name in ("index", "tokens", "skipped"):
+                np.testing.assert_array_equal(cached(draw)[name], direct(draw)[name])
+            assert int(cached(draw)["skipped"]) == (index in (3, 4))

@@ -35,7 +35,7 @@ def test_a_similarity_map_states_phrase_and_range(drawn: list[Drawn]) -> None:
 def test_heat_maps_share_one_scale_and_name_class_and_maximum(drawn: list[Drawn]) -> None:
     scores = np.stack([np.full((3, 4), 0.2), np.full((3, 4), 1.0), np.full((3, 4), 0.6)], -1)
     photo = np.zeros((40, 80, 3), np.uint8)
-    picture = visualize.heat_maps(photo, scores, ["low", "high", "middle"], what="logit")
+    picture = visualize.heat_maps(photo, scores, ["low", "high", "middle"], score_name="logit")
     side = panel_side(4)
     tiles = [panel(picture, number, TEXT * 3 // 2, side, side // 2) for number in range(4)]
     assert tiles[0].max() == 0

@@ -45,7 +45,7 @@ def test_weird_names_stay_on_the_picture(
     pictures = [
         visualize.segmentation_overlay(photo, labels, WEIRD),
         visualize.segmentation_comparison(photo, labels, labels, WEIRD),
-        visualize.heat_maps(photo, scores, WEIRD, what=WEIRD[-2]),
+        visualize.heat_maps(photo, scores, WEIRD, score_name=WEIRD[-2]),
         *(visualize.similarity_map(photo, scores[..., 0], name) for name in WEIRD),
         visualize.patch_pca(scores, photo),
     ]
@@ -85,7 +85,11 @@ def test_one_pixel_and_one_patch_are_enough() -> None:
         ("segmentation_comparison", (WHITE, HALVES, HALVES[1:], ["a", "b"]), "the prediction is"),
         ("segmentation_sheet", ([], ["a"]), "no entries"),
         ("heat_maps", (WHITE, INFINITE, ["a", "b"]), "scores holds 8 numbers that are not finite"),
-        ("heat_maps", (WHITE, np.ones((2, 2, 3)), ["a", "b"]), "3 classes, expected 2"),
+        (
+            "heat_maps",
+            (WHITE, np.ones((2, 2, 3)), ["a", "b"]),
+            "3 classes and 2 class names, expected equal",
+        ),
         ("heat_maps", (WHITE, np.ones((2, 2)), ["a", "b"]), r"shape \[2, 2\]"),
         ("heat_maps", (WHITE, np.ones((2, 2, 0)), []), r"shape \[2, 2, 0\]"),
         ("heat_maps", (WHITE, "scores", ["a"]), "scores is 'scores'"),

@@ -18,7 +18,7 @@ DEJAVU = pytest.importorskip("matplotlib.font_manager").findfont("DejaVu Sans")
 
 @pytest.fixture(autouse=True)
 def fresh_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fonts, "_given_advice", set())
+    monkeypatch.setattr(fonts, "_logged_advice", set())
 
 
 @pytest.fixture

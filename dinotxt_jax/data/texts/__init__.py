@@ -9,16 +9,16 @@ from pathlib import Path
 from dinotxt_jax.errors import UserError
 
 _FOLDER = Path(__file__).parent
-BACKGROUND = "background"  # the class of whatever no other class means
+BACKGROUND = "background"  # the class for everything without another class
 BUNDLED = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
 
 
-def read_list(name: str, what: str) -> tuple[str, ...]:
+def read_list(name: str, setting: str) -> tuple[str, ...]:
     """The lines of a list, blank ones left out.
 
     Args:
         name: of a list that comes with the project (`BUNDLED`), or the path of a text file.
-        what: the setting that names it, for messages.
+        setting: the setting that names it, for messages.
 
     Raises:
         UserError: no such list, or an empty one.
@@ -26,7 +26,7 @@ def read_list(name: str, what: str) -> tuple[str, ...]:
     file = _FOLDER / f"{name}.txt" if name in BUNDLED else Path(name)
     if not file.is_file():
         raise UserError(
-            f"{what} is {name!r}, which is neither a file nor one of {', '.join(BUNDLED)}; "
+            f"{setting} is {name!r}, which is neither a file nor one of {', '.join(BUNDLED)}; "
             + (
                 f"did you mean {close_list(name)}?"
                 if close_list(name)
@@ -36,10 +36,10 @@ def read_list(name: str, what: str) -> tuple[str, ...]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error.reason}); save it as such.") from error
+        raise UserError(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
     entries = tuple(line.strip() for line in lines if line.strip())
     if not entries:
-        raise UserError(f"{file}, which {what} names, is empty; write one entry per line.")
+        raise UserError(f"{file}, which {setting} names, is empty; write one entry per line.")
     return entries
 
 
@@ -49,48 +49,48 @@ def close_list(name: str) -> str:
     return next(iter(difflib.get_close_matches(name, BUNDLED, 1, cutoff=0.7)), "")
 
 
-def read_names(text: str, what: str) -> tuple[str, ...]:
-    """Class names as a command takes them: "a; b; c", or what `read_list` takes.
+def read_names(text: str, setting: str) -> tuple[str, ...]:
+    """Class names as a command takes them: "a; b; c", or an argument of `read_list`.
 
     Raises:
         UserError: none is named, or a single name that looks like a file that does not exist, a
             mistyped list, or names between commas.
     """
     if ";" not in text and (text in BUNDLED or Path(text).is_file()):
-        return read_list(text, what)
+        return read_list(text, setting)
     names = tuple(name.strip() for name in text.split(";") if name.strip())
     if not names:
-        raise UserError(f'{what} is {text!r}, expected names such as "dog; grass"; give them.')
+        raise UserError(f'{setting} is {text!r}, expected names such as "dog; grass"; give them.')
     if ";" not in text and ("," in text or "/" in text or text.endswith(".txt")):
         raise UserError(
-            f"{what} is {text!r}, which is neither a file nor one of {', '.join(BUNDLED)}; "
+            f"{setting} is {text!r}, which is neither a file nor one of {', '.join(BUNDLED)}; "
             'separate names by semicolons ("dog; grass"), and '
             "end one that holds a comma with a semicolon."
         )
     if ";" not in text and close_list(text):
         raise UserError(
-            f"{what} is {text!r}, which is not a bundled list, did you mean "
+            f"{setting} is {text!r}, which is not a bundled list, did you mean "
             f'{close_list(text)}? If it is a class name, write "{text};".'
         )
     return names
 
 
-def check_several(names: Sequence[str], what: str, advice: str) -> None:
-    """Raises `UserError` for a single class: it wins everywhere, whatever an image shows.
+def check_several(names: Sequence[str], setting: str, advice: str) -> None:
+    """Raises `UserError` for a single class: it would win for every image.
 
     Args:
         names: the class names.
-        what: the setting that names them.
+        setting: the setting that names them.
         advice: what to do, as the end of a sentence.
     """
     if len(set(names)) == 1:
         raise UserError(
-            f"{what} names a single class, {names[0]!r}, which gets 100 % for every image, "
+            f"{setting} names a single class, {names[0]!r}, which gets 100 % for every image, "
             f"expected at least two to choose from; {advice}."
         )
 
 
-def read_templates(named: str | Sequence[str], what: str) -> tuple[str, ...]:
+def read_templates(named: str | Sequence[str], setting: str) -> tuple[str, ...]:
     """Prompt templates: a list as for `read_list`, one template itself ("a {}"), or several.
 
     Raises:
@@ -99,18 +99,18 @@ def read_templates(named: str | Sequence[str], what: str) -> tuple[str, ...]:
     if isinstance(named, str):
         if " " in named.strip() and "{}" not in named and not Path(named).is_file():
             raise UserError(
-                f"{what} is {named!r}, which has no place for the class name, expected a template "
-                f'such as "a photo of a {{}}."; write {{}} where the name belongs.'
+                f"{setting} is {named!r}, which has no place for the class name, expected a "
+                f'template such as "a photo of a {{}}."; write {{}} where the name belongs.'
             )
-        templates = (named,) if "{}" in named else read_list(named, what)
+        templates = (named,) if "{}" in named else read_list(named, setting)
     else:
         templates = tuple(named)
     if not templates:
-        raise UserError(f"{what} is empty, expected at least one template; add one.")
+        raise UserError(f"{setting} is empty, expected at least one template; add one.")
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(
-                f"{what} has the template {template!r}, expected one {{}} for the class name; "
+                f"{setting} has the template {template!r}, expected one {{}} for the class name; "
                 "correct it."
             )
     return templates

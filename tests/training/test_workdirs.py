@@ -1,0 +1,164 @@
+"""Work directories: whose run may continue there, and damaged files in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_runs import (
+    config,
+    losses,
+)
+
+from dinotxt_jax import UserError
+from dinotxt_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+)
+from dinotxt_jax.storage.locks import RunLock
+from dinotxt_jax.training.checkpoints import check_workdir
+from dinotxt_jax.training.loop import train
+from dinotxt_jax.training.metrics import read_metrics
+
+
+def test_a_work_directory_of_another_config_is_refused(finished: Path, tiny_backbone: Path) -> None:
+    other = config(tiny_backbone, batch_size=8, seed=3)
+    with pytest.raises(
+        UserError,
+        match=r"trained with another config: config.batch_size \(16 there, 8 here\), config.seed",
+    ):
+        train(other, finished)
+
+
+def test_a_work_directory_older_than_a_setting_resumes(finished: Path, tiny_backbone: Path) -> None:
+    file = finished / "run.json"
+    before = file.read_text()
+    run = json.loads(before)
+    del run["config"]["head"]["pooling"]
+    file.write_text(json.dumps(run))
+    check_workdir(finished, config(tiny_backbone), run["fingerprint"], run["data"])
+    run["config"]["head"]["layer_scale"] = 1.0
+    file.write_text(json.dumps(run))
+    with pytest.raises(UserError, match=r"config.head.layer_scale \(1.0 there, 1e-05 here\)"):
+        check_workdir(finished, config(tiny_backbone), run["fingerprint"], run["data"])
+    file.write_text(before)
+
+
+def test_a_work_directory_of_another_backbone_is_refused(
+    finished: Path, tmp_path: Path, tiny_backbone: Path
+) -> None:
+    import jax
+    from flax import nnx
+
+    from dinotxt_jax.inference.loading import load_vision_transformer
+    from dinotxt_jax.models.layers import DTypes
+    from dinotxt_jax.storage.model_directory import write_model_directory
+
+    module, description = load_vision_transformer(tiny_backbone, DTypes())
+    arrays = {"backbone": jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))}
+    other = dataclasses.replace(description, fingerprint="0" * 64)
+    write_model_directory(tmp_path / "other", other, arrays)
+    with pytest.raises(UserError, match=r"was trained on the backbone .* but this run has 0000"):
+        train(config(tmp_path / "other"), finished)
+
+
+def jsonl(folder: Path, broken: int, total: int = 60) -> DataConfig:
+    """Writes noise photos, some of which do not decode."""
+    lines = []
+    for number in range(total):
+        file = folder / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(file)
+        if number < broken:
+            file.write_bytes(file.read_bytes()[:40])
+        lines.append(json.dumps({"image": file.name, "captions": [f"noise number {number}"]}))
+    (folder / "index.jsonl").write_text("\n".join(lines))
+    return DataConfig(
+        source="jsonl", path=str(folder / "index.jsonl"), image_size=56, max_bad_fraction=0.05
+    )
+
+
+def test_bad_images_are_counted_in_the_metrics(tiny_backbone: Path, tmp_path: Path) -> None:
+    train(config(tiny_backbone, data=jsonl(tmp_path, 1), steps=4), tmp_path / "run")
+    assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["bad_images"] == 1
+
+
+def test_too_many_bad_images_end_the_run(tiny_backbone: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config.data.max_bad_fraction = 0.05"):
+        train(config(tiny_backbone, data=jsonl(tmp_path, 12)), tmp_path / "run")
+
+
+def rewrite(index: Path, change: Callable[[list[str]], list[str]]) -> None:
+    index.write_text("\n".join(change(index.read_text().splitlines())))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[::-1], "60 examples, but in another order or with other keys"),
+        (lambda lines: [*lines, lines[0]], "60 examples there, 61 here"),
+        (
+            lambda lines: [lines[0].replace("noise", "sound"), *lines[1:]],
+            "60 examples, but in another order or with other keys or captions",
+        ),
+    ],
+)
+def test_a_run_continues_only_on_the_same_data_unless_told_otherwise(
+    change: Callable[[list[str]], list[str]], message: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    run = config(tiny_backbone, data=jsonl(tmp_path, 0), steps=4, checkpoint=CheckpointConfig(2))
+    train(dataclasses.replace(run, steps=4), tmp_path / "run")
+    rewrite(tmp_path / "index.jsonl", change)
+    shutil.rmtree(tmp_path / "run/checkpoints/4")
+    with pytest.raises(UserError, match=f"was trained on other data: {message}"):
+        train(run, tmp_path / "run")
+    accepting = dataclasses.replace(run, data=dataclasses.replace(run.data, accept_changed=True))
+    train(accepting, tmp_path / "run")
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]
+
+
+def test_a_second_run_in_a_work_directory_is_refused(tiny_backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lock = RunLock(tmp_path / "run")
+    lock.acquire()
+    with pytest.raises(UserError, match="run is in use by another run"):
+        train(config(tiny_backbone), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "run.json",
+            b"",
+            r"run.json is not JSON .*, expected config and fingerprint",
+        ),
+        ("run.json", b"\xff\xfe", "run.json is not JSON"),
+        ("run.json", b"[]", "run.json holds list, expected config and fingerprint of a run"),
+        ("run.json", b"{}", "run.json lacks config or fingerprint of the run; restore it"),
+        (
+            "tokenizer/spec.json",
+            b"",
+            "spec.json is not JSON .* or remove .*tokenizer: the same",
+        ),
+        ("tokenizer/spec.json", b'{"kind": "bpe"}', "lacks context_length and sha256; restore"),
+    ],
+)
+def test_damaged_files_of_a_run_are_sentences_and_stay(
+    file: str, content: bytes, message: str, finished: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / file).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        train(config(tiny_backbone), workdir)
+    assert (workdir / file).read_bytes() == content
+    assert (workdir / "model/model.json").exists()
