@@ -40,8 +40,7 @@ test: lint
 
 # Minutes-long cases and all others, compiled as in real runs, with more drawn examples.
 slow: $(VENV)/installed-test
-	XLA_FLAGS='--xla_backend_optimization_level=3 --xla_llvm_disable_expensive_passes=false' \
-	  $(RUN) $(PYTEST) -m 'slow or not slow' --hypothesis-profile=thorough
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(RUN) $(PYTEST) -m 'slow or not slow' --hypothesis-profile=thorough
 
 # The tests with the lower bounds of pyproject.toml, all at once.
 lowest: PYTHON_LOWEST := $(VENV)-lowest/bin/python
