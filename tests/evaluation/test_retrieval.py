@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import with_tokenizer
 from PIL import Image
 
 from dinotxt_jax import UserError
@@ -77,21 +78,11 @@ def test_chance_equals_the_score_for_random_features() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a model directory with a tokenizer, after one training step."""
-    from dinotxt_jax.config import Config, OptimizerConfig, TextTrainingConfig, TokenizerConfig
-    from dinotxt_jax.training.loop import train
-
-    config = Config(
-        steps=1,
-        batch_size=8,
-        backbone=str(tiny_backbone),
-        data=DataConfig(num_scenes=16, image_size=56),
-        tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=300, context_length=64),
-        text=TextTrainingConfig(width=32, depth=1, num_heads=2),
-        optimizer=OptimizerConfig(warmup_steps=0),
-    )
-    return train(config, tmp_path_factory.mktemp("run") / "run")
+def model(tiny_dinotxt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a model directory with a tokenizer."""
+    captions = [f"a {size} {color} circle" for size in ("small", "large") for color in ("red", "")]
+    folder = tmp_path_factory.mktemp("run") / "run/model"
+    return with_tokenizer(tiny_dinotxt, folder, captions)
 
 
 def scenes(**changes: object) -> EvaluationConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from small_runs import config, losses
 from tolerances import SAME_LOSS
 
 from dinotxt_jax import UserError, sharding
+from dinotxt_jax.config import CheckpointConfig
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.training.checkpoints import restore_newest, save_state
 from dinotxt_jax.training.health import Health
@@ -156,31 +156,32 @@ def test_checkpoints_without_checksums_are_still_read(tmp_path: Path) -> None:
 
 
 def test_a_run_repeats_the_steps_of_a_damaged_checkpoint(
-    tiny_backbone: Path, tmp_path: Path
+    finished: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    train(config(tiny_backbone), workdir)
-    expected = losses(workdir)
+    shutil.copytree(finished, workdir)
     flip(largest(workdir / "checkpoints/12"))
     shutil.rmtree(workdir / "model")
     train(config(tiny_backbone), workdir)
-    assert losses(workdir) == expected
+    assert losses(workdir) == losses(finished)
     assert (workdir / "model/model.json").exists()
     assert (workdir / "damaged_checkpoint_12.0").is_dir()
 
 
-@pytest.mark.parametrize("damage", ["data truncated", "data flipped", "metadata empty"])
 def test_all_processes_fall_back_to_the_same_checkpoint(
-    damage: str, tiny_backbone: Path, tmp_path: Path
+    tiny_backbone: Path, tmp_path: Path
 ) -> None:
+    """Three of four checkpoints are damaged, each in a way that another check notices."""
     workdir = tmp_path / "run"
-    train(config(tiny_backbone, steps=8), workdir)
+    run = config(tiny_backbone, steps=4, checkpoint=CheckpointConfig(every=1, keep=4))
+    train(run, workdir)
     expected = losses(workdir)
-    DAMAGES[damage](workdir / "checkpoints/8")
-    flag = several.config_file(config(tiny_backbone, steps=8), tmp_path / "config.py")
+    for step, damage in ((4, "metadata empty"), (3, "data truncated"), (2, "data flipped")):
+        DAMAGES[damage](workdir / "checkpoints" / str(step))
+    flag = several.config_file(run, tmp_path / "config.py")
     arguments = ["-m", "dinotxt_jax.train", flag, f"--workdir={workdir}"]
     group = several.start(tmp_path / "logs", 2, 4, arguments)
     assert group.finish() == [0, 0], group.everything()
-    assert "resuming from step 4" in group.output(0)
+    assert "resuming from step 1" in group.output(0)
+    assert len(list(workdir.glob("damaged_checkpoint_*"))) == 3
     assert losses(workdir) == pytest.approx(expected, rel=SAME_LOSS)
-    assert json.loads((workdir / "run.json").read_text())["config"]["steps"] == 8

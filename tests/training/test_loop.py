@@ -141,7 +141,7 @@ def test_training_from_cached_features_equals_running_the_backbone(
 
 
 def test_trimming_rows_changes_nothing(finished: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    trimmed = config(tiny_backbone, steps=12)
+    trimmed = config(tiny_backbone)
     trimmed = dataclasses.replace(trimmed, text=dataclasses.replace(trimmed.text, trim=16))
     train(trimmed, tmp_path / "run")
     actual, expected = losses(tmp_path / "run"), losses(finished)
@@ -183,7 +183,7 @@ def test_a_model_that_names_its_backbone(
 ) -> None:
     """The work directory is given relative to the current folder."""
     monkeypatch.chdir(tmp_path)
-    model = train(config(tiny_backbone, steps=3, include_backbone=False), Path("run"))
+    model = train(config(tiny_backbone, include_backbone=False), Path("run"))
     description = json.loads((model / "model.json").read_text())
     assert Path(description["backbone_path"]) == tiny_backbone.resolve()
     assert dt.load(model).encode_image(np.zeros((1, 56, 56, 3), np.float32)).shape == (1, 128)

@@ -172,13 +172,13 @@ def test_accumulated_steps_equal_those_of_the_whole_batch(
 def test_accumulation_changes_no_update_with_any_other_option(tiny_dinotxt: Path) -> None:
     config = dataclasses.replace(
         in_float64(CONFIG),
-        batch_size=128,
+        batch_size=80,  # four groups of 20 examples for drop path
         head=dataclasses.replace(CONFIG.head, drop_path=0.3, patch_tokens=9),
         loss=LossConfig(kind="sigmoid", gram_weight=0.5, gram_patches=5),
     )
-    parts = dataclasses.replace(config, batch_size=64, accumulate_steps=2)
+    parts = dataclasses.replace(config, batch_size=40, accumulate_steps=2)
     whole, accumulated = (
-        setting(tiny_dinotxt, each, 2).run(3, repeats=8) for each in (config, parts)
+        setting(tiny_dinotxt, each, 2).run(2, repeats=5) for each in (config, parts)
     )
     assert_equal_in_float64(accumulated, whole)
 
@@ -271,13 +271,6 @@ def test_the_head_sees_the_patches_that_are_drawn(tiny_dinotxt: Path) -> None:
     assert trainer._drawn_patches(tokens, 0, jax.random.key(0)) is tokens
 
 
-def test_the_sigmoid_loss_trains_its_bias(tiny_dinotxt: Path) -> None:
-    config = dataclasses.replace(CONFIG, loss=LossConfig(kind="sigmoid"))
-    result = setting(tiny_dinotxt, config, 8).run(6)
-    assert result.metrics["loss"][-1] < result.metrics["loss"][0]
-    assert result.trainable["logit_bias"] != -10.0
-
-
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_logits_come_in_chunks_of_the_size_that_is_set(tiny_dinotxt: Path, kind: str) -> None:
     config = dataclasses.replace(CONFIG, loss=LossConfig(kind=kind, chunk=6))
@@ -337,21 +330,27 @@ def test_a_run_starts_from_the_same_values_on_every_mesh() -> None:
         jax.tree.map(np.testing.assert_array_equal, state, states["1"])
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_scalars_learn_where_parameters_are_bfloat16(kind: str, tiny_dinotxt: Path) -> None:
+def test_scalars_learn_where_parameters_are_bfloat16(tiny_dinotxt: Path) -> None:
     """Between 2 and 4, bfloat16 has steps of 1/64, and a step at this rate moves by 7e-4."""
     precision = dataclasses.replace(CONFIG.precision, parameters="bfloat16")
-    config = dataclasses.replace(CONFIG, precision=precision, loss=LossConfig(kind=kind))
-    two = setting(tiny_dinotxt, config, 2)
+    softmax, sigmoid = (
+        dataclasses.replace(CONFIG, precision=precision, loss=LossConfig(kind=kind))
+        for kind in ("softmax", "sigmoid")
+    )
+    two = setting(tiny_dinotxt, sigmoid, 2)
+    for kind in (setting(tiny_dinotxt, softmax, 2), two):
+        trained = kind.trainer.abstract_state().trainable
+        dtypes = {name: str(array.dtype) for name, array in trained.items() if "logit" in name}
+        assert set(dtypes.values()) == {"float32"}, dtypes
     with two.context():
         first = two.trainer.create_state().trainable
     assert first["text"]["token_embedding"].dtype == jnp.bfloat16
-    run = two.run(3)
-    names = ["logit_scale", "logit_bias"] if kind == "sigmoid" else ["logit_scale"]
-    for name in names:
-        assert run.trainable[name].dtype == jnp.float32
-    assert len(set(run.metrics["logit_scale"])) == 2  # the first rate is 0
-    assert 1e-5 < abs(float(run.trainable[names[-1]]) - float(first[names[-1]])) < 2e-3
+    run = two.run(6)
+    starts = {"logit_scale": run.metrics["logit_scale"][0], "logit_bias": first["logit_bias"]}
+    for name, start in starts.items():
+        assert 1e-5 < abs(float(run.trainable[name]) - float(start)) < 4e-3
+    assert len(set(run.metrics["logit_scale"])) == 5  # the first rate is 0
+    assert run.metrics["loss"][-1] < run.metrics["loss"][0]
 
 
 @pytest.mark.parametrize(
