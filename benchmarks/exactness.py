@@ -28,7 +28,8 @@ from dinotxt_jax.config import (
 )
 from dinotxt_jax.inference.loading import load_dinotxt
 from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.storage.model_directory import Preprocessing, load_parts, read_description
+from dinotxt_jax.storage.model_arrays import load_parts
+from dinotxt_jax.storage.model_directory import Preprocessing, read_description
 from dinotxt_jax.training.step import make_trainer
 from weights_convert.architecture import parse_settings
 from weights_convert.convert import convert

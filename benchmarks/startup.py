@@ -28,7 +28,7 @@ import time
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
 from dinotxt_jax.config.files import load_config
-from dinotxt_jax.storage.model_directory import read_description
+from dinotxt_jax.storage.model_directory import (read_description)
 from dinotxt_jax.training.step import make_trainer
 config = load_config("configs/quickstart.py", Config)
 trainer = make_trainer(config, read_description("{backbone}"), 512, sharding.make_mesh())

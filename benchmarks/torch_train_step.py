@@ -90,7 +90,8 @@ class JaxRun:
             TextTrainingConfig,
             check,
         )
-        from dinotxt_jax.storage.model_directory import load_parts, read_description
+        from dinotxt_jax.storage.model_arrays import load_parts
+        from dinotxt_jax.storage.model_directory import read_description
         from dinotxt_jax.training.step import make_trainer, trained_part
 
         config = Config(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
 import logging as std_logging
 import os
 import re
+import resource
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -60,12 +62,17 @@ def run_with_paths(
         unset_empty_variables()
         # Imported here, with JAX, so that help and mistakes in flags do not wait for it.
         from dinotxt_jax.runtime import processes
+        from dinotxt_jax.storage.checksums import CHECKSUMS_VARIABLE, is_verifying
         from dinotxt_jax.storage.faults import storage_fault
 
         logging.set_verbosity(logging.INFO)
         std_logging.getLogger("jax").setLevel(std_logging.WARNING)
         _set_format("%(levelname)s: %(message)s")
         try:
+            raise_file_limit()
+            if not flags.FLAGS.checksums:
+                os.environ[CHECKSUMS_VARIABLE] = "off"  # also for processes that decode images
+            is_verifying()
             _start_processes()
             _use_compilation_cache()
             body(arguments[1:])
@@ -84,8 +91,16 @@ def run_with_paths(
                 raise
             processes.exit_after(error)
 
-    _define_compilation_flag()
+    _define_common_flags()
     app.run(main, flags_parser=_parse_flags)
+
+
+def raise_file_limit() -> None:
+    """Raises the soft limit on open files to the hard limit: data may be in thousands of files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they report
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def unset_empty_variables() -> None:
@@ -98,6 +113,10 @@ def unset_empty_variables() -> None:
             del os.environ[name]
 
 
+CHECKSUMS_HELP = (
+    "Compare model directories and feature caches with their checksums when they are read; "
+    "--nochecksums skips this for huge ones, as does DINOTXT_CHECKSUMS=off."
+)
 COMPILATION_CACHE_HELP = (
     "Folder or bucket address where compiled programs are kept for the next start, or off (plan "
     "keeps none). "
@@ -105,10 +124,11 @@ COMPILATION_CACHE_HELP = (
 )
 
 
-def _define_compilation_flag() -> None:
-    """The flag that every entry point has."""
+def _define_common_flags() -> None:
+    """Defines the flags that every entry point has."""
     if "compilation_cache" not in flags.FLAGS:
         flags.DEFINE_string("compilation_cache", None, COMPILATION_CACHE_HELP)
+        flags.DEFINE_boolean("checksums", True, CHECKSUMS_HELP)
 
 
 def _use_compilation_cache() -> None:

@@ -270,7 +270,8 @@ def load_tokenizer(spec: Mapping[str, Any], directory: epath.PathLike) -> Tokeni
     """
     kind = spec.get("kind")
     needed = {"clip": ("context_length",), "bpe": ("context_length", "sha256")}.get(kind or "", ())
-    if missing := [name for name in needed if name not in spec]:
+    types = {"context_length": int, "sha256": str}
+    if missing := [name for name in needed if type(spec.get(name)) is not types[name]]:
         raise UserError(
             f"the description of the tokenizer in {directory} lacks {' and '.join(missing)}; "
             "restore the file, or train or convert the model again."

@@ -78,6 +78,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: [folder != item.path.parent.name for folder in _FIRST])
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats failed reads without the pauses that real storage needs."""
+    monkeypatch.setattr("dinotxt_jax.storage.retries.PAUSES", (0.0,) * 4)
+
+
 GOLDENS = ROOT / "tests" / "goldens"
 SHARED = ROOT.parent / "shared"
 
@@ -159,6 +165,8 @@ class Web:
         folder: the folder that is served.
         requests: (path, Range header) for every request.
         cut: number of bytes in a file after which the connection is closed.
+        cuts: how many more connections are closed so; None for all.
+        answers: status codes for the next requests, before files are served.
         ranges: whether range requests are supported.
     """
 
@@ -166,6 +174,8 @@ class Web:
     root: str = ""
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     cut: int | None = None
+    cuts: int | None = None
+    answers: list[int] = field(default_factory=list)
     ranges: bool = True
 
     def url(self, name: str) -> str:
@@ -190,6 +200,8 @@ def web(tmp_path: Path) -> Iterator[Web]:
         def answer(self, body: bool) -> None:
             range_header = self.headers.get("Range")
             site.requests.append((self.path, range_header))
+            if site.answers:
+                return self.send_error(site.answers.pop(0))
             file = site.folder / self.path.partition("?")[0].lstrip("/")
             if not file.is_file():
                 return self.send_error(404)
@@ -209,6 +221,9 @@ def web(tmp_path: Path) -> Iterator[Web]:
             if body:
                 self.wfile.write(content[first : len(content) if site.cut is None else site.cut])
                 self.close_connection = site.cut is not None
+                if site.cuts is not None:
+                    site.cuts -= 1
+                    site.cut = site.cut if site.cuts > 0 else None
             return None
 
         def log_message(self, *_: object) -> None:

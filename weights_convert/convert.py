@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +15,9 @@ from tqdm import tqdm
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
 from dinotxt_jax.storage.arrays import Piece, save_in_pieces
+from dinotxt_jax.storage.checksums import PieceChecksum
 from dinotxt_jax.storage.downloads import sha256_of
+from dinotxt_jax.storage.model_arrays import nested
 from dinotxt_jax.storage.model_directory import (
     ARRAYS,
     Fingerprint,
@@ -114,13 +115,14 @@ def convert(
         architecture.check_preset(preset, inferred.vision)
     with new_model_directory(output, replace) as folder:
         arrays = _planned(matches, inferred, DTYPES[dtype])
-        fingerprint = _write(folder, arrays, matches, inferred, show_progress)
+        fingerprint, checksums = _write(folder, arrays, matches, inferred, show_progress)
         description = ModelDescription(
             vision=inferred.vision,
             head=inferred.head,
             text=inferred.text,
             preprocessing=architecture.preprocessing(_backbone(matches).layout, settings),
             fingerprint=fingerprint,
+            checksums=checksums,
             tokenizer=architecture.tokenizer(inferred.text),
             preset=preset or architecture.presets.find_preset(inferred.vision),
             sources=_described_sources(matches, show_progress),
@@ -228,10 +230,14 @@ def _write(
     matches: Sequence[Match],
     inferred: Architecture,
     show_progress: bool,
-) -> str:
-    """Writes all arrays, one layer in memory at a time; returns the backbone's fingerprint."""
+) -> tuple[str, dict[str, str]]:
+    """Writes all arrays, one layer in memory at a time.
+
+    Returns:
+        The backbone's fingerprint, and the checksums of all arrays.
+    """
     sizes = architecture.axis_sizes(matches, inferred)
-    fingerprint = Fingerprint()
+    fingerprint, checksums = Fingerprint(), dict[str, str]()
     not_finite: list[str] = []
 
     def converted(array: _Array) -> Iterator[tuple[int | None, np.ndarray]]:
@@ -253,13 +259,16 @@ def _write(
                 of_backbone = place[0] == "backbone"
                 if of_backbone:
                     fingerprint.begin(".".join(place[1:]), array.dtype, array.shape)
+                checksum = PieceChecksum()
                 for layer, values in converted(array):
                     if of_backbone:
                         fingerprint.add(values)
+                    checksum.add(values)
                     yield Piece(place, layer, values)
                     bar.update()
+                checksums[".".join(place)] = checksum.hexdigest()
 
-    empty = _nested(
+    empty = nested(
         {
             place: jax.ShapeDtypeStruct(array.shape, array.dtype)
             if array.shape
@@ -272,7 +281,7 @@ def _write(
         dtypes = ", ".join(sorted({array.dtype.name for array in arrays.values()}))
         problem = listed(f"NaN or infinite numbers, as {dtypes}, in", dict.fromkeys(not_finite))
         raise UserError(f"{problem}; use an intact file.")
-    return fingerprint.hexdigest()
+    return fingerprint.hexdigest(), checksums
 
 
 def round_to(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -287,16 +296,6 @@ def round_to(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         narrow = narrow.astype(np.float32)
         inexact = np.isfinite(array) & (narrow != array)
         return (narrow.view(np.uint32) | inexact).view(np.float32).astype(dtype)
-
-
-def _nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for (*folders, name), array in flat.items():
-        branch = tree
-        for folder in folders:
-            branch = branch.setdefault(folder, {})
-        branch[name] = array
-    return tree
 
 
 def _described_sources(

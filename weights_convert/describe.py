@@ -9,12 +9,8 @@ from collections.abc import Iterator, Mapping
 from etils import epath
 
 from dinotxt_jax.models import presets
-from dinotxt_jax.storage.model_directory import (
-    ModelDescription,
-    Preprocessing,
-    read_description,
-    stored_arrays,
-)
+from dinotxt_jax.storage.model_arrays import stored_arrays
+from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing, read_description
 from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
 from weights_convert.fetching import display_name, fetch

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
 from dinotxt_jax.storage.arrays import StoredArray
-from dinotxt_jax.storage.model_directory import ModelDescription, read_description, stored_arrays
+from dinotxt_jax.storage.model_arrays import stored_arrays
+from dinotxt_jax.storage.model_directory import ModelDescription, read_description
 from weights_convert.layouts import LAYOUTS
 from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import listed
@@ -119,12 +120,21 @@ def export(
         _planned(path, files[path], stored, description, str(model), layout is not None)
         for path in files
     ]
+    _verify(stored, show_progress)
     total = sum(len(plan.rows) for plan in plans)
     bar = tqdm(total=total, desc="exporting", unit="array", disable=not show_progress)
     with bar:
         for plan in plans:
             write_safetensors(plan, dtype, bar)
     return [Written(plan.path, plan.layout, plan.notes) for plan in plans]
+
+
+def _verify(stored: Mapping[Place, StoredArray], show_progress: bool) -> None:
+    """Reads all arrays and compares them with their checksums, before a file is written."""
+    for array in tqdm(stored.values(), "verifying", unit="array", disable=not show_progress):
+        if array.checksum is not None:
+            for _ in array.layers():
+                pass
 
 
 def _files(

@@ -24,6 +24,8 @@ MASK_SETS = (
 )
 # 256 bytes, padding, start, end, and one merge.
 SMALLEST_VOCABULARY = 260
+# 8192 x 8192 pixels, which take 200 MB in memory.
+MAX_PIXELS = 2**26
 CAPTIONS, LABELS, MASKS = "captions", "class labels", "masks"
 
 
@@ -150,6 +152,12 @@ class DataConfig:
         Range(0, 1),
         "maximum fraction of images that may fail to decode; training stops above it",
     ] = 0.01
+    max_pixels: Annotated[
+        int,
+        Range(1, 2**31 - 1),
+        "maximum number of pixels in an encoded image, to limit the memory of a thread: a larger "
+        "JPEG is decoded at a reduced size, any other larger image counts as bad",
+    ] = MAX_PIXELS
     accept_changed: Annotated[
         bool,
         "whether a training run may continue although the number, order or captions of the "

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Shaped
 
+from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import (
     SECTION,
     Example,
+    check_records,
     checked_captions,
     nothing_left,
     shortened,
@@ -22,6 +25,8 @@ from dinotxt_jax.data.examples import (
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.faults import is_passing
+from dinotxt_jax.storage.retries import retried
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -32,7 +37,8 @@ class ArrayRecordSource:
 
     `path` is a file, a folder (all files with `.array_record` in the name) or a glob; files are
     read in sorted name order. Selecting one `split` reads every record once on opening, which is
-    slow for large data: write one set of files per split instead.
+    slow for large data: write one set of files per split instead. A damaged record counts as a bad
+    image.
     """
 
     def __init__(self, path: str | Path, *, split: str = "", section: str = SECTION) -> None:
@@ -48,29 +54,36 @@ class ArrayRecordSource:
             ) from error
         self._numbers = np.arange(len(self._records))
         if split:
-            record_splits = [
-                self._read(number).get("split", "") for number in range(len(self._records))
-            ]
+            record_splits = [self._split(number) for number in range(len(self._records))]
             self._numbers = np.flatnonzero(np.asarray(record_splits, object) == split)
             if not len(self._numbers):
                 raise nothing_left(self._path, split, set(record_splits), section)
         if not len(self._numbers):
             raise nothing_left(self._path, split, set(), section)
-        self[0]
+        check_records(self.captions, len(self))
+
+    def _split(self, number: int) -> str:
+        try:
+            return self._read(number).get("split", "")
+        except BadImageError as error:
+            logging.warning("a record is left out, as its split is unknown: %s", error)
+            return ""
 
     def _read(self, number: int) -> Mapping[str, Any]:
         import msgpack
 
         where = f"{self._path}, record {number}"
         try:
-            record = msgpack.unpackb(self._records[number])
-        except ValueError as error:
-            raise UserError(
+            record = msgpack.unpackb(retried(lambda: self._records[number]))
+        except (RuntimeError, ValueError) as error:  # of ArrayRecord and of msgpack
+            if is_passing(error):
+                raise
+            raise BadImageError(
                 f"{where}: this is not a msgpack map ({error}), expected records written by "
                 "write_array_record; write the file again."
             ) from error
         if not isinstance(record, dict) or not {"image", "captions", "key"} <= set(record):
-            raise UserError(
+            raise BadImageError(
                 f"{where}: this record is {shortened(record)}, expected a map with image, "
                 "captions and key; write the file again."
             )

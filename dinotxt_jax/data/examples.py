@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -14,6 +14,8 @@ from jaxtyping import Shaped
 
 from dinotxt_jax.data.bad_images import BadImageError, MissingImageError
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.faults import is_passing
+from dinotxt_jax.storage.retries import retried
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -106,17 +108,47 @@ def limited(source: SizedT, count: int) -> SizedT:
 
 
 def image_bytes(file: Path, key: str) -> bytes:
-    """Reads the bytes from an image file.
+    """Reads the bytes from an image file, again after storage errors that may pass.
 
     Raises:
         BadImageError: the file cannot be read; the message names `key`.
+        OSError: the storage failed repeatedly, which is not the fault of an image.
     """
     try:
-        return file.read_bytes()
+        return retried(file.read_bytes)
     except FileNotFoundError as error:
         raise MissingImageError(f"{key} cannot be read: {error.strerror}") from error
     except OSError as error:
+        if is_passing(error):
+            raise
         raise BadImageError(f"{key} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a zero byte, or half of a surrogate pair
+        raise BadImageError(f"{key!a} cannot be read: it is no path ({error})") from error
+
+
+def readable_captions(source: Source, index: int) -> tuple[str, ...]:
+    """Returns the captions of an example, or none if the record that holds them is damaged."""
+    try:
+        return source.captions(index)
+    except BadImageError:
+        return ()
+
+
+def check_records(read: Callable[[int], object], count: int) -> None:
+    """Reads a few evenly spaced records until one is whole.
+
+    Raises:
+        UserError: none is whole: these are probably records of another kind.
+    """
+    tried = min(_LOOKED_FOR, count)
+    for number in range(tried):
+        try:
+            read(number * count // tried)
+        except BadImageError as error:
+            reason = error
+        else:
+            return
+    raise UserError(str(reason))
 
 
 def no_file(path: Path) -> str:

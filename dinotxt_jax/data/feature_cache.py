@@ -7,6 +7,7 @@ A cache is a folder:
                         examples (bfloat16 is stored as raw uint16 bits)
     v000-s00000.skipped.npy  per example, how many indices further (modulo the number of examples)
                         the example that was used lies; 0 unless its image is bad
+    v000-s00000.sums.npy  per example, the checksum of the tokens (`storage.checksums`)
 
 View v holds the same crops and flips that epoch v would use, so training from the cache equals
 training with the backbone while there are no more epochs than views. A shard file gets this name
@@ -28,12 +29,25 @@ import numpy as np
 from jaxtyping import Float
 
 from dinotxt_jax.config import Config, DataConfig
-from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.examples import Source, readable_captions
 from dinotxt_jax.data.order import Draw
+from dinotxt_jax.data.shard_files import (
+    REPAIR,
+    ShardFile,
+    damaged_shard,
+    read_numbers,
+    shard_file,
+    skipped_file,
+    sums_file,
+)
 from dinotxt_jax.data.transforms import is_random
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.checksums import is_verifying, row_checksums
 
 SHARD = 512
+# The field of features.json that says that every shard has checksums; caches from before they
+# existed lack it.
+CHECKSUMS = "checksums"
 _SAMPLED = 256
 # The settings that determine the backbone's input pixels. All other DataConfig settings may
 # change while a cache stays valid.
@@ -49,6 +63,7 @@ _DATA_KEYS = (
     "crop_scale",
     "crop_ratio",
     "flip_probability",
+    "max_pixels",
 )
 
 
@@ -66,7 +81,7 @@ def cache_description(
         fingerprint: the backbone fingerprint.
     """
     count = len(source)
-    sample = [source.captions(i * count // _SAMPLED) for i in range(min(count, _SAMPLED))]
+    sample = [readable_captions(source, i * count // _SAMPLED) for i in range(min(count, _SAMPLED))]
     description = {
         "fingerprint": fingerprint,
         "dtype": config.precision.frozen,
@@ -83,50 +98,79 @@ def cache_description(
 class FeatureCache:
     """Reads a cache by (view, example).
 
+    Shard files are opened when they are needed. The tokens of an example are compared with their
+    checksum when they are read for the first time.
+
     Args:
         folder: the cache folder.
         expected: the `cache_description` for the run that reads the cache.
 
     Raises:
-        UserError: the folder holds no cache, or the cache is incomplete or has a different
+        UserError: the folder holds no cache, or the cache is incomplete, damaged or has a different
             description.
     """
 
     def __init__(self, folder: Path, expected: dict[str, Any]):
         self._folder = folder
         stored = stored_description(folder)
-        cure = f"run python -m dinotxt_jax.precompute with this config, or correct {folder}"
         if stored is None:
             raise UserError(
-                f"{folder} holds no features.json, expected a cache of backbone tokens; {cure}."
+                f"{folder} holds no features.json, expected a cache of backbone tokens; run python "
+                f"-m dinotxt_jax.precompute with this config, or correct {folder}."
             )
         check_same_cache(folder, stored, expected)
         self.views, self._examples = expected["views"], expected["examples"]
-        shards = range(-(-self._examples // SHARD))
-        every = [shard_file(folder, view, shard) for view in range(self.views) for shard in shards]
-        absent = [file for file in every if not file.exists()]
+        self._shards = range(-(-self._examples // SHARD))
+        files = [
+            shard_file(folder, view, shard) for view in range(self.views) for shard in self._shards
+        ]
+        absent = [file for file in files if not file.exists()]
         if absent:
             raise UserError(
-                f"{folder} lacks {len(absent)} of {len(every)} shards: the encoding "
-                f"was interrupted; {cure}."
+                f"{folder} lacks {len(absent)} of {len(files)} shards: the encoding was "
+                f"interrupted; {REPAIR}."
             )
         self._dtype = np.dtype(getattr(ml_dtypes, stored["dtype"], stored["dtype"]))
-        self.skipped = [
-            np.concatenate([np.load(skipped_file(folder, view, shard)) for shard in shards])
-            for view in range(self.views)
-        ]
+        self.skipped = [self._numbers(skipped_file, view) for view in range(self.views)]
+        has_sums = bool(stored.get(CHECKSUMS)) and is_verifying()
+        self._sums = [self._numbers(sums_file, view) for view in range(self.views) if has_sums]
+        self._verified = np.zeros((self.views, self._examples), bool)
 
     def __len__(self) -> int:
         return self._examples
 
     def tokens(self, view: int, index: int) -> Float[np.ndarray, "t d"]:
-        """Returns the tokens [class, registers, patches] for one view and one example."""
-        shard, row = divmod(index, SHARD)
-        return self._mapped(view, shard)[row].view(self._dtype)
+        """Returns the tokens [class, registers, patches] for one view and one example.
 
-    @functools.cache  # noqa: B019 - the cache object lives for the whole run
-    def _mapped(self, view: int, shard: int) -> np.ndarray:
-        return np.load(shard_file(self._folder, view, shard), mmap_mode="r")
+        Raises:
+            UserError: the shard is damaged.
+        """
+        shard, row = divmod(index, SHARD)
+        file = self._opened(view, shard)
+        tokens = file.read(row)
+        if self._sums and not self._verified[view, index]:
+            if row_checksums(tokens[None])[0] != self._sums[view][index]:
+                raise damaged_shard(file.path, f"example {index} is not what was written")
+            self._verified[view, index] = True
+        return tokens.view(self._dtype)
+
+    def _rows(self, shard: int) -> int:
+        return min(SHARD, self._examples - shard * SHARD)
+
+    # The least recently used files are closed, so that a cache may have more shards than a process
+    # may have open files.
+    @functools.lru_cache(maxsize=128)  # noqa: B019 - the cache object lives for the whole run
+    def _opened(self, view: int, shard: int) -> ShardFile:
+        return ShardFile(shard_file(self._folder, view, shard), self._rows(shard), self._dtype)
+
+    def _numbers(self, file: Callable[[Path, int, int], Path], view: int) -> np.ndarray:
+        """Reads the numbers of all examples in one view, one per example, [examples]."""
+        return np.concatenate(
+            [
+                read_numbers(file(self._folder, view, shard), self._rows(shard))
+                for shard in self._shards
+            ]
+        )
 
 
 class CachedExample:
@@ -153,14 +197,6 @@ class CachedExample:
 def task_folder(features: str, task: str) -> Path:
     """Returns the cache folder that a training run uses for an evaluation task."""
     return Path(features) / "tasks" / task
-
-
-def shard_file(folder: Path, view: int, shard: int) -> Path:
-    return folder / f"v{view:03d}-s{shard:05d}.npy"
-
-
-def skipped_file(folder: Path, view: int, shard: int) -> Path:
-    return folder / f"v{view:03d}-s{shard:05d}.skipped.npy"
 
 
 def stored_description(folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.pipeline import in_threads
 
@@ -24,7 +25,10 @@ def data_identity(source: Source, threads: int) -> dict[str, Any]:
     rows = [number * count // min(count, _MOST) for number in range(min(count, _MOST))]
 
     def described(index: int) -> list[str]:
-        return [source.key(index), *source.captions(index)]
+        try:
+            return [source.key(index), *source.captions(index)]
+        except BadImageError:  # a damaged record, whose key and captions are lost
+            return []
 
     digest = hashlib.sha256()
     for texts in in_threads(rows, described, threads, 64):

@@ -12,6 +12,7 @@ from jaxtyping import Int, Shaped
 from PIL import Image
 
 from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.examples import image_bytes
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
 
@@ -87,9 +88,9 @@ class MaskFiles:
         """
         image_name, mask_name = self._pairs[index]
         try:
-            data = (self._root / image_name).read_bytes()
+            data = image_bytes(self._root / image_name, image_name)
             image = decode_image(data)
-        except (BadImageError, OSError) as error:
+        except BadImageError as error:
             raise UserError(
                 f"{image_name} cannot be read ({error}); repair or remove it."
             ) from error
@@ -113,7 +114,8 @@ class MaskFiles:
 
     def _mask_pixels(self, image_name: str, mask_name: str) -> Shaped[np.ndarray, "h w *rgb"]:
         try:
-            return np.asarray(Image.open(io.BytesIO((self._root / mask_name).read_bytes())))
+            content = image_bytes(self._root / mask_name, mask_name)
+            return np.asarray(Image.open(io.BytesIO(content)))
         except MemoryError:
             raise
         except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...

@@ -18,6 +18,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import UInt8
 from PIL import Image
 
+from dinotxt_jax.config.data import MAX_PIXELS
 from dinotxt_jax.data.bad_images import (
     BadImageError,
     BadImageMonitor,
@@ -213,6 +214,7 @@ class ImageTextExample:
         self._tokenize = tokenize
         self._evaluated = evaluated
         self._max_bad_fraction = config.max_bad_fraction
+        self._max_pixels = config.max_pixels
         self._named: dict[int, object] = {}
 
     def __call__(self, draw: Draw) -> dict[str, np.ndarray]:
@@ -232,7 +234,7 @@ class ImageTextExample:
         for number, index in enumerate(itertools.islice(tries, most)):
             try:
                 example = self._source[index]
-                image = _decoded(example)
+                image = _decoded(example, self._max_pixels)
             except BadImageError as error:
                 if self._evaluated:
                     raise bad_in_evaluation(index, error) from error
@@ -248,9 +250,9 @@ class ImageTextExample:
             logging.warning("skipped a bad image, example %d: %s", index, error)
 
 
-def _decoded(example: Example) -> Image.Image:
+def _decoded(example: Example, max_pixels: int) -> Image.Image:
     try:
-        return decode_image(example.image)
+        return decode_image(example.image, max_pixels)
     except BadImageError as error:
         raise BadImageError(f"{example.key} does not decode: {error}") from error
 
@@ -276,6 +278,7 @@ def evaluation_batches(
     batch_size: int,
     threads: int = 16,
     rows: Sequence[int] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[EvaluationBatch]:
     """Yields (images, captions, keys) batches over the examples `rows` (default: all), in order.
 
@@ -288,7 +291,7 @@ def evaluation_batches(
     def load(index: int) -> tuple[np.ndarray, tuple[str, ...], str]:
         try:
             example = source[index]
-            return transform(_decoded(example)), example.captions, example.key
+            return transform(_decoded(example, max_pixels)), example.captions, example.key
         except BadImageError as error:
             raise bad_in_evaluation(index, error) from error
 

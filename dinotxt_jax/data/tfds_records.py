@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Shaped
 
+from dinotxt_jax.data.bad_images import BadImageError, bad_in_evaluation
 from dinotxt_jax.data.class_labels import (
     LabelledImage,
     LabelledImages,
@@ -26,12 +27,15 @@ from dinotxt_jax.data.class_labels import (
 from dinotxt_jax.data.examples import (
     SECTION,
     Example,
+    check_records,
     checked_captions,
     nothing_left,
     shortened,
 )
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.faults import is_passing
+from dinotxt_jax.storage.retries import retried
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -70,8 +74,6 @@ class TfdsRecords:
             self._records = tfds.data_source(name, **options)
             # The image features are known only after the data set is opened.
             self._records.decoders = _images_left_alone(self._records.dataset_info.features)
-            if len(self._records):
-                self._records[0]
         except Exception as error:  # TFDS raises ValueError, RuntimeError, AssertionError, ...
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise UserError(
@@ -82,13 +84,22 @@ class TfdsRecords:
         if not len(self._records):
             raise nothing_left(self.name, split, set(), section)
         self.feature(image_key, "image_key")
-        self.image(self[0])
+        check_records(lambda index: self.image(self[index]), len(self))
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self._records[index]
+        try:
+            return retried(lambda: self._records[index])
+        except Exception as error:  # TFDS raises RuntimeError, ValueError, DecodeError, ...
+            if is_passing(error):
+                raise
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise BadImageError(
+                f"{self.key(index)} cannot be read ({reason}), expected a record that tfds build "
+                "wrote; build the data set again."
+            ) from error
 
     def key(self, index: int) -> str:
         """Returns the example name that reports use."""
@@ -172,7 +183,7 @@ class TfdsSource:
         self._records = TfdsRecords(name, split, data_dir, image_key, section)
         self._caption_key = caption_key
         self._records.feature(caption_key, "caption_key")
-        self[0]
+        check_records(self.captions, len(self))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -209,7 +220,10 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
     images = []
     for number in range(len(records)):
         key = records.key(number)
-        values = np.ravel(records.value(records[number], label_key)).tolist()
+        try:
+            values = np.ravel(records.value(records[number], label_key)).tolist()
+        except BadImageError as error:
+            raise bad_in_evaluation(number, error) from error
         # An image may show several objects of one class, so duplicate labels are removed.
         labels = tuple(
             dict.fromkeys(checked_label(label, len(names), key, section) for label in values)

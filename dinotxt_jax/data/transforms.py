@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from dinotxt_jax.config.data import MAX_PIXELS
 from dinotxt_jax.data.bad_images import BadImageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ _TURNS: dict[object, Image.Transpose] = {
 ArrayT = TypeVar("ArrayT", np.ndarray, "jax.Array")
 
 
-def decode_image(image: bytes | np.ndarray | Image.Image) -> Image.Image:
+def decode_image(
+    image: bytes | np.ndarray | Image.Image, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Converts an encoded image, a pixel array or a PIL image to upright 8-bit RGB.
 
     The EXIF orientation is applied. Transparent pixels are composited over white. 16-bit greyscale
@@ -49,15 +52,20 @@ def decode_image(image: bytes | np.ndarray | Image.Image) -> Image.Image:
     Args:
         image: image file bytes, or uint8 [h w] or [h w c] with c 1, 3 or 4, or uint16 [h w], or
             an image that PIL opened.
+        max_pixels: limit for encoded images, which may be a thousand times larger in memory than
+            in the file. A larger JPEG is decoded at a half, a quarter or an eighth of the size.
 
     Raises:
-        BadImageError: the input is not an image, is truncated, or has pixels without a defined
-            range.
+        BadImageError: the input is not an image, is truncated, has too many pixels, or has pixels
+            without a defined range.
     """
     try:
         if isinstance(image, np.ndarray):
             return _to_rgb(_from_array(image))
-        opened = image if isinstance(image, Image.Image) else Image.open(io.BytesIO(image))
+        if isinstance(image, Image.Image):
+            return _to_rgb(_upright(image))
+        opened = Image.open(io.BytesIO(image))
+        _limit_size(opened, max_pixels)
         return _to_rgb(_upright(opened))
     except MemoryError:
         raise
@@ -65,6 +73,19 @@ def decode_image(image: bytes | np.ndarray | Image.Image) -> Image.Image:
         raise BadImageError(_unidentified(image)) from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...
         raise BadImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _limit_size(image: Image.Image, max_pixels: int) -> None:
+    """Reduces the size at which a large JPEG will be decoded; raises an error for other images."""
+    width, height = image.size
+    for factor in (1, 2, 4, 8) if image.format == "JPEG" else (1,):
+        if (width // factor) * (height // factor) <= max_pixels:
+            if factor > 1:
+                image.draft(None, (width // factor, height // factor))
+            return
+    raise ValueError(
+        f"{width} x {height} pixels are more than the limit of {max_pixels} (data.max_pixels)"
+    )
 
 
 def _unidentified(image: object) -> str:
@@ -104,7 +125,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # PIL opens 16-bit PGM and, before version 10, 16-bit PNG in mode "I", at the same scale.
         wide = np.clip(np.asarray(image).astype(np.int32), 0, 65535)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        # A PNG may name one grey level that is transparent, as a number of 16 bits.
+        clear = wide == image.info.get("transparency", -1)
+        image = Image.fromarray(np.where(clear, 255, (wide + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

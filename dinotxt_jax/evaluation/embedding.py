@@ -28,7 +28,9 @@ def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
         if job.cache is None:
             transform = EvalTransform(task.data)
             rows = range(done, count)
-            batches = evaluation_batches(source, transform, size, task.data.threads, rows)
+            batches = evaluation_batches(
+                source, transform, size, task.data.threads, rows, task.data.max_pixels
+            )
             embedded = job.model.embed_batches((pixels for pixels, _, _ in batches), size)
         else:
             tokens = _cached(job.cache, done, count, size)

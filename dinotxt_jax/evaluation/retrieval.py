@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dinotxt_jax import visualize
 from dinotxt_jax.config import TaskConfig, check_image_size
 from dinotxt_jax.config.evaluation import KIND_SETTINGS
+from dinotxt_jax.data.bad_images import BadImageError, bad_in_evaluation
 from dinotxt_jax.data.examples import Source, check_images_found, limited
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import EvalTransform, decode_image
@@ -144,7 +145,7 @@ class RetrievalKind:
 
     def contents(self, source: Source) -> list[Any]:
         """Returns the captions of every image."""
-        return [source.captions(index) for index in range(len(source))]
+        return [_captions(source, index) for index in range(len(source))]
 
     def run(self, job: Job) -> TaskResult:
         """Embeds all images and captions in a task, and searches in both directions."""
@@ -170,6 +171,14 @@ class RetrievalKind:
             },
             draw=lambda path: _draw_sheet(job, embedded, path),
         )
+
+
+def _captions(source: Source, index: int) -> tuple[str, ...]:
+    """Returns the captions of an example; a damaged record is an error, as in every evaluation."""
+    try:
+        return source.captions(index)
+    except BadImageError as error:
+        raise bad_in_evaluation(index, error) from error
 
 
 def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.faults import is_passing
+from dinotxt_jax.storage.retries import retried
 
 ImageLike = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
 
@@ -29,10 +31,14 @@ def read_image(image: ImageLike) -> Image.Image:
     name = str(image) if isinstance(image, (str, os.PathLike)) else f"an image ({_kind(image)})"
     try:
         if isinstance(image, (str, os.PathLike)):
-            return decode_image(Path(image).read_bytes())
+            return decode_image(retried(Path(image).read_bytes))
         return decode_image(image)
     except OSError as error:
+        if is_passing(error):
+            raise
         raise UserError(f"{name} cannot be read ({error.strerror}); correct the path.") from error
+    except ValueError as error:  # a zero byte, or half of a surrogate pair
+        raise UserError(f"{name!a} is no path ({error}); correct it.") from error
     except BadImageError as error:
         raise UserError(
             f"{name} cannot be read ({error}), expected an image such as a JPEG or PNG file; "

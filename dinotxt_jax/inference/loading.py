@@ -12,7 +12,8 @@ from dinotxt_jax.models import attention
 from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
 from dinotxt_jax.models.vit import VisionTransformer
-from dinotxt_jax.storage.model_directory import ModelDescription, load_parts, read_description
+from dinotxt_jax.storage.model_arrays import load_parts
+from dinotxt_jax.storage.model_directory import ModelDescription, read_description
 
 
 def load_vision_transformer(

@@ -28,7 +28,9 @@ from orbax.checkpoint import v1 as ocp
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.storage.faults import storage_fault
+from dinotxt_jax.storage.checksums import REPLACE_MODEL, PieceChecksum, damaged
+from dinotxt_jax.storage.faults import may_be_damaged, storage_fault
+from dinotxt_jax.storage.retries import retried
 
 # Orbax logs every file it opens; our own messages report everything that the user needs.
 std_logging.getLogger("orbax").setLevel(std_logging.ERROR)
@@ -123,27 +125,58 @@ class StoredArray:
     """An array in a folder that is read on request, completely or one layer at a time.
 
     Attributes:
+        path: the folder.
+        place: the array's path in the folder, starting with the part name.
         shape, dtype: the array's shape and dtype.
+        checksum: checksum from when the array was written; None if it has none or is not verified.
     """
 
     path: epath.Path
     place: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
+    checksum: str | None = None
 
     def read(self, layer: int | None = None) -> Shaped[np.ndarray, "..."]:
         """Reads all elements, or only the elements at one index on the first dimension."""
-        array = _open(self.path, self.place)
-        return np.asarray((array if layer is None else array[layer]).read().result())
+        with _damage(self.path):
+            array = _open(self.path, self.place)
+        part = array if layer is None else array[layer]
+        with _damage(self.path):
+            return np.asarray(retried(lambda: part.read().result()))
+
+    def layers(self) -> Iterator[Shaped[np.ndarray, "..."]]:
+        """Yields each layer of a stack, or the elements of any other array at once.
+
+        Raises:
+            UserError: at the end, if the elements are not those that were written.
+        """
+        pieces = PieceChecksum()
+        for layer in range(self.shape[0]) if len(self.shape) > 2 else (None,):
+            values = self.read(layer)
+            if self.checksum is not None:
+                pieces.add(values)
+            yield values
+        if self.checksum is not None and pieces.hexdigest() != self.checksum:
+            raise damaged([".".join(self.place)], self.path.parent, REPLACE_MODEL)
 
 
-def open_arrays(path: epath.PathLike) -> dict[tuple[str, ...], StoredArray]:
-    """Returns all arrays of a folder, keyed by path (part name first); reads no values."""
+def open_arrays(
+    path: epath.PathLike, sums: Mapping[str, str] | None = None
+) -> dict[tuple[str, ...], StoredArray]:
+    """Returns all arrays of a folder, keyed by path (part name first); reads no values.
+
+    Args:
+        path: a folder written by `save_arrays`.
+        sums: {path with dots: checksum} for arrays that are verified when they are read.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(stored_shapes(path))
     stored = {}
     for keys, leaf in leaves:
         place = tuple(str(getattr(key, "key", key)) for key in keys)
-        stored[place] = StoredArray(epath.Path(path), place, leaf.shape, np.dtype(leaf.dtype))
+        checksum = None if sums is None else sums.get(".".join(place), "")
+        dtype = np.dtype(leaf.dtype)
+        stored[place] = StoredArray(epath.Path(path), place, leaf.shape, dtype, checksum)
     return stored
 
 
@@ -189,16 +222,24 @@ def load_arrays(
         parts: `{part: tree of jax.ShapeDtypeStruct with sharding}`; each array is read directly
             into the given sharding and cast to the given dtype.
         subset: skip stored arrays that `parts` does not request, instead of raising an error.
+
+    Raises:
+        UserError: the files are damaged.
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = subset
-    with context:
-        return ocp.load_checkpointables(_absolute(path), dict(parts))
+    with context, _damage(path):
+        return retried(lambda: ocp.load_checkpointables(_absolute(path), dict(parts)))
 
 
 def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
-    """Returns `{part: tree of (shape, dtype) structs}` for a folder without reading arrays."""
-    parts = ocp.checkpointables_metadata(_absolute(path)).metadata
+    """Returns `{part: tree of (shape, dtype) structs}` for a folder without reading arrays.
+
+    Raises:
+        UserError: the files are damaged.
+    """
+    with _damage(path):
+        parts = retried(lambda: ocp.checkpointables_metadata(_absolute(path)).metadata)
 
     def struct(leaf: Any) -> jax.ShapeDtypeStruct:
         dtype = getattr(leaf, "dtype", np.float32)
@@ -310,7 +351,8 @@ class Checkpoints:
         notes = self._checkpointer.checkpointables_metadata(step).custom_metadata
         if not notes:  # Orbax reads a damaged file as an empty one
             raise UserError(f"the checkpoint of step {step} has lost its _CHECKPOINT_METADATA.")
-        return self._checkpointer.load_checkpointables(step, dict(parts)), dict(notes)
+        arrays = retried(lambda: self._checkpointer.load_checkpointables(step, dict(parts)))
+        return arrays, dict(notes)
 
     def close(self) -> None:
         """Waits until all pending writes are complete.
@@ -326,6 +368,20 @@ class Checkpoints:
             # After a failed save, Orbax raises its error again.
             with contextlib.suppress(Exception) if self._failed else _faults():
                 self._checkpointer.close()
+
+
+@contextlib.contextmanager
+def _damage(path: epath.PathLike) -> Iterator[None]:
+    """Turns errors on reading that mean damaged files into `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not may_be_damaged(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} is damaged ({reason}); {REPLACE_MODEL}.") from error
 
 
 @contextlib.contextmanager

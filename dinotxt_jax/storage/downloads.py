@@ -19,6 +19,7 @@ from etils import epath
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.storage.retries import retried
 
 _TIMEOUT = 60.0
 _PIECE = 2**20
@@ -74,7 +75,7 @@ def download(url: str, path: Path, sha256: str = "") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_name(f".{path.name}.lock")):
             if not path.is_file():  # another process may have finished first
-                _fetch(url, partial)
+                retried(lambda: _fetch(url, partial))
                 if sha256:
                     check_sha256(partial, sha256, f"{url} sent another file; {cure}")
                 partial.replace(path)
@@ -119,5 +120,5 @@ def _fetch(url: str, partial: Path) -> None:
                 bar.update(len(piece))
     size = partial.stat().st_size
     if total is not None and size != total:
-        raise OSError(f"the connection ended after {size} of {total} bytes")
+        raise ConnectionError(f"the connection ended after {size} of {total} bytes")
     version.unlink(missing_ok=True)

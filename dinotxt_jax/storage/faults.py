@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import re
+import urllib.error
+from collections.abc import Iterator
 
 from dinotxt_jax.errors import STORAGE, USER, UserError
 
@@ -30,21 +33,58 @@ _STATUS = re.compile(
     re.DOTALL,
 )
 _NUMBER = re.compile(r"os_error_code='(\d+)'")
-# Errors of a storage or a machine that say nothing about the stored data.
+# Errors of overloaded, restarting or briefly lost storage: the same action may succeed soon.
 _PASSING = {
     errno.EIO,
     errno.ESTALE,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOMEM,
+    errno.EAGAIN,
     errno.EMFILE,
     errno.ENFILE,
     errno.ETIMEDOUT,
+    errno.ECONNABORTED,
     errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
 }
-_PASSING_STATUS = re.compile(
-    r"\b(ABORTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE)\b"
-)
+# Errors that last, but say nothing about the stored data either.
+_NOT_ABOUT_DATA = {errno.EACCES, errno.EPERM, errno.ENOMEM}
+_PASSING_STATUS = re.compile(r"\b(ABORTED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|UNAVAILABLE)\b")
+_DENIED_STATUS = re.compile(r"\b(PERMISSION_DENIED|UNAUTHENTICATED)\b")
+_PASSING_HTTP = {408, 429, 500, 502, 503, 504}
+
+
+def is_passing(error: BaseException) -> bool:
+    """Returns whether an action that failed with this error may succeed if it is repeated.
+
+    Libraries wrap the errors of a storage, so the causes count as well.
+    """
+    return any(map(_is_passing, _chain(error)))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error, and the errors while which or from which it was raised."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in _PASSING_HTTP
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
+        return _is_passing(error.reason)
+    if isinstance(error, http.client.IncompleteRead):
+        return True  # the connection ended in the middle of an answer
+    number = _number(error)
+    if number is not None:
+        return number in _PASSING
+    if isinstance(error, OSError):  # without a number
+        return isinstance(error, ConnectionError | TimeoutError)
+    # TensorStore raises ValueError; JAX raises RuntimeError where a device is out of memory.
+    return isinstance(error, ValueError) and bool(_PASSING_STATUS.search(str(error)))
 
 
 def may_be_damaged(error: BaseException) -> bool:
@@ -52,12 +92,25 @@ def may_be_damaged(error: BaseException) -> bool:
 
     Otherwise reading may succeed later: the data is whole as far as the error tells.
     """
+    return not (is_passing(error) or any(map(_is_refusal, _chain(error))))
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Returns whether the machine or the storage refused the action, for lack of memory or rights.
+
+    JAX raises RuntimeError where a device is out of memory.
+    """
+    full = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    denied = _number(error) in _NOT_ABOUT_DATA or _DENIED_STATUS.search(str(error))
+    return isinstance(error, MemoryError) or full or bool(denied)
+
+
+def _number(error: BaseException) -> int | None:
+    """Returns the error number of the operating system, which libraries put into their text."""
     if isinstance(error, OSError):
-        return error.errno not in _PASSING
-    if isinstance(error, MemoryError) or _PASSING_STATUS.search(str(error)):
-        return False
+        return error.errno
     number = _NUMBER.search(str(error))
-    return not number or int(number[1]) not in _PASSING
+    return int(number[1]) if number else None
 
 
 def storage_fault(error: BaseException) -> UserError | None:

@@ -18,6 +18,7 @@ from etils import epath
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.retries import retried
 
 
 @contextlib.contextmanager
@@ -71,7 +72,7 @@ def read_json(path: epath.PathLike, content: str, cure: str) -> dict[str, Any]:
         UserError: the file holds no JSON object, as after a crash or a lost disk.
     """
     try:
-        value = json.loads(epath.Path(path).read_bytes())
+        value = json.loads(retried(epath.Path(path).read_bytes))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}), expected {content}; {cure}.") from error
     if not isinstance(value, dict):

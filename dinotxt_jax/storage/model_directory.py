@@ -1,6 +1,6 @@
 """Model directories: Orbax arrays next to a readable `model.json`.
 
-model.json      architecture, preprocessing, tokenizer, sources with sha256, version
+model.json      architecture, preprocessing, tokenizer, sources with sha256, checksums, version
 arrays/         parts "backbone", "head", "text", "logit_scale", which can be read separately
 tokenizer files the files that `model.json` names under "tokenizer"
 """
@@ -27,23 +27,20 @@ from dinotxt_jax.config.architecture import (
     descriptor_dim,
     divides,
 )
+from dinotxt_jax.config.data import TOKENIZER_KINDS
 from dinotxt_jax.config.ranges import Range
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.storage import quantized_kernels
 from dinotxt_jax.storage.arrays import (
-    StoredArray,
-    load_arrays,
-    open_arrays,
     save_arrays,
-    stored_shapes,
 )
+from dinotxt_jax.storage.checksums import REPLACE_MODEL, checksums
 from dinotxt_jax.storage.files import new_folder, read_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Fields that an older format lacks have defaults with the same meaning. Version 1 supported only
-# learned positions and did not record layouts.
-READABLE_VERSIONS = (1, 2)
+# learned positions and did not record layouts; version 2 had no checksums.
+READABLE_VERSIONS = (1, 2, 3)
 ARRAYS = "arrays"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -96,6 +93,8 @@ class ModelDescription:
         preset: name of the architecture, if it has one.
         sources: the files converted.
         backbone_path: model directory that holds the backbone's arrays, if not this one.
+        checksums: {path of an array in `arrays/`, with dots: checksum} (`storage.checksums`); None
+            for directories from before they existed.
         format_version: version of the directory format.
     """
 
@@ -108,6 +107,7 @@ class ModelDescription:
     preset: str | None = None
     sources: tuple[SourceCheckpoint, ...] = ()
     backbone_path: str | None = None
+    checksums: dict[str, str] | None = None
     format_version: int = FORMAT_VERSION
 
     def conflicts(self, key: str) -> Iterator[str]:
@@ -116,6 +116,17 @@ class ModelDescription:
             width = f"{key}.vision.dim={self.vision.dim}"
             heads = self.head.num_heads
             yield from divides(f"{key}.head.num_heads", heads, self.vision.dim, width)
+        if self.tokenizer is not None and self.text is not None:
+            for name in ("context_length", "vocabulary_size"):
+                value, size = self.tokenizer.get(name), getattr(self.text, name)
+                if value != size:
+                    yield (
+                        f"{key}.tokenizer.{name} is {value!r}, expected {size} as in {key}.text; "
+                        f"{REPLACE_MODEL}."
+                    )
+            if (kind := self.tokenizer.get("kind")) not in TOKENIZER_KINDS:
+                kinds = " or ".join(TOKENIZER_KINDS)
+                yield f"{key}.tokenizer.kind is {kind!r}, expected {kinds}; {REPLACE_MODEL}."
         if self.head is not None and self.text is not None:
             expected = descriptor_dim(self.vision.dim, self.head.pooling)
             if self.text.embed_dim != expected:
@@ -149,7 +160,7 @@ def write_model_directory(
 
     Args:
         path: the directory.
-        description: becomes `model.json`.
+        description: becomes `model.json`, with the checksums of the arrays.
         arrays: `{"backbone": tree, "head": tree, "text": tree, "logit_scale": array}`; parts may be
             absent.
         overwrite: replace an existing directory.
@@ -158,6 +169,7 @@ def write_model_directory(
     Raises:
         UserError: the directory exists and `overwrite` is off.
     """
+    description = dataclasses.replace(description, checksums=checksums(dict(arrays)))
     with new_model_directory(path, overwrite) as folder:
         save_arrays(folder / ARRAYS, arrays)
         if not processes.is_first():
@@ -213,9 +225,11 @@ def read_description(path: epath.PathLike) -> ModelDescription:
     if version not in READABLE_VERSIONS:
         raise UserError(
             f"{file} has format version {version}, this dinotxt_jax reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; upgrade dinotxt_jax (pip install -U), "
-            "or convert the model again."
+            f"{READABLE_VERSIONS[0]} to {READABLE_VERSIONS[-1]}; upgrade dinotxt_jax (pip install "
+            "-U), or convert the model again."
         )
+    if version == FORMAT_VERSION and not values.get("checksums"):
+        raise UserError(f"{file} has lost the checksums of the arrays; {REPLACE_MODEL}.")
     values["format_version"] = FORMAT_VERSION
     description = from_dict(ModelDescription, values, str(file))
     check(description, str(file))
@@ -256,82 +270,3 @@ def fingerprint(arrays: Any) -> str:
         result.begin(path, value.dtype, value.shape)
         result.add(value)
     return result.hexdigest()
-
-
-def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads arrays from a model directory, each directly into the requested dtype and sharding.
-
-    Quantised kernels are read and quantised one layer at a time.
-
-    Args:
-        path: the model directory; if its backbone is in another directory, that one is read too.
-        abstract: `{part: tree of jax.ShapeDtypeStruct}`.
-
-    Raises:
-        UserError: the backbone's directory does not exist or holds another backbone.
-    """
-    path = epath.Path(path)
-    description = read_description(path)
-    requested = dict(abstract)
-    loaded: dict[str, Any] = {}
-    if description.backbone_path is not None and "backbone" in requested:
-        backbone = {"backbone": requested.pop("backbone")}
-        loaded |= load_parts(_backbone_holder(path, description), backbone)
-    if requested:
-        others = quantized_kernels.without_kernels(requested)
-        read = load_arrays(path / ARRAYS, others, subset=True)
-        loaded |= quantized_kernels.with_kernels(read, requested, open_arrays(path / ARRAYS))
-    return loaded
-
-
-def _backbone_holder(path: epath.PathLike, description: ModelDescription) -> epath.PathLike:
-    """Returns the model directory that holds the backbone's arrays.
-
-    Raises:
-        UserError: it does not exist, holds another backbone, or names a third directory.
-    """
-    holder = description.backbone_path
-    if holder is None:
-        return path
-    backbone_model = read_description(holder)
-    if backbone_model.backbone_path is not None:
-        raise UserError(
-            f"{path} names {holder} as the directory of its backbone, which holds no backbone but "
-            "names another directory; correct backbone_path in model.json, or export the model "
-            "again."
-        )
-    if backbone_model.fingerprint != description.fingerprint:
-        raise UserError(
-            f"{path} was trained on the backbone {description.fingerprint[:12]}, but {holder} now "
-            f"holds {backbone_model.fingerprint[:12]}; restore the first backbone or train again."
-        )
-    return holder
-
-
-def stored_arrays(
-    path: epath.PathLike, description: ModelDescription
-) -> dict[tuple[str, ...], StoredArray]:
-    """Returns all stored arrays by path, including a backbone elsewhere; reads no values."""
-    arrays = open_arrays(epath.Path(path) / ARRAYS)
-    if description.backbone_path is not None:
-        holder = _backbone_holder(path, description)
-        backbone_arrays = open_arrays(epath.Path(holder) / ARRAYS)
-        arrays |= {
-            place: array for place, array in backbone_arrays.items() if place[0] == "backbone"
-        }
-    return arrays
-
-
-def load_stored(path: epath.PathLike, part: str, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads one part in the stored dtypes, sharded like `abstract[part]`."""
-    description = read_description(path)
-    holder = _backbone_holder(path, description) if part == "backbone" else path
-    shapes = stored_shapes(epath.Path(holder) / ARRAYS)[part]
-    placed = jax.tree.map(
-        lambda stored, target: jax.ShapeDtypeStruct(
-            target.shape, stored.dtype, sharding=target.sharding
-        ),
-        shapes,
-        quantized_kernels.without_scales(abstract[part]),
-    )
-    return load_parts(path, {part: placed})

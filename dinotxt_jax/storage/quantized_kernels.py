@@ -63,12 +63,15 @@ def without_kernels(abstract: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         abstract: nested dict with `jax.ShapeDtypeStruct` leaves.
     """
-    quantized_names = ("kernel", SCALE) if SCALE in abstract else ()
     return {
         name: without_kernels(value) if isinstance(value, Mapping) else value
         for name, value in abstract.items()
-        if name not in quantized_names
+        if name not in _quantized_names(abstract)
     }
+
+
+def _quantized_names(abstract: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("kernel", SCALE) if SCALE in abstract else ()
 
 
 def with_kernels(
@@ -84,25 +87,25 @@ def with_kernels(
     share a factor.
 
     Args:
-        arrays: nested dict, read according to `without_kernels`.
+        arrays: nested dict, read according to `without_kernels`; empty dicts may be absent.
         abstract: the requested arrays, with the same nesting.
         stored: the model directory's arrays by path.
         place: path of `arrays`.
     """
     result = {
-        name: with_kernels(value, abstract[name], stored, (*place, name))
+        name: with_kernels(arrays.get(name, {}), value, stored, (*place, name))
         if isinstance(value, Mapping)
-        else value
-        for name, value in arrays.items()
+        else arrays[name]
+        for name, value in abstract.items()
+        if name not in _quantized_names(abstract)
     }
     if SCALE in abstract:
         kernel, scale = abstract["kernel"], abstract[SCALE]
         axes = tuple(axis - 1 for axis, size in enumerate(scale.shape) if axis and size == 1)
         run = jax.jit(functools.partial(quantized, dtype=kernel.dtype.name, axes=axes))
-        layers = stored[(*place, "kernel")]
         numbers, factors = np.empty(kernel.shape, kernel.dtype), np.empty(scale.shape, scale.dtype)
-        for layer in range(len(numbers)):
-            numbers[layer], factors[layer] = run(layers.read(layer))
+        for layer, values in enumerate(stored[(*place, "kernel")].layers()):
+            numbers[layer], factors[layer] = run(values)
         result["kernel"], result[SCALE] = _placed(numbers, kernel), _placed(factors, scale)
     return result
 

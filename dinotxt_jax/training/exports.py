@@ -8,7 +8,8 @@ from typing import Any
 
 from dinotxt_jax.config import Config
 from dinotxt_jax.inference import Model
-from dinotxt_jax.storage.model_directory import ModelDescription, load_stored, write_model_directory
+from dinotxt_jax.storage.model_arrays import load_stored
+from dinotxt_jax.storage.model_directory import ModelDescription, write_model_directory
 from dinotxt_jax.tokenizers import Tokenizer
 from dinotxt_jax.training.step import Trainer, TrainState
 

@@ -27,7 +27,9 @@ from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.runtime.termination import NAMES, Terminated, Termination
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.locks import RunLock
-from dinotxt_jax.storage.model_directory import load_parts, read_description
+from dinotxt_jax.storage.model_arrays import load_parts
+from dinotxt_jax.storage.model_directory import read_description
+from dinotxt_jax.storage.retries import repeated
 from dinotxt_jax.training.agreement import check_same_run
 from dinotxt_jax.training.batches import Batches
 from dinotxt_jax.training.checkpoints import (
@@ -219,7 +221,7 @@ class _Run:
                         # Reading the metrics waits for the step; the rates must include that.
                         losses = {name: float(value) for name, value in metrics.items()}
                         rates = throughput.report()
-                        counts = {"bad_images": batch.bad_images}
+                        counts = {"bad_images": batch.bad_images, "storage_retries": repeated()}
                         writer.write(step, losses | texts.report() | rates | counts)
                         _show(bar, losses, rates)
                         divergence.check(state)

@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from dinotxt_jax import sharding
@@ -20,22 +21,24 @@ from dinotxt_jax.config import Config, DataConfig, TaskConfig, check, check_imag
 from dinotxt_jax.data import feature_cache
 from dinotxt_jax.data.examples import SECTION, Source, check_images_found
 from dinotxt_jax.data.feature_cache import (
+    CHECKSUMS,
     cache_description,
     check_same_cache,
-    shard_file,
-    skipped_file,
     stored_description,
     task_folder,
 )
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
+from dinotxt_jax.data.shard_files import shard_file, shard_problem, skipped_file, sums_file
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.transforms import normalize
+from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.tasks import KINDS
 from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.compiler_options import compiler_options
 from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.storage.checksums import is_verifying, row_checksums
 from dinotxt_jax.storage.files import new_file, write_text
 from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.training.models import frozen_dtypes
@@ -53,6 +56,7 @@ class EncodedSet:
         section: the command-line name of `data`, for messages.
         title: name for the images in the progress bar.
         evaluated: whether the images belong to an evaluation task, which allows no bad images.
+        missing: (view, shard) for the shards that this process has to encode.
     """
 
     data: DataConfig
@@ -62,19 +66,21 @@ class EncodedSet:
     section: str
     title: str
     evaluated: bool = False
+    missing: tuple[tuple[int, int], ...] = ()
 
     def jobs(self) -> list[tuple[int, int]]:
-        """Returns (view, shard) for every file in the cache."""
+        """Returns (view, shard) for the shards in the cache that are this process's part."""
         shards = range(-(-len(self.source) // feature_cache.SHARD))
-        return [(view, shard) for view in range(self.views) for shard in shards]
+        jobs = [(view, shard) for view in range(self.views) for shard in shards]
+        return jobs[jax.process_index() :: jax.process_count()]
 
-    def is_complete(self) -> bool:
-        """Returns whether every file in the cache exists, so that no image will be read."""
-        return all(shard_file(self.folder, *job).exists() for job in self.jobs())
+    def rows(self, shard: int) -> int:
+        """Returns the number of examples in a shard."""
+        return min(feature_cache.SHARD, len(self.source) - shard * feature_cache.SHARD)
 
 
 def precompute(config: Config) -> None:
-    """Writes the missing caches for the training data and the evaluation tasks of a run.
+    """Writes what is missing or damaged in the caches for training data and evaluation tasks.
 
     All data is opened, and all existing caches are compared with the data, before the first image
     is encoded.
@@ -103,14 +109,35 @@ def _open_sets(config: Config) -> list[EncodedSet]:
         folder = task_folder(config.features, name)
         images = EncodedSet(task.data, source, folder, 1, f"{section}.data", name, evaluated=True)
         sets.append(images)
+    checked = []
     for images in sets:
         stored = stored_description(images.folder)
+        missing = images.jobs()
         if stored is not None:
             expected = _description(config, images, backbone.fingerprint)
             check_same_cache(images.folder, stored, expected)
-        if not images.is_complete():
+            missing = _to_encode(images, stored)
+        if missing:
             check_images_found(images.source, images.data, images.section)
-    return sets
+        checked.append(dataclasses.replace(images, missing=tuple(missing)))
+    return checked
+
+
+def _to_encode(images: EncodedSet, stored: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Returns this process's shards that are missing or damaged; reads all existing ones."""
+    existing = [job for job in images.jobs() if shard_file(images.folder, *job).exists()]
+    sums = bool(stored.get(CHECKSUMS)) and is_verifying()
+    damaged = []
+    with progress_bar(len(existing), 0, "shard", f"verifying {images.title}") as bar:
+        for view, shard in existing:
+            rows, dtype = images.rows(shard), stored["dtype"]
+            problem = shard_problem(images.folder, view, shard, rows, dtype, sums)
+            if problem:
+                damaged.append((view, shard))
+                logging.warning("%s: it is encoded again", problem)
+            bar.update()
+    whole = set(existing) - set(damaged)
+    return [job for job in images.jobs() if job not in whole]
 
 
 def _description(config: Config, images: EncodedSet, fingerprint: str) -> dict[str, Any]:
@@ -145,15 +172,12 @@ def encode_source(config: Config, images: EncodedSet) -> None:
         images = normalize(images, preprocessing.mean, preprocessing.std)
         return nnx.merge(graphdef, arrays).tokens(images)
 
-    if processes.is_first():
-        write_text(folder / "features.json", json.dumps(expected, indent=2) + "\n")
+    if processes.is_first() and not (folder / "features.json").exists():
+        described = expected | {CHECKSUMS: True}
+        write_text(folder / "features.json", json.dumps(described, indent=2) + "\n")
     processes.check_shared(folder / "features.json")
-    mine = images.jobs()[jax.process_index() :: jax.process_count()]
-    missing = [job for job in mine if not shard_file(folder, *job).exists()]
-    rows = {
-        job: min(feature_cache.SHARD, len(source) - job[1] * feature_cache.SHARD) for job in mine
-    }
-    done = sum(rows.values()) - sum(rows[job] for job in missing)
+    rows = {job: images.rows(job[1]) for job in images.jobs()}
+    done = sum(rows.values()) - sum(rows[job] for job in images.missing)
     # All batches have the same shape, even the last batch in a shard, to compile only one program.
     batch_size = min(config.evaluation.batch_size, feature_cache.SHARD, len(source))
     batch_size += -batch_size % mesh.size
@@ -162,7 +186,7 @@ def encode_source(config: Config, images: EncodedSet) -> None:
         progress_bar(sum(rows.values()), done, "image", f"encoding {images.title}") as bar,
         jax.set_mesh(mesh),
     ):
-        for view, shard in missing:
+        for view, shard in images.missing:
             first = shard * feature_cache.SHARD
             draws = [Draw(view, i, i, config.seed) for i in range(first, first + rows[view, shard])]
             examples = in_threads(draws, make_example, data.threads, data.prefetch)
@@ -173,8 +197,18 @@ def encode_source(config: Config, images: EncodedSet) -> None:
                 used.append(indices)
                 bar.update(len(pixels))
             further = np.concatenate(used) - [draw.index for draw in draws]
+            encoded = np.concatenate(tokens)
+            finite = np.isfinite(encoded).all((1, 2))
+            if not finite.all():
+                bad = draws[int(np.argmin(finite))].index
+                raise UserError(
+                    f"the backbone's tokens for {source.key(bad)} are not finite; use a backbone "
+                    "that is whole, or another config.precision.frozen."
+                )
+            bits = _bits(encoded)
             _write(skipped_file(folder, view, shard), further % len(source))
-            _write(shard_file(folder, view, shard), _bits(np.concatenate(tokens)))
+            _write(sums_file(folder, view, shard), row_checksums(bits))
+            _write(shard_file(folder, view, shard), bits)
     processes.wait()
 
 

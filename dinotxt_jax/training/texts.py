@@ -15,7 +15,7 @@ from jaxtyping import Int
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig
 from dinotxt_jax.config.architecture import TextConfig
-from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.examples import Source, readable_captions
 from dinotxt_jax.data.packing import Packed, pack, planned_rows, row_counts, stacked
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.runtime import processes
@@ -50,7 +50,7 @@ def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
         cure = f"restore it, or remove {folder}: the same captions give the same tokenizer again"
         spec = read_json(folder / "spec.json", "the description of a tokenizer", cure)
         return load_tokenizer(spec, folder)
-    captions = (text for index in range(len(source)) for text in source.captions(index))
+    captions = (text for index in range(len(source)) for text in readable_captions(source, index))
     return TrainedTokenizer.train(captions, settings.vocabulary_size, settings.context_length)
 
 
@@ -206,6 +206,7 @@ def sampled_lengths(
     indices = [number * len(source) // count for number in range(count)]
 
     def lengths(index: int) -> Int[np.ndarray, " c"]:
-        return tokenizer.lengths(tokenizer(source.captions(index)))
+        return tokenizer.lengths(tokenizer(readable_captions(source, index)))
 
-    return list(in_threads(indices, lengths, data.threads, data.prefetch))
+    sampled = in_threads(indices, lengths, data.threads, data.prefetch)
+    return [per_caption for per_caption in sampled if len(per_caption)]

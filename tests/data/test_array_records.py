@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 from small_sets import examples, png
 
+from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.array_records import ArrayRecordSource, write_array_record
-from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.examples import Example, readable_captions
+from dinotxt_jax.data.identity import data_identity
+from dinotxt_jax.data.order import Draw
+from dinotxt_jax.data.pipeline import ImageTextExample
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.tasks import KINDS
 
 
 def test_array_record_round_trips(tmp_path):
@@ -94,3 +100,36 @@ def test_array_record_caption_that_is_not_text_is_a_user_error(tmp_path):
     write_array_record(tmp_path / "x.array_record", [Example(png(0), (3,), "k")])  # type: ignore
     with pytest.raises(UserError, match=r"record 0: caption 1 is 3 \(int\), expected a text"):
         ArrayRecordSource(tmp_path)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Writes 40 records of 5 kB, and changes a byte in one of them."""
+    pixels = [np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8) for i in range(40)]
+    path = tmp_path / "x.array_record"
+    whole = [Example(array, (f"noise {i}",), f"key {i}") for i, array in enumerate(pixels)]
+    write_array_record(path, whole, split="train")
+    content = bytearray(path.read_bytes())
+    content[70_000] ^= 0xFF
+    path.write_bytes(bytes(content))
+    return path
+
+
+def test_a_damaged_record_is_a_bad_image(damaged, caplog):
+    source = ArrayRecordSource(damaged)
+    assert len(source) == 40
+    bad = [index for index in range(40) if not readable_captions(source, index)]
+    (bad_index,) = bad
+    for read in (source.__getitem__, source.captions, source.key):
+        with pytest.raises(BadImageError, match=f"x.array_record, record {bad_index}: .*mismatch"):
+            read(bad_index)
+    config = DataConfig(image_size=8, max_bad_fraction=0.05)
+    make = ImageTextExample(source, config, lambda _: np.zeros(1, np.int32))
+    example = make(Draw(0, bad_index, 0, 0))
+    assert int(example["skipped"]) == 1
+    assert int(example["index"]) != bad_index
+    assert data_identity(source, 2)["examples"] == 40
+    assert len(ArrayRecordSource(damaged, split="train")) == 39
+    assert "a record is left out, as its split is unknown" in caplog.text
+    with pytest.raises(UserError, match=f"example {bad_index} cannot be evaluated"):
+        KINDS["retrieval"].contents(source)

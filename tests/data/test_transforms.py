@@ -103,6 +103,31 @@ def test_transparent_pixels_are_laid_over_white(mode):
     assert rgb[1, 1].tolist() == [255, 255, 255]
 
 
+def test_a_transparent_grey_level_of_16_bits_is_laid_over_white():
+    values = np.array([[1000, 30_000], [1001, 65_535]], np.uint16)
+    data = encoded(Image.fromarray(values), "PNG", transparency=1000)
+    grey = np.asarray(decode_image(data))[..., 0]
+    assert grey.tolist() == [[255, 117], [4, 255]]
+
+
+def test_an_image_with_too_many_pixels_is_bad_and_a_jpeg_is_reduced():
+    """A PNG of 13,000 x 13,000 equal pixels has 20 kB and takes 1 GB to decode."""
+    bomb = encoded(Image.new("1", (13_000, 13_000)), "PNG")
+    assert len(bomb) < 40_000
+    with pytest.raises(BadImageError, match=r"13000 x 13000 pixels .* limit of 67108864"):
+        decode_image(bomb)
+    large = photo().resize((403, 307), Image.Resampling.BICUBIC)
+    data = encoded(large, "JPEG", quality=95)
+    assert decode_image(data, 403 * 307).size == (403, 307)
+    assert decode_image(data, 403 * 307 - 1).size == (202, 154)
+    assert decode_image(data, 403 * 307 // 20).size == (51, 39)
+    half = np.asarray(decode_image(data, 403 * 307 - 1), np.float32)
+    expected = np.asarray(large.resize((202, 154), Image.Resampling.BOX), np.float32)
+    assert np.abs(half - expected).mean() < 3
+    with pytest.raises(BadImageError, match="403 x 307 pixels"):
+        decode_image(data, 1000)
+
+
 def test_arrays_are_images_too():
     pixels = np.asarray(photo())
     np.testing.assert_array_equal(decode_image(pixels), pixels)

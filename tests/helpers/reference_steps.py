@@ -21,7 +21,8 @@ from dinotxt_jax.config import (
     PrecisionConfig,
     TextTrainingConfig,
 )
-from dinotxt_jax.storage.model_directory import Preprocessing, load_parts, read_description
+from dinotxt_jax.storage.model_arrays import load_parts
+from dinotxt_jax.storage.model_directory import Preprocessing, read_description
 from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 

@@ -20,7 +20,7 @@ from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.models import quantization
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
 from dinotxt_jax.storage.arrays import StoredArray, load_arrays
-from dinotxt_jax.storage.model_directory import load_stored
+from dinotxt_jax.storage.model_arrays import load_stored
 from dinotxt_jax.storage.quantized_kernels import quantized
 from weights_convert.convert import convert
 
@@ -149,7 +149,7 @@ def test_kernels_are_read_a_layer_at_a_time(
         return load(path, parts, **options)
 
     monkeypatch.setattr(StoredArray, "read", noted)
-    monkeypatch.setattr("dinotxt_jax.storage.model_directory.load_arrays", loaded)
+    monkeypatch.setattr("dinotxt_jax.storage.model_arrays.load_arrays", loaded)
     module, _ = load_vision_transformer(tiny_backbone, DTypes(products="int8"))
     kernel = module.blocks.mlp.fc1.kernel
     assert max(largest) == kernel.size // len(kernel[...])

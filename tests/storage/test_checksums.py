@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dinotxt_jax import UserError, sharding
-from dinotxt_jax.storage.checksums import check_sums, checksums
+from dinotxt_jax.storage.checksums import PieceChecksum, check_sums, checksums, row_checksums
 
 DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8", "int32", "bool")
 
@@ -27,7 +27,11 @@ def test_the_sum_does_not_depend_on_where_the_array_is(dtype: str) -> None:
     whole = sharding.replicated(sharding.make_mesh())
     holders: list[Any] = [array, jnp.asarray(array)]
     holders += [jax.device_put(array, place) for place in (rows, whole)]
-    assert len({checksums({"a": holder})["a"] for holder in holders}) == 1
+    sums = {checksums({"a": holder})["a"] for holder in holders}
+    pieces = PieceChecksum()
+    for layer in array:
+        pieces.add(layer)
+    assert sums == {pieces.hexdigest()}
 
 
 def test_64_bit_numbers_are_whole_on_host_and_device() -> None:
@@ -68,3 +72,21 @@ def test_an_array_without_a_checksum_is_not_believed() -> None:
     for wrong in ({"a": expected["a"]}, expected | {"b.c": expected["a"]}):
         with pytest.raises(UserError, match=r"the file is damaged: b\.c differ.*; restore it"):
             check_sums(tree, wrong, "the file", "restore it")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_a_row_has_the_checksum_of_an_array_of_its_own(dtype: str) -> None:
+    rows = noise(dtype, (5, 6, 4))
+    alone = [int(checksums({"a": row})["a"], 16) for row in rows]
+    assert row_checksums(rows).tolist() == alone
+    assert len(set(alone)) == 5
+
+
+def test_a_large_array_is_summed_in_blocks() -> None:
+    array = np.random.default_rng(0).integers(0, 2**32, 200_001, np.uint32)
+    on_device = checksums({"a": jnp.asarray(array)})
+    assert checksums({"a": array}) == on_device
+    pieces = PieceChecksum()
+    for piece in np.split(array, [1, 70_000, 70_001]):
+        pieces.add(piece)
+    assert pieces.hexdigest() == on_device["a"]

@@ -29,8 +29,21 @@ def test_a_file_is_fetched_once(web: Any, url: str, tmp_path: Path) -> None:
     assert len(web.requests) == 1
 
 
+def test_a_lost_connection_and_a_busy_server_are_tried_again(
+    web: Any, url: str, tmp_path: Path
+) -> None:
+    web.answers = [503, 429]
+    web.cut, web.cuts = 1000, 1
+    assert download(url, tmp_path / "file.bin", SHA256).read_bytes() == CONTENT
+    ranges = [range_header for _, range_header in web.requests]
+    assert ranges == [None, None, None, "bytes=1000-"]
+
+
 @pytest.mark.parametrize("ranges", [True, False])
-def test_an_interrupted_download_resumes(web: Any, url: str, tmp_path: Path, ranges: bool) -> None:
+def test_an_interrupted_download_resumes(
+    web: Any, url: str, tmp_path: Path, ranges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinotxt_jax.storage.retries.PAUSES", ())
     web.cut, web.ranges = 1000, ranges
     with pytest.raises(UserError, match="could not be downloaded"):
         download(url, tmp_path / "file.bin")

@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from damage import empty, flip, largest, truncate
 from flax import nnx
+from models import with_tokenizer
+from stored import stored_tree
 
 import dinotxt_jax as dt
 from dinotxt_jax import sharding
 from dinotxt_jax.inference.loading import load_dinotxt, load_vision_transformer
 from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
-from dinotxt_jax.storage.model_directory import (
-    fingerprint,
-    load_parts,
-    read_description,
-    write_model_directory,
-)
+from dinotxt_jax.storage import arrays as storage
+from dinotxt_jax.storage.model_arrays import load_parts
+from dinotxt_jax.storage.model_directory import fingerprint, read_description, write_model_directory
 
 
 def arrays_of(module: nnx.Module) -> dict:
@@ -100,7 +101,8 @@ def test_relative_paths_are_taken_from_the_current_folder(
     module, description = load_vision_transformer(tiny_backbone, DTypes())
     monkeypatch.chdir(tmp_path)
     write_model_directory("models/tiny", description, {"backbone": arrays_of(module)})
-    assert dt.load_backbone("models/tiny").description == description
+    written = dt.load_backbone("models/tiny").description
+    assert dataclasses.replace(written, checksums=description.checksums) == description
     assert (tmp_path / "models/tiny/model.json").exists()
 
 
@@ -144,19 +146,24 @@ def test_a_directory_of_format_1_is_still_read(tiny_backbone: Path, tmp_path: Pa
         del values["vision"][name]
     for name in ("layout", "dtype", "other_dtypes"):
         del values["sources"][0][name]
+    del values["checksums"]
     file.write_text(json.dumps(values | {"format_version": 1}))
     images = np.ones((1, 28, 42, 3), np.float32)
     np.testing.assert_array_equal(
         dt.load_backbone(tmp_path / "old")(images).patch_tokens,
         dt.load_backbone(tiny_backbone)(images).patch_tokens,
     )
-    assert read_description(tmp_path / "old").format_version == 2
+    assert read_description(tmp_path / "old").format_version == 3
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "has format version 99, this dinotxt_jax reads 1 and 2; upgrade"),
+        (
+            {"format_version": 99},
+            "has format version 99, this dinotxt_jax reads 1 to 3; upgrade",
+        ),
+        ({"checksums": None}, "model.json has lost the checksums of the arrays; restore it"),
         ({"colour": "red"}, "colour is not a setting"),
         ({"vision": {"dim": "wide"}}, "vision.dim is 'wide', expected a whole number"),
     ],
@@ -168,6 +175,119 @@ def test_a_description_that_cannot_be_used_says_why(
     (tmp_path / "model.json").write_text(json.dumps(values | change))
     with pytest.raises(dt.UserError, match=message):
         read_description(tmp_path)
+
+
+@pytest.fixture
+def copied(tiny_dinotxt: Path, tmp_path: Path) -> Path:
+    """Returns a copy of the reference dino.txt that may be damaged."""
+    shutil.copytree(tiny_dinotxt, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def changed_array(model: Path, place: tuple[str, ...]) -> None:
+    """Changes the last bit of one stored number; the files stay readable."""
+    array = storage._open(model / "arrays", place)
+    values = np.array(array.read().result())
+    values.reshape(-1).view(np.uint32)[-1] ^= 1
+    array.write(values).result()
+
+
+def test_a_changed_number_is_noticed_in_every_part_and_dtype(copied: Path) -> None:
+    for place in (("backbone", "norm", "bias"), ("text", "projection", "kernel")):
+        changed_array(copied, place)
+        message = rf"model is damaged: {'.'.join(place)} differ.*; restore it, or convert"
+        for dtype in ("float32", "bfloat16"):
+            with pytest.raises(dt.UserError, match=message):
+                dt.load(copied, dtype)
+        changed_array(copied, place)  # repairs it
+    dt.load(copied)
+
+
+def test_a_changed_kernel_is_noticed_when_it_is_quantised(copied: Path) -> None:
+    changed_array(copied, ("backbone", "blocks", "mlp", "fc1", "kernel"))
+    message = r"model is damaged: backbone.blocks.mlp.fc1.kernel differ"
+    with pytest.raises(dt.UserError, match=message):
+        dt.load_backbone(copied, products="int8")
+
+
+def test_arrays_of_another_model_are_refused(
+    copied: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Both have the same architecture, so that only the values differ."""
+    arrays_of_backbone = stored_tree(tiny_backbone)["backbone"]
+    arrays_of_backbone["norm"]["bias"] = arrays_of_backbone["norm"]["bias"] + 1
+    description = read_description(tiny_backbone)
+    write_model_directory(tmp_path / "other", description, {"backbone": arrays_of_backbone})
+    shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    shutil.rmtree(tmp_path / "backbone/arrays")
+    shutil.copytree(tmp_path / "other/arrays", tmp_path / "backbone/arrays")
+    with pytest.raises(dt.UserError, match=r"backbone is damaged: backbone.norm.bias differ"):
+        dt.load_backbone(tmp_path / "backbone")
+    shutil.rmtree(copied / "arrays")
+    shutil.copytree(tiny_backbone / "arrays", copied / "arrays")
+    with pytest.raises(dt.UserError, match=r"does not hold the model .* \(head\..* is missing"):
+        dt.load(copied)
+
+
+def test_verification_can_be_switched_off(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed_array(copied, ("backbone", "norm", "bias"))
+    monkeypatch.setenv("DINOTXT_CHECKSUMS", "off")
+    dt.load(copied)
+    monkeypatch.setenv("DINOTXT_CHECKSUMS", "no")
+    with pytest.raises(dt.UserError, match="DINOTXT_CHECKSUMS is .no., expected on or off"):
+        dt.load(copied)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty])
+def test_a_damaged_file_is_a_sentence(damage: Callable[[Path], object], copied: Path) -> None:
+    damage(largest(copied / "arrays"))
+    with pytest.raises(dt.UserError, match=r"model.*damaged"):
+        dt.load(copied)
+
+
+def test_groups_of_arrays_are_the_whole_model(
+    tiny_dinotxt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = arrays_of(load_dinotxt(tiny_dinotxt, DTypes())[0])
+    monkeypatch.setattr("dinotxt_jax.storage.model_arrays._GROUP", 20_000)
+    in_groups = arrays_of(load_dinotxt(tiny_dinotxt, DTypes())[0])
+    jax.tree.map(np.testing.assert_array_equal, in_groups, whole)
+
+
+ABSURD = (0, -1, 10**6, 10**12, 1.5, "x", None, [], {})
+# The fields without which, or with any other type of which, a model cannot be built.
+FIELDS = (
+    ("vision", "dim"),
+    ("vision", "depth"),
+    ("vision", "num_registers"),
+    ("head", "num_blocks"),
+    ("text", "width"),
+    ("text", "context_length"),
+    ("text", "vocabulary_size"),
+    ("preprocessing", "crop"),
+    ("tokenizer", "context_length"),
+    ("tokenizer", "vocabulary_size"),
+    ("tokenizer", "kind"),
+)
+
+
+def test_a_hostile_description_is_a_sentence(tiny_dinotxt: Path, tmp_path: Path) -> None:
+    """Also absurd sizes, for which nothing may be allocated."""
+    model = with_tokenizer(tiny_dinotxt, tmp_path / "model", ["a red circle", "a blue star"])
+    intact = json.loads((model / "model.json").read_text())
+    for group, name in FIELDS:
+        for value in ABSURD:
+            if (group, name) == ("preprocessing", "crop") and value == 1.5:
+                continue
+            changed = intact | {group: intact[group] | {name: value}}
+            (model / "model.json").write_text(json.dumps(changed))
+            with pytest.raises(dt.UserError, match="model.json"):
+                dt.load(model)
+    for group in ("vision", "preprocessing", "fingerprint"):
+        changed = {key: value for key, value in intact.items() if key != group}
+        (model / "model.json").write_text(json.dumps(changed))
+        with pytest.raises(dt.UserError, match=group):
+            dt.load(model)
 
 
 def test_a_backbone_path_that_leads_to_itself_is_refused(

@@ -17,9 +17,10 @@ from dinotxt_jax.config import (
     EvaluationConfig,
     TaskConfig,
 )
-from dinotxt_jax.training import rates
+from dinotxt_jax.training import loop, rates
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.step import Trainer
+from dinotxt_jax.visualize import training_curves
 
 
 def _settings_of_steps(config: Config) -> Config:
@@ -69,6 +70,12 @@ def shared_steps() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the runs of most tests the picture; `finished` draws it."""
+    monkeypatch.setattr(loop, "training_curves", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def finished(
     shared_steps: None, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
@@ -78,5 +85,7 @@ def finished(
     evaluation = EvaluationConfig(
         tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=6, batch_size=8
     )
-    train(config(tiny_backbone, evaluation=evaluation, profile="3:4"), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_curves", training_curves)
+        train(config(tiny_backbone, evaluation=evaluation, profile="3:4"), workdir)
     return workdir

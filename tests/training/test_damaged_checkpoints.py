@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -11,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import several
+from damage import empty, flip, largest, truncate
 from small_runs import config, losses
 from tolerances import SAME_LOSS
 
 from dinotxt_jax import UserError, sharding
 from dinotxt_jax.config import CheckpointConfig
 from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.storage.faults import may_be_damaged
 from dinotxt_jax.training.checkpoints import restore_newest, save_state
 from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.loop import train
@@ -51,25 +56,10 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
-def largest(folder: Path) -> Path:
-    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-
-
-def flip(file: Path) -> None:
-    """Inverts a byte in the middle."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    file.write_bytes(bytes(content))
-
-
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 def empty_all(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
-            file.write_bytes(b"")
+            empty(file)
 
 
 def empty_folder(folder: Path) -> None:
@@ -83,9 +73,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "data missing": lambda folder: largest(folder).unlink(),
     "manifest missing": lambda folder: (folder / "trainable/manifest.ocdbt").unlink(),
     "manifest flipped": lambda folder: flip(folder / "optimizer/manifest.ocdbt"),
-    "metadata empty": lambda folder: (folder / "trainable/_METADATA").write_bytes(b""),
+    "metadata empty": lambda folder: empty(folder / "trainable/_METADATA"),
     "metadata missing": lambda folder: (folder / "trainable/_METADATA").unlink(),
-    "checkpoint metadata empty": lambda folder: (folder / "_CHECKPOINT_METADATA").write_bytes(b""),
+    "checkpoint metadata empty": lambda folder: empty(folder / "_CHECKPOINT_METADATA"),
     "checkpoint metadata missing": lambda folder: (folder / "_CHECKPOINT_METADATA").unlink(),
     "part missing": lambda folder: shutil.rmtree(folder / "optimizer"),
     "empty folder": empty_folder,
@@ -122,6 +112,34 @@ def test_without_a_whole_checkpoint_nothing_is_changed(damage: str, saved: Path)
     with pytest.raises(UserError, match="none of the 2 checkpoints of this run can be read"):
         restore_newest(Checkpoints(saved, 3), abstract())
     assert sorted(path for path in saved.parent.rglob("*")) == before
+
+
+def test_a_storage_error_that_passes_is_not_damage(saved: Path) -> None:
+    """Orbax wraps the error of the storage in others that say nothing about it."""
+    checkpoints = Checkpoints(saved, 3)
+    assert checkpoints.steps() == [2, 1]
+    with no_more_files(), pytest.raises(Exception, match="oo many open files") as failure:
+        restore_newest(checkpoints, abstract())
+    assert not may_be_damaged(failure.value)
+    assert sorted(path.name for path in saved.iterdir()) == ["1", "2"]
+    assert [path.name for path in saved.parent.iterdir()] == ["checkpoints"]
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """Lets the process open no further file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    opened = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                opened.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        for number in opened:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_changed_values_are_noticed_where_the_format_sees_nothing(saved: Path) -> None:

@@ -17,7 +17,8 @@ from tolerances import SAME_LOSS, assert_same
 
 from dinotxt_jax.config import CheckpointConfig, Config, OptimizerConfig
 from dinotxt_jax.errors import DIVERGED, UserError
-from dinotxt_jax.storage.arrays import Checkpoints, save_arrays
+from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.storage.model_directory import read_description, write_model_directory
 from dinotxt_jax.training.batches import Batch, Batches
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.optimizer import make_optimizer
@@ -141,11 +142,9 @@ def test_all_processes_stop_at_a_divergence_with_exit_code_3(
 
 def broken_backbone(intact: Path, path: Path) -> None:
     """Writes a backbone with one weight that is NaN."""
-    path.mkdir()
-    (path / "model.json").write_bytes((intact / "model.json").read_bytes())
     arrays = stored_tree(intact)
     arrays["backbone"]["norm"]["scale"] = arrays["backbone"]["norm"]["scale"].at[0].set(jnp.nan)
-    save_arrays(path / "arrays", arrays)
+    write_model_directory(path, read_description(intact), arrays)
 
 
 def test_gradients_are_clipped_to_the_norm() -> None:

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
+from small_caches import config, open_cache
 from small_sets import png, prepare_tfds, write_index
 from tolerances import assert_same
 
@@ -29,7 +30,7 @@ from dinotxt_jax.config import (
     TokenizerConfig,
 )
 from dinotxt_jax.data import feature_cache
-from dinotxt_jax.data.feature_cache import CachedExample, FeatureCache, cache_description
+from dinotxt_jax.data.feature_cache import CachedExample, cache_description
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample
 from dinotxt_jax.data.sources import open_source
@@ -38,24 +39,6 @@ from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.training import loop
 from dinotxt_jax.training import precompute as writer
 from dinotxt_jax.training.precompute import precompute
-
-
-def config(backbone: Path, folder: Path, **changes: object) -> Config:
-    settings: dict = {
-        "backbone": str(backbone),
-        "features": str(folder),
-        "feature_views": 2,
-        "data": DataConfig(num_scenes=20, image_size=56, threads=2, prefetch=8),
-        "precision": PrecisionConfig(frozen="float32"),
-    }
-    return Config(**(settings | changes))
-
-
-def open_cache(run: Config) -> FeatureCache:
-    fingerprint = read_description(run.backbone).fingerprint
-    source = open_source(run.data)
-    expected = cache_description(run, run.data, source, run.feature_views, fingerprint)
-    return FeatureCache(Path(run.features), expected)
 
 
 def direct_tokens(run: Config, view: int, index: int) -> np.ndarray:
@@ -124,7 +107,7 @@ def test_interrupted_encoding_resumes_at_the_missing_shards(
     original, written = writer._write, []
 
     def failing(path: Path, array: np.ndarray) -> None:
-        if len(written) == 5:
+        if len(written) == 7:
             raise KeyboardInterrupt
         written.append(path)
         original(path, array)

@@ -145,7 +145,7 @@ def test_a_file_that_is_no_npz_is_refused(whole, tmp_path):
 
 
 def test_a_model_directory_is_described_without_its_arrays(whole, capsys, monkeypatch):
-    monkeypatch.setattr("dinotxt_jax.storage.model_directory.load_arrays", None)
+    monkeypatch.setattr("dinotxt_jax.storage.model_arrays.load_arrays", None)
     assert main(["--describe", str(whole)]) == 0
     out = capsys.readouterr().out
     for part in (

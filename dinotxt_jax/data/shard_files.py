@@ -1,0 +1,144 @@
+"""The files of one shard of the feature cache (`data.feature_cache`): names, reading, damage."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Shaped
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.checksums import row_checksums
+from dinotxt_jax.storage.retries import retried
+
+REPAIR = "run python -m dinotxt_jax.precompute with this config, which encodes these shards"
+
+
+def shard_file(folder: Path, view: int, shard: int) -> Path:
+    """Returns the file with the tokens of a shard; it is written last."""
+    return folder / f"v{view:03d}-s{shard:05d}.npy"
+
+
+def skipped_file(folder: Path, view: int, shard: int) -> Path:
+    """Returns the file that says which examples took the place of bad images."""
+    return folder / f"v{view:03d}-s{shard:05d}.skipped.npy"
+
+
+def sums_file(folder: Path, view: int, shard: int) -> Path:
+    """Returns the file with the checksum of each example's tokens."""
+    return folder / f"v{view:03d}-s{shard:05d}.sums.npy"
+
+
+class ShardFile:
+    """An open shard file, which is closed when nothing refers to it any more.
+
+    Args:
+        path: the file.
+        rows: expected number of examples.
+        dtype: expected dtype of the tokens (bfloat16 is stored as uint16 bits).
+
+    Attributes:
+        path: the file.
+        shape: shape of the tokens of one example, (t, d).
+
+    Raises:
+        UserError: the file holds something else.
+    """
+
+    def __init__(self, path: Path, rows: int, dtype: np.dtype):
+        self.path = path
+        self._stream = retried(lambda: path.open("rb", buffering=0))
+        shape, stored = _header(path, self._stream)
+        self._dtype = np.dtype(np.uint16 if dtype == ml_dtypes.bfloat16 else dtype)
+        if len(shape) != 3 or shape[0] != rows or stored != self._dtype:
+            found = f"{stored} {list(shape)}, expected {self._dtype} [{rows}, t, d]"
+            raise damaged_shard(path, f"it holds {found}")
+        self.shape = shape[1:]
+        self._start = self._stream.tell()
+        self._size = math.prod(self.shape) * self._dtype.itemsize
+        size = os.fstat(self._stream.fileno()).st_size
+        if size != self._start + rows * self._size:
+            raise damaged_shard(path, f"it has {size} bytes")
+
+    def read(self, row: int) -> Shaped[np.ndarray, "t d"]:
+        """Returns the stored numbers of one example.
+
+        A memory map would end the process with SIGBUS if the file were truncated meanwhile.
+        """
+        start = self._start + row * self._size
+        content = retried(lambda: os.pread(self._stream.fileno(), self._size, start))
+        if len(content) != self._size:
+            raise damaged_shard(self.path, "it has been truncated")
+        return np.frombuffer(content, self._dtype).reshape(self.shape)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self._stream.close()
+
+
+def damaged_shard(path: Path, problem: str) -> UserError:
+    """Returns the error for a damaged shard."""
+    return UserError(f"{path} is damaged ({problem}); {REPAIR}.")
+
+
+def shard_problem(folder: Path, view: int, shard: int, rows: int, dtype: str, sums: bool) -> str:
+    """Returns why a shard has to be encoded (again), or "" if it is whole.
+
+    Args:
+        folder: the cache folder.
+        view: the view.
+        shard: the shard.
+        rows: number of examples in the shard.
+        dtype: dtype of the tokens.
+        sums: compare all tokens with their checksums.
+    """
+    if not shard_file(folder, view, shard).exists():
+        return "missing"
+    try:
+        file = ShardFile(
+            shard_file(folder, view, shard), rows, np.dtype(getattr(ml_dtypes, dtype, dtype))
+        )
+        read_numbers(skipped_file(folder, view, shard), rows)
+        if sums:
+            expected = read_numbers(sums_file(folder, view, shard), rows)
+            for row in range(rows):
+                if row_checksums(file.read(row)[None])[0] != expected[row]:
+                    raise damaged_shard(file.path, f"example {row} is not what was written")
+    except UserError as error:
+        return str(error).removesuffix(f"; {REPAIR}.")
+    return ""
+
+
+def read_numbers(path: Path, rows: int) -> Shaped[np.ndarray, " n"]:
+    """Reads one number per example of a shard.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as stream:
+            shape, dtype = _header(path, stream)
+            if shape != (rows,):
+                raise damaged_shard(path, f"it holds {list(shape)} numbers, expected {rows}")
+            content = stream.read()
+    except FileNotFoundError as error:
+        raise damaged_shard(path, "it is missing") from error
+    if len(content) != rows * dtype.itemsize:
+        raise damaged_shard(path, f"it holds {len(content)} bytes of numbers")
+    return np.frombuffer(content, dtype)
+
+
+def _header(path: Path, stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Reads the header of an npy file: shape and dtype."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"version {version} of the npy format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError as error:
+        raise damaged_shard(path, f"it is no npy file: {error}") from error
+    return shape, dtype
