@@ -48,8 +48,9 @@ def load_dinotxt(
     def create() -> DinoTxt:
         return DinoTxt(config, dtypes=dtypes, attention=chosen)
 
-    parts = load_parts(path, abstract_arrays(create, mesh))
-    return nnx.merge(nnx.graphdef(create()), parts), description
+    # A head without blocks has no arrays; then the directory must not hold any either.
+    parts = load_parts(path, {"head": {}, **abstract_arrays(create, mesh)})
+    return nnx.merge(nnx.graphdef(create()), {k: v for k, v in parts.items() if v}), description
 
 
 def _attention(dtypes: DTypes, *head_dims: int) -> str:
