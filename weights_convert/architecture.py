@@ -116,7 +116,7 @@ def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
 
 def settings_beside(match: Match) -> dict[str, Any]:
     """Returns settings from config files that transformers or timm saved next to a checkpoint."""
-    return match.source.settings_beside() if match.layout.described_by_config else {}
+    return match.source.settings_beside(match.prefix) if match.layout.described_by_config else {}
 
 
 def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
@@ -227,15 +227,17 @@ def _vision_heads(match: Match, settings: Settings) -> int:
         heads = _heads(match, sizes["d"], settings.num_heads, "num_heads")
         if match.layout.vision.get("positions") == "rope" and sizes["d"] // heads % 4:
             raise UserError(
-                f"{match.name} has {heads} heads of width {sizes['d'] // heads}, but rotary "
-                "positions need a multiple of 4; correct --set num_heads."
+                f"{match.name} has {heads} heads of width {sizes['d'] // heads}"
+                f"{_origin(match, 'num_heads', heads)}, but rotary positions need a multiple of 4; "
+                "give the right number with --set num_heads=NUMBER."
             )
         return heads
     heads, rest = divmod(sizes["d"], 4 * sizes["o"])
     if rest or settings.num_heads not in (None, heads):
         raise UserError(
             f"{match.name} has {sizes['o']} rotary periods, which means heads of width "
-            f"{4 * sizes['o']} in a backbone of width {sizes['d']}; correct --set num_heads, or "
+            f"{4 * sizes['o']} in a backbone of width {sizes['d']}, but {settings.num_heads} heads "
+            f"are given{_origin(match, 'num_heads', settings.num_heads)}; correct that number, or "
             "use an intact file."
         )
     return heads
@@ -264,10 +266,17 @@ def _heads(match: Match, width: int, explicit: int | None, key: str) -> int:
     heads = width // _HEAD_WIDTH if explicit is None else explicit
     if width % heads:
         raise UserError(
-            f"--set {key}={heads} does not divide the width {width} of {match.name}; give a "
-            "number that does."
+            f"{key}={heads}{_origin(match, key, heads)} does not divide the width {width} of "
+            f"{match.name}; give a number that does with --set {key}=NUMBER."
         )
     return heads
+
+
+def _origin(match: Match, key: str, value: int | None) -> str:
+    """Says, for a sentence, where a number comes from."""
+    if settings_beside(match).get(key) == value:
+        return " (from config.json next to it)"
+    return " (from --set)"
 
 
 def axis_sizes(matches: Iterable[Match], architecture: Architecture) -> dict[str, dict[str, int]]:
@@ -280,6 +289,21 @@ def axis_sizes(matches: Iterable[Match], architecture: Architecture) -> dict[str
             if (part := parts.get(component)) is not None:
                 complete[component] |= {"h": part.num_heads, "k": sizes["d"] // part.num_heads}
     return complete
+
+
+def check_heads(matches: Sequence[Match], settings: Settings, vision: VisionConfig) -> None:
+    """Raises `UserError` if the number of heads is a guess: wrong heads give wrong outputs.
+
+    It is none where the arrays, a file or the user say it, or where the guess makes a known model.
+    """
+    match = next(match for match in matches if "backbone" in match.layout.components)
+    is_known = settings.num_heads is not None or "o" in match.sizes["backbone"]
+    if not is_known and presets.find_preset(vision) is None:
+        raise UserError(
+            f"{match.name} does not say how many attention heads it has, and it is no known model, "
+            f"for which {vision.num_heads} heads of width {_HEAD_WIDTH} could be assumed; give "
+            "their number with --set num_heads=NUMBER."
+        )
 
 
 def check_preset(name: str, vision: VisionConfig) -> None:

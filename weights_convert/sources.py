@@ -30,7 +30,12 @@ SAFETENSORS_DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 _INDEX = ".safetensors.index.json"
-_IN_FOLDERS = (f"model{_INDEX}", "model.safetensors", "pytorch_model.bin")
+_IN_FOLDERS = (
+    f"model{_INDEX}",
+    "model.safetensors",
+    "model.fp16.safetensors",
+    "pytorch_model.bin",
+)
 
 
 class SourceArray(Protocol):
@@ -80,13 +85,17 @@ class Checkpoint:
     arrays: Mapping[str, SourceArray]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def settings_beside(self) -> dict[str, Any]:
+    def settings_beside(self, prefix: str = "") -> dict[str, Any]:
         """Reads settings from `config.json` and `preprocessor_config.json` next to the file.
 
         Keys are those that `--set` takes, and "activation", the MLP's activation function.
+
+        Args:
+            prefix: prefix of the backbone's arrays in the file; a model that contains a backbone
+                describes it in a part of its config.
         """
         folder = self.files[0].parent
-        config = _json_beside(folder / "config.json")
+        config = _backbone_config(_json_beside(folder / "config.json"), prefix)
         return _from_config(config) | _from_processor(
             _json_beside(folder / "preprocessor_config.json")
         )
@@ -111,7 +120,7 @@ def open_checkpoint(path: Path, name: str = "") -> Checkpoint:
     arrays: Mapping[str, SourceArray]
     if file.name.endswith(_INDEX):
         files, arrays = _open_sharded(file)
-    elif file.suffix == ".safetensors":
+    elif file.suffix.lower() == ".safetensors":
         arrays = _open_safetensors(file)
     else:
         arrays = dict(read_arrays(file))
@@ -153,7 +162,7 @@ def _open_sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, SourceArray]
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return {}
     with safetensors.safe_open(path, "np") as file:
         return dict(file.metadata() or {})
@@ -182,13 +191,62 @@ def _open_safetensors(path: Path) -> dict[str, SourceArray]:
     return arrays
 
 
+# The parts of a transformers config that describe a backbone inside a larger model (DPT, Depth
+# Anything, UperNet; vision-text dual encoders).
+_PARTS = ("backbone_config", "vision_config")
+_BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
+
+
+def _backbone_config(config: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the part of a config that describes the backbone whose arrays have this prefix.
+
+    The numbers of the larger model, such as heads of a decoder, are never taken for the backbone's:
+    without a part for the backbone, nothing is known about it.
+    """
+    for part in _PARTS:
+        if prefix and isinstance(config.get(part), dict):
+            return config[part]
+    kind = config.get("model_type")
+    return config if not prefix or kind is None or kind in _BACKBONES else {}
+
+
+# timm's names of sizes, and the heads of a transformer of this size.
+_TIMM_HEADS = {
+    "vit_tiny": 3,
+    "vit_small": 6,
+    "vit_base": 12,
+    "vit_large": 16,
+    "vit_huge": 16,
+    "vit_giant_patch14_reg4_dinov2": 24,
+    "vit_giant_patch14_dinov2": 24,
+    "vit_giant": 16,
+    "vit_gigantic": 16,
+}
+
+
+def _timm_heads(config: Mapping[str, Any]) -> int | None:
+    """Returns the number of heads in a `config.json` of timm: from arguments, or from the name."""
+    arguments, name = config.get("model_args"), config.get("architecture")
+    heads = arguments.get("num_heads") if isinstance(arguments, dict) else None
+    if _is_number(heads) and heads > 0:
+        return int(heads)
+    if isinstance(arguments, dict) and "embed_dim" in arguments:
+        return None  # another width than that of the name
+    sizes = (size for size in _TIMM_HEADS if isinstance(name, str) and name.startswith(size))
+    return next((_TIMM_HEADS[size] for size in sizes), None)
+
+
 def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Reads architecture settings from a `config.json` that transformers or timm saved."""
     rope = config.get("rope_parameters")
     values = {**config, **(rope if isinstance(rope, dict) else {})}
     settings: dict[str, Any] = {}
     if isinstance(config.get("hidden_act"), str):
-        settings["activation"] = config["hidden_act"]
+        # transformers writes the same function in two ways.
+        settings["activation"] = config["hidden_act"].removesuffix("_python")
+    if config.get("model_type") == "dinov2_with_registers":
+        # Also where it has no registers, so that the arrays look like those of Dinov2.
+        settings["position_interpolation"] = "antialias"
     for theirs, ours, kind in (
         ("num_attention_heads", "num_heads", int),
         ("layer_norm_eps", "layer_norm_epsilon", float),
@@ -199,6 +257,8 @@ def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
             settings[ours] = kind(value)
     timm = config.get("pretrained_cfg")
     if isinstance(timm, Mapping):
+        if heads := _timm_heads(config):
+            settings["num_heads"] = heads
         settings |= _three("mean", timm.get("mean")) | _three("std", timm.get("std"))
         size, share = timm.get("input_size"), timm.get("crop_pct")
         side = size[1] if isinstance(size, list) and len(size) == 3 else None

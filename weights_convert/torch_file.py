@@ -47,6 +47,7 @@ class TorchArray:
     Attributes:
         shape: the shape.
         dtype: the numpy dtype; bfloat16 is `ml_dtypes.bfloat16`.
+        negative: the elements are stored with the opposite sign (torch negates lazily).
     """
 
     path: Path
@@ -56,6 +57,7 @@ class TorchArray:
     strides: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
+    negative: bool
 
     def read(self) -> np.ndarray:
         """Maps the tensor read-only; the mapping lives as long as arrays that use it."""
@@ -65,7 +67,8 @@ class TorchArray:
         mapped = np.memmap(self.path, np.uint8, mode="r", offset=self.start, shape=(size,))
         elements = np.asarray(mapped).view(self.dtype)[self.offset :]
         strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
-        return np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
+        view = np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
+        return -view if self.negative else view
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, TorchArray]:
@@ -187,7 +190,14 @@ class _Archive:
                 f"has {size} bytes in storage {quoted(storage.key)}, and its pickle says {expected}"
             )
         return TorchArray(
-            self.path, start, storage.count, ref.offset, ref.strides, ref.shape, storage.dtype
+            self.path,
+            start,
+            storage.count,
+            ref.offset,
+            ref.strides,
+            ref.shape,
+            storage.dtype,
+            ref.negative,
         )
 
     def _read(self, name: str) -> bytes:

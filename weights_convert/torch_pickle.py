@@ -41,6 +41,8 @@ _REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
 _ALLOWED = {_ORDERED_DICT, _REBUILD_TENSOR, _REBUILD_PARAMETER, *STORAGE_DTYPES}
 _MAX_DIMENSIONS = 16
 _MAX_EMPTY = 2**31
+# Elements of a tensor that repeats elements of its storage (stride 0), as `Tensor.expand` does.
+_MAX_EXPANDED = 2**26
 _MAX_KEY = 2**32
 
 
@@ -59,12 +61,20 @@ class StorageRef:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A view into a storage, in elements, verified to lie inside the storage."""
+    """A view into a storage, in elements, verified to lie inside the storage.
+
+    Attributes:
+        storage: the storage.
+        offset: index of the first element.
+        shape, strides: of the view.
+        negative: the elements are stored with the opposite sign.
+    """
 
     storage: StorageRef
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,6 +253,7 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
         _refuse(
             "its pickle has a tensor with a negative, absurd or non-integer size, stride or offset"
         )
+    negative = _is_negative(arguments[6]) if len(arguments) > 6 else False
     if 0 in shape:
         if math.prod(max(size, 1) for size in shape) > _MAX_EMPTY:
             _refuse("its pickle has an empty tensor of absurd sizes")
@@ -250,12 +261,29 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
     # Strides for axes with size 1 are arbitrary; zero cannot overflow.
     strides = tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if last >= storage.count or math.prod(shape) > storage.count:
+    if last >= storage.count:
         _refuse(
             f"its storage {quoted(storage.key)} has {storage.count} elements, "
             f"and a tensor of {math.prod(shape)} elements reaches for number {last}"
         )
-    return TensorRef(storage, offset, shape, strides)
+    if math.prod(shape) > max(storage.count, _MAX_EXPANDED):
+        _refuse(
+            f"its storage {quoted(storage.key)} has {storage.count} elements, which a tensor "
+            f"repeats to {math.prod(shape)}"
+        )
+    return TensorRef(storage, offset, shape, strides, negative)
+
+
+def _is_negative(marks: Any) -> bool:
+    """Reads the marks of lazy operations: {"neg": True} is a sign to apply on reading."""
+    if marks is None:
+        return False
+    if not isinstance(marks, dict) or not all(value in (True, False) for value in marks.values()):
+        _refuse("its pickle has a tensor with marks that torch never writes")
+    unknown = [name for name, value in marks.items() if value and name != "neg"]
+    if unknown:
+        _refuse(f"its pickle has a tensor with the mark {quoted(str(unknown[0]))}")
+    return bool(marks.get("neg"))
 
 
 _CONSTANTS: dict[str, Callable[[], Any]] = {

@@ -28,6 +28,9 @@ def dinov2(**changes) -> dict[str, np.ndarray]:
     return checkpoint("dinov2_reg", **changes)
 
 
+ONE_HEAD = Settings(num_heads=1)
+
+
 def small_head(**changes) -> dict[str, np.ndarray]:
     return checkpoint("dinotxt_v2_head", **changes)
 
@@ -96,7 +99,7 @@ def test_a_timm_classifier_is_left_out_and_said_so(tmp_path, capsys):
     half = {name: array.astype(np.float16) for name, array in arrays.items()}
     half |= {"head.weight": np.zeros((5, 64), np.float16), "head.bias": np.zeros(5, np.float16)}
     save_file(half, tmp_path / "vit.safetensors")
-    options = ["--set", "std=1,1,1", "crop=32"]
+    options = ["--set", "num_heads=1", "std=1,1,1", "crop=32"]
     assert main([f"{tmp_path}/vit.safetensors", f"--output={tmp_path}/model", *options]) == 0
     assert "left out (2): 'head.bias', 'head.weight': the classifier" in capsys.readouterr().out
     description = read_description(tmp_path / "model")
@@ -113,7 +116,7 @@ def test_arrays_of_zeros_are_there(torch_files, tmp_path):
     arrays = dinov2()
     zeros = ("mask_token", "register_tokens", "blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias")
     arrays |= {name: np.zeros_like(arrays[name]) for name in zeros}
-    convert([torch_files.write(arrays)], tmp_path / "model", show_progress=False)
+    convert([torch_files.write(arrays)], tmp_path / "model", settings=ONE_HEAD, show_progress=False)
     backbone = stored_tree(tmp_path / "model")["backbone"]
     np.testing.assert_array_equal(backbone["register_tokens"], np.zeros((2, 64)))
     assert not np.any(backbone["blocks"]["attention"]["qkv"]["bias"])
@@ -122,14 +125,18 @@ def test_arrays_of_zeros_are_there(torch_files, tmp_path):
 def test_bfloat16_safetensors_are_read_exactly(tmp_path):
     arrays = {k: v.astype(ml_dtypes.bfloat16) for k, v in dinov2().items()}
     save_file(arrays, tmp_path / "b.safetensors")
-    convert([tmp_path / "b.safetensors"], tmp_path / "model", show_progress=False)
+    convert(
+        [tmp_path / "b.safetensors"], tmp_path / "model", settings=ONE_HEAD, show_progress=False
+    )
     token = stored_tree(tmp_path / "model")["backbone"]["class_token"]
     np.testing.assert_array_equal(token, arrays["cls_token"][0, 0].astype(np.float32))
 
 
 def test_without_registers_positions_follow_the_offset_rule(torch_files, tmp_path):
     source = torch_files.write(checkpoint("dinov2"))
-    vision = convert([source], tmp_path / "model", show_progress=False).description.vision
+    vision = convert(
+        [source], tmp_path / "model", settings=ONE_HEAD, show_progress=False
+    ).description.vision
     assert (vision.position_interpolation, vision.num_registers, vision.num_heads) == (
         "offset",
         0,
@@ -139,7 +146,7 @@ def test_without_registers_positions_follow_the_offset_rule(torch_files, tmp_pat
 
 def test_packed_swiglu_is_recognised(torch_files, tmp_path):
     arrays = dinov2(without=["mlp"])
-    convert([torch_files.write(arrays)], tmp_path / "model", show_progress=False)
+    convert([torch_files.write(arrays)], tmp_path / "model", settings=ONE_HEAD, show_progress=False)
     vision = read_description(tmp_path / "model").vision
     assert (vision.mlp, vision.mlp_hidden_dim) == ("swiglu", 32)
     mlp = stored_tree(tmp_path / "model")["backbone"]["blocks"]["mlp"]
@@ -150,7 +157,13 @@ def test_packed_swiglu_is_recognised(torch_files, tmp_path):
 
 def test_bfloat16_is_stored_rounded_to_nearest_even(torch_files, tmp_path):
     arrays = dinov2()
-    convert([torch_files.write(arrays)], tmp_path / "model", dtype="bfloat16", show_progress=False)
+    convert(
+        [torch_files.write(arrays)],
+        tmp_path / "model",
+        dtype="bfloat16",
+        settings=ONE_HEAD,
+        show_progress=False,
+    )
     token = np.asarray(stored_tree(tmp_path / "model")["backbone"]["class_token"])
     assert token.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(token, arrays["cls_token"][0, 0].astype(ml_dtypes.bfloat16))
@@ -174,13 +187,21 @@ def test_float64_is_rounded_only_once():
 
 def test_a_known_architecture_is_named_and_checked(torch_files, tmp_path, monkeypatch):
     source = torch_files.write(dinov2())
-    vision = convert([source], tmp_path / "a", show_progress=False).description.vision
+    vision = convert(
+        [source], tmp_path / "a", settings=ONE_HEAD, show_progress=False
+    ).description.vision
     monkeypatch.setitem(presets.PRESETS, "small", vision)
-    description = convert([source], tmp_path / "b", show_progress=False).description
-    checked = convert([source], tmp_path / "c", preset="small", show_progress=False).description
+    description = convert(
+        [source], tmp_path / "b", settings=ONE_HEAD, show_progress=False
+    ).description
+    checked = convert(
+        [source], tmp_path / "c", preset="small", settings=ONE_HEAD, show_progress=False
+    ).description
     assert description.preset == checked.preset == "small"
     with pytest.raises(UserError, match=r"not a dinov2_vits14: .*dim is 64 instead of 384"):
-        convert([source], tmp_path / "d", preset="dinov2_vits14", show_progress=False)
+        convert(
+            [source], tmp_path / "d", preset="dinov2_vits14", settings=ONE_HEAD, show_progress=False
+        )
 
 
 def test_the_golden_backbone_converts(tmp_path):
@@ -227,7 +248,8 @@ def test_nan_and_infinity_are_reported_by_name(torch_files, tmp_path, capsys):
     arrays["norm.bias"][3] = np.nan
     arrays["blocks.1.mlp.fc1.weight"][0, 0] = -np.inf
     source = torch_files.write(arrays)
-    message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys)
+    options = ["--set", "num_heads=1"]
+    message = _fails([source, f"--output={tmp_path}/model", *options], tmp_path, capsys)
     assert "'norm.bias'" in message
     assert "'blocks.1.mlp.fc1.weight'" in message
 
@@ -235,7 +257,7 @@ def test_nan_and_infinity_are_reported_by_name(torch_files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--set", "num_heads=3"], "--set num_heads=3 does not divide the width 64"),
+        (["--set", "num_heads=3"], "num_heads=3 (from --set) does not divide the width 64"),
         (["--set", "num_heads=0"], "positive whole number"),
         (["--set", "num_heads"], "positive whole number"),
         (["--set", "heads=3"], "KEY of num_heads"),
@@ -248,6 +270,13 @@ def test_nan_and_infinity_are_reported_by_name(torch_files, tmp_path, capsys):
 def test_wrong_options_end_with_one_sentence(torch_files, tmp_path, capsys, options, named):
     source = torch_files.write(dinov2())
     assert named in _fails([source, f"--output={tmp_path}/model", *options], tmp_path, capsys)
+
+
+def test_an_unknown_model_asks_for_the_heads(torch_files, tmp_path, capsys):
+    source = torch_files.write(dinov2())
+    message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys)
+    assert "does not say how many attention heads it has" in message
+    assert "--set num_heads=NUMBER" in message
 
 
 def test_a_width_that_is_no_multiple_of_64_asks_for_the_heads(torch_files, tmp_path, capsys):
@@ -292,11 +321,11 @@ def test_an_existing_output_is_kept_without_overwrite(torch_files, tmp_path, cap
     source = torch_files.write(dinov2())
     model = tmp_path / "model"
     model.mkdir()
-    assert main([str(source), f"--output={model}"]) == 0
+    assert main([str(source), f"--output={model}", "--set", "num_heads=1"]) == 0
     capsys.readouterr()
     assert "add --overwrite" in _fails([source, f"--output={model}"], tmp_path, capsys)
-    again = [str(source), f"--output={model}", "--overwrite", "--dtype=bfloat16"]
-    assert main(again) == 0
+    again = ["--overwrite", "--dtype=bfloat16", "--set", "num_heads=1"]
+    assert main([str(source), f"--output={model}", *again]) == 0
     assert np.asarray(stored_tree(model)["backbone"]["class_token"]).dtype == ml_dtypes.bfloat16
     capsys.readouterr()
     (tmp_path / "photos").mkdir()
@@ -307,7 +336,8 @@ def test_an_existing_output_is_kept_without_overwrite(torch_files, tmp_path, cap
 
 def test_sources_are_not_deleted_with_the_directory_they_lie_in(torch_files, tmp_path, capsys):
     model = tmp_path / "model"
-    assert main([str(torch_files.write(dinov2())), f"--output={model}"]) == 0
+    source = str(torch_files.write(dinov2()))
+    assert main([source, f"--output={model}", "--set", "num_heads=1"]) == 0
     capsys.readouterr()
     inside = torch_files.write(dinov2()).rename(model / "weights.pth")
     message = _fails([inside, f"--output={model}", "--overwrite"], tmp_path, capsys)
@@ -320,7 +350,8 @@ def test_a_failing_disk_is_one_sentence(torch_files, tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(convert_module, "write_description", full)
     source = torch_files.write(dinov2())
-    message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys, code=74)
+    options = ["--set", "num_heads=1"]
+    message = _fails([source, f"--output={tmp_path}/model", *options], tmp_path, capsys, code=74)
     assert "No space left on device; free space there" in message
 
 
@@ -346,6 +377,7 @@ def test_help_shows_examples(capsys):
 
 
 def test_a_model_description_is_plain_json(torch_files, tmp_path):
-    convert([torch_files.write(dinov2())], tmp_path / "model", show_progress=False)
+    source = torch_files.write(dinov2())
+    convert([source], tmp_path / "model", settings=ONE_HEAD, show_progress=False)
     values = json.loads((tmp_path / "model" / "model.json").read_text())
     assert values["vision"]["dim"] == 64

@@ -15,9 +15,12 @@ from safetensors.numpy import save_file
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.model_directory import read_description
+from weights_convert.architecture import Settings
 from weights_convert.convert import convert
 from weights_convert.fetching import fetch
 from weights_convert.sources import open_checkpoint
+
+ONE_HEAD = Settings(num_heads=1)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # served by tests/conftest.py
 
@@ -32,7 +35,7 @@ def test_an_address_is_downloaded_once_and_checked(web: Any, tmp_path: Path) -> 
     save_file(checkpoint("dinov2"), web.folder / "small.safetensors")
     sha256 = hashlib.sha256((web.folder / "small.safetensors").read_bytes()).hexdigest()
     source = f"{web.url('small.safetensors')}#sha256={sha256}"
-    convert([source], tmp_path / "model", show_progress=False)
+    convert([source], tmp_path / "model", settings=ONE_HEAD, show_progress=False)
     assert read_description(tmp_path / "model").sources[0].sha256 == sha256
     fetch(source)
     assert len(web.requests) == 1
@@ -176,7 +179,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_an_activation_that_is_not_computed_here_is_refused(sharded: Path, tmp_path: Path) -> None:
     (sharded / "config.json").write_text(json.dumps({"hidden_act": "relu"}))
     with pytest.raises(UserError, match="hidden_act=relu, but such a backbone .* gelu"):
-        convert([sharded], tmp_path / "model", show_progress=False)
+        convert([sharded], tmp_path / "model", settings=ONE_HEAD, show_progress=False)
 
 
 def test_a_config_next_to_an_official_file_is_ignored(tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ def test_a_config_next_to_an_official_file_is_ignored(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(content)
         source = tmp_path / "dinov2.safetensors"
         vision = convert(
-            [source], tmp_path / "model", overwrite=True, show_progress=False
+            [source], tmp_path / "model", settings=ONE_HEAD, overwrite=True, show_progress=False
         ).description.vision
         assert (vision.num_heads, vision.layer_norm_epsilon) == (1, 1e-6)
 
@@ -201,13 +204,18 @@ def test_a_config_next_to_an_official_file_is_ignored(tmp_path: Path) -> None:
 def test_strange_values_in_a_config_are_passed_over(tmp_path: Path, config: dict) -> None:
     save_file(checkpoint("hf_dinov2"), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert convert([tmp_path], tmp_path.parent / f"{tmp_path.name}-model", show_progress=False)
+    assert convert(
+        [tmp_path],
+        tmp_path.parent / f"{tmp_path.name}-model",
+        settings=ONE_HEAD,
+        show_progress=False,
+    )
 
 
 def test_signatures_of_addresses_are_not_kept(web: Any, tmp_path: Path) -> None:
     save_file(checkpoint("dinov2"), web.folder / "small.safetensors")
     source = f"{web.url('small.safetensors')}?Policy=a&Signature=secret"
-    converted = convert([source], tmp_path / "model", show_progress=False)
+    converted = convert([source], tmp_path / "model", settings=ONE_HEAD, show_progress=False)
     assert "secret" not in (tmp_path / "model" / "model.json").read_text()
     assert converted.matches[0].name == web.url("small.safetensors")
 
@@ -227,10 +235,71 @@ def test_a_timm_config_gives_the_preprocessing(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     preprocessing = convert(
-        [tmp_path], tmp_path / "model", show_progress=False
+        [tmp_path], tmp_path / "model", settings=ONE_HEAD, show_progress=False
     ).description.preprocessing
     assert (preprocessing.mean, preprocessing.resize, preprocessing.crop) == (
         (0.5, 0.5, 0.5),
         518,
         518,
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "heads"),
+    [
+        ({"num_attention_heads": 2}, 2),
+        ({"model_type": "dinov2", "num_attention_heads": 2}, 2),
+        ({"model_type": "dpt", "num_attention_heads": 12}, None),
+        ({"num_attention_heads": 12, "backbone_config": {"num_attention_heads": 4}}, 4),
+        ({"num_attention_heads": 12, "vision_config": {"num_attention_heads": 8}}, 8),
+    ],
+)
+def test_a_backbone_inside_a_model_has_a_config_of_its_own(
+    config: dict, heads: int | None, tmp_path: Path
+) -> None:
+    inside = {f"backbone.{name}": array for name, array in checkpoint("hf_dinov2").items()}
+    save_file(inside, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if heads is None:
+        with pytest.raises(UserError, match="does not say how many attention heads"):
+            convert([tmp_path], tmp_path / "model", show_progress=False)
+        return
+    vision = convert([tmp_path], tmp_path / "model", show_progress=False).description.vision
+    assert vision.num_heads == heads
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "heads"),
+    [
+        ("vit_huge_patch14_clip_224", None, 16),
+        ("vit_giant_patch14_dinov2", None, 24),
+        ("vit_base_patch16_224", {"num_heads": 8}, 8),
+        ("vit_base_patch16_224", {"embed_dim": 64}, None),
+        ("a_model_of_mine", None, None),
+    ],
+)
+def test_timm_says_the_heads_in_arguments_or_in_the_name(
+    architecture: str, arguments: dict | None, heads: int | None, tmp_path: Path
+) -> None:
+    save_file(checkpoint("timm_dinov2"), tmp_path / "model.safetensors")
+    config = {"architecture": architecture, "model_args": arguments, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(tmp_path).settings_beside().get("num_heads") == heads
+
+
+def test_dinov2_with_registers_but_none_of_them_keeps_the_rule_for_positions(
+    tmp_path: Path,
+) -> None:
+    save_file(checkpoint("hf_dinov2"), tmp_path / "model.safetensors")
+    for kind, rule in (("dinov2", "bicubic"), ("dinov2_with_registers", "antialias")):
+        config = {"model_type": kind, "num_attention_heads": 2, "hidden_act": "gelu_python"}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        converted = convert([tmp_path], tmp_path / kind, show_progress=False)
+        assert converted.description.vision.position_interpolation == rule
+
+
+def test_a_wrong_number_in_a_file_is_not_blamed_on_the_command(tmp_path: Path) -> None:
+    save_file(checkpoint("hf_dinov2"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 7}))
+    with pytest.raises(UserError, match=r"num_heads=7 \(from config.json next to it\) does not"):
+        convert([tmp_path], tmp_path / "model", show_progress=False)
