@@ -294,7 +294,8 @@ def _misfits(
                 actual = _formatted(array.shape)
                 yield f"{quoted(key)} has {actual}, expected {_formatted(expected)}"
             elif not is_floating(array.dtype):
-                yield f"{quoted(key)} holds {array.dtype} numbers, expected floating point"
+                expected_kind = "expected floating point of 16 to 64 bits"
+                yield f"{quoted(key)} holds {array.dtype} numbers, {expected_kind}"
 
 
 def is_floating(dtype: np.dtype) -> bool:

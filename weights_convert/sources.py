@@ -29,11 +29,20 @@ SAFETENSORS_DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_INDEX = ".safetensors.index.json"
+# Of arrays that no backbone has, but that may be next to one.
+_OTHER_DTYPES = {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+}
+_INDEX = ".index.json"
 _IN_FOLDERS = (
-    f"model{_INDEX}",
+    f"model.safetensors{_INDEX}",
     "model.safetensors",
     "model.fp16.safetensors",
+    f"pytorch_model.bin{_INDEX}",
     "pytorch_model.bin",
 )
 
@@ -105,8 +114,8 @@ def open_checkpoint(path: Path, name: str = "") -> Checkpoint:
     """Opens a checkpoint without reading its arrays.
 
     Args:
-        path: a `.safetensors` file; the index of a sharded one (`*.safetensors.index.json`); a
-            folder with either, as `transformers` saves; any other file is read as a torch file.
+        path: a safetensors or torch file, whatever its ending; the index of a sharded one
+            (`*.index.json`); or a folder with one of these, as `transformers` saves.
         name: name for messages; default: the path.
 
     Raises:
@@ -120,11 +129,22 @@ def open_checkpoint(path: Path, name: str = "") -> Checkpoint:
     arrays: Mapping[str, SourceArray]
     if file.name.endswith(_INDEX):
         files, arrays = _open_sharded(file)
-    elif file.suffix.lower() == ".safetensors":
-        arrays = _open_safetensors(file)
     else:
-        arrays = dict(read_arrays(file))
+        arrays = _open_file(file)
     return Checkpoint(name, files, arrays, _metadata(file))
+
+
+def _open_file(file: Path) -> dict[str, SourceArray]:
+    return _open_safetensors(file) if _is_safetensors(file) else dict(read_arrays(file))
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Decides by the first bytes, and by the ending if they show neither format."""
+    with file.open("rb") as stream:
+        beginning = stream.read(9)
+    if beginning.startswith(b"PK"):
+        return False
+    return beginning[8:] == b"{" or file.suffix.lower() == ".safetensors"
 
 
 def _in_folder(folder: Path) -> Path:
@@ -151,7 +171,7 @@ def _open_sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, SourceArray]
             )
         if not shard.is_file():
             raise UserError(f"{shard} is missing, but {index.name} names it; put it there.")
-    opened = {shard.name: _open_safetensors(shard) for shard in shards}
+    opened = {shard.name: _open_file(shard) for shard in shards}
     absent = [quoted(key) for key, name in shard_of.items() if key not in opened[name]]
     if absent:
         raise UserError(
@@ -162,7 +182,7 @@ def _open_sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, SourceArray]
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    if path.suffix.lower() != ".safetensors":
+    if path.name.endswith(_INDEX) or not _is_safetensors(path):
         return {}
     with safetensors.safe_open(path, "np") as file:
         return dict(file.metadata() or {})
@@ -177,13 +197,14 @@ def _open_safetensors(path: Path) -> dict[str, SourceArray]:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 entry = file.get_slice(name)
                 kind = entry.get_dtype()
-                if kind not in SAFETENSORS_DTYPES:
+                dtype = (SAFETENSORS_DTYPES | _OTHER_DTYPES).get(kind)
+                if dtype is None:
                     raise UserError(
                         f"{path} stores {quoted(name)} as {kind}, which cannot be converted; "
                         "save it as F32, F16 or BF16."
                     )
                 shape = tuple(entry.get_shape())
-                arrays[name] = SafetensorsArray(path, name, shape, SAFETENSORS_DTYPES[kind])
+                arrays[name] = SafetensorsArray(path, name, shape, dtype)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a complete .safetensors file ({error}); download it again."

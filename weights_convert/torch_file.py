@@ -105,8 +105,10 @@ def read_arrays(path: str | os.PathLike) -> dict[str, TorchArray]:
 def _flat(value: Any) -> dict[str, TensorRef]:
     """Flattens nested dictionaries of tensors to dotted names."""
     if not isinstance(value, dict):
+        kinds = {"TensorRef": "single tensor", "_Other": "value without weights"}
+        kind = type(value).__name__
         raise RefusedPickleError(
-            f"it holds a {type(value).__name__} where a dictionary of tensors is expected"
+            f"it holds a {kinds.get(kind, kind)} where a dictionary of tensors is expected"
         )
     flat: dict[str, TensorRef] = {}
     # Iterative and bounded: a pickle can nest a dictionary in itself, or share dictionaries so that

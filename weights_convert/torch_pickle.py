@@ -37,8 +37,45 @@ MAX_OPCODES = 1_000_000
 
 _ORDERED_DICT = "collections.OrderedDict"
 _REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
-_REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
-_ALLOWED = {_ORDERED_DICT, _REBUILD_TENSOR, _REBUILD_PARAMETER, *STORAGE_DTYPES}
+_REBUILD_PARAMETERS = (
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+)
+# Rebuilds a tensor that has attributes: (rebuild, type, its arguments, attributes).
+_REBUILD_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
+# Calls whose result is no weight, as a checkpoint may hold beside the weights. Nothing is called:
+# the result is `OTHER`. `_rebuild_tensor_v3` makes tensors of dtypes that no weight has.
+_OTHER_CALLS = {
+    "torch.Size",
+    "torch.device",
+    "torch._utils._rebuild_tensor_v3",
+    "builtins.set",
+    "builtins.frozenset",
+    "__builtin__.set",
+    "__builtin__.frozenset",
+    "_codecs.encode",
+}
+_OTHER_STORAGES = {
+    "torch.ComplexFloatStorage",
+    "torch.ComplexDoubleStorage",
+    "torch.QInt8Storage",
+    "torch.QUInt8Storage",
+    "torch.QInt32Storage",
+    "torch.UntypedStorage",
+    "torch.storage.UntypedStorage",
+}
+_NAMES = {"torch.Tensor", "torch.nn.parameter.Parameter"} | {
+    f"torch.{name}"
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+        *("complex64", "complex128"),
+    )
+}
+_ALLOWED = {
+    *(_ORDERED_DICT, _REBUILD_TENSOR, *_REBUILD_PARAMETERS, _REBUILD_FROM_TYPE),
+    *(*STORAGE_DTYPES, *_OTHER_CALLS, *_OTHER_STORAGES, *_NAMES),
+}
 _MAX_DIMENSIONS = 16
 _MAX_EMPTY = 2**31
 # Elements of a tensor that repeats elements of its storage (stride 0), as `Tensor.expand` does.
@@ -77,6 +114,13 @@ class TensorRef:
     negative: bool = False
 
 
+class _Other:
+    """A value that is neither plain nor a tensor of weights, and that nothing uses."""
+
+
+OTHER = _Other()
+
+
 @dataclass(frozen=True)
 class _Global:
     """A name that the pickle asks to import; it is never imported."""
@@ -95,7 +139,9 @@ def load_refs(pickled: bytes) -> Any:
         pickled: the bytes of `data.pkl`.
 
     Returns:
-        Plain values: None, bool, int, float, str, list, tuple, dict, OrderedDict and `TensorRef`.
+        Plain values: None, bool, int, float, str, bytes, list, tuple, dict, OrderedDict and
+        `TensorRef`. Sets, sizes, devices, dtypes and tensors of dtypes that no weight has are
+        `OTHER` or names; dictionary entries with other keys than text and numbers are left out.
 
     Raises:
         RefusedPickleError: any other global or opcode, or a malformed pickle. Nothing is executed.
@@ -163,20 +209,16 @@ class _Machine:
         function, arguments = self.pop(2)
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
             _refuse("its pickle calls something that is not a tensor rebuild")
-        if function.name == _ORDERED_DICT and not arguments:
-            self.stack.append(OrderedDict())
-        elif function.name == _REBUILD_TENSOR:
-            self.stack.append(_tensor(arguments))
-        elif (
-            function.name == _REBUILD_PARAMETER
-            and arguments
-            and isinstance(arguments[0], TensorRef)
-        ):
-            self.stack.append(arguments[0])
-        else:
-            _refuse(
-                f"its pickle calls {quoted(function.name)} with arguments that torch never writes"
-            )
+        self.stack.append(_result(function.name, arguments))
+
+    def add_to_set(self, _: Any) -> None:
+        self.pop_to_mark()
+        if not self.stack or self.stack[-1] is not OTHER:
+            _refuse("its pickle is damaged (items without a set)")
+
+    def push_frozen_set(self, _: Any) -> None:
+        self.pop_to_mark()
+        self.stack.append(OTHER)
 
     def build(self, _: Any) -> None:
         """Ignores `_metadata` (layer versions), the only attribute that torch writes."""
@@ -196,6 +238,8 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Only flat keys: hashing nested tuples with shared parts takes exponential time.
             # Only small numbers: numbers that differ by 2^61 - 1 have equal hashes.
+            if key is None or isinstance(key, bool | float | tuple | bytes | _Other | _Global):
+                continue  # no weight has such a name
             if type(key) is not str and not (type(key) is int and 0 <= key < _MAX_KEY):
                 _refuse("its pickle has a dictionary key that is neither text nor a small number")
             target[key] = value
@@ -224,15 +268,36 @@ def _check_global(argument: str) -> _Global:
     return _Global(name)
 
 
+def _result(function: str, arguments: tuple[Any, ...]) -> Any:
+    """Returns the value that stands for a call; nothing is called."""
+    if function == _ORDERED_DICT and not arguments:
+        return OrderedDict()
+    if function == _REBUILD_TENSOR:
+        return _tensor(arguments)
+    if function in _REBUILD_PARAMETERS and arguments:
+        if isinstance(arguments[0], TensorRef | _Other):
+            return arguments[0]
+    elif function == _REBUILD_FROM_TYPE and len(arguments) == 4:
+        rebuild, _, inner, _ = arguments
+        known = isinstance(rebuild, _Global) and isinstance(inner, tuple)
+        if known and rebuild.name != _REBUILD_FROM_TYPE:  # torch does not nest them
+            return _result(rebuild.name, inner)
+    elif function in _OTHER_CALLS:
+        return OTHER
+    _refuse(f"its pickle calls {quoted(function)} with arguments that torch never writes")
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**62
 
 
-def _storage(reference: Any) -> StorageRef:
+def _storage(reference: Any) -> StorageRef | _Other:
     """Decodes a persistent id: ("storage", type, record key, device, element count)."""
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
         _refuse("its pickle refers to something that is not a storage")
     _, kind, key, _, count = reference
+    if isinstance(kind, _Global) and kind.name in _OTHER_STORAGES:
+        return OTHER
     if not isinstance(kind, _Global) or kind.name not in STORAGE_DTYPES:
         _refuse("its pickle has a storage without a known element type")
     if not isinstance(key, str) or not _is_count(count):
@@ -240,8 +305,10 @@ def _storage(reference: Any) -> StorageRef:
     return StorageRef(key, STORAGE_DTYPES[kind.name], count)
 
 
-def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
+def _tensor(arguments: tuple[Any, ...]) -> TensorRef | _Other:
     """Decodes the arguments for `_rebuild_tensor_v2`: storage, offset, size, stride, and flags."""
+    if arguments and arguments[0] is OTHER:
+        return OTHER
     if len(arguments) < 4 or not isinstance(arguments[0], StorageRef):
         _refuse("its pickle has a tensor without a storage")
     storage, offset, shape, strides = arguments[:4]
@@ -293,6 +360,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": lambda: OTHER,
     "MARK": _Mark,
 }
 _LITERALS = {
@@ -304,6 +372,9 @@ _LITERALS = {
     "BINUNICODE",
     "SHORT_BINUNICODE",
     "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
 }
 _IGNORED = {"PROTO", "FRAME", "STOP"}
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
@@ -312,6 +383,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "BINPERSID": _Machine.push_storage,
     "REDUCE": _Machine.reduce,
     "BUILD": _Machine.build,
+    "ADDITEMS": _Machine.add_to_set,
+    "FROZENSET": _Machine.push_frozen_set,
     "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
     "APPEND": lambda machine, _: machine.extend(machine.pop(1)),

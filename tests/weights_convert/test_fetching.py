@@ -303,3 +303,40 @@ def test_a_wrong_number_in_a_file_is_not_blamed_on_the_command(tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 7}))
     with pytest.raises(UserError, match=r"num_heads=7 \(from config.json next to it\) does not"):
         convert([tmp_path], tmp_path / "model", show_progress=False)
+
+
+@pytest.mark.parametrize("name", ["model.SafeTensors", "weights", "backbone.pth"])
+def test_the_format_is_known_by_the_content(name: str, tmp_path: Path, torch_files: Any) -> None:
+    arrays = checkpoint("dinov2")
+    save_file(arrays, tmp_path / name)
+    assert open_checkpoint(tmp_path / name).arrays.keys() == arrays.keys()
+    torch_file = torch_files.write(arrays, "torch.safetensors")
+    assert open_checkpoint(torch_file).arrays.keys() == arrays.keys()
+
+
+def test_shards_of_torch_files_are_read_as_one(tmp_path: Path, torch_files: Any) -> None:
+    arrays = checkpoint("hf_dinov2")
+    names = list(arrays)
+    weight_map = {}
+    for number, part in enumerate((names[:9], names[9:]), 1):
+        shard = f"pytorch_model-0000{number}-of-00002.bin"
+        torch_files.write({name: arrays[name] for name in part}, shard)
+        weight_map |= dict.fromkeys(part, shard)
+    index = torch_files.folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    opened = open_checkpoint(torch_files.folder)
+    assert len(opened.files) == 2
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(opened.arrays[name].read(), array)
+
+
+def test_arrays_of_other_dtypes_matter_only_if_they_are_needed(tmp_path: Path) -> None:
+    arrays = {f"backbone.{name}": array for name, array in checkpoint("dinov2").items()}
+    other = {"decoder.table": np.arange(4, dtype=np.uint16)}
+    save_file(arrays | other, tmp_path / "a.safetensors")
+    convert([tmp_path / "a.safetensors"], tmp_path / "a", settings=ONE_HEAD, show_progress=False)
+    wrong = {"backbone.norm.weight": np.ones(64, np.uint16)}
+    save_file(arrays | wrong, tmp_path / "b.safetensors")
+    message = "'norm.weight' holds uint16 numbers, expected floating point of 16 to 64 bits"
+    with pytest.raises(UserError, match=message):
+        convert([tmp_path / "b.safetensors"], tmp_path / "b", show_progress=False)

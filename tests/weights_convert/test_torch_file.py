@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hostile import corpus
 from hypothesis import HealthCheck, given, settings, strategies
+from torch_files import text
 
 from dinotxt_jax.errors import UserError
 from weights_convert import torch_pickle
@@ -79,6 +80,72 @@ def test_parameters_are_read_like_tensors(torch_files):
     pickled = torch_files.dictionary({"a": parameter + hooks + b"tR"})
     path = torch_files.write_raw(pickled, {"0": np.array([1, 2], np.float32).tobytes()})
     np.testing.assert_array_equal(read_arrays(path)["a"].read(), [1, 2])
+
+
+def call(function: str, arguments: bytes) -> bytes:
+    """Returns the opcodes that call MODULE.NAME with arguments given as opcodes."""
+    module, name = function.rsplit(".", 1)
+    return f"c{module}\n{name}\n(".encode() + arguments + b"tR"
+
+
+FLOAT = b"ctorch\nfloat32\n"
+# What `torch.load(weights_only=True)` accepts beside weights.
+BESIDE_WEIGHTS = {
+    "size": call("torch.Size", b"(K\x02K\x03t"),
+    "device": call("torch.device", text("cpu")),
+    "dtype": FLOAT,
+    "set of protocol 2": call("__builtin__.set", b"](K\x01K\x02e"),
+    "set of protocol 4": b"\x8f(K\x01K\x02\x90",
+    "frozen set": b"(K\x01K\x02\x91",
+    "bytes of protocol 2": call("_codecs.encode", text("ab") + text("latin1")),
+    "bytes of protocol 3": b"C\x02ab",
+    "none": b"N",
+    "odd keys": b"}(N\x88\x88K\x01G?\xf8\0\0\0\0\0\0K\x02K\x01K\x02\x86K\x03u",
+    "complex": call(
+        "torch._utils._rebuild_tensor_v2",
+        b"("
+        + text("storage")
+        + b"ctorch\nComplexFloatStorage\n"
+        + text("9")
+        + text("cpu")
+        + b"K\x01tQK\0K\x01\x85K\x01\x85\x89N",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_WEIGHTS)
+def test_values_beside_the_weights_are_left_out(torch_files, name):
+    tensor = torch_files.tensor("FloatStorage", "0", 2, 0, (2,), (1,))
+    values = {"other": BESIDE_WEIGHTS[name], "weight": torch_files.tensor_code(tensor)}
+    storage = {"0": np.array([1, 2], np.float32).tobytes()}
+    arrays = read_arrays(torch_files.write_raw(torch_files.dictionary(values), storage))
+    assert list(arrays) == ["weight"]
+    np.testing.assert_array_equal(arrays["weight"].read(), [1, 2])
+
+
+def test_a_tensor_with_attributes_and_a_negated_and_an_expanded_one(torch_files):
+    plain = torch_files.tensor_code(torch_files.tensor("FloatStorage", "0", 2, 0, (2,), (1,)))
+    rebuild, arguments = b"ctorch._utils\n_rebuild_tensor_v2\n", plain.partition(b"v2\n")[2][:-2]
+    kind = b"ctorch.nn.parameter\nParameter\n"
+    attributes = b"}(" + text("tied") + b"\x88u"
+    values = {
+        "attributes": call(
+            "torch._tensor._rebuild_from_type_v2", rebuild + kind + arguments + b"t" + attributes
+        ),
+        "negated": rebuild + arguments + b"}(" + text("neg") + b"\x88utR",
+        "expanded": torch_files.tensor_code(
+            torch_files.tensor("FloatStorage", "0", 2, 1, (3, 2), (0, 0))
+        ),
+    }
+    storage = {"0": np.array([1, 2], np.float32).tobytes()}
+    arrays = read_arrays(torch_files.write_raw(torch_files.dictionary(values), storage))
+    np.testing.assert_array_equal(arrays["attributes"].read(), [1, 2])
+    np.testing.assert_array_equal(arrays["negated"].read(), [-1, -2])
+    np.testing.assert_array_equal(arrays["expanded"].read(), np.full((3, 2), 2))
+    conjugate = rebuild + arguments + b"}(" + text("conj") + b"\x88utR"
+    path = torch_files.write_raw(torch_files.dictionary({"a": conjugate}), storage, "c.pth")
+    with pytest.raises(UserError, match="the mark 'conj'"):
+        read_arrays(path)
 
 
 class _Shell:
