@@ -14,7 +14,10 @@ _HUB = "hf://"
 _WEB = ("http://", "https://")
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Repository files that a conversion can use; the first kind of weights that exists is taken.
-_WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.pth", "*.pt"))
+_WEIGHTS = (
+    ("*.safetensors", "*.safetensors.index.json"),
+    ("*.bin", "*.bin.index.json", "*.pth", "*.pt"),
+)
 _SETTINGS = ("config.json", "preprocessor_config.json")
 
 
@@ -81,7 +84,7 @@ def _from_hub(text: str) -> Path:
             parent = PurePosixPath(file).parent
             patterns = [file, *(str(parent / name) for name in _SETTINGS)]
             if file.endswith(".index.json"):
-                patterns.append(str(parent / "*.safetensors"))
+                patterns += [str(parent / "*.safetensors"), str(parent / "*.bin")]
             folder = huggingface_hub.snapshot_download(
                 repository, revision=revision or None, allow_patterns=patterns
             )
