@@ -25,6 +25,7 @@ from dinotxt_jax.data.pipeline import (
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.termination import Termination
+from dinotxt_jax.storage.faults import storage_fault
 from dinotxt_jax.tokenizers import Tokenizer
 from dinotxt_jax.training.texts import PreparedTexts, TextRows, TokenRows
 
@@ -143,8 +144,8 @@ class Batches(Iterator[Batch]):
         """Returns the next global batch.
 
         Raises:
-            UserError: any process cannot read the examples, or too many images are bad;
-                all processes raise it.
+            UserError: any process cannot read the examples, its storage has failed, or too many
+                images are bad; all processes raise it.
         """
         started = time.perf_counter()
         size = skipped = 0
@@ -155,6 +156,10 @@ class Batches(Iterator[Batch]):
             size, skipped = host.texts.size, host.skipped
         except UserError as error:
             failure = error
+        except Exception as error:
+            failure = storage_fault(error)  # all processes have to hear of it
+            if failure is None:
+                raise
         waited = time.perf_counter() - started  # for data, not for other processes
         agreed = self._agree(size, skipped, failure)
         bad_images = self._count_bad_images(agreed.skipped)

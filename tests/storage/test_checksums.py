@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dinotxt_jax import UserError, sharding
+from dinotxt_jax.storage import checksums as checksums_module
 from dinotxt_jax.storage.checksums import PieceChecksum, check_sums, checksums, row_checksums
 
 DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8", "int32", "bool")
@@ -20,7 +21,16 @@ def noise(dtype: str, shape: tuple[int, ...] = (8, 6, 4)) -> np.ndarray:
     return (values > 0) if dtype == "bool" else values.astype(jnp.dtype(dtype))
 
 
+@pytest.fixture
+def as_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums JAX arrays on the devices, as where their memory is not the host's."""
+    monkeypatch.setattr(
+        "dinotxt_jax.storage.checksums._is_on_host", lambda leaf: isinstance(leaf, np.ndarray)
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("as_on_accelerators")
 def test_the_sum_does_not_depend_on_where_the_array_is(dtype: str) -> None:
     array = noise(dtype)
     rows = sharding.batch_sharding(sharding.make_mesh())
@@ -34,6 +44,7 @@ def test_the_sum_does_not_depend_on_where_the_array_is(dtype: str) -> None:
     assert sums == {pieces.hexdigest()}
 
 
+@pytest.mark.usefixtures("as_on_accelerators")
 def test_64_bit_numbers_are_whole_on_host_and_device() -> None:
     array = np.random.default_rng(0).normal(size=(5, 3))
     with jax.enable_x64(True):
@@ -53,6 +64,15 @@ def test_every_single_change_changes_the_sum(dtype: str) -> None:
         raw = changed.reshape(-1).view(np.uint8)
         raw[index * array.dtype.itemsize] ^= 1
         assert checksums({"a": changed}) != expected
+
+
+def test_arrays_on_cpu_devices_are_summed_on_the_host() -> None:
+    """Nothing is compiled, which takes a second for each structure."""
+    array = noise("float32")
+    rows = jax.device_put(array, sharding.batch_sharding(sharding.make_mesh()))
+    before = checksums_module._all_sums._cache_size()
+    assert checksums({"a": rows}) == checksums({"a": array})
+    assert checksums_module._all_sums._cache_size() == before
 
 
 def test_exchanged_shifted_and_zeroed_values_change_the_sum() -> None:
@@ -82,6 +102,7 @@ def test_a_row_has_the_checksum_of_an_array_of_its_own(dtype: str) -> None:
     assert len(set(alone)) == 5
 
 
+@pytest.mark.usefixtures("as_on_accelerators")
 def test_a_large_array_is_summed_in_blocks() -> None:
     array = np.random.default_rng(0).integers(0, 2**32, 200_001, np.uint32)
     on_device = checksums({"a": jnp.asarray(array)})

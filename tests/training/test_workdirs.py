@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from small_runs import (
 
 from dinotxt_jax import UserError
 from dinotxt_jax.config import CheckpointConfig, DataConfig
+from dinotxt_jax.errors import STORAGE
 from dinotxt_jax.storage.locks import RunLock
 from dinotxt_jax.training.checkpoints import check_workdir
 from dinotxt_jax.training.loop import train
@@ -83,6 +86,27 @@ def jsonl(folder: Path, broken: int, total: int = 60) -> DataConfig:
 def test_bad_images_are_counted_in_the_metrics(tiny_backbone: Path, tmp_path: Path) -> None:
     train(config(tiny_backbone, data=jsonl(tmp_path, 1), steps=4), tmp_path / "run")
     assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["bad_images"] == 1
+
+
+def test_a_storage_fault_while_reading_ends_the_run_with_the_storage_code(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault begins after step 4, whose checkpoint stays."""
+    run = config(tiny_backbone, data=jsonl(tmp_path, 0))
+    original = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.suffix == ".png" and (tmp_path / "run/checkpoints/4").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(UserError, match=r"\.png: Input/output error; the storage failed") as end:
+        train(run, tmp_path / "run")
+    assert end.value.exit_code == STORAGE
+    monkeypatch.setattr(Path, "read_bytes", original)
+    train(run, tmp_path / "run")
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
 
 
 def test_too_many_bad_images_end_the_run(tiny_backbone: Path, tmp_path: Path) -> None:
