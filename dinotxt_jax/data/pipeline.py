@@ -45,6 +45,10 @@ __all__ = [
     "make_training_iterator",
 ]
 
+# Grain's error for a worker that ended by itself, and how often in a row workers are started again.
+_KILLED = "Worker process was terminated unexpectedly"
+_RESTARTS = 3
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -73,15 +77,32 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
         self._batches: grain.DatasetIterator[dict[str, np.ndarray]] | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
+        """Returns the next batch; starts the workers again if one was killed.
+
+        Raises:
+            UserError: workers were killed several times in a row.
+        """
+        batch = self._retried(_RESTARTS)
+        self._next_step += 1
+        return batch
+
+    def _retried(self, restarts: int) -> dict[str, np.ndarray]:
         if self._batches is None:
             self._batches = self._started()
         try:
-            batch: dict[str, np.ndarray] = next(self._batches)
-        except BaseException:
+            return next(self._batches)
+        except BaseException as error:
             self._stop()  # the next call retries this step, so no step is skipped
-            raise
-        self._next_step += 1
-        return batch
+            if not (isinstance(error, RuntimeError) and _KILLED in str(error)):
+                raise
+            killed = error
+        if not restarts:
+            raise UserError(
+                f"decoding workers were killed {_RESTARTS + 1} times in a row ({killed}), usually "
+                "for lack of memory; lower config.data.workers or config.data.prefetch."
+            ) from killed
+        logging.warning("a decoding worker was killed (%s): the workers start again", killed)
+        return self._retried(restarts - 1)
 
     def _started(self) -> grain.DatasetIterator[dict[str, np.ndarray]]:
         turns = dataclasses.replace(self._turns, first_step=self._next_step)

@@ -66,7 +66,8 @@ def _is_on_host(array: Any) -> bool:
     """Returns whether this process has all elements in host memory."""
     if not isinstance(array, jax.Array):
         return True
-    on_cpu = all(device.platform == "cpu" for device in array.sharding.device_set)
+    devices: Any = array.sharding.device_set
+    on_cpu = all(device.platform == "cpu" for device in devices)
     return on_cpu and array.is_fully_addressable
 
 

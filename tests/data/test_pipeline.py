@@ -131,6 +131,33 @@ def test_workers_change_nothing_and_survive_sigterm_to_the_process_group():
     assert set(joined(made, "process")) == workers
 
 
+def test_a_killed_worker_is_started_again_and_changes_nothing():
+    iterator = make_training_iterator(
+        range(10), draw_as_arrays, batch_size=4, seed=0, workers=2, threads=2, prefetch=2
+    )
+    made = [next(iterator)]
+    workers = set(joined(made, "process"))
+    os.kill(min(workers), signal.SIGKILL)
+    made += itertools.islice(iterator, 19)
+    iterator.close()
+    for name in ("index", "noise"):
+        assert joined(made, name) == joined(batches(20), name)
+    assert set(joined(made, "process")) > workers  # others took over
+
+
+def test_workers_that_are_killed_again_and_again_are_a_sentence(monkeypatch):
+    def killed():
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9.")
+        yield
+
+    iterator = make_training_iterator(range(10), draw_as_arrays, batch_size=4, seed=0)
+    starts = []
+    monkeypatch.setattr(iterator, "_started", lambda: starts.append(1) or killed())
+    with pytest.raises(UserError, match=r"killed 4 times in a row .*lower config.data.workers"):
+        next(iterator)
+    assert len(starts) == 4
+
+
 def test_augmentation_depends_on_seed_epoch_and_index_alone():
     assert Draw(2, 7, 30, 5).rng().random() == Draw(2, 7, 99, 5).rng().random()
     draws = [Draw(2, 7, 30, 5), Draw(3, 7, 30, 5), Draw(2, 8, 30, 5), Draw(2, 7, 30, 6)]
