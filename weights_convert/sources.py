@@ -231,8 +231,9 @@ def _backbone_config(config: dict[str, Any], prefix: str) -> dict[str, Any]:
     return config if not prefix or kind is None or kind in _BACKBONES else {}
 
 
-# timm's names of sizes, and the heads of a transformer of this size.
+# The beginnings of timm's names, and the heads of such a transformer; longer beginnings come first.
 _TIMM_HEADS = {
+    "vit_huge_plus": 20,
     "vit_tiny": 3,
     "vit_small": 6,
     "vit_base": 12,

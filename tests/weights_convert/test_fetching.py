@@ -273,6 +273,8 @@ def test_a_backbone_inside_a_model_has_a_config_of_its_own(
     [
         ("vit_huge_patch14_clip_224", None, 16),
         ("vit_giant_patch14_dinov2", None, 24),
+        ("vit_giant_patch14_clip_224", None, 16),
+        ("vit_huge_plus_patch16_dinov3", None, 20),
         ("vit_base_patch16_224", {"num_heads": 8}, 8),
         ("vit_base_patch16_224", {"embed_dim": 64}, None),
         ("a_model_of_mine", None, None),
