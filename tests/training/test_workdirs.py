@@ -91,12 +91,13 @@ def test_bad_images_are_counted_in_the_metrics(tiny_backbone: Path, tmp_path: Pa
 def test_a_storage_fault_while_reading_ends_the_run_with_the_storage_code(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fault begins after step 4, whose checkpoint stays."""
+    """The fault begins while the run is reading the images for about the seventh of 12 steps."""
     run = config(tiny_backbone, data=jsonl(tmp_path, 0))
-    original = Path.read_bytes
+    original, images = Path.read_bytes, []
 
     def failing(path: Path) -> bytes:
-        if path.suffix == ".png" and (tmp_path / "run/checkpoints/4").exists():
+        images.append(path)
+        if path.suffix == ".png" and len(images) > 7 * 16:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return original(path)
 
