@@ -233,11 +233,16 @@ def _vision_heads(match: Match, settings: Settings) -> int:
             )
         return heads
     heads, rest = divmod(sizes["d"], 4 * sizes["o"])
-    if rest or settings.num_heads not in (None, heads):
+    meaning = (
+        f"{match.name} has {sizes['o']} rotary periods, which means heads of width "
+        f"{4 * sizes['o']} in a backbone of width {sizes['d']}"
+    )
+    if rest:
+        raise UserError(f"{meaning}, expected a multiple; use an intact file.")
+    if settings.num_heads not in (None, heads):
         raise UserError(
-            f"{match.name} has {sizes['o']} rotary periods, which means heads of width "
-            f"{4 * sizes['o']} in a backbone of width {sizes['d']}, but {settings.num_heads} heads "
-            f"are given{_origin(match, 'num_heads', settings.num_heads)}; correct that number, or "
+            f"{meaning}, but num_heads={settings.num_heads}"
+            f"{_origin(match, 'num_heads', settings.num_heads)} is given; correct that number, or "
             "use an intact file."
         )
     return heads
@@ -294,7 +299,7 @@ def axis_sizes(matches: Iterable[Match], architecture: Architecture) -> dict[str
 def check_heads(matches: Sequence[Match], settings: Settings, vision: VisionConfig) -> None:
     """Raises `UserError` if the number of heads is a guess: wrong heads give wrong outputs.
 
-    It is none where the arrays, a file or the user say it, or where the guess makes a known model.
+    The number is known if the arrays, a file or the user state it, or if the guess gives a preset.
     """
     match = next(match for match in matches if "backbone" in match.layout.components)
     is_known = settings.num_heads is not None or "o" in match.sizes["backbone"]

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
-from dinotxt_jax.storage.arrays import Piece, save_in_pieces
 from dinotxt_jax.storage.checksums import PieceChecksum
 from dinotxt_jax.storage.downloads import sha256_of
 from dinotxt_jax.storage.model_arrays import nested
@@ -26,6 +25,7 @@ from dinotxt_jax.storage.model_directory import (
     new_model_directory,
     write_description,
 )
+from dinotxt_jax.storage.pieces import Piece, save_in_pieces
 from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
 from weights_convert.choices import DTYPES
@@ -113,7 +113,6 @@ def convert(
     inferred = architecture.infer(matches, settings)
     if preset is not None:
         architecture.check_preset(preset, inferred.vision)
-    architecture.check_heads(matches, settings, inferred.vision)
     architecture.check_heads(matches, settings, inferred.vision)
     with new_model_directory(output, replace) as folder:
         arrays = _planned(matches, inferred, DTYPES[dtype])

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
-from dinotxt_jax.storage.arrays import StoredArray
 from dinotxt_jax.storage.model_arrays import stored_arrays
 from dinotxt_jax.storage.model_directory import ModelDescription, read_description
+from dinotxt_jax.storage.pieces import StoredArray
 from weights_convert.layouts import LAYOUTS
 from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import listed

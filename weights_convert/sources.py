@@ -253,7 +253,7 @@ def _timm_heads(config: Mapping[str, Any]) -> int | None:
     if _is_number(heads) and heads > 0:
         return int(heads)
     if isinstance(arguments, dict) and "embed_dim" in arguments:
-        return None  # another width than that of the name
+        return None  # the width is not the one that the name implies
     sizes = (size for size in _TIMM_HEADS if isinstance(name, str) and name.startswith(size))
     return next((_TIMM_HEADS[size] for size in sizes), None)
 
@@ -267,7 +267,7 @@ def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         # transformers writes the same function in two ways.
         settings["activation"] = config["hidden_act"].removesuffix("_python")
     if config.get("model_type") == "dinov2_with_registers":
-        # Also where it has no registers, so that the arrays look like those of Dinov2.
+        # Without registers the arrays look like those of Dinov2, but the rule stays.
         settings["position_interpolation"] = "antialias"
     for theirs, ours, kind in (
         ("num_attention_heads", "num_heads", int),

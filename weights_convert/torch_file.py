@@ -18,7 +18,8 @@ import numpy as np
 
 from dinotxt_jax.errors import UserError
 from weights_convert.messages import quoted
-from weights_convert.torch_pickle import RefusedPickleError, TensorRef, load_refs
+from weights_convert.torch_pickle import load_refs
+from weights_convert.torch_refs import RefusedPickleError, TensorRef
 
 MAX_PICKLE_BYTES = 8 * 2**20
 """A 7B state dict's pickle takes 0.2 MB; the elements are stored outside it."""
@@ -105,7 +106,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, TorchArray]:
 def _flat(value: Any) -> dict[str, TensorRef]:
     """Flattens nested dictionaries of tensors to dotted names."""
     if not isinstance(value, dict):
-        kinds = {"TensorRef": "single tensor", "_Other": "value without weights"}
+        kinds = {"TensorRef": "single tensor", "Other": "value without weights"}
         kind = type(value).__name__
         raise RefusedPickleError(
             f"it holds a {kinds.get(kind, kind)} where a dictionary of tensors is expected"

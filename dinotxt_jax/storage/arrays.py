@@ -1,34 +1,26 @@
-"""Array storage on disk: the only module that calls Orbax (v1 API) and TensorStore.
+"""Array storage on disk: the only module, with `pieces`, that calls Orbax (v1 API).
 
 An array tree is stored in named parts, and each part can be read separately. Reads always specify
 shapes, dtypes and shardings; otherwise Orbax would silently reuse the saved placement.
-
-Models larger than memory are written and read back one layer at a time: Orbax creates the folder,
-and TensorStore fills it. Orbax stores arrays in a TensorStore format (Zarr v3 in an OCDBT
-database).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import itertools
 import logging as std_logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-import tensorstore
 from etils import epath
-from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.storage.checksums import REPLACE_MODEL, PieceChecksum, damaged
+from dinotxt_jax.storage.checksums import REPLACE_MODEL
 from dinotxt_jax.storage.faults import may_be_damaged, storage_fault
 from dinotxt_jax.storage.retries import retried
 
@@ -39,7 +31,7 @@ std_logging.getLogger("absl").addFilter(
 )
 
 
-def _absolute(path: epath.PathLike) -> str:
+def absolute(path: epath.PathLike) -> str:
     """Returns a path as Orbax requires it: local paths absolute, gs:// paths unchanged."""
     path = epath.Path(path)
     return str(path if path.is_absolute() else path.resolve())
@@ -50,11 +42,11 @@ def save_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> None:
 
     If there are several processes, all must call it; each process writes the shards it holds.
     """
-    with _layered():
-        ocp.save_checkpointables(_absolute(path), dict(parts))
+    with layered():
+        ocp.save_checkpointables(absolute(path), dict(parts))
 
 
-def _layered() -> ocp.Context:
+def layered() -> ocp.Context:
     """Returns a context that stores large layer stacks so that each layer can be read alone."""
     context = _saving()
     context.array.saving.scoped_storage_options_creator = _one_chunk_a_layer
@@ -73,143 +65,19 @@ def _saving() -> ocp.Context:
     return context
 
 
-class Piece(NamedTuple):
-    """A complete array, or one layer of a stack.
-
-    Attributes:
-        place: the array's path, starting with the part name.
-        layer: index on the first dimension; None for the complete array.
-        values: the elements.
-    """
-
-    place: tuple[str, ...]
-    layer: int | None
-    values: Shaped[np.ndarray, "..."]
-
-
-def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Iterable[Piece]) -> None:
-    """Writes the same folder as `save_arrays` with about one piece in memory at a time.
-
-    Args:
-        path: a new folder.
-        parts: `{part: tree}`. Array leaves are written directly; `pieces` supplies the values for
-            `jax.ShapeDtypeStruct` leaves.
-        pieces: grouped by array, and in layer order within each array.
-    """
-    # Orbax first stores zeros, which the pieces then replace, because Orbax has no public way to
-    # create an array without storing it. A zero broadcast to any shape takes no memory and
-    # compresses to almost nothing, so every array is written to disk once.
-    empty = jax.tree.map(
-        lambda leaf: (
-            np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
-            if isinstance(leaf, jax.ShapeDtypeStruct)
-            else leaf
-        ),
-        dict(parts),
-    )
-    context = _layered()
-    context.memory.deepcopy_host_arrays = False
-    with context:
-        ocp.save_checkpointables(_absolute(path), empty)
-    for place, group in itertools.groupby(pieces, key=lambda piece: piece.place):
-        array = _open(path, place)
-        if not _in_layers(array.shape, array.dtype.numpy_dtype.itemsize):
-            _write_whole(array, group)
-            continue
-        for piece in group:
-            array[piece.layer].write(piece.values).result()
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredArray:
-    """An array in a folder that is read on request, completely or one layer at a time.
-
-    Attributes:
-        path: the folder.
-        place: the array's path in the folder, starting with the part name.
-        shape, dtype: the array's shape and dtype.
-        checksum: checksum from when the array was written; None if it has none or is not verified.
-    """
-
-    path: epath.Path
-    place: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    checksum: str | None = None
-
-    def read(self, layer: int | None = None) -> Shaped[np.ndarray, "..."]:
-        """Reads all elements, or only the elements at one index on the first dimension."""
-        with _damage(self.path):
-            array = _open(self.path, self.place)
-        part = array if layer is None else array[layer]
-        with _damage(self.path):
-            return np.asarray(retried(lambda: part.read().result()))
-
-    def layers(self) -> Iterator[Shaped[np.ndarray, "..."]]:
-        """Yields each layer of a stack, or the elements of any other array at once.
-
-        Raises:
-            UserError: at the end, if the elements are not those that were written.
-        """
-        pieces = PieceChecksum()
-        for layer in range(self.shape[0]) if len(self.shape) > 2 else (None,):
-            values = self.read(layer)
-            if self.checksum is not None:
-                pieces.add(values)
-            yield values
-        if self.checksum is not None and pieces.hexdigest() != self.checksum:
-            raise damaged([".".join(self.place)], self.path.parent, REPLACE_MODEL)
-
-
-def open_arrays(
-    path: epath.PathLike, sums: Mapping[str, str] | None = None
-) -> dict[tuple[str, ...], StoredArray]:
-    """Returns all arrays of a folder, keyed by path (part name first); reads no values.
-
-    Args:
-        path: a folder written by `save_arrays`.
-        sums: {path with dots: checksum} for arrays that are verified when they are read.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(stored_shapes(path))
-    stored = {}
-    for keys, leaf in leaves:
-        place = tuple(str(getattr(key, "key", key)) for key in keys)
-        checksum = None if sums is None else sums.get(".".join(place), "")
-        dtype = np.dtype(leaf.dtype)
-        stored[place] = StoredArray(epath.Path(path), place, leaf.shape, dtype, checksum)
-    return stored
-
-
 # Arrays smaller than this (bytes) are one chunk, because many small chunks would be slow to open.
 _LEAST_FOR_LAYERS = 2**25
 
 
-def _in_layers(shape: Sequence[int], itemsize: int) -> bool:
+def in_layers(shape: Sequence[int], itemsize: int) -> bool:
     return len(shape) > 2 and math.prod(shape) * itemsize >= _LEAST_FOR_LAYERS
 
 
 def _one_chunk_a_layer(_: Any, value: Any) -> Any:
-    if not _in_layers(value.shape, value.dtype.itemsize):
+    if not in_layers(value.shape, value.dtype.itemsize):
         return None
     layer = math.prod(value.shape[1:]) * value.dtype.itemsize
     return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=layer, shard_axes=(0,))
-
-
-def _write_whole(array: tensorstore.TensorStore, pieces: Iterable[Piece]) -> None:
-    values = np.zeros(array.shape, array.dtype.numpy_dtype)
-    for piece in pieces:
-        values[... if piece.layer is None else piece.layer] = piece.values
-    array.write(values).result()
-
-
-def _open(path: epath.PathLike, place: tuple[str, ...]) -> tensorstore.TensorStore:
-    part, *names = place
-    folder = _absolute(epath.Path(path) / part)
-    base = folder if "://" in folder else f"file://{folder}"
-    kvstore = {"driver": "ocdbt", "base": f"{base}/", "path": ".".join(names) + "/"}
-    # All-zero chunks are stored too: Orbax treats a missing chunk as a damaged checkpoint.
-    spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
-    return tensorstore.open(spec, open=True).result()
 
 
 def load_arrays(
@@ -228,8 +96,8 @@ def load_arrays(
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = subset
-    with context, _damage(path):
-        return retried(lambda: ocp.load_checkpointables(_absolute(path), dict(parts)))
+    with context, damage_as_error(path):
+        return retried(lambda: ocp.load_checkpointables(absolute(path), dict(parts)))
 
 
 def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
@@ -238,8 +106,8 @@ def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
     Raises:
         UserError: the files are damaged.
     """
-    with _damage(path):
-        parts = retried(lambda: ocp.checkpointables_metadata(_absolute(path)).metadata)
+    with damage_as_error(path):
+        parts = retried(lambda: ocp.checkpointables_metadata(absolute(path)).metadata)
 
     def struct(leaf: Any) -> jax.ShapeDtypeStruct:
         dtype = getattr(leaf, "dtype", np.float32)
@@ -267,7 +135,7 @@ class Checkpoints:
     @functools.cached_property
     def _checkpointer(self) -> ocp.training.Checkpointer:
         return ocp.training.Checkpointer(
-            _absolute(self._path),
+            absolute(self._path),
             preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
             context=_saving(),
         )
@@ -371,7 +239,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _damage(path: epath.PathLike) -> Iterator[None]:
+def damage_as_error(path: epath.PathLike) -> Iterator[None]:
     """Turns errors on reading that mean damaged files into `UserError`."""
     try:
         yield

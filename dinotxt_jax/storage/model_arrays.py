@@ -13,9 +13,10 @@ from jaxtyping import Array
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage import quantized_kernels
-from dinotxt_jax.storage.arrays import StoredArray, load_arrays, open_arrays, stored_shapes
+from dinotxt_jax.storage.arrays import load_arrays, stored_shapes
 from dinotxt_jax.storage.checksums import REPLACE_MODEL, check_sums, is_verifying
 from dinotxt_jax.storage.model_directory import ARRAYS, ModelDescription, read_description
+from dinotxt_jax.storage.pieces import StoredArray, open_arrays
 
 
 def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, Any]:

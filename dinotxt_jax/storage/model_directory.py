@@ -31,9 +31,7 @@ from dinotxt_jax.config.data import TOKENIZER_KINDS
 from dinotxt_jax.config.ranges import Range
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.storage.arrays import (
-    save_arrays,
-)
+from dinotxt_jax.storage.arrays import save_arrays
 from dinotxt_jax.storage.checksums import REPLACE_MODEL, checksums
 from dinotxt_jax.storage.files import new_folder, read_json
 

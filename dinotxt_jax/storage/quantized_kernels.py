@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from dinotxt_jax.storage.arrays import StoredArray
+from dinotxt_jax.storage.pieces import StoredArray
 
 SCALE = "kernel_scale"
 

@@ -19,8 +19,9 @@ from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.models import quantization
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
-from dinotxt_jax.storage.arrays import StoredArray, load_arrays
+from dinotxt_jax.storage.arrays import load_arrays
 from dinotxt_jax.storage.model_arrays import load_stored
+from dinotxt_jax.storage.pieces import StoredArray
 from dinotxt_jax.storage.quantized_kernels import quantized
 from weights_convert.convert import convert
 

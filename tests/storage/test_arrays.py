@@ -10,14 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dinotxt_jax.storage.arrays import (
-    Piece,
-    load_arrays,
-    open_arrays,
-    save_arrays,
-    save_in_pieces,
-    stored_shapes,
-)
+from dinotxt_jax.storage.arrays import load_arrays, save_arrays, stored_shapes
+from dinotxt_jax.storage.pieces import Piece, open_arrays, save_in_pieces
 
 DRAW = np.random.default_rng(0)
 ARRAYS = {

@@ -89,7 +89,7 @@ def call(function: str, arguments: bytes) -> bytes:
 
 
 FLOAT = b"ctorch\nfloat32\n"
-# What `torch.load(weights_only=True)` accepts beside weights.
+# Values other than weights that `torch.load(weights_only=True)` accepts.
 BESIDE_WEIGHTS = {
     "size": call("torch.Size", b"(K\x02K\x03t"),
     "device": call("torch.device", text("cpu")),
