@@ -72,7 +72,7 @@ def run_with_paths(
             raise_file_limit()
             if not flags.FLAGS.checksums:
                 os.environ[CHECKSUMS_VARIABLE] = "off"  # also for processes that decode images
-            is_verifying()
+            is_verifying()  # an unusable value ends the command here
             _start_processes()
             _use_compilation_cache()
             body(arguments[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_empty_variables_of_jax_and_launchers_count_as_unset(
     monkeypatch.setenv("SLURM_NTASKS", "")
     result = command(*TRAIN, "--workdir=W", "--config.backbone=nowhere", fresh=True)
     assert "nowhere is not a model directory" in error_of(result)
+
+
+def test_the_soft_limit_on_open_files_becomes_the_hard_one() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        cli.raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import commands
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from damage import change_number
 from models import with_tokenizer
 from PIL import Image
 
@@ -78,6 +80,20 @@ def test_classify_prints_the_best_and_writes_all(
         best = sorted(values, key=lambda name: -values[name])[:2]
         summary = ", ".join(f"{name} {100 * values[name]:.1f}%" for name in best)
         assert line.endswith(summary)
+
+
+def test_a_damaged_model_is_refused_unless_checksums_are_off(
+    directory: Path, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(directory, tmp_path / "model")
+    change_number(tmp_path / "model", ("text", "projection", "kernel"))
+    arguments = ("dinotxt_jax.embed", photos, "--model=model", "--output=all.npz")
+    refused = command(tmp_path, *arguments)
+    assert refused.returncode == 2
+    assert "error: model is damaged: text.projection.kernel differ" in refused.stderr
+    assert not (tmp_path / "all.npz").exists()
+    assert command(tmp_path, *arguments, "--nochecksums").returncode == 0
+    assert (tmp_path / "all.npz").exists()
 
 
 def test_embed_writes_both_formats_and_skips_broken_images(

@@ -156,7 +156,8 @@ class DataConfig:
         int,
         Range(1, 2**31 - 1),
         "maximum number of pixels in an encoded image, to limit the memory of a thread: a larger "
-        "JPEG is decoded at a reduced size, any other larger image counts as bad",
+        "JPEG is decoded at a reduced size, any other larger image counts as bad (not for masks, "
+        "whose images keep their size)",
     ] = MAX_PIXELS
     accept_changed: Annotated[
         bool,

@@ -24,7 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 
@@ -39,6 +38,7 @@ from dinotxt_jax.data.shard_files import (
     shard_file,
     skipped_file,
     sums_file,
+    token_dtype,
 )
 from dinotxt_jax.data.transforms import is_random
 from dinotxt_jax.errors import UserError
@@ -130,7 +130,7 @@ class FeatureCache:
                 f"{folder} lacks {len(absent)} of {len(files)} shards: the encoding was "
                 f"interrupted; {REPAIR}."
             )
-        self._dtype = np.dtype(getattr(ml_dtypes, stored["dtype"], stored["dtype"]))
+        self._dtype = token_dtype(stored["dtype"])
         self.skipped = [self._numbers(skipped_file, view) for view in range(self.views)]
         has_sums = bool(stored.get(CHECKSUMS)) and is_verifying()
         self._sums = [self._numbers(sums_file, view) for view in range(self.views) if has_sums]

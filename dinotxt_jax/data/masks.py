@@ -115,14 +115,21 @@ class MaskFiles:
     def _mask_pixels(self, image_name: str, mask_name: str) -> Shaped[np.ndarray, "h w *rgb"]:
         try:
             content = image_bytes(self._root / mask_name, mask_name)
+        except BadImageError as error:
+            raise _unreadable(mask_name, image_name, error) from error
+        try:
             return np.asarray(Image.open(io.BytesIO(content)))
         except MemoryError:
             raise
         except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...
-            raise UserError(
-                f"{mask_name}, the mask of {image_name}, cannot be read ({error}); repair or "
-                "remove the pair."
-            ) from error
+            raise _unreadable(mask_name, image_name, error) from error
+
+
+def _unreadable(mask_name: str, image_name: str, error: Exception) -> UserError:
+    return UserError(
+        f"{mask_name}, the mask of {image_name}, cannot be read ({error}); repair or remove the "
+        "pair."
+    )
 
 
 def one_value_a_pixel(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:

@@ -18,7 +18,6 @@ from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import UInt8
 from PIL import Image
 
-from dinotxt_jax.config.data import MAX_PIXELS
 from dinotxt_jax.data.bad_images import (
     BadImageError,
     BadImageMonitor,
@@ -271,7 +270,7 @@ class ImageTextExample:
             logging.warning("skipped a bad image, example %d: %s", index, error)
 
 
-def _decoded(example: Example, max_pixels: int) -> Image.Image:
+def _decoded(example: Example, max_pixels: int | None) -> Image.Image:
     try:
         return decode_image(example.image, max_pixels)
     except BadImageError as error:
@@ -299,7 +298,7 @@ def evaluation_batches(
     batch_size: int,
     threads: int = 16,
     rows: Sequence[int] | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
 ) -> Iterator[EvaluationBatch]:
     """Yields (images, captions, keys) batches over the examples `rows` (default: all), in order.
 

@@ -33,6 +33,11 @@ def sums_file(folder: Path, view: int, shard: int) -> Path:
     return folder / f"v{view:03d}-s{shard:05d}.sums.npy"
 
 
+def token_dtype(name: str) -> np.dtype:
+    """Returns the dtype that features.json names."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
 class ShardFile:
     """An open shard file, which is closed when nothing refers to it any more.
 
@@ -99,9 +104,7 @@ def shard_problem(folder: Path, view: int, shard: int, rows: int, dtype: str, su
     if not shard_file(folder, view, shard).exists():
         return "missing"
     try:
-        file = ShardFile(
-            shard_file(folder, view, shard), rows, np.dtype(getattr(ml_dtypes, dtype, dtype))
-        )
+        file = ShardFile(shard_file(folder, view, shard), rows, token_dtype(dtype))
         read_numbers(skipped_file(folder, view, shard), rows)
         if sums:
             expected = read_numbers(sums_file(folder, view, shard), rows)

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from dinotxt_jax.config.data import MAX_PIXELS
 from dinotxt_jax.data.bad_images import BadImageError
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ ArrayT = TypeVar("ArrayT", np.ndarray, "jax.Array")
 
 
 def decode_image(
-    image: bytes | np.ndarray | Image.Image, max_pixels: int = MAX_PIXELS
+    image: bytes | np.ndarray | Image.Image, max_pixels: int | None = None
 ) -> Image.Image:
     """Converts an encoded image, a pixel array or a PIL image to upright 8-bit RGB.
 
@@ -53,7 +52,8 @@ def decode_image(
         image: image file bytes, or uint8 [h w] or [h w c] with c 1, 3 or 4, or uint16 [h w], or
             an image that PIL opened.
         max_pixels: limit for encoded images, which may be a thousand times larger in memory than
-            in the file. A larger JPEG is decoded at a half, a quarter or an eighth of the size.
+            in the file; None for PIL's limit. A larger JPEG is decoded at a half, a quarter or an
+            eighth of the size.
 
     Raises:
         BadImageError: the input is not an image, is truncated, has too many pixels, or has pixels
@@ -65,7 +65,8 @@ def decode_image(
         if isinstance(image, Image.Image):
             return _to_rgb(_upright(image))
         opened = Image.open(io.BytesIO(image))
-        _limit_size(opened, max_pixels)
+        if max_pixels is not None:
+            _limit_size(opened, max_pixels)
         return _to_rgb(_upright(opened))
     except MemoryError:
         raise

@@ -190,7 +190,7 @@ def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
     indices = [i * count // _SHEET_IMAGES for i in range(min(_SHEET_IMAGES, count))]
     entries = []
     for index in dict.fromkeys(indices):
-        pixels = transform(decode_image(source[index].image))
+        pixels = transform(decode_image(source[index].image, job.task.data.max_pixels))
         captions, missed = most_similar_captions(embedded, index, _SHEET_CAPTIONS)
         entries.append(visualize.RetrievedCaptions(pixels, captions, missed))
     visualize.retrieval_sheet(entries, path, captions=len(embedded.captions), title=job.title)

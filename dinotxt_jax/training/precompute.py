@@ -80,7 +80,7 @@ class EncodedSet:
 
 
 def precompute(config: Config) -> None:
-    """Writes what is missing or damaged in the caches for training data and evaluation tasks.
+    """Writes the missing and damaged shards of the caches for training data and evaluation tasks.
 
     All data is opened, and all existing caches are compared with the data, before the first image
     is encoded.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,22 @@ def test_a_class_called_background_means_anything_else(tmp_path: Path) -> None:
 def test_masks_that_do_not_fit_are_named(tmp_path: Path, mask: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_masks(pairs(tmp_path, mask)).load(0)
+
+
+def test_a_storage_fault_is_not_blamed_on_the_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_masks(pairs(tmp_path, np.zeros((20, 30), np.uint8)))
+    original = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "a_mask.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        source.load(0)
 
 
 def test_missing_pairs_and_lists_are_named(tmp_path: Path) -> None:

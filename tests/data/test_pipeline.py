@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import numpy as np
 import pytest
 from absl import logging
+from small_sets import png
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import most_tries
@@ -404,6 +406,20 @@ def test_evaluation_batches_are_in_order_with_a_short_last_one(threads):
 def test_an_undecodable_image_ends_an_evaluation_by_name():
     with pytest.raises(UserError, match=r"example 4 cannot be evaluated \(image 4 does not decode"):
         list(evaluation_batches(Images(7, bad=(4,)), EvalTransform(CONFIG), 3))
+
+
+def test_the_limit_on_pixels_is_the_setting():
+    source = [Example(png(1), ("1 2",), "key")]  # 4 x 3 pixels
+    for limit, fits in ((12, True), (11, False)):
+        config = dataclasses.replace(CONFIG, max_pixels=limit)
+        make = ImageTextExample(source, config, tokenize, evaluated=True)
+        batches = evaluation_batches(source, EvalTransform(config), 1, max_pixels=limit)
+        for read in (lambda make=make: make(Draw(0, 0, 0, 0)), lambda it=batches: next(it)):
+            if fits:
+                read()
+                continue
+            with pytest.raises(UserError, match=r"4 x 3 pixels .* limit of 11 \(data.max_pixels"):
+                read()
 
 
 @pytest.mark.parametrize("threads", [0, 3])

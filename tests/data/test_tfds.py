@@ -8,10 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from damage import flip
 from small_sets import png, prepare_tfds
 
 from dinotxt_jax.config import DataConfig
-from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.examples import Example, readable_captions
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.tfds_records import TfdsSource
 from dinotxt_jax.data.transforms import decode_image
@@ -106,3 +108,25 @@ def test_open_source_reads_captions_through_tfds(tfds_folder):
         source="tfds", path=tfds_folder, name="tiny", split="train", caption_key="texts"
     )
     assert len(open_source(config)) == 5
+
+
+def test_a_damaged_record_is_a_bad_image(tmp_path):
+    import tensorflow_datasets as tfds
+
+    kinds = {
+        "image": tfds.features.Tensor(shape=(60, 40, 3), dtype=np.uint8),
+        "caption": tfds.features.Text(),
+    }
+    noise = np.random.default_rng(0)
+    values = (
+        {"image": noise.integers(0, 256, (60, 40, 3), np.uint8), "caption": f"noise {i}"}
+        for i in range(12)
+    )
+    folder = prepare_tfds(tmp_path, "noise", kinds, values)
+    (file,) = tmp_path.rglob("*.array_record*")
+    flip(file)
+    source = TfdsSource("noise", "train", folder, "image", "caption")
+    (bad,) = (index for index in range(12) if not readable_captions(source, index))
+    for read in (source.__getitem__, source.captions):
+        with pytest.raises(BadImageError, match=rf"noise\[train\]\[{bad}\] cannot be read"):
+            read(bad)

@@ -115,7 +115,7 @@ def test_an_image_with_too_many_pixels_is_bad_and_a_jpeg_is_reduced():
     bomb = encoded(Image.new("1", (13_000, 13_000)), "PNG")
     assert len(bomb) < 40_000
     with pytest.raises(BadImageError, match=r"13000 x 13000 pixels .* limit of 67108864"):
-        decode_image(bomb)
+        decode_image(bomb, DataConfig().max_pixels)
     large = photo().resize((403, 307), Image.Resampling.BICUBIC)
     data = encoded(large, "JPEG", quality=95)
     assert decode_image(data, 403 * 307).size == (403, 307)

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from damage import empty, flip, largest, truncate
+from damage import change_number, empty, flip, largest, truncate
 from flax import nnx
 from models import with_tokenizer
 from stored import stored_tree
@@ -21,7 +21,6 @@ from dinotxt_jax import sharding
 from dinotxt_jax.inference.loading import load_dinotxt, load_vision_transformer
 from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
-from dinotxt_jax.storage import arrays as storage
 from dinotxt_jax.storage.model_arrays import load_parts
 from dinotxt_jax.storage.model_directory import fingerprint, read_description, write_model_directory
 
@@ -184,27 +183,19 @@ def copied(tiny_dinotxt: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def changed_array(model: Path, place: tuple[str, ...]) -> None:
-    """Changes the last bit of one stored number; the files stay readable."""
-    array = storage._open(model / "arrays", place)
-    values = np.array(array.read().result())
-    values.reshape(-1).view(np.uint32)[-1] ^= 1
-    array.write(values).result()
-
-
 def test_a_changed_number_is_noticed_in_every_part_and_dtype(copied: Path) -> None:
     for place in (("backbone", "norm", "bias"), ("text", "projection", "kernel")):
-        changed_array(copied, place)
+        change_number(copied, place)
         message = rf"model is damaged: {'.'.join(place)} differ.*; restore it, or convert"
         for dtype in ("float32", "bfloat16"):
             with pytest.raises(dt.UserError, match=message):
                 dt.load(copied, dtype)
-        changed_array(copied, place)  # repairs it
+        change_number(copied, place)  # repairs it
     dt.load(copied)
 
 
 def test_a_changed_kernel_is_noticed_when_it_is_quantised(copied: Path) -> None:
-    changed_array(copied, ("backbone", "blocks", "mlp", "fc1", "kernel"))
+    change_number(copied, ("backbone", "blocks", "mlp", "fc1", "kernel"))
     message = r"model is damaged: backbone.blocks.mlp.fc1.kernel differ"
     with pytest.raises(dt.UserError, match=message):
         dt.load_backbone(copied, products="int8")
@@ -230,7 +221,7 @@ def test_arrays_of_another_model_are_refused(
 
 
 def test_verification_can_be_switched_off(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed_array(copied, ("backbone", "norm", "bias"))
+    change_number(copied, ("backbone", "norm", "bias"))
     monkeypatch.setenv("DINOTXT_CHECKSUMS", "off")
     dt.load(copied)
     monkeypatch.setenv("DINOTXT_CHECKSUMS", "no")
@@ -277,8 +268,6 @@ def test_a_hostile_description_is_a_sentence(tiny_dinotxt: Path, tmp_path: Path)
     intact = json.loads((model / "model.json").read_text())
     for group, name in FIELDS:
         for value in ABSURD:
-            if (group, name) == ("preprocessing", "crop") and value == 1.5:
-                continue
             changed = intact | {group: intact[group] | {name: value}}
             (model / "model.json").write_text(json.dumps(changed))
             with pytest.raises(dt.UserError, match="model.json"):

@@ -28,6 +28,17 @@ def http_error(code: int) -> urllib.error.HTTPError:
     return urllib.error.HTTPError("http://a/b", code, "", Message(), None)
 
 
+def wrapped(error: Exception) -> Exception:
+    """Returns the error of a library that says nothing about the storage error it began with."""
+    try:
+        try:
+            raise error
+        except Exception:
+            raise RuntimeError("incompatible handler")  # noqa: B904 (as Orbax does)
+    except RuntimeError as outer:
+        return outer
+
+
 PASSING = {
     "EIO": fault(errno.EIO),
     "ESTALE": fault(errno.ESTALE),
@@ -39,12 +50,14 @@ PASSING = {
     "a reset inside a URL error": urllib.error.URLError(fault(errno.ECONNRESET)),
     "half an answer": http.client.IncompleteRead(b"x", 9),
     "a bucket": ValueError("UNAVAILABLE: Error reading gs://a/b"),
+    "a storage error inside a library's": wrapped(fault(errno.EIO)),
     "a local TensorStore": ValueError("INTERNAL: Error reading x [os_error_code='5']"),
 }
 LASTING = {
     "ENOENT": fault(errno.ENOENT),
     "EACCES": fault(errno.EACCES),
     "ENOSPC": fault(errno.ENOSPC),
+    "damage inside a library's error": wrapped(ValueError("DATA_LOSS: checksum mismatch")),
     "HTTP 404": http_error(404),
     "HTTP 403": http_error(403),
     "no such host": urllib.error.URLError("no such host"),
