@@ -52,7 +52,7 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 # `make slow` draws ten times as many examples (--hypothesis-profile=thorough).
-settings.register_profile("fast", max_examples=100, deadline=None)
+settings.register_profile("fast", max_examples=40, deadline=None)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("fast")
 

@@ -181,7 +181,7 @@ def test_a_value_is_refused_by_name_or_runs(key: str) -> None:
     """Values that lead to another compiled step are covered in the slow test below."""
 
     @settings(
-        max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     @given(values(key, SETTINGS[key], variants=1))
     def holds(value: Any) -> None:

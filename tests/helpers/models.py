@@ -27,7 +27,7 @@ def initialized(module: ModuleT, mesh: Mesh | None = None) -> ModuleT:
 
 
 def with_tokenizer(model: Path, folder: Path, captions: Sequence[str]) -> Path:
-    """Writes the reference dino.txt to `folder` with a tokenizer trained on captions."""
+    """Writes the reference dino.txt for images of 56 pixels, with a tokenizer of captions."""
     tokenizer = TrainedTokenizer.train(list(captions) * 3, 300, context_length=77)
     description = read_description(model)
     assert description.text is not None
@@ -35,7 +35,11 @@ def with_tokenizer(model: Path, folder: Path, captions: Sequence[str]) -> Path:
     arrays = stored_tree(model)
     table = np.asarray(arrays["text"]["token_embedding"])
     arrays["text"]["token_embedding"] = np.tile(table, (3, 1))[:300]
-    description = dataclasses.replace(description, text=text, tokenizer=tokenizer.spec())
+    # Small images are enough, and quick.
+    preprocessing = dataclasses.replace(description.preprocessing, resize=64, crop=56)
+    description = dataclasses.replace(
+        description, text=text, tokenizer=tokenizer.spec(), preprocessing=preprocessing
+    )
     write_model_directory(
         folder, description, jax.device_get(arrays), write_tokenizer=tokenizer.save
     )

@@ -26,6 +26,9 @@ from dinotxt_jax.storage.model_directory import Preprocessing, read_description
 from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
 
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+"""Compiler options as in real runs, where most tests compile without optimisation."""
+
 CONFIG = Config(
     steps=20,
     batch_size=16,
@@ -69,7 +72,9 @@ class Run(NamedTuple):
 class Setting:
     """The reference model and recipe on a mesh; `setting` caches the instances."""
 
-    def __init__(self, model: Path, config: Config, data: int, fsdp: int, tensor: int):
+    def __init__(
+        self, model: Path, config: Config, data: int, fsdp: int, tensor: int, optimized: bool
+    ):
         self.model = model
         self.mesh = sharding.make_mesh(
             data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor]
@@ -79,6 +84,10 @@ class Setting:
             description = dataclasses.replace(read_description(model), preprocessing=_IDENTITY)
             self.trainer: Trainer = make_trainer(config, description, 133, self.mesh)
             self._step = self.trainer.compiled_step()
+            if optimized:
+                self._step = jax.jit(
+                    self.trainer.train_step, donate_argnums=0, compiler_options=OPTIMIZED
+                )
             self._abstract = self.trainer.abstract_state()
 
     @contextlib.contextmanager
@@ -175,18 +184,27 @@ class Setting:
 _SETTINGS: dict[str, Setting] = {}
 
 
-def setting(model: Path, config: Config, data: int = 8, fsdp: int = 1, tensor: int = 1) -> Setting:
-    """Returns the cached setting for a run on a mesh."""
-    key = repr((model, config, data, fsdp, tensor))  # a config holds dicts, which have no hash
+def setting(
+    model: Path,
+    config: Config,
+    data: int = 8,
+    fsdp: int = 1,
+    tensor: int = 1,
+    *,
+    optimized: bool = False,
+) -> Setting:
+    """Returns the cached setting for a run on a mesh, `optimized` for more than a few steps."""
+    arguments = (model, config, data, fsdp, tensor, optimized)
+    key = repr(arguments)  # a config holds dicts, which have no hash
     if key not in _SETTINGS:
-        _SETTINGS[key] = Setting(model, config, data, fsdp, tensor)
+        _SETTINGS[key] = Setting(*arguments)
     return _SETTINGS[key]
 
 
 @functools.cache
-def float64_run(model: Path) -> Run:
-    """Runs twenty float64 steps on one device, the reference for all float32 runs."""
-    return setting(model, in_float64(CONFIG), 1).run(CONFIG.steps)
+def float64_run(model: Path, steps: int = CONFIG.steps) -> Run:
+    """Runs float64 steps on one device, the reference for all other runs."""
+    return setting(model, in_float64(CONFIG), 1, optimized=True).run(steps)
 
 
 @functools.cache

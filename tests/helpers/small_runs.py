@@ -27,7 +27,7 @@ def config(backbone: Path, /, **changes: Any) -> Config:
     """Returns a config for a short run with crops, drop path, evaluation and checkpoints."""
     settings = {
         "steps": 12,
-        "batch_size": 16,
+        "batch_size": 8,
         "backbone": str(backbone),
         "log_every": 1,
         "data": DataConfig(num_scenes=40, image_size=56, threads=2, prefetch=16),

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from reference_steps import OPTIMIZED
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import (
@@ -194,9 +195,6 @@ class _Shared:
 
 
 _BUILT: dict[str, _Shared] = {}
-# The gradient of a maximum divides by the number of values equal to the maximum. Without
-# optimisation XLA recomputes these values with different rounding, so that no value is equal.
-_OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 
 def _drawn(tree: Any) -> Any:
@@ -214,7 +212,9 @@ def _shared(config: Config, mesh: Mesh, vocabulary: int) -> _Shared:
     key = repr((config, mesh.shape, vocabulary))
     if key not in _BUILT:
         trainer = make_trainer(config, BACKBONE, vocabulary, mesh)
-        options = _OPTIMIZED if config.head.pooling == "max" else None
+        # The gradient of a maximum divides by the number of values equal to the maximum. Without
+        # optimisation XLA recomputes these with different rounding, so that no value is equal.
+        options = OPTIMIZED if config.head.pooling == "max" else None
         _BUILT[key] = _Shared(
             trainer,
             jax.jit(trainer.backbone_tokens),

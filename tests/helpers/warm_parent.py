@@ -75,6 +75,8 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     program, *arguments = request["arguments"]
+    if any(argument.startswith("--num_processes") for argument in arguments):
+        share_compiled_programs()
     if program == "-m":
         sys.path[0] = os.getcwd()
         sys.argv = arguments
@@ -84,6 +86,17 @@ def become(request: dict[str, Any]) -> None:
         sys.path[0] = str(Path(program).resolve().parent)
         sys.argv = [program, *arguments]
         runpy.run_path(program, run_name="__main__")
+
+
+def share_compiled_programs() -> None:
+    """Lets joined processes read the programs that the first of them has cached.
+
+    On CPUs the key of a program in JAX's cache differs between joined processes, and only the
+    first process writes to the cache: without this, the others would always compile.
+    """
+    from jax._src import cache_key
+
+    cache_key._hash_accelerator_config = cache_key._hash_devices
 
 
 def replace_streams(stdout: str, stderr: str) -> None:

@@ -154,6 +154,7 @@ def test_an_error_in_one_process_ends_the_others(tmp_path: Path) -> None:
     assert "run the same command on all again" in group.output(0)
 
 
+@pytest.mark.slow
 def test_checkpoints_move_between_one_process_and_two(tmp_path: Path) -> None:
     """Saved by one on 8 x 1, restored and saved by two on 2 x 4, restored by one on 4 x 2."""
     positions = {"data": {"next_step": 2}, "seed": 0}

@@ -87,5 +87,5 @@ def finished(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "training_curves", training_curves)
-        train(config(tiny_backbone, evaluation=evaluation, profile="3:4"), workdir)
+        train(config(tiny_backbone, evaluation=evaluation), workdir)
     return workdir

@@ -17,7 +17,7 @@ from dinotxt_jax.training.texts import TokenRows, make_tokenizer
 
 
 def open_batches(termination: Termination) -> Batches:
-    """Opens batches of 16 synthetic scenes on all eight devices."""
+    """Opens batches of 8 synthetic scenes on all eight devices."""
     run = config(Path())
     source = open_source(run.data)
     tokenizer = make_tokenizer(run, Path("nowhere"), source)
@@ -39,10 +39,10 @@ def batches(termination: Termination) -> Iterator[Batches]:
 def test_a_batch_is_sharded_over_all_devices(batches: Batches) -> None:
     batch = next(batches)
     shapes = {name: (array.shape, array.dtype.name) for name, array in batch.arrays.items()}
-    assert shapes == {"image": ((16, 56, 56, 3), "uint8"), "tokens": ((16, 64), "int32")}
+    assert shapes == {"image": ((8, 56, 56, 3), "uint8"), "tokens": ((8, 64), "int32")}
     for array in batch.arrays.values():
-        assert {len(shard.data) for shard in array.addressable_shards} == {2}
-    assert batch.token_rows == TokenRows(rows=16, length=64, overflow=False)
+        assert {len(shard.data) for shard in array.addressable_shards} == {1}
+    assert batch.token_rows == TokenRows(rows=8, length=64, overflow=False)
     assert batch.waited > 0
     assert (batch.bad_images, batch.exit_code) == (0, 0)
 

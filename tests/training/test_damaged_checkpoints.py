@@ -13,13 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import several
 from damage import empty, flip, largest, truncate
 from small_runs import config, losses
-from tolerances import SAME_LOSS
 
 from dinotxt_jax import UserError, sharding
-from dinotxt_jax.config import CheckpointConfig
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.faults import may_be_damaged
 from dinotxt_jax.training.checkpoints import restore_newest, save_state
@@ -184,22 +181,3 @@ def test_a_run_repeats_the_steps_of_a_damaged_checkpoint(
     assert losses(workdir) == losses(finished)
     assert (workdir / "model/model.json").exists()
     assert (workdir / "damaged_checkpoint_12.0").is_dir()
-
-
-def test_all_processes_fall_back_to_the_same_checkpoint(
-    tiny_backbone: Path, tmp_path: Path
-) -> None:
-    """Three of four checkpoints are damaged, each in a way that another check notices."""
-    workdir = tmp_path / "run"
-    run = config(tiny_backbone, steps=4, checkpoint=CheckpointConfig(every=1, keep=4))
-    train(run, workdir)
-    expected = losses(workdir)
-    for step, damage in ((4, "metadata empty"), (3, "data truncated"), (2, "data flipped")):
-        DAMAGES[damage](workdir / "checkpoints" / str(step))
-    flag = several.config_file(run, tmp_path / "config.py")
-    arguments = ["-m", "dinotxt_jax.train", flag, f"--workdir={workdir}"]
-    group = several.start(tmp_path / "logs", 2, 4, arguments)
-    assert group.finish() == [0, 0], group.everything()
-    assert "resuming from step 1" in group.output(0)
-    assert len(list(workdir.glob("damaged_checkpoint_*"))) == 3
-    assert losses(workdir) == pytest.approx(expected, rel=SAME_LOSS)

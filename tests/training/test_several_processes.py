@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import several
+from damage import empty, flip, largest, truncate
 from small_runs import HELD_OUT, config, losses, metrics_of
 from tolerances import SAME_LOSS, assert_same
 
@@ -42,11 +45,34 @@ def train_apart(run: Config, workdir: Path, count: int, devices: int) -> several
     return several.start(workdir.parent / f"logs{time.monotonic_ns()}", count, devices, arguments)
 
 
-def test_two_processes_train_as_one_does(tiny_backbone: Path, tmp_path: Path) -> None:
-    run = config(tiny_backbone, steps=4, mesh=MESH, text=TEXT, evaluation=EVALUATION)
-    group = train_apart(run, tmp_path / "two", 2, 4)
+def test_two_processes_fall_back_past_damaged_checkpoints_and_train_as_one_does(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """One process on a mesh of 8 x 1, two on 2 x 4.
+
+    Three of four checkpoints are damaged, each in a way that another check notices.
+    """
+    run = config(
+        tiny_backbone,
+        steps=4,
+        text=TEXT,
+        evaluation=EVALUATION,
+        checkpoint=CheckpointConfig(every=1, keep=4),
+    )
     train(run, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for product in ("model", "best"):
+        shutil.rmtree(tmp_path / "two" / product)
+    (tmp_path / "two/best.json").unlink()
+    checkpoints = tmp_path / "two/checkpoints"
+    empty(checkpoints / "4/trainable/_METADATA")
+    truncate(largest(checkpoints / "3"))
+    flip(largest(checkpoints / "2"))
+    group = train_apart(dataclasses.replace(run, mesh=MESH), tmp_path / "two", 2, 4)
     assert group.finish() == [0, 0], group.everything()
+    assert "resuming from step 1" in group.output(0)
+    for step in (4, 3, 2):
+        assert f"the checkpoint of step {step} is damaged" in group.output(0)
     rows = metrics_of(tmp_path / "two")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]  # written once
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=SAME_LOSS)
@@ -59,9 +85,11 @@ def test_two_processes_train_as_one_does(tiny_backbone: Path, tmp_path: Path) ->
     )
     assert evaluated == expected
     names = {path.name for path in (tmp_path / "two").iterdir()}
+    set_aside = {f"damaged_checkpoint_{step}.0" for step in (4, 3, 2)}
     # In this process, `no_curves` leaves the picture out.
-    assert names == {path.name for path in (tmp_path / "one").iterdir()} | {"curves.png"}
-    assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
+    expected_names = {path.name for path in (tmp_path / "one").iterdir()} | {"curves.png"}
+    assert names == expected_names | set_aside
+    assert len(list((tmp_path / "two/tensorboard").iterdir())) == 2  # one more than before
     tokens = np.arange(10)[None] % 9
     for kept in ("model", "best"):
         two_processes, one_process = (dt.load(tmp_path / name / kept) for name in ("two", "one"))
@@ -74,7 +102,9 @@ def test_two_processes_train_as_one_does(tiny_backbone: Path, tmp_path: Path) ->
         assert line_start not in group.output(1)
 
 
-def test_sigterm_to_one_process_saves_and_ends_all(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_sigterm_to_one_process_saves_and_ends_all(
+    finished: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     run = config(tiny_backbone, steps=10_000, checkpoint=CheckpointConfig(every=10_000))
     workdir = tmp_path / "run"
     group = train_apart(run, workdir, 2, 1)
@@ -84,6 +114,8 @@ def test_sigterm_to_one_process_saves_and_ends_all(tiny_backbone: Path, tmp_path
     last = max(losses(workdir))
     assert f"ended by SIGTERM; step {last} is saved" in group.output(0)
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(last)]
+    # Both started from the same state on the same data as one process does.
+    assert losses(workdir)[1] == pytest.approx(losses(finished)[1], rel=SAME_LOSS)
 
 
 @pytest.mark.slow

@@ -27,10 +27,10 @@ from dinotxt_jax.training.metrics import read_metrics
 
 
 def test_a_work_directory_of_another_config_is_refused(finished: Path, tiny_backbone: Path) -> None:
-    other = config(tiny_backbone, batch_size=8, seed=3)
+    other = config(tiny_backbone, batch_size=16, seed=3)
     with pytest.raises(
         UserError,
-        match=r"trained with another config: config.batch_size \(16 there, 8 here\), config.seed",
+        match=r"trained with another config: config.batch_size \(8 there, 16 here\), config.seed",
     ):
         train(other, finished)
 
@@ -84,7 +84,7 @@ def jsonl(folder: Path, broken: int, total: int = 60) -> DataConfig:
 
 
 def test_bad_images_are_counted_in_the_metrics(tiny_backbone: Path, tmp_path: Path) -> None:
-    train(config(tiny_backbone, data=jsonl(tmp_path, 1), steps=4), tmp_path / "run")
+    train(config(tiny_backbone, data=jsonl(tmp_path, 1), steps=8), tmp_path / "run")
     assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["bad_images"] == 1
 
 
@@ -97,7 +97,7 @@ def test_a_storage_fault_while_reading_ends_the_run_with_the_storage_code(
 
     def failing(path: Path) -> bytes:
         images.append(path)
-        if path.suffix == ".png" and len(images) > 7 * 16:
+        if path.suffix == ".png" and len(images) > 7 * 8:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return original(path)
 
