@@ -30,7 +30,7 @@ from weights_convert.export import export
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
-from drawn import THIRD_PARTY, checkpoint, images  # noqa: E402
+from drawn import ONLY_VALUE_BIAS, THIRD_PARTY, checkpoint, images  # noqa: E402
 
 GOLDENS = ROOT / "tests" / "goldens" / "third_party"
 DINOV2 = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 14}
@@ -50,8 +50,8 @@ def hf_dinov2(swiglu: bool = False, registers: bool = False) -> torch.nn.Module:
     return t.Dinov2Model(t.Dinov2Config(**options))
 
 
-def hf_dinov3(gated: bool) -> torch.nn.Module:
-    """DINOv3ViTModel."""
+def hf_dinov3(gated: bool, **biases: bool) -> torch.nn.Module:
+    """Creates DINOv3ViTModel with the usual biases, or others."""
     import transformers as t
 
     options = {**DINOV2, "patch_size": 16, "image_size": 48}
@@ -62,6 +62,7 @@ def hf_dinov3(gated: bool) -> torch.nn.Module:
             intermediate_size=96,
             num_register_tokens=4,
             **options,
+            **biases,
         )
     )
 
@@ -74,12 +75,20 @@ def timm_vit(name: str, **options: Any) -> torch.nn.Module:
     return timm.create_model(name, dynamic_img_size=True, **shared, **options)
 
 
+def timm_dinov3(name: str) -> torch.nn.Module:
+    """Creates a small version of a timm DINOv3 with 96 hidden units in the MLP."""
+    return timm_vit(name, img_size=48, mlp_ratio=1.5)
+
+
 MODELS: Mapping[str, Callable[[], torch.nn.Module]] = {
     "hf_dinov2": lambda: hf_dinov2(),
     "hf_dinov2 swiglu": lambda: hf_dinov2(swiglu=True),
     "hf_dinov2_reg": lambda: hf_dinov2(registers=True),
     "hf_dinov3": lambda: hf_dinov3(gated=False),
     "hf_dinov3_gated": lambda: hf_dinov3(gated=True),
+    "hf_dinov3 key bias": lambda: hf_dinov3(gated=False, key_bias=True),
+    "hf_dinov3 value bias": lambda: hf_dinov3(gated=False, **ONLY_VALUE_BIAS),
+    "hf_dinov3_gated value bias": lambda: hf_dinov3(gated=True, **ONLY_VALUE_BIAS),
     "timm_vit": lambda: timm_vit("vit_tiny_patch16_224", img_size=48),
     "timm_dinov2": lambda: timm_vit("vit_small_patch14_dinov2", img_size=42),
     "timm_dinov2_reg": lambda: timm_vit("vit_small_patch14_reg4_dinov2", img_size=42),
@@ -87,6 +96,9 @@ MODELS: Mapping[str, Callable[[], torch.nn.Module]] = {
     "timm_dinov2_swiglu_reg": lambda: timm_vit(
         "vit_giant_patch14_reg4_dinov2", img_size=42, mlp_ratio=2.5
     ),
+    "timm_dinov3": lambda: timm_dinov3("vit_small_patch16_dinov3"),
+    "timm_dinov3 qkvb": lambda: timm_dinov3("vit_small_patch16_dinov3_qkvb"),
+    "timm_dinov3_gated": lambda: timm_dinov3("vit_small_plus_patch16_dinov3_qkvb"),
 }
 
 

@@ -110,7 +110,8 @@ def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
     explicit = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
     backbone = next((m for m in matches if "backbone" in m.layout.components), None)
     beside = {} if backbone is None else settings_beside(backbone)
-    beside.pop("activation", None)
+    for key in ("activation", "switches"):
+        beside.pop(key, None)
     return Settings(**(beside | explicit))
 
 

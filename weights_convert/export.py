@@ -6,6 +6,7 @@ represent them exactly, so a round trip returns every array bit by bit.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -239,14 +240,33 @@ def _planned(
                 "metadata of the file"
             )
     sizes = {part: _sizes(part, rules, arrays) for part in layout.components}
+    needed = [_with_needed_names(rule, arrays, sizes[rule.component]) for rule in rules]
+    for usual, rule in zip(rules, needed, strict=True):
+        for i in usual.absent - rule.absent:
+            notes.append(f"config.json must say {rule.switches[i]}=true for this file")
     rows = [
         FileRow(rule, layer, sizes[rule.component])
-        for rule in rules
+        for rule in needed
         for layer in (range(arrays[rule.paths[0]].shape[0]) if rule.stacked else (None,))
     ]
     source = next((s for s in description.sources if s.layout == layout.name), None)
     unique = tuple(dict.fromkeys(notes))
     return FilePlan(path, layout, rows, arrays, source, metadata, unique)
+
+
+def _with_needed_names(
+    rule: Rule, arrays: Mapping[Place, Readable], sizes: Mapping[str, int]
+) -> Rule:
+    """Returns the rule without the names that files usually lack, unless their values are not 0."""
+    if not rule.absent:
+        return rule
+    layers = range(arrays[rule.paths[0]].shape[0]) if rule.stacked else (None,)
+    written = [
+        rule.to_source([arrays[place].read(layer) for place in rule.paths], sizes)
+        for layer in layers
+    ]
+    zero = {i for i in rule.absent if not any(np.any(file_arrays[i]) for file_arrays in written)}
+    return dataclasses.replace(rule, absent=frozenset(zero))
 
 
 def _without(

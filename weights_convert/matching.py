@@ -186,7 +186,7 @@ def _check_one_model(best: Match, matches: Iterable[Match]) -> None:
 @functools.cache
 def _anywhere(rules: tuple[Rule, ...]) -> re.Pattern[str]:
     """Matches any name in a table after the shortest possible prefix."""
-    names = dict.fromkeys(source for rule in rules for source in rule.sources if source)
+    names = dict.fromkeys(name for rule in rules for name in rule.names if name)
     # A regular expression may define a group name only once.
     alternatives = (source_pattern(name).replace("?P<layer>", "?:") for name in names)
     return re.compile(f"(?P<prefix>(?:[^.]+\\.)*?)(?:{'|'.join(alternatives)})")
@@ -210,7 +210,8 @@ def match(
     for rule, layer in matched_rows:
         if layer is not None:
             depths[rule.component] = max(depths[rule.component], layer + 1)
-    required = _required(layout, [rule for rule, _ in matched_rows], depths)
+    features = [rule.feature for rule, _ in matched_rows]
+    required = _required(layout, _rules_for(source, inside, layout, prefix), features, depths)
     entries = tuple(entry for entry in required if all(key in inside for key in entry.present))
     known_keys = {key for entry in required for key in entry.present}
     for key in inside:
@@ -237,15 +238,27 @@ def _layer_of(rule: Rule, matched: re.Match[str]) -> int | None:
     return int(matched["layer"]) if rule.stacked else None
 
 
-def _required(layout: Layout, rows: Sequence[Rule], depths: Mapping[str, int]) -> list[LayoutArray]:
-    """Returns all entries that the layout has for the file's features and number of blocks."""
-    votes = collections.Counter(rule.feature for rule in rows)
+def _rules_for(
+    source: Checkpoint, inside: Mapping[str, SourceArray], layout: Layout, prefix: str
+) -> tuple[Rule, ...]:
+    """Returns the rules, which know the arrays that such a file does not have."""
+    if not any(rule.switches for rule in layout.rules):
+        return layout.rules
+    switches = source.settings_beside(prefix).get("switches", {})
+    return tuple(rule.as_in(inside, switches) for rule in layout.rules)
+
+
+def _required(
+    layout: Layout, rules: Iterable[Rule], votes: Sequence[str], depths: Mapping[str, int]
+) -> list[LayoutArray]:
+    """Returns all entries for a file's number of blocks and features, one vote for each array."""
+    counts = collections.Counter(votes)
     features = {"", *votes}
     for choices in layout.alternatives:
-        chosen = max(choices, key=lambda feature: votes[feature])
+        chosen = max(choices, key=lambda feature: counts[feature])
         features = features - set(choices) | {chosen}
     entries = []
-    for rule in layout.rules:
+    for rule in rules:
         if rule.feature in features:
             # In a file without any block, the first block is reported as missing.
             layers = range(max(depths[rule.component], 1)) if rule.stacked else (None,)

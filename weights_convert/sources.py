@@ -97,7 +97,8 @@ class Checkpoint:
     def settings_beside(self, prefix: str = "") -> dict[str, Any]:
         """Reads settings from `config.json` and `preprocessor_config.json` next to the file.
 
-        Keys are those that `--set` takes, and "activation", the MLP's activation function.
+        Keys are those that `--set` takes, "activation", the MLP's activation function, and
+        "switches", which biases exist (`Rule.switches`).
 
         Args:
             prefix: prefix of the backbone's arrays in the file; a model that contains a backbone
@@ -243,6 +244,7 @@ _TIMM_HEADS = {
     "vit_giant_patch14_dinov2": 24,
     "vit_giant": 16,
     "vit_gigantic": 16,
+    "vit_7b": 32,
 }
 
 
@@ -258,6 +260,10 @@ def _timm_heads(config: Mapping[str, Any]) -> int | None:
     return next((_TIMM_HEADS[size] for size in sizes), None)
 
 
+# The keys with which a config of DINOv3 says which projections have a bias.
+_SWITCHES = ("query_bias", "key_bias", "value_bias", "proj_bias", "mlp_bias")
+
+
 def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Reads architecture settings from a `config.json` that transformers or timm saved."""
     rope = config.get("rope_parameters")
@@ -269,6 +275,9 @@ def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") == "dinov2_with_registers":
         # Without registers the arrays look like those of Dinov2, but the rule stays.
         settings["position_interpolation"] = "antialias"
+    settings["switches"] = {
+        key: config[key] for key in _SWITCHES if isinstance(config.get(key), bool)
+    }
     for theirs, ours, kind in (
         ("num_attention_heads", "num_heads", int),
         ("layer_norm_eps", "layer_norm_epsilon", float),

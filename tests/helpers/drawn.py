@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -21,7 +21,12 @@ SIZES = {
 
 
 def checkpoint(
-    layout: str, *, depth: int = 2, without: Collection[str] = (), **sizes: int
+    layout: str,
+    *,
+    depth: int = 2,
+    without: Collection[str] = (),
+    switches: Mapping[str, bool] | None = None,
+    **sizes: int,
 ) -> dict[str, np.ndarray]:
     """Returns the float32 arrays of a checkpoint file in one layout.
 
@@ -29,6 +34,7 @@ def checkpoint(
         layout: the layout's name.
         depth: number of blocks in every component.
         without: features to leave out; among alternatives, the first remaining one is used.
+        switches: which biases exist, as in a `config.json`; default: the usual ones.
         sizes: axis name -> size, overriding `SIZES`.
     """
     table = LAYOUTS[layout]
@@ -42,7 +48,7 @@ def checkpoint(
             continue
         known = SIZES[rule.component] | sizes
         for layer in range(depth) if rule.stacked else (None,):
-            for key in filter(None, rule.keys(layer)):
+            for key in filter(None, rule.as_in((), switches or {}).keys(layer)):
                 arrays[key] = values(key, rule.place, rule.source_shape(known))
     return arrays
 
@@ -72,17 +78,27 @@ def values(key: str, place: str, shape: tuple[int, ...]) -> np.ndarray:
 _DINOV2 = {"f": 256, "r": 4, "p": 14, "q": 14}
 _TIMM_SWIGLU = {"f": 80, "p": 14, "q": 14}
 _DINOV3 = {"f": 96, "r": 4, "p": 16, "q": 16}
+ONLY_VALUE_BIAS = {"query_bias": False, "proj_bias": False, "mlp_bias": False}
 THIRD_PARTY: dict[str, tuple[str, dict]] = {
     "hf_dinov2": ("hf_dinov2", _DINOV2),
     "hf_dinov2 swiglu": ("hf_dinov2", {**_DINOV2, "f": 176, "without": ["mlp"]}),
     "hf_dinov2_reg": ("hf_dinov2_reg", _DINOV2),
     "hf_dinov3": ("hf_dinov3", _DINOV3),
     "hf_dinov3_gated": ("hf_dinov3_gated", _DINOV3),
+    "hf_dinov3 key bias": ("hf_dinov3", {**_DINOV3, "switches": {"key_bias": True}}),
+    "hf_dinov3 value bias": ("hf_dinov3", {**_DINOV3, "switches": ONLY_VALUE_BIAS}),
+    "hf_dinov3_gated value bias": (
+        "hf_dinov3_gated",
+        {**_DINOV3, "switches": ONLY_VALUE_BIAS},
+    ),
     "timm_vit": ("timm_vit", {"f": 256, "p": 16, "q": 16}),
     "timm_dinov2": ("timm_dinov2", _DINOV2),
     "timm_dinov2_reg": ("timm_dinov2_reg", {**_DINOV2, "n": 9}),
     "timm_dinov2_swiglu": ("timm_dinov2_swiglu", _TIMM_SWIGLU),
     "timm_dinov2_swiglu_reg": ("timm_dinov2_swiglu_reg", {**_TIMM_SWIGLU, "n": 9, "r": 4}),
+    "timm_dinov3": ("timm_dinov3", {**_DINOV3, "without": ["qkv_bias"]}),
+    "timm_dinov3 qkvb": ("timm_dinov3", _DINOV3),
+    "timm_dinov3_gated": ("timm_dinov3_gated", _DINOV3),
 }
 
 

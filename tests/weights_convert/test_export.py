@@ -63,6 +63,20 @@ def test_a_round_trip_returns_every_bit(layout: str, dtype: str, tmp_path: Path)
     assert_same_bits(load_file(tmp_path / "back.safetensors"), arrays)
 
 
+def test_a_key_bias_is_written_only_where_there_is_one(tmp_path: Path) -> None:
+    arrays = drawn("hf_dinov3", switches={"key_bias": True})
+    model = converted(tmp_path, arrays)
+    (written,) = export(model, tmp_path / "back.safetensors", show_progress=False)
+    assert_same_bits(load_file(tmp_path / "back.safetensors"), arrays)
+    assert written.notes == ("config.json must say key_bias=true for this file",)
+    for name in filter(lambda key: "k_proj.bias" in key, arrays):
+        arrays[name][:] = 0
+    model = converted(tmp_path / "zero", arrays)
+    (written,) = export(model, tmp_path / "without.safetensors", show_progress=False)
+    assert written.notes == ()
+    assert not [name for name in load_file(tmp_path / "without.safetensors") if "k_proj.b" in name]
+
+
 @pytest.mark.parametrize("family", PARTS)
 def test_a_dinotxt_comes_back_as_the_files_of_its_release(family: str, tmp_path: Path) -> None:
     files = [drawn(layout) for layout in PARTS[family]]
@@ -223,5 +237,5 @@ def test_key_biases_are_not_dropped_in_silence(tmp_path: Path) -> None:
     arrays = drawn("dinov3", without=["bias_mask", "local_class_norm"])
     model = converted(tmp_path, arrays)
     with pytest.raises(UserError, match="has no name for a part of 'backbone/blocks/attention/qkv"):
-        export(model, tmp_path / "hf.safetensors", layout="hf_dinov3", show_progress=False)
-    assert not list(tmp_path.glob("hf*"))
+        export(model, tmp_path / "timm.safetensors", layout="timm_dinov3", show_progress=False)
+    assert not list(tmp_path.glob("timm*"))

@@ -1,6 +1,7 @@
 """Key tables: rows invert, no row hides another, and arrays identify each file's layout."""
 
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
@@ -89,7 +90,7 @@ def described(arrays, prefix=""):
     descriptions = {
         prefix + name: Described(array.shape, array.dtype) for name, array in arrays.items()
     }
-    return Checkpoint("some.pth", (), descriptions)
+    return Checkpoint("some.pth", (Path("no folder/some.pth"),), descriptions)
 
 
 def test_layouts_are_recognised_by_their_arrays():

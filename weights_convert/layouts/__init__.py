@@ -12,6 +12,7 @@ from weights_convert.layouts.huggingface import (
     HF_DINOV3_GATED,
 )
 from weights_convert.layouts.rules import Layout
+from weights_convert.layouts.timm_dinov3 import TIMM_DINOV3, TIMM_DINOV3_GATED
 from weights_convert.layouts.timm_vit import (
     TIMM_DINOV2,
     TIMM_DINOV2_REG,
@@ -38,6 +39,8 @@ _ALL = (
     TIMM_DINOV2_REG,
     TIMM_DINOV2_SWIGLU,
     TIMM_DINOV2_SWIGLU_REG,
+    TIMM_DINOV3,
+    TIMM_DINOV3_GATED,
 )
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}

@@ -47,6 +47,13 @@ def _mask_of_keys(vision: VisionConfig) -> np.ndarray:
     return mask
 
 
+def computed_periods(vision: VisionConfig) -> np.ndarray:
+    """Returns the rotary periods, for the libraries that do not store them, [o]."""
+    from dinotxt_jax.models.rope import make_periods  # imports JAX
+
+    return make_periods(vision.rope_theta, vision.dim // vision.num_heads)
+
+
 DINOV3 = Layout(
     name="dinov3",
     title="official DINOv3 backbone",

@@ -1,16 +1,15 @@
 """Layouts for backbones in `transformers`: Dinov2, Dinov2WithRegisters and DINOv3ViT.
 
-Axes as in `layouts.dinov2`. Query, key and value are separate arrays. DINOv3's keys have no bias,
-and the periods are not stored but computed from `rope_theta`. Dinov2 interpolates positions
-bicubically, without the official offset. A classifier is ignored.
+Axes as in `layouts.dinov2`. Query, key and value are separate arrays. DINOv3's keys usually have no
+bias (`config.json` says which projections have one), and the periods are not stored but computed
+from `rope_theta`. Dinov2 interpolates positions bicubically, without the official offset. A
+classifier is ignored.
 """
 
 import dataclasses
 
-import numpy as np
-
-from dinotxt_jax.config.architecture import VisionConfig
 from weights_convert.layouts.dinov2 import IMAGENET, MLP, packed_swiglu
+from weights_convert.layouts.dinov3 import computed_periods
 from weights_convert.layouts.rules import Layout, Rule, under
 
 _CLASSIFIER = {"classifier.": "the classifier, which a backbone does not use"}
@@ -78,23 +77,29 @@ HF_DINOV2_REG = dataclasses.replace(
 _DINOV3_BLOCK = (
     *_NORMS,
     Rule("attention.{q_proj,k_proj,v_proj}.weight", *_QKV_KERNEL),
-    Rule("attention.{q_proj,,v_proj}.bias", *_QKV_BIAS),
+    Rule(
+        "attention.{q_proj,k_proj,v_proj}.bias",
+        *_QKV_BIAS,
+        switches=("query_bias", "key_bias", "value_bias"),
+        absent=frozenset({1}),
+    ),
     Rule("attention.o_proj.weight", "attention/out/kernel", "d (h k) -> h k d"),
-    Rule("attention.o_proj.bias", "attention/out/bias", "d -> d"),
+    Rule("attention.o_proj.bias", "attention/out/bias", "d -> d", switches=("proj_bias",)),
 )
+_MLP_BIAS = ("mlp_bias",)
 _DINOV3_MLP = (
     Rule("mlp.up_proj.weight", "mlp/fc1/kernel", "f d -> d f", "mlp"),
-    Rule("mlp.up_proj.bias", "mlp/fc1/bias", "f -> f", "mlp"),
+    Rule("mlp.up_proj.bias", "mlp/fc1/bias", "f -> f", "mlp", switches=_MLP_BIAS),
     Rule("mlp.down_proj.weight", "mlp/fc2/kernel", "d f -> f d", "mlp"),
-    Rule("mlp.down_proj.bias", "mlp/fc2/bias", "d -> d", "mlp"),
+    Rule("mlp.down_proj.bias", "mlp/fc2/bias", "d -> d", "mlp", switches=_MLP_BIAS),
 )
 _DINOV3_GATED_MLP = (
     Rule("mlp.gate_proj.weight", "mlp/gate/kernel", "f d -> d f", "swiglu"),
-    Rule("mlp.gate_proj.bias", "mlp/gate/bias", "f -> f", "swiglu"),
+    Rule("mlp.gate_proj.bias", "mlp/gate/bias", "f -> f", "swiglu", switches=_MLP_BIAS),
     Rule("mlp.up_proj.weight", "mlp/up/kernel", "f d -> d f", "swiglu"),
-    Rule("mlp.up_proj.bias", "mlp/up/bias", "f -> f", "swiglu"),
+    Rule("mlp.up_proj.bias", "mlp/up/bias", "f -> f", "swiglu", switches=_MLP_BIAS),
     Rule("mlp.down_proj.weight", "mlp/down/kernel", "d f -> f d", "swiglu"),
-    Rule("mlp.down_proj.bias", "mlp/down/bias", "d -> d", "swiglu"),
+    Rule("mlp.down_proj.bias", "mlp/down/bias", "d -> d", "swiglu", switches=_MLP_BIAS),
 )
 _DINOV3_SURROUNDINGS = (
     Rule("embeddings.cls_token", "class_token", "1 1 d -> d"),
@@ -112,12 +117,6 @@ def _dinov3_rules(mlp: tuple[Rule, ...]) -> tuple[Rule, ...]:
     return under("", "backbone/", (*_DINOV3_SURROUNDINGS, *blocks))
 
 
-def _periods(vision: VisionConfig) -> np.ndarray:
-    from dinotxt_jax.models.rope import make_periods  # imports JAX
-
-    return make_periods(vision.rope_theta, vision.dim // vision.num_heads)
-
-
 HF_DINOV3 = Layout(
     name="hf_dinov3",
     title="DINOv3ViT of transformers",
@@ -125,7 +124,7 @@ HF_DINOV3 = Layout(
     alternatives=(("mlp",),),
     ignored=_CLASSIFIER,
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
-    computed={"backbone/rope_periods": _periods},
+    computed={"backbone/rope_periods": computed_periods},
     preprocessing=IMAGENET,
     described_by_config=True,
     gate_follows_config=True,

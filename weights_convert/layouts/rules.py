@@ -9,17 +9,19 @@ from one to the other:
 `{layer}` is a block index; in our tree the arrays from all blocks are stacked on a new leading
 axis. `{gate,up}` in a place splits the result's leading axis into these places.
 `{query,key,value}` in a name first stacks the arrays with these names on a new leading axis; an
-empty name, as in `{q_proj,,v_proj}`, stands for zeros that the file leaves out. A pattern uses
+empty name, as in `{q_bias,,v_bias}`, stands for zeros that no file has. A pattern uses
 einops notation and only permutes and regroups axes: swapping the two sides inverts it, bit by bit,
 and the left side gives the shape in the file. An axis name has a single size within a component
 (backbone, head, text).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import einops
 import numpy as np
@@ -45,6 +47,10 @@ class Rule:
         feature: optional model feature that the array belongs to. If the file has any array for
             a feature, all rules for this feature apply. Rules without a feature always apply.
         keeps_float32: always stored in float32.
+        switches: for each name, the key in `config.json` that says whether files have such an
+            array; without it the values are zeros. Empty for arrays that every file has.
+        absent: positions among the names of arrays that this file does not have; in a table, of
+            those that files usually do not have.
     """
 
     source: str
@@ -52,6 +58,8 @@ class Rule:
     axes: str
     feature: str = ""
     keeps_float32: bool = False
+    switches: tuple[str, ...] = ()
+    absent: frozenset[int] = frozenset()
 
     @property
     def component(self) -> str:
@@ -69,9 +77,14 @@ class Rule:
         return tuple(tuple(place.split("/")) for place in self.places)
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The names, with `{query,key,value}` expanded; "" for zeros."""
+    def names(self) -> tuple[str, ...]:
+        """The names that files may have, with `{query,key,value}` expanded; "" for zeros."""
         return _written_out(self.source)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names that this file has; "" for zeros."""
+        return tuple("" if i in self.absent else name for i, name in enumerate(self.names))
 
     @property
     def stacked(self) -> bool:
@@ -80,7 +93,22 @@ class Rule:
 
     def match(self, key: str) -> re.Match[str] | None:
         """Matches an array's name in the file; the group `layer` is the block index."""
-        return next(filter(None, (p.fullmatch(key) for p in _patterns(self.sources))), None)
+        return next(filter(None, (p.fullmatch(key) for p in _patterns(self.names))), None)
+
+    def as_in(self, keys: Collection[str], switches: Mapping[str, bool]) -> Rule:
+        """Returns the rule for a file that may lack some names.
+
+        Args:
+            keys: the names of all arrays in the file.
+            switches: the switches that the file's `config.json` states.
+        """
+        absent = []
+        for i, (name, switch) in enumerate(zip(self.names, self.switches, strict=False)):
+            (pattern,) = _patterns((name,))
+            is_usual = i not in self.absent or any(pattern.fullmatch(key) for key in keys)
+            if not switches.get(switch, is_usual):
+                absent.append(i)
+        return dataclasses.replace(self, absent=frozenset(absent)) if self.switches else self
 
     def keys(self, layer: int | None = None) -> tuple[str, ...]:
         """The names in the file, "" for zeros."""
@@ -89,7 +117,7 @@ class Rule:
     def source_axes(self) -> list[list[str]]:
         """The names that each array axis in the file combines; "1" for an axis with size 1."""
         axes = [axis.strip("()").split() for axis in _AXES.findall(self._sides()[0])]
-        return axes[1:] if len(self.sources) > 1 else axes
+        return axes[1:] if len(self.names) > 1 else axes
 
     def source_shape(self, sizes: Mapping[str, int]) -> tuple[int | None, ...]:
         """The shape in the file; None for axes that `sizes` does not determine."""
@@ -118,8 +146,10 @@ class Rule:
             arrays: one per name in `sources`, with shape `source_shape(sizes)`; None for zeros.
             sizes: axis name -> size.
         """
-        present = next(array for array in arrays if array is not None)
-        filled = [np.zeros_like(present) if array is None else array for array in arrays]
+        present = [array for array in arrays if array is not None]
+        shape = tuple(size or 0 for size in self.source_shape(sizes))
+        zeros = np.zeros_like(present[0]) if present else np.zeros(shape, np.float32)
+        filled = [zeros if array is None else array for array in arrays]
         array = np.stack(filled) if len(filled) > 1 else filled[0]
         ours = einops.rearrange(array, self.axes, **self._used(sizes))
         return tuple(ours) if len(self.places) > 1 else (ours,)
@@ -131,7 +161,7 @@ class Rule:
         ours = np.stack(arrays) if len(self.places) > 1 else arrays[0]
         left, right = self._sides()
         array = einops.rearrange(ours, f"{right} -> {left}", **self._used(sizes))
-        return tuple(array) if len(self.sources) > 1 else (array,)
+        return tuple(array) if len(self.names) > 1 else (array,)
 
     def _sides(self) -> tuple[str, str]:
         left, right = self.axes.split("->")
