@@ -6,6 +6,7 @@ Training checkpoints wrap the weights, so the array name prefix is recognised to
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import re
@@ -244,7 +245,10 @@ def _rules_for(
     """Returns the rules, which know the arrays that such a file does not have."""
     if not any(rule.switches for rule in layout.rules):
         return layout.rules
-    switches = source.settings_beside(prefix).get("switches", {})
+    switches = {}
+    # A config that cannot be read is an error only if the layout that needs it is chosen.
+    with contextlib.suppress(UserError):
+        switches = source.settings_beside(prefix).get("switches", {})
     return tuple(rule.as_in(inside, switches) for rule in layout.rules)
 
 

@@ -1,4 +1,4 @@
-"""Shares the compiled step, the FLOP count and a finished run between tests."""
+"""Shares the compiled step and a finished run between tests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from dinotxt_jax.config import (
     EvaluationConfig,
     TaskConfig,
 )
-from dinotxt_jax.training import loop, rates
+from dinotxt_jax.training import loop
 from dinotxt_jax.training.loop import train
+from dinotxt_jax.training.rates import ModelFlops
 from dinotxt_jax.training.step import Trainer
 from dinotxt_jax.visualize import training_curves
 
@@ -48,9 +49,8 @@ def _key(trainer: Trainer) -> tuple[Any, ...]:
 @pytest.fixture(scope="session", autouse=True)
 def shared_steps() -> Iterator[None]:
     """Traces and compiles the step once for equal runs, for example a run and resumed parts."""
-    compiled_step, matmul_flops = Trainer.compiled_step, rates.matmul_flops
+    compiled_step = Trainer.compiled_step
     steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
-    flops: dict[tuple[Any, ...], float] = {}
 
     def shared_step(trainer: Trainer) -> Callable[..., Any]:
         key = _key(trainer)
@@ -58,22 +58,16 @@ def shared_steps() -> Iterator[None]:
             steps[key] = compiled_step(trainer)
         return steps[key]
 
-    def shared_flops(train_step: Any, *arguments: Any) -> float:
-        key = (*_key(train_step.__self__), repr(arguments))
-        if key not in flops:
-            flops[key] = matmul_flops(train_step, *arguments)
-        return flops[key]
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "compiled_step", shared_step)
-        patch.setattr(rates, "matmul_flops", shared_flops)
         yield
 
 
 @pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spares the runs of most tests the picture; `finished` draws it."""
+def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the runs of most tests the picture and counting FLOPs; `finished` has both."""
     monkeypatch.setattr(loop, "training_curves", lambda *_, **__: None)
+    monkeypatch.setattr(loop, "ModelFlops", lambda _: lambda *_: 1e9)
 
 
 @pytest.fixture(scope="session")
@@ -87,5 +81,6 @@ def finished(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "training_curves", training_curves)
+        patch.setattr(loop, "ModelFlops", ModelFlops)
         train(config(tiny_backbone, evaluation=evaluation), workdir)
     return workdir

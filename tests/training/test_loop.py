@@ -47,6 +47,7 @@ def test_a_run_writes_the_documented_files(finished: Path) -> None:
     measured = ("data_wait_fraction", "tflops_per_second", "host_memory_gib")
     for key in (*promised, *measured, "bad_images"):
         assert all(isinstance(row[key], int | float) for row in steps), key
+    assert {row["tflops_per_second"] > 0 for row in steps} == {True}
     assert {row["text_tokens_computed_fraction"] for row in steps} == {1.0}
     assert {row["text_flops_saved"] for row in steps} == {0.0}
     assert 0 <= steps[-1]["data_wait_fraction"] <= 1

@@ -86,7 +86,7 @@ def test_two_processes_fall_back_past_damaged_checkpoints_and_train_as_one_does(
     assert evaluated == expected
     names = {path.name for path in (tmp_path / "two").iterdir()}
     set_aside = {f"damaged_checkpoint_{step}.0" for step in (4, 3, 2)}
-    # In this process, `no_curves` leaves the picture out.
+    # In this process, `without_extras` leaves the picture out.
     expected_names = {path.name for path in (tmp_path / "one").iterdir()} | {"curves.png"}
     assert names == expected_names | set_aside
     assert len(list((tmp_path / "two/tensorboard").iterdir())) == 2  # one more than before
