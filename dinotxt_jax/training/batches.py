@@ -75,6 +75,18 @@ class _Agreement(NamedTuple):
     exit_code: int
 
 
+class ReadingError(processes.CommonError):
+    """The next batch cannot be read; all processes raise it, and the state may be saved first.
+
+    Attributes:
+        position: `Batches.get_state` after the last batch that was returned.
+    """
+
+    def __init__(self, error: UserError, position: dict[str, Any]):
+        super().__init__(str(error), error.exit_code)
+        self.position = position
+
+
 class Batches(Iterator[Batch]):
     """Endless iterator over global batches; all processes must advance it together.
 
@@ -88,7 +100,8 @@ class Batches(Iterator[Batch]):
         tokenizer: the run's tokenizer.
         mesh: the mesh that receives the batches.
         termination: records a signal, which is then shared with all processes.
-        check: called before each batch; a `UserError` that it raises in any process ends all.
+        check: called before each batch; a `UserError` that it raises in any process ends all, and
+            nothing may be saved after it.
     """
 
     def __init__(
@@ -144,14 +157,16 @@ class Batches(Iterator[Batch]):
         """Returns the next global batch.
 
         Raises:
-            UserError: any process cannot read the examples, its storage has failed, or too many
-                images are bad; all processes raise it.
+            ReadingError: any process cannot read the examples, or too many images are bad.
+            UserError: the check in any process has failed; all processes raise it.
         """
         started = time.perf_counter()
         size = skipped = 0
+        position, is_checked = self.get_state(), False
         failure: UserError | None = None
         try:
             self._check()
+            is_checked = True
             host = self._read()
             size, skipped = host.texts.size, host.skipped
         except UserError as error:
@@ -161,8 +176,11 @@ class Batches(Iterator[Batch]):
             if failure is None:
                 raise
         waited = time.perf_counter() - started  # for data, not for other processes
-        agreed = self._agree(size, skipped, failure)
-        bad_images = self._count_bad_images(agreed.skipped)
+        agreed = self._agree(size, skipped, failure, is_checked, position)
+        try:
+            bad_images = self._bad_images.update(self._pairs, agreed.skipped)
+        except UserError as error:
+            raise ReadingError(error, position) from error
         arrays, token_rows = self._place(host, agreed.text_size)
         return Batch(arrays, token_rows, waited, bad_images, agreed.exit_code, host.indices)
 
@@ -192,26 +210,32 @@ class Batches(Iterator[Batch]):
         texts = self._texts.prepare(rows["tokens"])
         return _HostBatch(rows[self._image_name], texts, int(rows["skipped"].sum()), rows["index"])
 
-    def _agree(self, size: int, skipped: int, failure: UserError | None) -> _Agreement:
+    def _agree(
+        self,
+        size: int,
+        skipped: int,
+        failure: UserError | None,
+        is_checked: bool,
+        position: dict[str, Any],
+    ) -> _Agreement:
         """Makes all decisions in one exchange: every process must compile and run the same step."""
         everywhere = processes.gathered(
-            [size, skipped, failure is not None, self._termination.exit_code]
+            [size, skipped, failure is not None, is_checked, self._termination.exit_code]
         )
-        sizes, skips, failures, exit_codes = everywhere.T  # each [processes]
+        sizes, skips, failures, checked, exit_codes = everywhere.T  # each [processes]
         if failures.any():
-            processes.agree(failure)
+            try:
+                processes.agree(failure)
+            except UserError as error:
+                if checked.all():
+                    raise ReadingError(error, position) from error
+                raise
         return _Agreement(
             text_size=int(sizes.max()),
             # All processes in a group read the same rows, so only the first one counts.
             skipped=sum(int(skips[group[0]]) for group in self._readers.values()),
             exit_code=int(exit_codes.max()),
         )
-
-    def _count_bad_images(self, skipped: int) -> int:
-        try:
-            return self._bad_images.update(self._pairs, skipped)
-        except UserError as error:
-            raise processes.CommonError(str(error)) from error
 
     def _place(self, host: _HostBatch, text_size: int) -> tuple[dict[str, jax.Array], TokenRows]:
         arrays, token_rows = self._texts.arrange(host.texts, text_size)

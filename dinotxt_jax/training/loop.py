@@ -31,7 +31,7 @@ from dinotxt_jax.storage.model_arrays import load_parts
 from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.storage.retries import repeated
 from dinotxt_jax.training.agreement import check_same_run
-from dinotxt_jax.training.batches import Batches
+from dinotxt_jax.training.batches import Batches, ReadingError
 from dinotxt_jax.training.checkpoints import (
     check_workdir,
     claim_workdir,
@@ -229,7 +229,7 @@ class _Run:
                     exit_code = batch.exit_code
                     if exit_code or self._is_due(step, config.checkpoint.every):
                         divergence.check(state)
-                        self._save(state)
+                        self._save(state, self.batches.get_state())
                     if exit_code:
                         break
                     if self.evaluations.due(step):
@@ -241,7 +241,14 @@ class _Run:
             exit_code = signal.exit_code
             self.checkpoints.wait()
             if self.checkpoints.latest() != int(state.step):
-                self._save(state)
+                self._save(state, self.batches.get_state())
+        except ReadingError as error:  # only reading has failed: the steps made so far are kept
+            divergence.check(state)
+            self.checkpoints.wait()
+            if int(state.step) > first and self.checkpoints.latest() != int(state.step):
+                self._save(state, error.position)
+                logging.info("step %d is saved", int(state.step))
+            raise
         finally:
             profiler.close()
             self.batches.close()
@@ -260,8 +267,8 @@ class _Run:
         self.batches.set_state(positions)
         return state
 
-    def _save(self, state: TrainState) -> None:
-        positions = self.batches.get_state() | {
+    def _save(self, state: TrainState, position: dict[str, Any]) -> None:
+        positions = position | {
             "seed": self.config.seed,
             "nonfinite_steps": int(state.health.nonfinite_steps),
         }

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_runs import config
 
-from dinotxt_jax import sharding
+from dinotxt_jax import UserError, sharding
 from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.errors import STORAGE
 from dinotxt_jax.runtime.termination import Termination
-from dinotxt_jax.training.batches import Batches
+from dinotxt_jax.training.batches import Batches, ReadingError
 from dinotxt_jax.training.texts import TokenRows, make_tokenizer
 
 
-def open_batches(termination: Termination) -> Batches:
+def open_batches(termination: Termination, check: Callable[[], None] = lambda: None) -> Batches:
     """Opens batches of 8 synthetic scenes on all eight devices."""
     run = config(Path())
     source = open_source(run.data)
     tokenizer = make_tokenizer(run, Path("nowhere"), source)
-    return Batches(run, source, None, tokenizer, sharding.make_mesh(), termination)
+    return Batches(run, source, None, tokenizer, sharding.make_mesh(), termination, check)
 
 
 @pytest.fixture
@@ -67,3 +68,31 @@ def test_the_batch_after_a_request_to_terminate_is_the_last(
     assert next(batches).exit_code == 0
     termination.exit_code = 143
     assert next(batches).exit_code == 143
+
+
+def test_after_a_failed_check_nothing_may_be_saved_and_after_failed_reading_the_state_may(
+    termination: Termination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[UserError] = []
+
+    def check() -> None:
+        if failures:
+            raise failures[0]
+
+    batches = open_batches(termination, check)
+    next(batches)
+    position = batches.get_state()
+
+    def fail(_: Batches) -> None:
+        next(batches._examples)
+        raise UserError("no disk", STORAGE)
+
+    monkeypatch.setattr(Batches, "_read", fail)
+    with pytest.raises(ReadingError, match="no disk") as ended:
+        next(batches)
+    assert (ended.value.position, ended.value.exit_code) == (position, STORAGE)
+    failures.append(UserError("the lock is lost"))
+    with pytest.raises(UserError, match="the lock is lost") as refused:
+        next(batches)
+    assert not isinstance(refused.value, ReadingError)
+    batches.close()

@@ -105,14 +105,24 @@ def test_a_storage_fault_while_reading_ends_the_run_with_the_storage_code(
     with pytest.raises(UserError, match=r"\.png: Input/output error; the storage failed") as end:
         train(run, tmp_path / "run")
     assert end.value.exit_code == STORAGE
+    (saved,) = (int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name != "4")
+    assert saved == max(losses(tmp_path / "run")) > 4  # the last step, which no period asks for
     monkeypatch.setattr(Path, "read_bytes", original)
     train(run, tmp_path / "run")
     assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
 
 
-def test_too_many_bad_images_end_the_run(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_too_many_bad_images_end_the_run_and_no_step_is_lost(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    run = config(tiny_backbone, data=jsonl(tmp_path, 12))
     with pytest.raises(UserError, match=r"config.data.max_bad_fraction = 0.05"):
-        train(config(tiny_backbone, data=jsonl(tmp_path, 12)), tmp_path / "run")
+        train(run, tmp_path / "run")
+    last = max(losses(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [str(last)]
+    changed = dataclasses.replace(run, data=dataclasses.replace(run.data, max_bad_fraction=1.0))
+    train(changed, tmp_path / "run")
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
 
 
 def test_a_run_continues_only_on_the_same_data_unless_told_otherwise(
