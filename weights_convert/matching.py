@@ -125,7 +125,6 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
         for text in (_prefixes(arrays, candidate) if prefix is None else [prefix])
     ]
     best = min(matches, key=lambda match: match.badness)
-    _check_one_model(best, matches)
     considered = sum(not reason.startswith("outside") for reason in best.ignored.values())
     considered += len(best.unexpected) + best.known
     by_chance = best.prefix and best.known < len(best.missing)
@@ -136,6 +135,7 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
             f"{source.name} has no known layout (its {len(arrays)} arrays begin with {names}); "
             f"known are: {layouts}."
         )
+    _check_one_model(best, matches)
     return best
 
 

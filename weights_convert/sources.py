@@ -152,6 +152,12 @@ def _in_folder(folder: Path) -> Path:
     for name in _IN_FOLDERS:
         if (folder / name).is_file():
             return folder / name
+    if (folder / ".metadata").is_file() and any(folder.glob("*.distcp")):
+        raise UserError(
+            f"{folder} is a folder of torch.distributed.checkpoint, which only torch reads; make "
+            "one file of it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{folder} FILE.pth and pass FILE.pth."
+        )
     raise UserError(
         f"{folder} is a directory without any of {', '.join(_IN_FOLDERS)}; pass a checkpoint file, "
         "or a folder that transformers saved."

@@ -171,6 +171,15 @@ def test_shards_that_do_not_fit_their_index_are_refused(sharded: Path) -> None:
         open_checkpoint(sharded)
 
 
+def test_a_distributed_checkpoint_gets_the_command_that_makes_one_file_of_it(
+    tmp_path: Path,
+) -> None:
+    for name in (".metadata", "__0_0.distcp"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"format_utils dcp_to_torch {tmp_path} FILE.pth and"):
+        open_checkpoint(tmp_path)
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a directory without any of model.safetensors.index"):
         open_checkpoint(tmp_path)

@@ -197,6 +197,12 @@ def test_many_prefixes_take_no_time():
     assert time.perf_counter() - start < 20
 
 
+def test_equal_small_parts_of_another_network_are_no_models_to_choose_from():
+    arrays = {f"stage{i}.norm.{name}": np.zeros(4) for i in range(4) for name in ("weight", "bias")}
+    with pytest.raises(UserError, match="no known layout"):
+        recognise(described(arrays))
+
+
 def test_a_stray_array_does_not_make_a_whole_dinotxt():
     arrays = checkpoint("dinotxt_v3") | {
         "visual_model.backbone.norm.bias": np.zeros(64, np.float32)
