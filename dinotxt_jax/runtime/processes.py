@@ -69,6 +69,9 @@ def start(
             "none for a single process."
         )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # The service only notes SIGTERM, for Orbax. A signal during the start would be lost, before
+    # `Termination` handles signals; without the service it ends the process.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator,

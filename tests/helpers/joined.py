@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,18 @@ def left_alone(_: Path) -> dict[str, Any]:
     return {"never": processes.gathered([0]).tolist()}
 
 
+def told_to_end(_: Path) -> dict[str, Any]:
+    """Sends SIGTERM to process 1, which does not handle it."""
+    processes.wait()
+    if jax.process_index() == 1:
+        signal.raise_signal(signal.SIGTERM)
+    return {"never": processes.gathered([0]).tolist()}
+
+
 def _body() -> None:
     folder = Path(_FOLDER.value)
-    part = {"agreement": agreement, "checkpoints": checkpoints, "left_alone": left_alone}
-    result = part[_PART.value](folder)
+    parts = (agreement, checkpoints, left_alone, told_to_end)
+    result = {part.__name__: part for part in parts}[_PART.value](folder)
     (folder / f"found{jax.process_index()}.json").write_text(json.dumps(result))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,12 @@ def test_an_error_in_one_process_ends_the_others(tmp_path: Path) -> None:
     assert codes[0] == 1, group.everything()
     assert "error: process 0 of 2 lost another process" in group.output(0)
     assert "run the same command on all again" in group.output(0)
+
+
+def test_sigterm_before_training_ends_a_joined_process(tmp_path: Path) -> None:
+    """JAX's own handler would note the signal, and the process would go on."""
+    group = joined(tmp_path, "told_to_end", 2, 1)
+    assert group.finish(120) == [1, -signal.SIGTERM], group.everything()
 
 
 @pytest.mark.slow
