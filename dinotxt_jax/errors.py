@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
 from collections.abc import Callable, Collection
@@ -62,7 +63,8 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 def exit_with(error: UserError) -> NoReturn:
     """Prints the error sentence to standard error and exits with the code of the error."""
-    print(f"error: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the file of the output may be on the disk that is full
+        print(f"error: {error}", file=sys.stderr, flush=True)
     raise SystemExit(error.exit_code)
 
 
