@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,36 @@ def truncate(file: Path) -> None:
 def empty(file: Path) -> None:
     """Removes the content, as after a power loss."""
     file.write_bytes(b"")
+
+
+def empty_all(folder: Path) -> None:
+    """Removes the content of all files."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            empty(file)
+
+
+def empty_folder(folder: Path) -> None:
+    """Removes everything in a folder."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+CHECKPOINT_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "data truncated": lambda folder: truncate(largest(folder)),
+    "data flipped": lambda folder: flip(largest(folder)),
+    "data missing": lambda folder: largest(folder).unlink(),
+    "manifest missing": lambda folder: (folder / "trainable/manifest.ocdbt").unlink(),
+    "manifest flipped": lambda folder: flip(folder / "optimizer/manifest.ocdbt"),
+    "metadata empty": lambda folder: empty(folder / "trainable/_METADATA"),
+    "metadata missing": lambda folder: (folder / "trainable/_METADATA").unlink(),
+    "checkpoint metadata empty": lambda folder: empty(folder / "_CHECKPOINT_METADATA"),
+    "checkpoint metadata missing": lambda folder: (folder / "_CHECKPOINT_METADATA").unlink(),
+    "part missing": lambda folder: shutil.rmtree(folder / "optimizer"),
+    "empty folder": empty_folder,
+    "all files empty": empty_all,
+}
+"""What can happen to a checkpoint folder, by name."""
 
 
 def change_number(model: Path, place: tuple[str, ...]) -> None:

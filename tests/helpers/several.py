@@ -82,6 +82,7 @@ def start(
         ]
         own = process_arguments[index] if process_arguments else ()
         log = folder / f"process{index}.log"
+        log.touch()  # a test may read it before the process writes
         group.processes.append(
             commands.Process(
                 [*arguments, *own, *(joined if count > 1 else ())],

@@ -6,14 +6,14 @@ import contextlib
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from damage import empty, flip, largest, truncate
+from damage import CHECKPOINT_DAMAGES, flip, largest
 from small_runs import config, losses
 
 from dinotxt_jax import UserError, sharding
@@ -53,38 +53,11 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
-def empty_all(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            empty(file)
-
-
-def empty_folder(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "data truncated": lambda folder: truncate(largest(folder)),
-    "data flipped": lambda folder: flip(largest(folder)),
-    "data missing": lambda folder: largest(folder).unlink(),
-    "manifest missing": lambda folder: (folder / "trainable/manifest.ocdbt").unlink(),
-    "manifest flipped": lambda folder: flip(folder / "optimizer/manifest.ocdbt"),
-    "metadata empty": lambda folder: empty(folder / "trainable/_METADATA"),
-    "metadata missing": lambda folder: (folder / "trainable/_METADATA").unlink(),
-    "checkpoint metadata empty": lambda folder: empty(folder / "_CHECKPOINT_METADATA"),
-    "checkpoint metadata missing": lambda folder: (folder / "_CHECKPOINT_METADATA").unlink(),
-    "part missing": lambda folder: shutil.rmtree(folder / "optimizer"),
-    "empty folder": empty_folder,
-    "all files empty": empty_all,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", CHECKPOINT_DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     damage: str, saved: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    DAMAGES[damage](saved / "2")
+    CHECKPOINT_DAMAGES[damage](saved / "2")
     checkpoints = Checkpoints(saved, 3)
     restored = restore_newest(checkpoints, abstract())
     assert restored is not None
@@ -104,7 +77,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
 @pytest.mark.parametrize("damage", ["data flipped", "all files empty"])
 def test_without_a_whole_checkpoint_nothing_is_changed(damage: str, saved: Path) -> None:
     for step in ("1", "2"):
-        DAMAGES[damage](saved / step)
+        CHECKPOINT_DAMAGES[damage](saved / step)
     before = sorted(path for path in saved.parent.rglob("*"))
     with pytest.raises(UserError, match="none of the 2 checkpoints of this run can be read"):
         restore_newest(Checkpoints(saved, 3), abstract())
