@@ -353,7 +353,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "Ctrl-C twice": Fault((INTERRUPTED, -signal.SIGINT), during=Soak.send_twice, processes=1),
     "suspended for two seconds": Fault(during=Soak.suspend),
-    "disk full": Fault((STORAGE,), during=Soak.fill_disk),
+    "disk full": Fault((STORAGE, 1), during=Soak.fill_disk),
     "a second run in the work directory": Fault(during=Soak.start_again),
     **{f"newest checkpoint: {name}": damaged_newest(d) for name, d in CHECKPOINT_DAMAGES.items()},
     "all checkpoints damaged": refused(lambda soak: soak.workdir / "checkpoints", empty_all),

@@ -61,10 +61,15 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise UserError(f"{name} is {value!r}, expected {', '.join(choices)}; {advice}")
 
 
+def report(sentence: str) -> None:
+    """Prints an error to standard error, unless its file is on the disk that is full."""
+    with contextlib.suppress(OSError):
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+
+
 def exit_with(error: UserError) -> NoReturn:
     """Prints the error sentence to standard error and exits with the code of the error."""
-    with contextlib.suppress(OSError):  # the file of the output may be on the disk that is full
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    report(str(error))
     raise SystemExit(error.exit_code)
 
 

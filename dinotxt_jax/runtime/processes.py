@@ -270,7 +270,7 @@ def _is_common(error: BaseException) -> bool:
 def exit_without_waiting(error: UserError) -> NoReturn:
     """Like `errors.exit_with`, without waiting for processes that may not know about the error."""
     if several() and not _is_common(error):
-        print(f"error: {error}", file=sys.stderr)
+        errors.report(str(error))
         if is_first():
             time.sleep(_GRACE)
         leave(error.exit_code)
@@ -290,21 +290,22 @@ def exit_after(error: Exception) -> NoReturn:
     """Ends one of several processes after an error that is not a `UserError`."""
     # The type depends on whether a program was being started or a result awaited.
     if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
-        print(
-            f"error: process {jax.process_index()} of {jax.process_count()} lost another process "
+        errors.report(
+            f"process {jax.process_index()} of {jax.process_count()} lost another process "
             f"({_first_line(error)}); read that process's output, then run the same command on all "
-            "again: it continues from the newest checkpoint.",
-            file=sys.stderr,
+            "again: it continues from the newest checkpoint."
         )
     else:
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
     leave(1)
 
 
 def leave(code: int) -> NoReturn:
     """Ends this process at once, without JAX's wait for the others, which will notice."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # its file may be on a full disk
+            stream.flush()
     os._exit(code)
 
 

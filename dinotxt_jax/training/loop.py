@@ -247,6 +247,7 @@ class _Run:
             self.checkpoints.wait()
             if int(state.step) > first and self.checkpoints.latest() != int(state.step):
                 self._save(state, error.position)
+                self.checkpoints.wait()  # several processes end without waiting for each other
                 logging.info("step %d is saved", int(state.step))
             raise
         finally:
