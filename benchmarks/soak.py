@@ -6,7 +6,7 @@ The run trains a tiny model on drawn photos. Every fault is one start of the run
 number of devices and processes, perhaps after damage to the files, and with an end by a signal, a
 full disk or another fault while it trains. Checked are exit codes, the checkpoint from which the
 next start continues, tracebacks in the output, and at the end all losses against a run that nobody
-disturbed. The table goes to docs/reliability.md. Linux only.
+disturbed. Linux only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 from machine import device
-from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
@@ -38,13 +36,13 @@ import several  # noqa: E402
 from damage import CHECKPOINT_DAMAGES, empty_all, flip, largest, truncate  # noqa: E402
 from small_runs import config as small_config  # noqa: E402
 from small_runs import losses  # noqa: E402
+from small_sets import jsonl  # noqa: E402
 
-from dinotxt_jax.config import CheckpointConfig, Config, DataConfig, OptimizerConfig  # noqa: E402
+from dinotxt_jax.config import CheckpointConfig, Config, OptimizerConfig  # noqa: E402
 from dinotxt_jax.errors import STORAGE, USER  # noqa: E402
 from weights_convert.architecture import Settings  # noqa: E402
 from weights_convert.convert import convert  # noqa: E402
 
-PHOTOS = 40
 STEPS = 5000
 TRACEBACK = "Traceback (most recent call last)"
 # Processes and devices in each; the batch of 8 divides over all of them.
@@ -101,7 +99,9 @@ class Soak:
         self.workdir, self.photos = folder / "run", folder / "photos"
         self.index = self.photos / "index.jsonl"
         self.saved = folder / "saved"
-        draw_photos(self.photos)
+        self.photos.mkdir(parents=True)
+        photos = jsonl(self.photos, broken=0)
+        self.data = dataclasses.replace(photos, threads=2, prefetch=8, max_bad_fraction=0.0)
         convert(
             [ROOT / "tests/goldens/backbones/dinov2_tiny_reg.pth"],
             folder / "backbone",
@@ -111,23 +111,14 @@ class Soak:
         self.outcomes: dict[str, Outcome] = collections.defaultdict(Outcome)
         self.problems: list[str] = []
         self.starts = 0
-        self.shape = SHAPES[0]
 
     @property
     def config(self) -> Config:
         """The config of the run; it never ends by itself."""
-        data = DataConfig(
-            source="jsonl",
-            path=str(self.index),
-            image_size=56,
-            threads=2,
-            prefetch=8,
-            max_bad_fraction=0.0,
-        )
         return small_config(
             self.folder / "backbone",
             steps=STEPS,
-            data=data,
+            data=self.data,
             optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2),
             checkpoint=CheckpointConfig(every=5, keep=3),
         )
@@ -149,23 +140,16 @@ class Soak:
 
     def checkpoints(self) -> list[Path]:
         """Returns the complete checkpoints, the newest first."""
-        folder = self.workdir / "checkpoints"
-        names = [path for path in folder.iterdir() if path.name.isdigit()] if self.exists else []
-        return sorted(names, key=lambda path: -int(path.name))
-
-    @property
-    def exists(self) -> bool:
-        """Whether the run has saved anything."""
-        return (self.workdir / "checkpoints").exists()
+        saved = [p for p in self.workdir.glob("checkpoints/*") if p.name.isdigit()]
+        return sorted(saved, key=lambda path: -int(path.name))
 
     def round(self, name: str, fault: Fault) -> None:
         """Starts the run with one fault, and checks how it ends."""
         shapes = [s for s in SHAPES if fault.processes in (0, s[0])]
-        self.shape = shape = self.random.choice(shapes)
         before = self.step()
         intact = [int(path.name) for path in self.checkpoints()][fault.loses :]
         fault.before(self)
-        group = self.start(*shape)
+        group = self.start(*self.random.choice(shapes))
         try:
             if fault.trains:
                 self.wait_for_steps(group, before)
@@ -198,7 +182,7 @@ class Soak:
     def check(
         self, name: str, fault: Fault, group: several.Group, codes: list[int], intact: list[int]
     ) -> None:
-        """Records what is wrong with the end of a start."""
+        """Records a wrong exit code, a traceback, a missing sentence or a lost checkpoint."""
         output = group.everything()
         if TRACEBACK in output:
             self.problems.append(f"{name}: a traceback: {output[output.index(TRACEBACK) :][:4000]}")
@@ -278,19 +262,6 @@ class Soak:
             time.sleep(0.2)
 
 
-def draw_photos(folder: Path) -> None:
-    """Writes photos of coloured noise with captions, and an index."""
-    folder.mkdir(parents=True)
-    rows = []
-    for number in range(PHOTOS):
-        draw = np.random.default_rng(number)
-        pixels = draw.integers(0, 256, (8, 8, 3), np.uint8)
-        file = folder / f"{number:02}.png"
-        Image.fromarray(pixels).resize((64, 64)).save(file)
-        rows.append({"image": file.name, "captions": [f"noise number {number}"]})
-    (folder / "index.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-
 def resumed_from(group: several.Group) -> int | None:
     """Returns the step from which the run continued."""
     found = re.findall(r"resuming from step (\d+)", group.output(0))
@@ -304,7 +275,7 @@ def last_step(group: several.Group) -> int:
 
 def last_line(group: several.Group) -> str:
     """Returns the last line of the first process's output."""
-    return ([*group.output(0).strip().splitlines(), ""])[-1] if group.output(0) else ""
+    return ["", *group.output(0).strip().splitlines()][-1]
 
 
 def rewritten(file: Path, change: Callable[[list[bytes]], Iterable[bytes]]) -> None:
@@ -353,7 +324,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "Ctrl-C twice": Fault((INTERRUPTED, -signal.SIGINT), during=Soak.send_twice, processes=1),
     "suspended for two seconds": Fault(during=Soak.suspend),
-    "disk full": Fault((STORAGE, 1), during=Soak.fill_disk),
+    "disk full": Fault((STORAGE,), during=Soak.fill_disk, processes=1),
+    # A process ends with 1 if another one has left first.
+    "disk full, two processes": Fault((STORAGE, 1), during=Soak.fill_disk, processes=2),
     "a second run in the work directory": Fault(during=Soak.start_again),
     **{f"newest checkpoint: {name}": damaged_newest(d) for name, d in CHECKPOINT_DAMAGES.items()},
     "all checkpoints damaged": refused(lambda soak: soak.workdir / "checkpoints", empty_all),
@@ -402,7 +375,7 @@ def main() -> None:
         soak = Soak(Path(folder) / "soak", options.seed)
         deck: list[str] = []
         with tqdm(total=options.minutes * 60, unit="s", desc="faults") as bar:
-            while (elapsed := time.monotonic() - started) < options.minutes * 60:
+            while time.monotonic() - started < options.minutes * 60:
                 if not deck:
                     deck = soak.random.sample(list(FAULTS), len(FAULTS))
                 # Damage to checkpoints needs two of them.
@@ -412,7 +385,6 @@ def main() -> None:
                 bar.update(min(time.monotonic() - started, bar.total) - bar.n)
                 if soak.problems:
                     tqdm.write(soak.problems[-1])
-        del elapsed
         steps, difference = soak.compare()
     print(f"{device()}; {soak.starts} starts in {options.minutes:.0f} minutes, seed {options.seed}")
     print("\n| fault | times | exit codes | steps repeated |\n|---|---|---|---|")

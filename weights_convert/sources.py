@@ -279,7 +279,7 @@ def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         # transformers writes the same function in two ways.
         settings["activation"] = config["hidden_act"].removesuffix("_python")
     if config.get("model_type") == "dinov2_with_registers":
-        # Without registers the arrays look like those of Dinov2, but the rule stays.
+        # Without registers its arrays look like Dinov2's, but it still interpolates antialiased.
         settings["position_interpolation"] = "antialias"
     settings["switches"] = {
         key: config[key] for key in _SWITCHES if isinstance(config.get(key), bool)

@@ -239,14 +239,11 @@ class _Run:
             self.termination.check()  # a signal during the last step
         except Terminated as signal:  # an interrupted evaluation is repeated by the next run
             exit_code = signal.exit_code
-            self.checkpoints.wait()
-            if self.checkpoints.latest() != int(state.step):
-                self._save(state, self.batches.get_state())
+            self._save_last(state, self.batches.get_state())
         except ReadingError as error:  # only reading has failed: the steps made so far are kept
             divergence.check(state)
-            self.checkpoints.wait()
-            if int(state.step) > first and self.checkpoints.latest() != int(state.step):
-                self._save(state, error.position)
+            if int(state.step) > first:
+                self._save_last(state, error.position)
                 self.checkpoints.wait()  # several processes end without waiting for each other
                 logging.info("step %d is saved", int(state.step))
             raise
@@ -274,6 +271,12 @@ class _Run:
             "nonfinite_steps": int(state.health.nonfinite_steps),
         }
         save_state(self.checkpoints, state, positions)
+
+    def _save_last(self, state: TrainState, position: dict[str, Any]) -> None:
+        """Saves the state of a run that ends early, unless its step is saved already."""
+        self.checkpoints.wait()
+        if self.checkpoints.latest() != int(state.step):
+            self._save(state, position)
 
     def _load_backbone(self) -> dict[str, Any]:
         abstract = {"backbone": self.trainer.abstract["backbone"]}

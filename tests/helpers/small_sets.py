@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.examples import Example
 
 
@@ -66,3 +68,19 @@ def prepare_tfds(
 
     Prepared(data_dir=str(folder), file_format="array_record").download_and_prepare()
     return str(folder)
+
+
+def jsonl(folder: Path, broken: int, total: int = 60) -> DataConfig:
+    """Writes noise photos, some of which do not decode."""
+    lines = []
+    for number in range(total):
+        file = folder / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(file)
+        if number < broken:
+            file.write_bytes(file.read_bytes()[:40])
+        lines.append(json.dumps({"image": file.name, "captions": [f"noise number {number}"]}))
+    (folder / "index.jsonl").write_text("\n".join(lines))
+    return DataConfig(
+        source="jsonl", path=str(folder / "index.jsonl"), image_size=56, max_bad_fraction=0.05
+    )

@@ -15,6 +15,7 @@ import pytest
 import several
 from damage import empty, flip, largest, truncate
 from small_runs import HELD_OUT, config, losses, metrics_of
+from small_sets import jsonl
 from tolerances import SAME_LOSS, assert_same
 
 import dinotxt_jax as dt
@@ -116,6 +117,15 @@ def test_sigterm_to_one_process_saves_and_ends_all(
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(last)]
     # Both started from the same state on the same data as one process does.
     assert losses(workdir)[1] == pytest.approx(losses(finished)[1], rel=SAME_LOSS)
+
+
+def test_too_many_bad_images_save_the_step_and_end_all(tiny_backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    run = config(tiny_backbone, data=jsonl(tmp_path / "photos", 12))
+    group = train_apart(run, tmp_path / "run", 2, 1)
+    assert group.finish() == [2, 2], group.everything()
+    last = max(losses(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [str(last)]
 
 
 @pytest.mark.slow

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from small_runs import (
     config,
     losses,
 )
+from small_sets import jsonl
 
 from dinotxt_jax import UserError
-from dinotxt_jax.config import CheckpointConfig, DataConfig
+from dinotxt_jax.config import CheckpointConfig
 from dinotxt_jax.errors import STORAGE
 from dinotxt_jax.storage.locks import RunLock
 from dinotxt_jax.training.checkpoints import check_workdir
@@ -65,22 +65,6 @@ def test_a_work_directory_of_another_backbone_is_refused(
     write_model_directory(tmp_path / "other", other, arrays)
     with pytest.raises(UserError, match=r"was trained on the backbone .* but this run has 0000"):
         train(config(tmp_path / "other"), finished)
-
-
-def jsonl(folder: Path, broken: int, total: int = 60) -> DataConfig:
-    """Writes noise photos, some of which do not decode."""
-    lines = []
-    for number in range(total):
-        file = folder / f"{number}.png"
-        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
-        Image.fromarray(pixels).save(file)
-        if number < broken:
-            file.write_bytes(file.read_bytes()[:40])
-        lines.append(json.dumps({"image": file.name, "captions": [f"noise number {number}"]}))
-    (folder / "index.jsonl").write_text("\n".join(lines))
-    return DataConfig(
-        source="jsonl", path=str(folder / "index.jsonl"), image_size=56, max_bad_fraction=0.05
-    )
 
 
 def test_bad_images_are_counted_in_the_metrics(tiny_backbone: Path, tmp_path: Path) -> None:

@@ -19,14 +19,20 @@ from weights_convert.layouts.dinov2 import (
 )
 from weights_convert.layouts.rules import Layout, Rule, under
 
-SWIGLU = (
-    Rule("mlp.w1.weight", "mlp/gate/kernel", "f d -> d f", "swiglu"),
-    Rule("mlp.w1.bias", "mlp/gate/bias", "f -> f", "swiglu"),
-    Rule("mlp.w2.weight", "mlp/up/kernel", "f d -> d f", "swiglu"),
-    Rule("mlp.w2.bias", "mlp/up/bias", "f -> f", "swiglu"),
-    Rule("mlp.w3.weight", "mlp/down/kernel", "d f -> f d", "swiglu"),
-    Rule("mlp.w3.bias", "mlp/down/bias", "d -> d", "swiglu"),
-)
+
+def swiglu(gate: str, up: str, down: str, switches: tuple[str, ...] = ()) -> tuple[Rule, ...]:
+    """Returns rules for a SwiGLU with three projections; `switches` as in `Rule`, for biases."""
+    return (
+        Rule(f"{gate}.weight", "mlp/gate/kernel", "f d -> d f", "swiglu"),
+        Rule(f"{gate}.bias", "mlp/gate/bias", "f -> f", "swiglu", switches=switches),
+        Rule(f"{up}.weight", "mlp/up/kernel", "f d -> d f", "swiglu"),
+        Rule(f"{up}.bias", "mlp/up/bias", "f -> f", "swiglu", switches=switches),
+        Rule(f"{down}.weight", "mlp/down/kernel", "d f -> f d", "swiglu"),
+        Rule(f"{down}.bias", "mlp/down/bias", "d -> d", "swiglu", switches=switches),
+    )
+
+
+SWIGLU = swiglu("mlp.w1", "mlp.w2", "mlp.w3")
 """Separate gate, up and down projections, as in DINOv3 and the dino.txt vision head."""
 
 BIAS_MASK = Rule(

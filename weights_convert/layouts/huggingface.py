@@ -9,7 +9,7 @@ classifier is ignored.
 import dataclasses
 
 from weights_convert.layouts.dinov2 import IMAGENET, MLP, packed_swiglu
-from weights_convert.layouts.dinov3 import computed_periods
+from weights_convert.layouts.dinov3 import computed_periods, swiglu
 from weights_convert.layouts.rules import Layout, Rule, under
 
 _CLASSIFIER = {"classifier.": "the classifier, which a backbone does not use"}
@@ -93,14 +93,7 @@ _DINOV3_MLP = (
     Rule("mlp.down_proj.weight", "mlp/fc2/kernel", "d f -> f d", "mlp"),
     Rule("mlp.down_proj.bias", "mlp/fc2/bias", "d -> d", "mlp", switches=_MLP_BIAS),
 )
-_DINOV3_GATED_MLP = (
-    Rule("mlp.gate_proj.weight", "mlp/gate/kernel", "f d -> d f", "swiglu"),
-    Rule("mlp.gate_proj.bias", "mlp/gate/bias", "f -> f", "swiglu", switches=_MLP_BIAS),
-    Rule("mlp.up_proj.weight", "mlp/up/kernel", "f d -> d f", "swiglu"),
-    Rule("mlp.up_proj.bias", "mlp/up/bias", "f -> f", "swiglu", switches=_MLP_BIAS),
-    Rule("mlp.down_proj.weight", "mlp/down/kernel", "d f -> f d", "swiglu"),
-    Rule("mlp.down_proj.bias", "mlp/down/bias", "d -> d", "swiglu", switches=_MLP_BIAS),
-)
+_DINOV3_GATED_MLP = swiglu("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", _MLP_BIAS)
 _DINOV3_SURROUNDINGS = (
     Rule("embeddings.cls_token", "class_token", "1 1 d -> d"),
     Rule("embeddings.mask_token", "mask_token", "1 1 d -> d", "mask_token"),

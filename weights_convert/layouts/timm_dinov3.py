@@ -8,7 +8,7 @@ classifier is ignored.
 import dataclasses
 
 from weights_convert.layouts.dinov2 import ATTENTION_BLOCK, IMAGENET, MLP, PATCHES
-from weights_convert.layouts.dinov3 import computed_periods
+from weights_convert.layouts.dinov3 import computed_periods, swiglu
 from weights_convert.layouts.rules import Layout, Rule, under
 
 _BLOCK = (
@@ -21,14 +21,6 @@ _BLOCK = (
     ),
     Rule("gamma_1", "layer_scale1/scale", "d -> d"),
     Rule("gamma_2", "layer_scale2/scale", "d -> d"),
-)
-_GATED_MLP = (
-    Rule("mlp.fc1_g.weight", "mlp/gate/kernel", "f d -> d f", "swiglu"),
-    Rule("mlp.fc1_g.bias", "mlp/gate/bias", "f -> f", "swiglu"),
-    Rule("mlp.fc1_x.weight", "mlp/up/kernel", "f d -> d f", "swiglu"),
-    Rule("mlp.fc1_x.bias", "mlp/up/bias", "f -> f", "swiglu"),
-    Rule("mlp.fc2.weight", "mlp/down/kernel", "d f -> f d", "swiglu"),
-    Rule("mlp.fc2.bias", "mlp/down/bias", "d -> d", "swiglu"),
 )
 
 
@@ -55,6 +47,6 @@ TIMM_DINOV3_GATED = dataclasses.replace(
     TIMM_DINOV3,
     name="timm_dinov3_gated",
     title="timm's DINOv3, gated",
-    rules=_rules(_GATED_MLP),
+    rules=_rules(swiglu("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")),
     alternatives=(("swiglu",),),
 )
