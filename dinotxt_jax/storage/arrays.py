@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging as std_logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,15 +19,11 @@ from orbax.checkpoint import v1 as ocp
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage import quiet
 from dinotxt_jax.storage.checksums import REPLACE_MODEL
-from dinotxt_jax.storage.faults import may_be_damaged, storage_fault
-from dinotxt_jax.storage.retries import retried
+from dinotxt_jax.storage.faults import may_be_damaged, reason, storage_fault
 
-# Orbax logs every file it opens; our own messages report everything that the user needs.
-std_logging.getLogger("orbax").setLevel(std_logging.ERROR)
-std_logging.getLogger("absl").addFilter(
-    lambda record: "/orbax/" not in record.pathname or record.levelno > std_logging.WARNING
-)
+quiet.quieten()
 
 
 def absolute(path: epath.PathLike) -> str:
@@ -97,7 +92,7 @@ def load_arrays(
     context = ocp.Context()
     context.pytree.loading.partial_load = subset
     with context, damage_as_error(path):
-        return retried(lambda: ocp.load_checkpointables(absolute(path), dict(parts)))
+        return quiet.read(lambda: ocp.load_checkpointables(absolute(path), dict(parts)))
 
 
 def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
@@ -107,7 +102,7 @@ def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
         UserError: the files are damaged.
     """
     with damage_as_error(path):
-        parts = retried(lambda: ocp.checkpointables_metadata(absolute(path)).metadata)
+        parts = quiet.read(lambda: ocp.checkpointables_metadata(absolute(path)).metadata)
 
     def struct(leaf: Any) -> jax.ShapeDtypeStruct:
         dtype = getattr(leaf, "dtype", np.float32)
@@ -219,7 +214,7 @@ class Checkpoints:
         notes = self._checkpointer.checkpointables_metadata(step).custom_metadata
         if not notes:  # Orbax reads a damaged file as an empty one
             raise UserError(f"the checkpoint of step {step} has lost its _CHECKPOINT_METADATA.")
-        arrays = retried(lambda: self._checkpointer.load_checkpointables(step, dict(parts)))
+        arrays = quiet.read(lambda: self._checkpointer.load_checkpointables(step, dict(parts)))
         return arrays, dict(notes)
 
     def close(self) -> None:
@@ -248,8 +243,7 @@ def damage_as_error(path: epath.PathLike) -> Iterator[None]:
     except Exception as error:
         if not may_be_damaged(error):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); {REPLACE_MODEL}.") from error
+        raise UserError(f"{path} is damaged ({reason(error)}); {REPLACE_MODEL}.") from error
 
 
 @contextlib.contextmanager

@@ -60,15 +60,23 @@ def is_passing(error: BaseException) -> bool:
 
     Libraries wrap the errors of a storage, so the causes count as well.
     """
-    return any(map(_is_passing, _chain(error)))
+    return any(map(_is_passing, chain(error)))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """Yields an error, and the errors while which or from which it was raised."""
     link: BaseException | None = error
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
+
+
+def reason(error: BaseException) -> str:
+    """Returns the text of the error from which a library raised this one, as one short line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0]
+    return text[:300] or type(error).__name__
 
 
 def _is_passing(error: BaseException) -> bool:
@@ -92,7 +100,7 @@ def may_be_damaged(error: BaseException) -> bool:
 
     Otherwise reading may succeed later: the data is whole as far as the error tells.
     """
-    return not (is_passing(error) or any(map(_is_refusal, _chain(error))))
+    return not (is_passing(error) or any(map(_is_refusal, chain(error))))
 
 
 def _is_refusal(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.checksums import check_sums, checksums
-from dinotxt_jax.storage.faults import may_be_damaged
+from dinotxt_jax.storage.faults import may_be_damaged, reason
 from dinotxt_jax.storage.files import read_json, remove_abandoned, write_text
 from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.step import TrainState
@@ -155,15 +155,15 @@ def restore_newest(
     """
     damaged: dict[int, str] = {}
     for step in checkpoints.steps():
-        reason, restored = "", None
+        problem, restored = "", None
         try:
             restored = restore_state(checkpoints, step, abstract)
         except Exception as error:
             if not may_be_damaged(error):
                 raise
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-        reasons = [text for text in processes.gathered_texts(reason) if text]
-        if restored is not None and not reasons:
+            problem = reason(error)
+        problems = [text for text in processes.gathered_texts(problem) if text]
+        if restored is not None and not problems:
             for newer, why in damaged.items():
                 aside = checkpoints.set_aside(newer)
                 if processes.is_first():
@@ -176,7 +176,7 @@ def restore_newest(
                         step,
                     )
             return restored
-        damaged[step] = reasons[0]
+        damaged[step] = problems[0]
     if damaged:
         newest, why = next(iter(damaged.items()))
         raise processes.CommonError(

@@ -1,0 +1,65 @@
+"""Removes what Orbax prints about errors that it raises as well: our own sentences report them."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+from dinotxt_jax.storage.faults import chain
+from dinotxt_jax.storage.retries import retried
+
+ResultT = TypeVar("ResultT")
+
+
+def quieten() -> None:
+    """Keeps only one kind of message of Orbax: that an old checkpoint could not be removed.
+
+    Otherwise Orbax logs every file it opens, and its errors with tracebacks. It also reads all
+    arrays at the same time and raises the first error; the other reads fail or end unheard.
+    """
+    logging.getLogger("orbax").setLevel(logging.ERROR)
+    logging.getLogger("absl").addFilter(_is_wanted)
+    logging.getLogger("asyncio").addFilter(_is_not_about_a_read)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda event: None if _is_about_a_read(event) else hook(event)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    if "/orbax/" not in record.pathname:
+        return True
+    record.exc_info = None
+    return record.levelno > logging.WARNING and "remove" in str(record.msg)
+
+
+def _is_not_about_a_read(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    about_a_read = "/orbax/" in message or "OCDBT database" in message
+    return not (about_a_read and "was never retrieved" in message)
+
+
+def _is_about_a_read(event: sys.UnraisableHookArgs) -> bool:
+    if isinstance(event.object, types.CoroutineType):
+        return "/orbax/" in event.object.cr_code.co_filename
+    return event.object is None and "Event loop is closed" in str(event.exc_value)
+
+
+def read(action: Callable[[], ResultT]) -> ResultT:
+    """Reads with Orbax, repeatedly as in `retried`; a failure raises its error and prints nothing.
+
+    The remaining tasks of a failed read warn when they are freed, so they are freed here. The error
+    loses its traceback, whose frames would keep them.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        try:
+            return retried(action)
+        except Exception as error:
+            for link in chain(error):
+                link.__traceback__ = None
+            gc.collect()
+            raise
