@@ -111,6 +111,10 @@ def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
     return jax.tree.map(struct, dict(parts))
 
 
+# Seconds for which a process waits for its part of a save before it asks for the others.
+_POLL = 0.5
+
+
 class Checkpoints:
     """Numbered training checkpoints in one folder, written in the background.
 
@@ -174,6 +178,7 @@ class Checkpoints:
             UserError: the storage failed.
         """
         self.wait()
+        quiet.failed_saves.clear()
         with _faults():
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, dict(parts), force=True, overwrite=True, custom_metadata=dict(notes)
@@ -181,29 +186,41 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises `UserError` if the running save has failed; does not wait for it."""
-        with contextlib.suppress(TimeoutError):
-            self._finish(0)
+        self._is_finished(0)
 
     def wait(self) -> None:
-        """Waits for the running save.
+        """Waits for the running save; all processes must call it.
 
         Raises:
-            UserError: the storage failed.
+            UserError: the storage failed in any process; all processes raise it.
         """
-        self._finish(None)
+        while True:
+            finished, failure = False, None
+            try:
+                finished = self._is_finished(_POLL)
+            except UserError as error:
+                failure = error
+            finishes, failures = processes.gathered([finished, failure is not None]).T
+            if failures.any():
+                processes.agree(failure)
+            if finishes.all():
+                return
 
-    def _finish(self, timeout: float | None) -> None:
+    def _is_finished(self, timeout: float) -> bool:
         if self._pending is None:
-            return
+            return True
         try:
             with _faults():
+                if quiet.failed_saves:
+                    raise quiet.failed_saves[0]
                 self._pending.result(timeout)
         except TimeoutError:
-            raise  # still running
+            return False
         except BaseException:
             self._pending, self._failed = None, True
             raise
         self._pending = None
+        return True
 
     def load(self, step: int, parts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the parts (as in `load_arrays`) and the notes of a checkpoint.

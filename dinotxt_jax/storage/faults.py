@@ -29,7 +29,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STATUS = re.compile(
     r"\b(ABORTED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|NOT_FOUND|OUT_OF_RANGE"
     r"|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN): "
-    r"(Error (?:reading|writing|opening)\b.*)",
+    r"((?:Error|Failed) (?:reading|writing|opening)\b.*)",
     re.DOTALL,
 )
 _NUMBER = re.compile(r"os_error_code='(\d+)'")
@@ -135,7 +135,7 @@ def storage_fault(error: BaseException) -> UserError | None:
         return _fault(error.errno, str(error.filename or ""), error.strerror or str(error))
     if isinstance(error, ValueError) and (status := _STATUS.search(str(error))):
         number = _NUMBER.search(str(error))
-        path = re.search(r'local file "([^"]+)"', str(error))
+        path = re.search(r'(?:local file|Failed writing:) "([^"]+)"', str(error))
         code = int(number[1]) if number else None
         reason = os.strerror(code) if code else " ".join(status[0].split())
         return _fault(code, path[1] if path else "", reason)

@@ -29,9 +29,16 @@ def quieten() -> None:
     sys.unraisablehook = lambda event: None if _is_about_a_read(event) else hook(event)
 
 
+# Errors of saves in the background, as Orbax logs them. With several processes, Orbax raises them
+# only after waiting 20 minutes for the others, which meanwhile wait for this process.
+failed_saves: list[BaseException] = []
+
+
 def _is_wanted(record: logging.LogRecord) -> bool:
     if "/orbax/" not in record.pathname:
         return True
+    if record.exc_info and record.exc_info[1] and "background save thread" in record.getMessage():
+        failed_saves.append(record.exc_info[1])
     record.exc_info = None
     return record.levelno > logging.WARNING and "remove" in str(record.msg)
 

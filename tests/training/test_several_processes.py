@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 import signal
 import time
@@ -27,6 +28,7 @@ from dinotxt_jax.config import (
     TaskConfig,
     TextTrainingConfig,
 )
+from dinotxt_jax.errors import STORAGE
 from dinotxt_jax.evaluation.report import evaluate
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.metrics import read_metrics
@@ -126,6 +128,50 @@ def test_too_many_bad_images_save_the_step_and_end_all(tiny_backbone: Path, tmp_
     assert group.finish() == [2, 2], group.everything()
     last = max(losses(tmp_path / "run"))
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [str(last)]
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_read_saves_the_step_and_ends_all(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Each process has its own copy of the feature cache, and one is emptied during the run."""
+    run = config(
+        tiny_backbone,
+        steps=10_000,
+        features=str(tmp_path / "0"),
+        feature_views=1,
+        checkpoint=CheckpointConfig(every=10_000),
+    )
+    precompute(run)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    flag = several.config_file(run, tmp_path / "config.py")
+    arguments = ["-m", "dinotxt_jax.train", flag, f"--workdir={tmp_path / 'run'}"]
+    own = [[], [f"--config.features={tmp_path / '1'}"]]
+    group = several.start(tmp_path / "logs", 2, 1, arguments, own)
+    wait_for(lambda: max(losses(tmp_path / "run"), default=0) > 1, group)
+    empty(tmp_path / "1/v000-s00000.npy")
+    assert group.finish(60) == [2, 2], group.everything()
+    assert "v000-s00000.npy is damaged" in group.output(1)
+    assert "process 1 stopped: " in group.output(0)
+    last = max(losses(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [str(last)]
+
+
+@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_failed_save_of_one_process_ends_all(
+    failing: int, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Orbax would wait 20 minutes for the process whose write has failed."""
+    mesh = MeshConfig(data=1, fsdp=2)  # both processes write
+    run = config(tiny_backbone, steps=10_000, mesh=mesh, checkpoint=CheckpointConfig(every=3))
+    group = train_apart(run, tmp_path / "run", 2, 1)
+    wait_for((tmp_path / "run/checkpoints/3").exists, group)
+    process = group.processes[failing].pid
+    _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (100_000, hard))  # enough for the metrics
+    assert group.finish(60) == [STORAGE, STORAGE], group.everything()
+    assert "File too large; free space there" in group.output(failing)
+    assert f"process {failing} stopped: " in group.output(1 - failing)
 
 
 @pytest.mark.slow
