@@ -52,7 +52,9 @@ def _is_not_about_a_read(record: logging.LogRecord) -> bool:
 def _is_about_a_read(event: sys.UnraisableHookArgs) -> bool:
     if isinstance(event.object, types.CoroutineType):
         return "/orbax/" in event.object.cr_code.co_filename
-    return event.object is None and "Event loop is closed" in str(event.exc_value)
+    # A read ends on a loop that is closed by now, or its loop could not open its files.
+    text = str(event.exc_value)
+    return "Event loop is closed" in text or "EventLoop' object has no attribute" in text
 
 
 def read(action: Callable[[], ResultT]) -> ResultT:
