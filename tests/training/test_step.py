@@ -47,9 +47,13 @@ from dinotxt_jax.training.step import make_trainer
 LOSS_ERROR = 4 * ROUNDING / 0.07
 
 
-# Every first-step gradient is compared, and four steps (the learning rate is 0 in the first) show
-# that updates reach all parameter shards. Only the float64 run always takes all twenty.
-FEW_OR_ALL = [4, pytest.param(20, marks=pytest.mark.slow)]
+def all_steps(*cases: tuple[Any, ...]) -> list[Any]:
+    """Returns the cases with all twenty steps, for `make slow`.
+
+    Every first-step gradient is compared, and four steps (the learning rate is 0 in the first) show
+    that updates reach all parameter shards. Only the float64 run always takes all twenty.
+    """
+    return [pytest.param(*case, 20, marks=pytest.mark.slow) for case in cases]
 
 
 def loss_bounds(grad_norm: np.ndarray) -> np.ndarray:
@@ -119,7 +123,7 @@ def test_float64_steps_equal_the_official_loop(tiny_dinotxt: Path) -> None:
     assert_undecided(official | {"logit_scale": golden()["logit_scale_before"]}, result)
 
 
-@pytest.mark.parametrize("steps", FEW_OR_ALL)
+@pytest.mark.parametrize("steps", [4, *all_steps(())])
 def test_sharded_packed_float64_steps_equal_the_official_loop(
     tiny_dinotxt: Path, steps: int
 ) -> None:
@@ -129,16 +133,19 @@ def test_sharded_packed_float64_steps_equal_the_official_loop(
     assert_equal_in_float64(result, float64_run(tiny_dinotxt, steps))
 
 
-@pytest.mark.parametrize("steps", FEW_OR_ALL)
 @pytest.mark.parametrize(
-    ("mesh", "chunk", "pack"),
+    ("mesh", "chunk", "pack", "steps"),
     [
-        ((1, 1, 1), 6, False),
-        ((8, 1, 1), 2048, False),
-        ((4, 1, 1), 12, True),
-        ((2, 4, 1), 2048, True),
-        ((2, 2, 2), 2048, False),
-        ((1, 2, 4), 2048, True),
+        ((8, 1, 1), 2048, False, 4),
+        ((1, 2, 4), 12, True, 4),
+        *all_steps(
+            ((1, 1, 1), 6, False),
+            ((8, 1, 1), 2048, False),
+            ((4, 1, 1), 12, True),
+            ((2, 4, 1), 2048, True),
+            ((2, 2, 2), 2048, False),
+            ((1, 2, 4), 2048, True),
+        ),
     ],
 )
 def test_float32_steps_are_as_near_to_the_official_loop_as_rounding_allows(
@@ -162,9 +169,12 @@ def test_packing_long_and_short_captions_changes_no_step(tiny_dinotxt: Path) -> 
     assert_equal_in_float64(result, alone)
 
 
-@pytest.mark.parametrize("steps", FEW_OR_ALL)
 @pytest.mark.parametrize(
-    ("data", "fsdp", "parts", "pack"), [(1, 1, 16, False), (2, 1, 4, True), (2, 4, 2, True)]
+    ("data", "fsdp", "parts", "pack", "steps"),
+    [
+        (2, 4, 2, True, 4),
+        *all_steps((1, 1, 16, False), (2, 1, 4, True), (2, 4, 2, True)),
+    ],
 )
 def test_accumulated_steps_equal_those_of_the_whole_batch(
     tiny_dinotxt: Path, data: int, fsdp: int, parts: int, pack: bool, steps: int
