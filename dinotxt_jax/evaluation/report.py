@@ -16,8 +16,8 @@ from dinotxt_jax.config import EvaluationConfig, check
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, PartialWork, TaskResult
 from dinotxt_jax.evaluation.pages import data_name, html_page, markdown_page
-from dinotxt_jax.evaluation.tasks import check_tasks, open_task, run_task
-from dinotxt_jax.inference import load
+from dinotxt_jax.evaluation.tasks import OpenTask, check_tasks, open_task, run_task
+from dinotxt_jax.inference import Model, load
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.files import read_json, write_text
 from dinotxt_jax.storage.model_directory import read_description
@@ -68,29 +68,13 @@ def evaluate(
     model = load(model_path, dtype, mesh)
     model_name = named_folder(str(model_path))
     for task in opened:
-        origin = {
-            "backbone_fingerprint": model.description.fingerprint,
-            "trained_fingerprint": model.trained_fingerprint,
-            "preprocessing": dataclasses.asdict(model.description.preprocessing),
-            "dtype": dtype,
-            **task.origin,
-        }
-        origin = json.loads(json.dumps(origin))
+        origin = _origin(model, task, dtype)
         if processes.first_says(results.get(task.name, {}).items() >= origin.items()):
             continue
         partial = PartialWork(output / f".{task.name}.partial.npz", origin)
-        data = data_name(task.origin["task"]["data"])
-        title = f"{model_name} on {task.name} ({data})"
-        job = Job(
-            model,
-            task.name,
-            task.task,
-            task.source,
-            config.batch_size,
-            partial=partial,
-            title=title,
-        )
-        result = run_task(job)
+        title = f"{model_name} on {task.name} ({data_name(task.origin['task']['data'])})"
+        settings = (task.name, task.task, task.source, config.batch_size)
+        result = run_task(Job(model, *settings, partial=partial, title=title))
         results[task.name] = _stored(result) | origin
         if processes.is_first():
             write_text(file, json.dumps(results, indent=2, allow_nan=False) + "\n")
@@ -101,6 +85,18 @@ def evaluate(
         return []
     title = f"Evaluation of {model_name} on {', '.join(config.tasks)}"
     return [file, *_write_pages(output, title, config, results)]
+
+
+def _origin(model: Model, task: OpenTask, dtype: str) -> dict[str, Any]:
+    """Returns everything that determines the results of a task, as plain JSON."""
+    origin = {
+        "backbone_fingerprint": model.description.fingerprint,
+        "trained_fingerprint": model.trained_fingerprint,
+        "preprocessing": dataclasses.asdict(model.description.preprocessing),
+        "dtype": dtype,
+        **task.origin,
+    }
+    return json.loads(json.dumps(origin))
 
 
 def _write_pages(
