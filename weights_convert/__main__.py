@@ -234,8 +234,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         action="extend",
         nargs="+",
         default=[],
-        help="settings that the arrays do not determine: num_heads (backbone and vision head; "
-        "default width/64), text_num_heads (default width/64), layer_norm_epsilon, rope_theta, "
+        help="settings that the arrays do not determine: num_heads (backbone and vision head) "
+        "and text_num_heads (both known for released models), layer_norm_epsilon, rope_theta, "
         "position_interpolation, mean and std (three numbers each, for pixels in [0, 1]), resize "
         "and crop in pixels; after the sources, repeatable",
     )

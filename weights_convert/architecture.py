@@ -22,8 +22,8 @@ class Settings:
     """Settings that array shapes do not determine; None selects the default.
 
     Attributes:
-        num_heads: attention heads in backbone and vision head; default width / 64.
-        text_num_heads: attention heads in the text transformer; default width / 64.
+        num_heads: attention heads in backbone and vision head; known for released models.
+        text_num_heads: attention heads in the text transformer; known for the released one.
         layer_norm_epsilon: LayerNorm epsilon in the backbone; default: the layout's usual value.
         rope_theta: longest rotary period, for periods that are not stored; default 100.
         position_interpolation: rule that resizes learned positions; default: the rule in the
@@ -297,19 +297,34 @@ def axis_sizes(matches: Iterable[Match], architecture: Architecture) -> dict[str
     return complete
 
 
-def check_heads(matches: Sequence[Match], settings: Settings, vision: VisionConfig) -> None:
-    """Raises `UserError` if the number of heads is a guess: wrong heads give wrong outputs.
+def check_heads(matches: Sequence[Match], settings: Settings, architecture: Architecture) -> None:
+    """Raises `UserError` if a number of heads is a guess: wrong heads give wrong outputs.
 
-    The number is known if the arrays, a file or the user state it, or if the guess gives a preset.
+    A number is known if the arrays, a file or the user state it, or if the guess gives a released
+    model.
     """
-    match = next(match for match in matches if "backbone" in match.layout.components)
+    vision, text = architecture.vision, architecture.text
+    match = _with_component(matches, "backbone")
     is_known = settings.num_heads is not None or "o" in match.sizes["backbone"]
     if not is_known and presets.find_preset(vision) is None:
-        raise UserError(
-            f"{match.name} does not say how many attention heads it has, and it is no known model, "
-            f"for which {vision.num_heads} heads of width {_HEAD_WIDTH} could be assumed; give "
-            "their number with --set num_heads=NUMBER."
-        )
+        raise _unknown_heads(match, vision.num_heads, "num_heads")
+    if text is None or settings.text_num_heads is not None:
+        return
+    released = TextConfig()
+    if (text.width, text.depth) != (released.width, released.depth):
+        raise _unknown_heads(_with_component(matches, "text"), text.num_heads, "text_num_heads")
+
+
+def _with_component(matches: Sequence[Match], component: str) -> Match:
+    return next(match for match in matches if component in match.layout.components)
+
+
+def _unknown_heads(match: Match, guess: int, key: str) -> UserError:
+    return UserError(
+        f"{match.name} does not say how many attention heads it has, and it is no known model, "
+        f"for which {guess} heads of width {_HEAD_WIDTH} could be assumed; give "
+        f"their number with --set {key}=NUMBER."
+    )
 
 
 def check_preset(name: str, vision: VisionConfig) -> None:

@@ -113,7 +113,7 @@ def convert(
     inferred = architecture.infer(matches, settings)
     if preset is not None:
         architecture.check_preset(preset, inferred.vision)
-    architecture.check_heads(matches, settings, inferred.vision)
+    architecture.check_heads(matches, settings, inferred)
     with new_model_directory(output, replace) as folder:
         arrays = _planned(matches, inferred, DTYPES[dtype])
         fingerprint, checksums = _write(folder, arrays, matches, inferred, show_progress)

@@ -1,5 +1,6 @@
 """The conversion and the command line, from a file to a model directory or one sentence."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -17,8 +18,10 @@ from dinotxt_jax.models import presets
 from dinotxt_jax.storage.model_directory import fingerprint, read_description
 from weights_convert import convert as convert_module
 from weights_convert.__main__ import main
-from weights_convert.architecture import Settings, parse_settings, tokenizer
+from weights_convert.architecture import Settings, check_heads, infer, parse_settings, tokenizer
 from weights_convert.convert import convert, round_to
+from weights_convert.matching import recognise
+from weights_convert.sources import open_checkpoint
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "backbones"
 
@@ -277,6 +280,27 @@ def test_an_unknown_model_asks_for_the_heads(torch_files, tmp_path, capsys):
     message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys)
     assert "does not say how many attention heads it has" in message
     assert "--set num_heads=NUMBER" in message
+
+
+def test_an_unknown_text_transformer_asks_for_its_heads(torch_files, tmp_path, capsys):
+    sources = [torch_files.write(small_text(), "text.pth"), torch_files.write(dinov2(), "b.pth")]
+    sources.append(torch_files.write(small_head(), "head.pth"))
+    message = _fails(
+        [*sources, f"--output={tmp_path}/model", "--set", "num_heads=4"], tmp_path, capsys
+    )
+    assert "does not say how many attention heads it has" in message
+    assert "--set text_num_heads=NUMBER" in message
+
+
+def test_the_heads_of_the_released_text_transformer_are_known(torch_files):
+    files = [torch_files.write(small_text(), "text.pth"), torch_files.write(dinov2(), "b.pth")]
+    files.append(torch_files.write(small_head(), "head.pth"))
+    matches = [recognise(open_checkpoint(file)) for file in files]
+    unknown = infer(matches, Settings(num_heads=4, text_num_heads=2))
+    settings = Settings(num_heads=4)
+    check_heads(matches, settings, dataclasses.replace(unknown, text=TextConfig()))
+    with pytest.raises(UserError, match="text_num_heads=NUMBER"):
+        check_heads(matches, settings, unknown)
 
 
 def test_a_width_that_is_no_multiple_of_64_asks_for_the_heads(torch_files, tmp_path, capsys):
