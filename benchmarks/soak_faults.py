@@ -24,6 +24,9 @@ TERMINATED, INTERRUPTED, KILLED = 143, 130, -signal.SIGKILL
 # A process whose partner has left ends with 1, or is ended by JAX.
 LOST_PARTNER = (1, -signal.SIGABRT)
 
+# A short fault fails the save that happens to run; the signal may then find the run ending.
+SAVED_OR_FAILED = (TERMINATED, STORAGE, -signal.SIGTERM)
+
 Action = Callable[[Run, several.Group], None]
 Damage = Callable[[Path], object]
 
@@ -255,8 +258,8 @@ FAULTS: dict[str, Fault] = {
     "suspended for two seconds": Fault(during=suspend),
     "disk full": Fault((STORAGE,), during=fill_disk, processes=1, sentence=True),
     "disk full, two processes": Fault((STORAGE,), during=fill_disk, processes=2),
-    "disk full for a second": Fault((TERMINATED, STORAGE), during=fill_disk_for_a_while),
-    "no file can be opened for a second": Fault((TERMINATED, STORAGE), during=open_no_file),
+    "disk full for a second": Fault(SAVED_OR_FAILED, during=fill_disk_for_a_while),
+    "no file can be opened for a second": Fault(SAVED_OR_FAILED, during=open_no_file),
     "a second run in the work directory": Fault(during=start_again),
     **{f"newest checkpoint: {name}": damaged_newest(d) for name, d in CHECKPOINT_DAMAGES.items()},
     "all checkpoints damaged": refused(workdir_file("checkpoints"), empty_all),

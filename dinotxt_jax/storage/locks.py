@@ -20,6 +20,7 @@ from typing import Any
 from absl import logging
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.retries import retried
 
 NAME = ".lock"
 # Seconds between two renewals, and without one until a lock counts as stale.
@@ -65,13 +66,14 @@ class RunLock:
             raise self._held_by(self._owner() or {})
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Gives the lock back; if the storage fails, the next run finds that this one has ended."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        owner = self._owner()
-        if owner is not None and owner.get("id") == self._id:
-            self._file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # would hide why the run ends
+            owner = retried(self._owner)
+            if owner is not None and owner.get("id") == self._id:
+                self._file.unlink(missing_ok=True)
 
     def _create(self, text: str) -> bool:
         try:

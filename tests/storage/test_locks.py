@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -113,6 +114,20 @@ def test_a_lock_from_another_host_that_is_renewed_is_respected(
     with pytest.raises(UserError, match="on elsewhere"):
         RunLock(tmp_path).acquire()
     owner.release()
+
+
+def test_a_lock_that_cannot_be_read_does_not_hide_why_a_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", failing)
+        lock.release()
+    assert (tmp_path / ".lock").exists()
 
 
 def test_a_run_whose_lock_was_taken_ends(tmp_path: Path) -> None:
