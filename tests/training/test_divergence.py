@@ -121,6 +121,7 @@ def test_checkpoints_of_finite_steps_outlive_a_divergence(
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["2"]
 
 
+@pytest.mark.slow
 def test_all_processes_stop_at_a_divergence_with_exit_code_3(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:

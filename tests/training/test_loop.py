@@ -142,10 +142,14 @@ def test_training_from_cached_features_equals_running_the_backbone(
     assert [row["step"] for row in results] == [6, 12]
 
 
-def test_trimming_rows_changes_nothing(finished: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_trimming_rows_changes_nothing(
+    finished: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trimmed = config(tiny_backbone)
     trimmed = dataclasses.replace(trimmed, text=dataclasses.replace(trimmed.text, trim=16))
-    train(trimmed, tmp_path / "run")
+    interrupted_at(7, monkeypatch)
+    with pytest.raises(InterruptedRunError):
+        train(trimmed, tmp_path / "run")
     actual, expected = losses(tmp_path / "run"), losses(finished)
     for step in range(1, 7):
         assert actual[step] == pytest.approx(expected[step], rel=SAME_LOSS)

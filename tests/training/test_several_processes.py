@@ -121,6 +121,7 @@ def test_sigterm_to_one_process_saves_and_ends_all(
     assert losses(workdir)[1] == pytest.approx(losses(finished)[1], rel=SAME_LOSS)
 
 
+@pytest.mark.slow
 def test_too_many_bad_images_save_the_step_and_end_all(tiny_backbone: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     run = config(tiny_backbone, data=jsonl(tmp_path / "photos", 12))
