@@ -21,8 +21,8 @@ from damage import CHECKPOINT_DAMAGES, empty, empty_all, flip, largest, truncate
 from dinotxt_jax.errors import STORAGE, USER
 
 TERMINATED, INTERRUPTED, KILLED = 143, 130, -signal.SIGKILL
-# A process whose partner has left ends with 1, or is ended by JAX.
-LOST_PARTNER = (1, -signal.SIGABRT)
+# A process whose partner has left ends with 1, or JAX aborts or (seldom) crashes it.
+LOST_PARTNER = (1, -signal.SIGABRT, -signal.SIGSEGV)
 
 # A short fault fails the save that happens to run; the signal may then find the run ending.
 SAVED_OR_FAILED = (TERMINATED, STORAGE, -signal.SIGTERM)
