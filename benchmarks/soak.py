@@ -72,8 +72,12 @@ class Soak:
         fault = FAULTS[name]
         run, shape = self.choice(fault)
         before, intact = run.step(), [int(path.name) for path in run.checkpoints()][fault.loses :]
-        fault.before(run)
-        group, codes = run.start(*shape, flags=fault.flags), []
+        try:
+            fault.before(run)
+        except OSError as error:  # what an earlier fault left behind
+            self.problems.append(f"{name}, {run.source}: {error!r}")
+            return
+        group, codes = run.start(*shape, flags=fault.flags), list[int]()
         try:
             if fault.waits:
                 run.wait_for_steps(group, bool(run.checkpoints()))

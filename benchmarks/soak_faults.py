@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -221,6 +222,17 @@ def flip_in_photo(records: Path) -> None:
     records.write_bytes(bytes(content))
 
 
+def abandoned(run: Run) -> Path:
+    """Returns the temporary folder of an export."""
+    return run.workdir / f".model.{socket.gethostname()}-0123abcd.partial"
+
+
+def check_removed(path: Path) -> None:
+    """Raises an error if the run has left a file or folder."""
+    if path.exists():
+        raise RuntimeError(f"{path.name} is still there")
+
+
 def metrics(run: Run) -> Path:
     return run.workdir / "metrics.jsonl"
 
@@ -309,5 +321,7 @@ FAULTS: dict[str, Fault] = {
             json.dumps({"id": "0", "host": "elsewhere", "pid": 1, "since": "yesterday"})
         )
     ),
-    "a killed export's folder": healed(lambda run: (run.workdir / ".model.0.partial").mkdir()),
+    "a killed export's folder": dataclasses.replace(
+        healed(lambda run: abandoned(run).mkdir()), undo=lambda run: check_removed(abandoned(run))
+    ),
 }
