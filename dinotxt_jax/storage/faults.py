@@ -137,8 +137,8 @@ def storage_fault(error: BaseException) -> UserError | None:
         number = _NUMBER.search(str(error))
         path = re.search(r'(?:local file|Failed writing:) "([^"]+)"', str(error))
         code = int(number[1]) if number else None
-        reason = os.strerror(code) if code else " ".join(status[0].split())
-        return _fault(code, path[1] if path else "", reason)
+        text = os.strerror(code) if code else " ".join(status[0].split())
+        return _fault(code, path[1] if path else "", text)
     return None
 
 

@@ -52,9 +52,11 @@ def _is_not_about_a_read(record: logging.LogRecord) -> bool:
 def _is_about_a_read(event: sys.UnraisableHookArgs) -> bool:
     if isinstance(event.object, types.CoroutineType):
         return "/orbax/" in event.object.cr_code.co_filename
-    # A read ends on a loop that is closed by now, or its loop could not open its files.
     text = str(event.exc_value)
-    return "Event loop is closed" in text or "EventLoop' object has no attribute" in text
+    if event.object is None:  # a read has ended after its loop was closed
+        return isinstance(event.exc_value, RuntimeError) and text == "Event loop is closed"
+    # A loop that found no free file descriptor.
+    return "EventLoop' object has no attribute '_ssock'" in text
 
 
 def read(action: Callable[[], ResultT]) -> ResultT:

@@ -76,7 +76,7 @@ def test_a_nonfinite_step_stops_the_run_and_nothing_is_saved_after_it(
 def test_a_skipped_step_changes_nothing_but_the_count(
     cached: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Earlier steps equal those of a run that stops; checkpoints hold the count."""
+    """The steps before equal the steps of a run that stops; checkpoints hold the count."""
     run = skipping(cached, log_every=1)
     broken_at({7}, monkeypatch)
     with pytest.raises(UserError, match="step 7 has the loss nan"):

@@ -143,7 +143,7 @@ def test_a_missing_feature_array_is_missed_once_another_layer_has_it():
 
 def test_an_absurd_layer_number_does_not_make_an_absurd_message():
     arrays = checkpoint("dinov2_reg")
-    arrays["blocks.999.norm1.bias"] = arrays["norm.bias"]
+    arrays["blocks.9999.norm1.bias"] = arrays["norm.bias"]
     problems = recognise(described(arrays)).problems
     assert " and " in problems
     assert len(problems) < 4000
