@@ -209,7 +209,8 @@ def match(
                 break
     depths = {component: 0 for component in layout.components}
     for rule, layer in matched_rows:
-        if layer is not None:
+        # There are fewer blocks than arrays: a larger number is one wrong name, not a deep model.
+        if layer is not None and layer < len(inside):
             depths[rule.component] = max(depths[rule.component], layer + 1)
     features = [rule.feature for rule, _ in matched_rows]
     required = _required(layout, _rules_for(source, inside, layout, prefix), features, depths)

@@ -141,9 +141,16 @@ def test_a_missing_feature_array_is_missed_once_another_layer_has_it():
     assert "missing (1): 'blocks.1.attn.qkv.bias'" in recognise(described(arrays)).problems
 
 
-def test_an_absurd_layer_number_does_not_make_an_absurd_message():
+def test_an_absurd_layer_number_is_one_unexpected_array():
     arrays = checkpoint("dinov2_reg")
     arrays["blocks.9999.norm1.bias"] = arrays["norm.bias"]
+    problems = recognise(described(arrays)).problems
+    assert problems.endswith("): unexpected (1): 'blocks.9999.norm1.bias'")
+
+
+def test_a_missing_half_of_the_blocks_does_not_make_a_long_message():
+    arrays = checkpoint("dinov2_reg")
+    arrays[f"blocks.{len(arrays) - 1}.norm1.bias"] = arrays["norm.bias"]
     problems = recognise(described(arrays)).problems
     assert " and " in problems
     assert len(problems) < 4000
