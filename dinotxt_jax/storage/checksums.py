@@ -164,6 +164,7 @@ def _all_sums(arrays: dict[str, Shaped[Array, "..."]]) -> dict[str, UInt32[Array
     return {name: _sums(array) for name, array in arrays.items()}
 
 
+@jax.jit  # arrays of the same shape, as a parameter and its moments, are traced once
 def _sums(array: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
     bits = _bits(array)
     # The row-major index, computed per element so that a sharded array stays where it is.
