@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 from pathlib import Path
 from typing import Any
 
 import jax
 import meshes
+import numpy as np
+import small_states
 from absl import flags
 
 from dinotxt_jax import UserError, cli
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints, load_arrays
 from dinotxt_jax.storage.files import new_folder
-from dinotxt_jax.training.checkpoints import save_state
+from dinotxt_jax.training.checkpoints import restore_newest, save_state
 
 _FOLDER = flags.DEFINE_string("folder", None, "Of the test.", required=True)
 _PART = flags.DEFINE_string("part", None, "What to do.", required=True)
@@ -77,6 +80,35 @@ def checkpoints(folder: Path) -> dict[str, Any]:
     }
 
 
+def fallback(folder: Path) -> dict[str, Any]:
+    """Restores the newest whole checkpoint saved by one process."""
+    restored = restore_newest(Checkpoints(folder / "checkpoints", 4), small_states.abstract())
+    assert restored is not None
+    expected = small_states.state(1).trainable["rows"]
+    rows = zip(
+        restored[0].trainable["rows"].addressable_shards, expected.addressable_shards, strict=True
+    )
+    for actual, shard in rows:
+        np.testing.assert_array_equal(actual.data, shard.data)
+    return {"step": int(restored[0].step), "positions": restored[1]}
+
+
+def no_room(folder: Path) -> dict[str, Any]:
+    """Saves two checkpoints; process 0 has no room for the second one."""
+    kept = Checkpoints(folder / "checkpoints", 2)
+    save_state(kept, small_states.state(1), {})
+    kept.wait()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if processes.is_first():  # half of the bytes of the rows that the process writes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+    try:
+        save_state(kept, small_states.state(2), {})
+        save_state(kept, small_states.state(3), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    return {}
+
+
 def left_alone(_: Path) -> dict[str, Any]:
     """Raises an error in process 1 while the other processes wait for data from process 1."""
     processes.wait()
@@ -95,7 +127,7 @@ def told_to_end(_: Path) -> dict[str, Any]:
 
 def _body() -> None:
     folder = Path(_FOLDER.value)
-    parts = (agreement, checkpoints, left_alone, told_to_end)
+    parts = (agreement, checkpoints, fallback, no_room, left_alone, told_to_end)
     result = {part.__name__: part for part in parts}[_PART.value](folder)
     (folder / f"found{jax.process_index()}.json").write_text(json.dumps(result))
 

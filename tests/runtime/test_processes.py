@@ -13,9 +13,12 @@ import meshes
 import numpy as np
 import pytest
 import several
+import small_states
+from damage import empty, flip, largest, truncate
 from tolerances import SAME_LOSS
 
 from dinotxt_jax import UserError
+from dinotxt_jax.errors import STORAGE
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints, save_arrays
 from dinotxt_jax.training.checkpoints import save_state
@@ -159,6 +162,34 @@ def test_sigterm_before_training_ends_a_joined_process(tmp_path: Path) -> None:
     """JAX's own handler would note the signal, and the process would go on."""
     group = joined(tmp_path, "told_to_end", 2, 1)
     assert group.finish(120) == [1, -signal.SIGTERM], group.everything()
+
+
+def test_processes_fall_back_to_the_same_whole_checkpoint(tmp_path: Path) -> None:
+    """Three of four checkpoints are damaged, each in a way that another check notices."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 4)
+    for step in (1, 2, 3, 4):
+        save_state(checkpoints, small_states.state(step), {"seed": step})
+    checkpoints.close()
+    empty(tmp_path / "checkpoints/4/trainable/_METADATA")
+    truncate(largest(tmp_path / "checkpoints/3"))
+    flip(largest(tmp_path / "checkpoints/2"))
+    group = joined(tmp_path, "fallback", 2, 1)
+    assert found_by(group, tmp_path) == [{"step": 1, "positions": {"seed": 1}}] * 2
+    for step in (4, 3, 2):
+        assert f"the checkpoint of step {step} is damaged" in group.output(0)
+        assert "is damaged" not in group.output(1)
+    assert {path.name for path in tmp_path.glob("damaged*")} == {
+        f"damaged_checkpoint_{step}.0" for step in (4, 3, 2)
+    }
+
+
+def test_a_save_that_fails_in_one_process_fails_in_all(tmp_path: Path) -> None:
+    """Orbax would wait 20 minutes for the process whose write has failed."""
+    group = joined(tmp_path, "no_room", 2, 1)
+    assert group.finish(60) == [STORAGE, STORAGE], group.everything()
+    assert "File too large; free space there" in group.output(0)
+    assert "process 0 stopped: " in group.output(1)
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [1]
 
 
 @pytest.mark.slow

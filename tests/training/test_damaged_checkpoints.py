@@ -10,38 +10,18 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from damage import CHECKPOINT_DAMAGES, flip, largest
 from small_runs import config, losses
+from small_states import abstract, state
 
-from dinotxt_jax import UserError, sharding
+from dinotxt_jax import UserError
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.faults import may_be_damaged
 from dinotxt_jax.training.checkpoints import restore_newest, save_state
-from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.loop import train
-from dinotxt_jax.training.step import TrainState
-
-
-def state(step: int) -> TrainState:
-    """Returns a small state; noise does not compress, so that a file's bytes are values."""
-    mesh = sharding.make_mesh()
-    noise = jax.random.normal(jax.random.key(step), (64, 64))
-    rows = jax.device_put(noise, sharding.batch_sharding(mesh))
-    placed = jax.device_put(
-        {"scale": jnp.float32(step), "half": noise.astype("bfloat16")}, sharding.replicated(mesh)
-    )
-    counter = jax.device_put(jnp.int32(step), sharding.replicated(mesh))
-    return TrainState(counter, {"rows": rows} | placed, {"moment": rows * 2}, Health.initial(mesh))
-
-
-def abstract() -> TrainState:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state(0)
-    )
 
 
 @pytest.fixture
@@ -158,9 +138,9 @@ def test_a_run_repeats_the_steps_of_a_damaged_checkpoint(
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
-    flip(largest(workdir / "checkpoints/12"))
+    flip(largest(workdir / "checkpoints/8"))
     shutil.rmtree(workdir / "model")
     train(config(tiny_backbone), workdir)
     assert losses(workdir) == losses(finished)
     assert (workdir / "model/model.json").exists()
-    assert (workdir / "damaged_checkpoint_12.0").is_dir()
+    assert (workdir / "damaged_checkpoint_8.0").is_dir()

@@ -48,6 +48,7 @@ def train_apart(run: Config, workdir: Path, count: int, devices: int) -> several
     return several.start(workdir.parent / f"logs{time.monotonic_ns()}", count, devices, arguments)
 
 
+@pytest.mark.slow
 def test_two_processes_fall_back_past_damaged_checkpoints_and_train_as_one_does(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -158,7 +159,8 @@ def test_what_one_process_cannot_read_saves_the_step_and_ends_all(
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [str(last)]
 
 
-@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
 def test_a_failed_save_of_one_process_ends_all(
     failing: int, tiny_backbone: Path, tmp_path: Path
 ) -> None:
