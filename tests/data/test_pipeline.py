@@ -117,7 +117,8 @@ def test_threads_change_nothing(threads):
     assert joined(batches(6, threads=threads), "noise") == joined(batches(6), "noise")
 
 
-def test_workers_change_nothing_and_survive_sigterm_to_the_process_group():
+def test_workers_change_nothing_survive_sigterm_and_are_started_again_after_sigkill():
+    """A scheduler sends SIGTERM to all processes of a group, and lack of memory SIGKILL to one."""
     iterator = make_training_iterator(
         range(10), draw_as_arrays, batch_size=4, seed=0, workers=2, threads=2, prefetch=2
     )
@@ -127,23 +128,12 @@ def test_workers_change_nothing_and_survive_sigterm_to_the_process_group():
     for worker in workers:
         os.kill(worker, signal.SIGTERM)
     made += itertools.islice(iterator, 9)
-    iterator.close()
-    for name in ("index", "noise"):
-        assert joined(made, name) == joined(batches(10), name)
     assert set(joined(made, "process")) == workers
-
-
-def test_a_killed_worker_is_started_again_and_changes_nothing():
-    iterator = make_training_iterator(
-        range(10), draw_as_arrays, batch_size=4, seed=0, workers=2, threads=2, prefetch=2
-    )
-    made = [next(iterator)]
-    workers = set(joined(made, "process"))
     os.kill(min(workers), signal.SIGKILL)
-    made += itertools.islice(iterator, 19)
+    made += itertools.islice(iterator, 15)
     iterator.close()
     for name in ("index", "noise"):
-        assert joined(made, name) == joined(batches(20), name)
+        assert joined(made, name) == joined(batches(25), name)
     assert set(joined(made, "process")) > workers  # others took over
 
 

@@ -26,7 +26,7 @@ HELD_OUT = DataConfig(split="test", num_scenes=24, image_size=56, augmentation="
 def config(backbone: Path, /, **changes: Any) -> Config:
     """Returns a config for a short run with crops, drop path, evaluation and checkpoints."""
     settings = {
-        "steps": 12,
+        "steps": 8,
         "batch_size": 8,
         "backbone": str(backbone),
         "log_every": 1,

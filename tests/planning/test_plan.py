@@ -153,7 +153,7 @@ def test_estimates_follow_from_peak_rates(compiled: Plan) -> None:
 
 def test_a_report_says_where_its_numbers_come_from(compiled: Plan) -> None:
     text = "\n".join(described(compiled))
-    for part in ("from the compiler", "estimated at 50%", "chip-hours for 12 steps", "headroom"):
+    for part in ("from the compiler", "estimated at 50%", "chip-hours for 8 steps", "headroom"):
         assert part in text
     stored = json.loads(json.dumps(as_json(compiled)))
     assert stored["compiled"]["memory_bytes_per_device"]["peak"] == compiled.memory.peak

@@ -41,14 +41,14 @@ def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(
         ),
     }
     evaluation = EvaluationConfig(
-        tasks=tasks, every=6, at=(1, 2, 3), batch_size=8, best="scenes/mean_recall"
+        tasks=tasks, every=8, at=(1, 2, 3), batch_size=8, best="scenes/mean_recall"
     )
     monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
-    run = config(tiny_backbone, steps=6, evaluation=evaluation, features=str(tmp_path / "features"))
+    run = config(tiny_backbone, evaluation=evaluation, features=str(tmp_path / "features"))
     precompute(run)
     workdir = train(run, tmp_path / "run").parent
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" not in row]
-    assert [row["step"] for row in rows] == [1, 2, 3, 6]
+    assert [row["step"] for row in rows] == [1, 2, 3, 8]
     assert all(0 < row["masks/pixel_accuracy"] < 100 for row in rows)
     assert all(row["scenes/text_to_image_r1/chance"] == pytest.approx(100 / 24) for row in rows)
     best = json.loads((workdir / "best.json").read_text())
@@ -60,11 +60,11 @@ def test_the_best_model_is_kept_and_a_resumed_run_keeps_the_same(
     result = json.loads((tmp_path / "report/results.json").read_text())["scenes"]["metrics"]
     assert result["mean_recall"] == pytest.approx(best["value"], abs=0.01)
     # A run resumed from step 4 reproduces the results and keeps the existing best model.
-    shutil.rmtree(workdir / "checkpoints/6")
+    shutil.rmtree(workdir / "checkpoints/8")
     before = (workdir / "best" / "model.json").stat().st_mtime
     train(run, workdir)
     again = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" not in row]
-    assert [row["step"] for row in again] == [1, 2, 3, 6]
+    assert [row["step"] for row in again] == [1, 2, 3, 8]
     assert json.loads((workdir / "best.json").read_text()) == best
     assert (workdir / "best" / "model.json").stat().st_mtime == before
 

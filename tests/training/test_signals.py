@@ -50,7 +50,7 @@ def test_a_signal_saves_the_step_and_the_run_resumes_from_it(
     assert signal.getsignal(number) == before
     assert not (tmp_path / "run/model").exists()
     train(config(tiny_backbone), tmp_path / "run")
-    assert len(calls) == 12  # no step twice
+    assert len(calls) == 8  # no step twice
     assert losses(tmp_path / "run") == losses(finished)
 
 
@@ -73,7 +73,7 @@ def test_a_signal_during_an_evaluation_saves_the_step_and_the_next_run_evaluates
     """The evaluations have three batches; step 4 has a checkpoint, which is not written again."""
     tasks = {"scenes": TaskConfig(data=HELD_OUT)}
     evaluation = EvaluationConfig(tasks=tasks, at=(3, 4), batch_size=8)
-    run = config(tiny_backbone, steps=5, evaluation=evaluation)
+    run = config(tiny_backbone, evaluation=evaluation)
     original, batches = Job.end_batch, []
 
     def counted(job: Job, arrays: Any) -> None:
@@ -105,10 +105,10 @@ def test_a_signal_during_the_export_leaves_no_partial_folder(
     with monkeypatch.context() as patch:
         patch.setattr(model_directory, "save_arrays", interrupted)
         with pytest.raises(SystemExit) as ended:
-            train(config(tiny_backbone, steps=3), tmp_path / "run")
+            train(config(tiny_backbone), tmp_path / "run")
     assert ended.value.code == 143
     assert not [path for path in (tmp_path / "run").iterdir() if "model" in path.name]
-    train(config(tiny_backbone, steps=3), tmp_path / "run")
+    train(config(tiny_backbone), tmp_path / "run")
     assert (tmp_path / "run/model/model.json").exists()
 
 

@@ -68,21 +68,21 @@ def test_a_work_directory_of_another_backbone_is_refused(
 
 
 def test_bad_images_are_counted_in_the_metrics(tiny_backbone: Path, tmp_path: Path) -> None:
-    train(config(tiny_backbone, data=jsonl(tmp_path, 1), steps=8), tmp_path / "run")
+    train(config(tiny_backbone, data=jsonl(tmp_path, 1)), tmp_path / "run")
     assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["bad_images"] == 1
 
 
 def test_a_storage_fault_while_reading_ends_the_run_with_the_storage_code(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fault begins while the run is reading the images for about the seventh of 12 steps."""
+    """The fault begins while the run is reading the images for about the fifth of 8 steps."""
     seldom = CheckpointConfig(every=100)
     run = config(tiny_backbone, data=jsonl(tmp_path, 0), checkpoint=seldom)
     original, images = Path.read_bytes, []
 
     def failing(path: Path) -> bytes:
         images.append(path)
-        if path.suffix == ".png" and len(images) > 7 * 8:
+        if path.suffix == ".png" and len(images) > 5 * 8:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return original(path)
 
@@ -94,7 +94,7 @@ def test_a_storage_fault_while_reading_ends_the_run_with_the_storage_code(
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [str(last)]
     monkeypatch.setattr(Path, "read_bytes", original)
     train(run, tmp_path / "run")
-    assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 9))
 
 
 def test_too_many_bad_images_end_the_run_and_no_step_is_lost(
@@ -107,15 +107,15 @@ def test_too_many_bad_images_end_the_run_and_no_step_is_lost(
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [str(last)]
     changed = dataclasses.replace(run, data=dataclasses.replace(run.data, max_bad_fraction=1.0))
     train(changed, tmp_path / "run")
-    assert sorted(losses(tmp_path / "run")) == list(range(1, 13))
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 9))
 
 
 def test_a_run_continues_only_on_the_same_data_unless_told_otherwise(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    run = config(tiny_backbone, data=jsonl(tmp_path, 0), steps=4, checkpoint=CheckpointConfig(2))
+    run = config(tiny_backbone, data=jsonl(tmp_path, 0))
     train(run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/4")
+    shutil.rmtree(tmp_path / "run/checkpoints/8")
     lines = (tmp_path / "index.jsonl").read_text().splitlines()
     another_caption = lines[0].replace("noise", "sound")
     for changed, message in (
@@ -128,7 +128,7 @@ def test_a_run_continues_only_on_the_same_data_unless_told_otherwise(
             train(run, tmp_path / "run")
     accepting = dataclasses.replace(run, data=dataclasses.replace(run.data, accept_changed=True))
     train(accepting, tmp_path / "run")
-    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 9))
 
 
 def test_a_second_run_in_a_work_directory_is_refused(tiny_backbone: Path, tmp_path: Path) -> None:
