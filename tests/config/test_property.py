@@ -198,7 +198,7 @@ def test_a_value_is_refused_by_name_or_runs(key: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("key", SETTINGS)
 def test_many_values_are_refused_by_name_or_run(key: str) -> None:
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     @given(values(key, SETTINGS[key]))
     def holds(value: Any) -> None:
         refused_or_run(key, value)

@@ -171,7 +171,7 @@ def test_the_number_of_devices_does_not_matter(
         "scenes": TaskConfig(kind="retrieval", data=scenes),
     }
     result = {}
-    for devices in (1, 2, 8):
+    for devices in (1, 8):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         output = tmp_path / str(devices)
         evaluate(
@@ -179,7 +179,7 @@ def test_the_number_of_devices_does_not_matter(
         )
         results = json.loads((output / "results.json").read_text())
         result[devices] = {name: (r["metrics"], r["protocol"]) for name, r in results.items()}
-    assert result[1] == result[2] == result[8]
+    assert result[1] == result[8]
 
 
 def test_changed_data_is_noticed(model_directory: Path, tree: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_finished_images_are_handed_out_before_the_next_are_added(
     assert max(most) == 1
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_the_number_of_devices_does_not_matter(tiny_dinotxt: Path, devices: int) -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     alone, together = inference.load(tiny_dinotxt), inference.load(tiny_dinotxt, mesh=mesh)

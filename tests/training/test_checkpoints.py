@@ -25,10 +25,20 @@ def trained() -> tuple[TrainState, list[float]]:
     return state, meshes.steps("8x1", state, 2)[1]
 
 
-@pytest.mark.parametrize("saved_on", MESHES)
+@pytest.mark.parametrize(
+    ("saved_on", "compared"),
+    [
+        *((name, {("8x1", "2x4")}) for name in MESHES),
+        pytest.param("8x1", {("8x1", name) for name in MESHES}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_checkpoint_of_any_mesh_is_restored_on_any_other(
-    saved_on: str, trained: tuple[TrainState, list[float]], tmp_path: Path
+    saved_on: str,
+    compared: set[tuple[str, str]],
+    trained: tuple[TrainState, list[float]],
+    tmp_path: Path,
 ) -> None:
+    """The steps that follow have equal losses on another mesh, too (on all in `make slow`)."""
     state, expected = trained
     there = jax.tree.map(lambda a: a.sharding, meshes.trainer(saved_on).abstract_state())
     checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
@@ -40,7 +50,7 @@ def test_a_checkpoint_of_any_mesh_is_restored_on_any_other(
         assert meshes.stored_fingerprint(restored) == before
         assert meshes.has_sharding(restored, name)
         assert positions == POSITIONS
-        if saved_on == "8x1":  # equal values and equal steps imply equal losses in the other cases
+        if (saved_on, name) in compared:
             assert meshes.steps(name, restored, 2)[1] == pytest.approx(expected, rel=SAME_LOSS)
 
 
