@@ -230,7 +230,7 @@ class Checkpoints:
         """
         notes = self._checkpointer.checkpointables_metadata(step).custom_metadata
         if not notes:  # Orbax reads a damaged file as an empty one
-            raise UserError(f"the checkpoint of step {step} has lost its _CHECKPOINT_METADATA.")
+            raise UserError("its file _CHECKPOINT_METADATA is missing or empty")
         arrays = quiet.read(lambda: self._checkpointer.load_checkpointables(step, dict(parts)))
         return arrays, dict(notes)
 

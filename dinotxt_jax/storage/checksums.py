@@ -133,10 +133,16 @@ def check_sums(tree: Any, expected: Mapping[str, str], where: str, cure: str) ->
     Raises:
         UserError: an array is not the one that was written, or has no checksum.
     """
-    actual = checksums(tree)
-    changed = [name for name, value in actual.items() if expected.get(name) != value]
-    if changed:
+    if changed := changed_arrays(tree, expected):
         raise damaged(changed, where, cure)
+
+
+def changed_arrays(tree: Any, expected: Mapping[str, str]) -> list[str]:
+    """Returns the names of the arrays that are not those that were written.
+
+    If there are several processes, all must call this function.
+    """
+    return [name for name, value in checksums(tree).items() if expected.get(name) != value]
 
 
 REPLACE_MODEL = "restore it, or convert or export the model again"
@@ -144,8 +150,13 @@ REPLACE_MODEL = "restore it, or convert or export the model again"
 
 def damaged(names: Sequence[str], where: object, cure: str) -> UserError:
     """Returns the error for arrays that are not those that were written."""
+    return UserError(f"{where} is damaged: {differences(names)}; {cure}.")
+
+
+def differences(names: Sequence[str]) -> str:
+    """Returns a clause about arrays that are not those that were written."""
     more = f" and {len(names) - 1} more arrays" if len(names) > 1 else ""
-    return UserError(f"{where} is damaged: {names[0]}{more} differ from what was written; {cure}.")
+    return f"{names[0]}{more} differ from what was written"
 
 
 def _digits(sums: UInt32[np.ndarray, "2"]) -> str:

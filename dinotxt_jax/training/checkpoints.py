@@ -20,7 +20,7 @@ from dinotxt_jax.data.identity import difference
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints
-from dinotxt_jax.storage.checksums import check_sums, checksums
+from dinotxt_jax.storage.checksums import changed_arrays, checksums, differences
 from dinotxt_jax.storage.faults import may_be_damaged, reason
 from dinotxt_jax.storage.files import read_json, remove_abandoned, write_text
 from dinotxt_jax.training.health import Health
@@ -193,17 +193,18 @@ def restore_state(
     """Returns the state and the positions saved at `step`; reads each array as sharded.
 
     Raises:
-        UserError: the arrays are not those that were saved, or not finite.
+        UserError: the arrays are not those that were saved, or not finite; the text is a clause
+            about the checkpoint, for `restore_newest`.
     """
     mesh = cast(Mesh, cast(NamedSharding, abstract.step.sharding).mesh)
     parts, notes = checkpoints.load(
         step, {"trainable": abstract.trainable, "optimizer": abstract.optimizer}
     )
-    cure = "use an earlier one"
-    if (stored := notes.pop(_CHECKSUMS, None)) is not None:  # absent before checksums existed
-        check_sums(parts, stored, f"the checkpoint of step {step}", cure)
+    stored = notes.pop(_CHECKSUMS, None)  # absent before checksums existed
+    if stored is not None and (changed := changed_arrays(parts, stored)):
+        raise UserError(differences(changed))
     if not _all_finite(parts["trainable"]):
-        raise UserError(f"the checkpoint of step {step} holds values that are not finite; {cure}.")
+        raise UserError("it holds values that are not finite")
     counter = processes.placed(np.asarray(step, abstract.step.dtype), abstract.step.sharding)
     health = Health.initial(mesh, notes.get("nonfinite_steps", 0))
     return TrainState(counter, parts["trainable"], parts["optimizer"], health), notes

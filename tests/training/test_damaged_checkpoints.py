@@ -48,7 +48,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     restored = restore_newest(checkpoints, abstract())
     gc.collect()
     assert len(caplog.records) == 1
-    assert "the checkpoint of step 2 is damaged" in caplog.text
+    assert caplog.text.count("the checkpoint of step 2") == 1
+    assert "the checkpoint of step 2 is damaged (" in caplog.text
     assert "Traceback" not in capfd.readouterr().err
     assert [str(warning.message) for warning in recwarn] == []
     assert restored is not None
