@@ -150,10 +150,10 @@ REPLACE_MODEL = "restore it, or convert or export the model again"
 
 def damaged(names: Sequence[str], where: object, cure: str) -> UserError:
     """Returns the error for arrays that are not those that were written."""
-    return UserError(f"{where} is damaged: {differences(names)}; {cure}.")
+    return UserError(f"{where} is damaged: {changed_clause(names)}; {cure}.")
 
 
-def differences(names: Sequence[str]) -> str:
+def changed_clause(names: Sequence[str]) -> str:
     """Returns a clause about arrays that are not those that were written."""
     more = f" and {len(names) - 1} more arrays" if len(names) > 1 else ""
     return f"{names[0]}{more} differ from what was written"

@@ -20,7 +20,7 @@ from dinotxt_jax.data.identity import difference
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints
-from dinotxt_jax.storage.checksums import changed_arrays, checksums, differences
+from dinotxt_jax.storage.checksums import changed_arrays, changed_clause, checksums
 from dinotxt_jax.storage.faults import may_be_damaged, reason
 from dinotxt_jax.storage.files import read_json, remove_abandoned, write_text
 from dinotxt_jax.training.health import Health
@@ -202,7 +202,7 @@ def restore_state(
     )
     stored = notes.pop(_CHECKSUMS, None)  # absent before checksums existed
     if stored is not None and (changed := changed_arrays(parts, stored)):
-        raise UserError(differences(changed))
+        raise UserError(changed_clause(changed))
     if not _all_finite(parts["trainable"]):
         raise UserError("it holds values that are not finite")
     counter = processes.placed(np.asarray(step, abstract.step.dtype), abstract.step.sharding)
