@@ -54,6 +54,7 @@ SOURCE_SETTINGS: dict[str, SourceSettings] = {
     ),
     "jsonl": SourceSettings((CAPTIONS,)),
     "array_record": SourceSettings((CAPTIONS,)),
+    "webdataset": SourceSettings((CAPTIONS,)),
     "tfds": SourceSettings((CAPTIONS, LABELS), needs=("name", "split")),
     "karpathy": SourceSettings((CAPTIONS,)),
     "coco": SourceSettings((CAPTIONS,)),
@@ -79,15 +80,16 @@ class DataConfig:
     source: Annotated[
         str,
         Choice(SOURCE_SETTINGS),
-        "data set type. Captions: scenes (synthetic drawings), jsonl, array_record, tfds, "
-        "karpathy or coco (published caption files). Class labels: folder (one folder per "
+        "data set type. Captions: scenes (synthetic drawings), jsonl, array_record, webdataset, "
+        "tfds, karpathy or coco (published caption files). Class labels: folder (one folder per "
         "class), csv or tfds. Masks: csv, masks (a published data set in its original folder "
         "layout) or scenes",
     ] = "scenes"
     path: Annotated[
         str,
-        "jsonl, csv, karpathy, coco: the file; array_record: file, folder or glob; folder: "
-        "parent folder of the class folders; tfds: TFDS data_dir; masks: data set root folder",
+        "jsonl, csv, karpathy, coco: the file; array_record, webdataset: file, folder or glob; "
+        "folder: parent folder of the class folders; tfds: TFDS data_dir; masks: data set root "
+        "folder",
     ] = ""
     image_root: Annotated[
         str,
@@ -104,7 +106,9 @@ class DataConfig:
     ] = ""
     image_key: Annotated[str, "tfds: image feature"] = "image"
     caption_key: Annotated[
-        str, 'tfds: caption feature; use "captions/text" for a nested feature'
+        str,
+        'tfds: caption feature; use "captions/text" for a nested feature; webdataset: key of the '
+        'captions in KEY.json (where it is missing: KEY.txt, or else the key "caption")',
     ] = "captions"
     label_key: Annotated[
         str,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from dinotxt_jax.data.examples import (
     Example,
     check_records,
     checked_captions,
+    data_files,
     nothing_left,
     shortened,
 )
@@ -46,7 +46,8 @@ class ArrayRecordSource:
 
         self._path = str(path)
         try:
-            self._records = ArrayRecordDataSource(_array_record_files(self._path, section))
+            files = data_files(self._path, ".array_record", "ArrayRecord", section)
+            self._records = ArrayRecordDataSource(files)
         except RuntimeError as error:
             raise UserError(
                 f"{self._path} cannot be read as ArrayRecord ({error}), expected whole files "
@@ -108,19 +109,6 @@ class ArrayRecordSource:
         number = int(self._numbers[index])
         record = self._read(number)
         return record, checked_captions(record["captions"], f"{self._path}, record {number}")
-
-
-def _array_record_files(path: str, section: str) -> list[str]:
-    if os.path.isdir(path):
-        files = glob.glob(os.path.join(glob.escape(path), "*.array_record*"))
-    else:
-        files = [path] if os.path.isfile(path) else glob.glob(path)
-    if not files:
-        raise UserError(
-            f"no ArrayRecord file was found at {path}, expected a file, a folder of "
-            f"*.array_record files or a glob; correct {section}.path."
-        )
-    return sorted(files)
 
 
 def write_array_record(path: str | Path, examples: Iterable[Example], *, split: str = "") -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
@@ -149,6 +151,30 @@ def check_records(read: Callable[[int], object], count: int) -> None:
         else:
             return
     raise UserError(str(reason))
+
+
+def data_files(path: str, ending: str, title: str, section: str) -> list[str]:
+    """Returns the data files at a path, sorted: a file, those in a folder, or those of a glob.
+
+    Args:
+        path: the path or the glob.
+        ending: what the names in a folder hold, such as ".tar".
+        title: the name of the file format, for the message.
+        section: command-line name for the data settings, for the message.
+
+    Raises:
+        UserError: there is none.
+    """
+    if os.path.isdir(path):
+        files = glob.glob(os.path.join(glob.escape(path), f"*{ending}*"))
+    else:
+        files = [path] if os.path.isfile(path) else glob.glob(path)
+    if not files:
+        raise UserError(
+            f"no {title} file was found at {path}, expected a file, a folder of *{ending} files "
+            f"or a glob; correct {section}.path."
+        )
+    return sorted(files)
 
 
 def no_file(path: Path) -> str:

@@ -26,12 +26,14 @@ from dinotxt_jax.data.scenes import SCENES
 from dinotxt_jax.data.source_kind import CAPTIONS, LABELS, MASKS, SourceKind
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.data.tfds_records import TFDS
+from dinotxt_jax.data.webdataset import WEBDATASET
 from dinotxt_jax.errors import UserError
 
 SOURCES: dict[str, SourceKind] = {
     "scenes": SCENES,
     "jsonl": JSONL,
     "array_record": ARRAY_RECORD,
+    "webdataset": WEBDATASET,
     "tfds": TFDS,
     "karpathy": KARPATHY,
     "coco": COCO,

@@ -1,0 +1,198 @@
+"""Tar files with images and captions in the WebDataset convention, read in place."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.examples import (
+    SECTION,
+    Example,
+    check_records,
+    checked_captions,
+    data_files,
+    shortened,
+)
+from dinotxt_jax.data.pipeline import in_threads
+from dinotxt_jax.data.source_kind import SourceKind
+from dinotxt_jax.data.tar_index import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, index_of, name_parts
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.storage.retries import retried
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
+
+# Headers are read in several threads, because storage may be slow to answer.
+_THREADS = 8
+_MOST_OPEN = 128
+
+
+class _Sample(NamedTuple):
+    key: str
+    image: bytes
+    captions: tuple[str, ...]
+
+
+class WebDatasetSource:
+    """Tar files in which the members `KEY.jpg` and `KEY.txt` or `KEY.json` form a sample.
+
+    The members of a sample follow each other. Samples are indexed once (`tar_index`), with 8 bytes
+    each, and then read at any position. A sample whose captions cannot be read counts as a bad
+    image.
+
+    Args:
+        path: a tar, a folder (all `*.tar`) or a glob; files are read in sorted name order.
+        caption_key: the captions' key in `KEY.json`; where it is missing, the captions are the
+            content of `KEY.txt`, or else the key "caption" (as img2dataset names it).
+        section: command-line name for the data settings, for messages.
+
+    Raises:
+        UserError: a file is missing or no tar, or there is no sample that can be used.
+    """
+
+    def __init__(
+        self, path: str | Path, *, caption_key: str = "captions", section: str = SECTION
+    ) -> None:
+        self._caption_key = caption_key
+        self._files = [Path(file) for file in data_files(str(path), ".tar", "tar", section)]
+        indexes, left_out = [], Counter[str]()
+        with progress_bar(len(self._files), 0, "tar", "indexing") as bar:
+            for file, index in zip(
+                self._files, in_threads(self._files, index_of, _THREADS, 64), strict=True
+            ):
+                indexes.append(index)
+                left_out.update(index.left_out)
+                if index.problem:
+                    logging.warning(
+                        "%s: only the %d samples before the damage are used, as %s",
+                        *(file, len(index.spans), index.problem),
+                    )
+                bar.update()
+        reasons = ", ".join(f"{count} with {reason}" for reason, count in left_out.most_common())
+        self._versions = [(index.size, index.modified) for index in indexes]
+        self._spans = np.concatenate([index.spans for index in indexes])
+        self._bounds = np.cumsum([len(index.spans) for index in indexes])
+        if not len(self._spans):
+            raise UserError(
+                f"{path} has no sample that can be used ({reasons or 'no files'}), expected "
+                "members KEY.jpg and KEY.txt or KEY.json that follow each other; write the tars "
+                f"again, or correct {section}.path."
+            )
+        if reasons:
+            logging.warning(
+                "%s: %d samples are left out (%s); %d are used",
+                *(path, left_out.total(), reasons, len(self)),
+            )
+        check_records(self._sample, len(self))
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> Example:
+        sample = self._sample(index)
+        return Example(sample.image, sample.captions, sample.key)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._sample(index).captions
+
+    def key(self, index: int) -> str:
+        """Returns the name of an example: the tar and the key."""
+        return self._sample(index).key
+
+    def _sample(self, index: int) -> _Sample:
+        number = int(np.searchsorted(self._bounds, index, "right"))
+        file = self._files[number]
+        first, end = (int(block) * BLOCK for block in self._spans[index])
+        content = _opened(file, *self._versions[number]).read(first, end)
+        where = f"{file}, sample {index - (int(self._bounds[number - 1]) if number else 0)}"
+        key, members = _parsed(content, where)
+        image = next((members[ending] for ending in members if ending in IMAGE_ENDINGS), None)
+        if image is None:
+            raise BadImageError(f"{where}: the image cannot be found; write the tar again.")
+        return _Sample(f"{file.name}/{key}", image, _captions(members, self._caption_key, where))
+
+
+class _OpenTar:
+    """An open tar, which is closed when nothing refers to it any more."""
+
+    def __init__(self, path: Path, version: tuple[int, int]):
+        self._path, self._version = path, version
+        self._stream = retried(lambda: path.open("rb", buffering=0))
+
+    def read(self, first: int, end: int) -> bytes:
+        """Returns the bytes from `first` to `end`.
+
+        Raises:
+            UserError: the tar is not the one that was indexed.
+        """
+        descriptor = self._stream.fileno()
+        status = retried(lambda: os.fstat(descriptor))
+        if (status.st_size, status.st_mtime_ns) != self._version:
+            raise UserError(
+                f"{self._path} has changed since this command opened it; run the command again "
+                "when the file is complete."
+            )
+        # pread does not move the shared file position, so threads need no lock.
+        return retried(lambda: os.pread(descriptor, end - first, first))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self._stream.close()
+
+
+@functools.lru_cache(maxsize=_MOST_OPEN)
+def _opened(path: Path, size: int, modified: int) -> _OpenTar:
+    return _OpenTar(path, (size, modified))
+
+
+def _parsed(content: bytes, where: str) -> tuple[str, dict[str, bytes]]:
+    """Returns the key of a sample, and its image and texts by ending."""
+    members, key = {}, ""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for member in archive:
+                key, ending = name_parts(member.name)
+                stream = archive.extractfile(member)
+                if stream is not None and ending in IMAGE_ENDINGS | TEXT_ENDINGS:
+                    members[ending] = stream.read()
+    except tarfile.TarError as error:
+        raise BadImageError(f"{where}: it is damaged ({error}); write the tar again.") from error
+    return key, members
+
+
+def _captions(members: dict[str, bytes], caption_key: str, where: str) -> tuple[str, ...]:
+    record: Any = {}
+    try:
+        if "json" in members:
+            record = json.loads(members["json"])
+        text = members["txt"].decode().strip() if "txt" in members else None
+    except (ValueError, RecursionError) as error:
+        raise BadImageError(
+            f"{where}: the caption is no UTF-8 or no JSON ({error}); correct or remove it."
+        ) from error
+    if not isinstance(record, dict):
+        raise BadImageError(f"{where}: its JSON is {shortened(record)}, expected an object.")
+    choices = (record.get(caption_key), text, record.get("caption"))
+    captions = next((choice for choice in choices if choice is not None), None)
+    try:
+        return checked_captions(captions, where)
+    except UserError as error:  # a blank caption of one sample does not stop a run
+        raise BadImageError(str(error)) from error
+
+
+def _open(config: DataConfig, section: str) -> WebDatasetSource:
+    return WebDatasetSource(config.path, caption_key=config.caption_key, section=section)
+
+
+WEBDATASET = SourceKind(reads=("path", "caption_key"), captions=_open)
