@@ -81,9 +81,9 @@ class DataConfig:
         str,
         Choice(SOURCE_SETTINGS),
         "data set type. Captions: scenes (synthetic drawings), jsonl, array_record, webdataset, "
-        "tfds, karpathy or coco (published caption files). Class labels: folder (one folder per "
-        "class), csv or tfds. Masks: csv, masks (a published data set in its original folder "
-        "layout) or scenes",
+        "csv (also TSV), tfds, karpathy or coco (published caption files). Class labels: folder "
+        "(one folder per class), csv or tfds. Masks: csv, masks (a published data set in its "
+        "original folder layout) or scenes",
     ] = "scenes"
     path: Annotated[
         str,
@@ -108,7 +108,8 @@ class DataConfig:
     caption_key: Annotated[
         str,
         'tfds: caption feature; use "captions/text" for a nested feature; webdataset: key of the '
-        'captions in KEY.json (where it is missing: KEY.txt, or else the key "caption")',
+        'captions in KEY.json (where it is missing: KEY.txt, or else the key "caption"); csv: '
+        "caption column (where it is missing: caption or title)",
     ] = "captions"
     label_key: Annotated[
         str,

@@ -1,19 +1,23 @@
-"""CSV files that list images, each with class labels or with a mask file.
+"""CSV and TSV files that list images, each with captions, class labels or a mask file.
 
-The image column is called `file`, `image`, `path` or `filename`. The column `config.label_key`
-holds the labels, as numbers or names; several labels are separated by ";". The column `mask` holds
-the mask files; image and mask files are relative to `config.image_root`. `config.classes` names the
-classes; a class called "background" in a list of mask classes means anything else.
+The image column is called `file`, `image`, `path`, `filename` or `filepath`. The column
+`config.caption_key`, `caption` or `title` holds one caption; lines of the same image add captions.
+The column `config.label_key` holds the labels, as numbers or names; several labels are separated by
+";". The column `mask` holds the mask files; image and mask files are relative to
+`config.image_root`. `config.classes` names the classes; a class called "background" in a list of
+mask classes means anything else. Values are separated by tabs if the first line has a tab.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dinotxt_jax.data.caption_files import CaptionFileSource, caption_file_source
 from dinotxt_jax.data.class_labels import (
     LabelledImage,
     LabelledImages,
@@ -22,6 +26,7 @@ from dinotxt_jax.data.class_labels import (
     numbers_only,
 )
 from dinotxt_jax.data.examples import (
+    checked_captions,
     folder_of_images,
     image_bytes,
     no_file,
@@ -36,7 +41,9 @@ from dinotxt_jax.errors import UserError
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
-FILE_COLUMNS = ("file", "image", "path", "filename")
+FILE_COLUMNS = ("file", "image", "path", "filename", "filepath")
+# Besides `config.caption_key`: the names in img2dataset's lists and in open_clip's.
+_CAPTION_COLUMNS = ("caption", "title")
 _SEPARATOR = ";"  # between the labels of one image
 
 
@@ -64,42 +71,67 @@ def read_index(
         UserError: the file does not exist, is not UTF-8 or lacks these columns, a line lacks a
             value, or no line belongs to the split.
     """
+    with _lines(path, section) as lines:
+        columns = tuple(lines.fieldnames or ())
+        image = next((name for name in FILE_COLUMNS if name in columns), None)
+        if columns and (image is None or column not in columns):
+            raise UserError(
+                f"{path} has the columns {', '.join(map(str, columns))}, expected one of "
+                f"{', '.join(FILE_COLUMNS)}, and {column}; rename the columns"
+                + (f", or set {section}.{setting} to the correct column." if setting else ".")
+            )
+        images, splits = [], set()
+        for number, row in enumerate(lines, 2):
+            splits.add(row.get("split") or "")
+            if split and row.get("split") != split:
+                continue
+            file_name, value = row[image], row[column]
+            if not file_name or not value:
+                raise UserError(
+                    f"{path}:{number}: the column {image if not file_name else column} is empty; "
+                    "fill it or remove the line."
+                )
+            images.append(IndexRow(number, file_name, value))
+    if not images:
+        raise nothing_left(path, split, splits, section)
+    return images
+
+
+@contextlib.contextmanager
+def _lines(path: Path, section: str) -> Iterator[csv.DictReader[Any]]:
+    """Opens an index; errors in the block that mean another format become `UserError`."""
     if not path.is_file():
         raise UserError(
-            f"{no_file(path)}, expected a CSV index with the columns {FILE_COLUMNS[0]} and "
-            f"{column}; correct {section}.path."
+            f"{no_file(path)}, expected a CSV index with the column {FILE_COLUMNS[0]} and others; "
+            f"correct {section}.path."
         )
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            delimiter = "\t" if "\t" in file.readline() else ","
+            file.seek(0)
+            yield csv.DictReader(file, delimiter=delimiter)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path} is not a CSV in UTF-8 ({error}); save it in this format."
         ) from error
-    if not rows:
-        raise nothing_left(path, "", set(), section)
-    columns = tuple(rows[0])
-    image = next((name for name in FILE_COLUMNS if name in columns), None)
-    if image is None or column not in columns:
-        raise UserError(
-            f"{path} has the columns {', '.join(map(str, columns))}, expected one of "
-            f"{', '.join(FILE_COLUMNS)}, and {column}; rename the columns"
-            + (f", or set {section}.{setting} to the correct column." if setting else ".")
+
+
+def _open_captions(config: DataConfig, section: str) -> CaptionFileSource | None:
+    """Opens images and captions, or returns None if there is no column of captions."""
+    path = Path(config.path)
+    with _lines(path, section) as lines:
+        columns = lines.fieldnames or ()
+    names = (config.caption_key, *_CAPTION_COLUMNS)
+    column = next((name for name in names if name in columns), None)
+    if column is None:
+        return None
+    captions: dict[str, list[str]] = {}
+    for row in read_index(path, column, config.split, section, "caption_key"):
+        captions.setdefault(row.file, []).extend(
+            checked_captions(row.value, f"{path}:{row.number}")
         )
-    images = []
-    for number, row in enumerate(rows, 2):
-        if split and row.get("split") != split:
-            continue
-        file_name, value = row[image], row[column]
-        if not file_name or not value:
-            raise UserError(
-                f"{path}:{number}: the column {image if not file_name else column} is empty; fill "
-                "it or remove the line."
-            )
-        images.append(IndexRow(number, file_name, value))
-    if not images:
-        raise nothing_left(path, split, {row.get("split") or "" for row in rows}, section)
-    return images
+    entries = [(file, tuple(texts)) for file, texts in captions.items()]
+    return caption_file_source(path, config.image_root, entries, section)
 
 
 def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:
@@ -174,7 +206,8 @@ def _open_masks(config: DataConfig, section: str) -> MaskFiles:
 
 
 CSV = SourceKind(
-    reads=("path", "image_root", "split", "label_key", "classes", "only"),
+    reads=("path", "image_root", "split", "caption_key", "label_key", "classes", "only"),
+    captions=_open_captions,
     labels=_read_labels,
     masks=_open_masks,
 )

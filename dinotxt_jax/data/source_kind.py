@@ -29,7 +29,8 @@ class SourceKind:
         reads: `DataConfig` fields that locate the data or select a part. Fields that prepare
             images (`image_size`, `augmentation`, ...) mean the same for every source and are not
             listed.
-        captions: opens the images and captions. None if the data has no captions.
+        captions: opens the images and captions, or returns None for data with class labels only.
+            None if the data has no captions.
         labels: reads the class labels; the second argument lists the class names from
             `config.classes` (empty: the data provides the names). None if the data has no labels.
         masks: opens the images and masks. None if the data has no masks.
@@ -37,7 +38,7 @@ class SourceKind:
     """
 
     reads: tuple[str, ...]
-    captions: Callable[[DataConfig, str], Source] | None = None
+    captions: Callable[[DataConfig, str], Source | None] | None = None
     labels: Callable[[DataConfig, Sequence[str], str], LabelledImages] | None = None
     masks: Callable[[DataConfig, str], MaskSource] | None = None
     needs_path: bool = True

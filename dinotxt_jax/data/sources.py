@@ -57,9 +57,8 @@ def open_source(config: DataConfig, section: str = SECTION) -> Source:
         UserError: the source is unknown, the data is missing or empty, or an example is invalid.
     """
     kind = _kind(config, CAPTIONS, section)
-    if kind.captions is None:
-        return open_labelled(config, section)
-    return kind.captions(config, section)
+    source = None if kind.captions is None else kind.captions(config, section)
+    return open_labelled(config, section) if source is None else source
 
 
 def open_labelled(config: DataConfig, section: str = SECTION) -> LabelledSource:
