@@ -23,7 +23,6 @@ from dinotxt_jax.data.examples import (
     data_files,
     shortened,
 )
-from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.tar_index import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, index_of, name_parts
 from dinotxt_jax.errors import UserError
@@ -64,6 +63,8 @@ class WebDatasetSource:
     def __init__(
         self, path: str | Path, *, caption_key: str = "captions", section: str = SECTION
     ) -> None:
+        from dinotxt_jax.data.pipeline import in_threads  # imports Grain
+
         self._caption_key = caption_key
         self._files = [Path(file) for file in data_files(str(path), ".tar", "tar", section)]
         indexes, left_out = [], Counter[str]()

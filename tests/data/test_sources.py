@@ -146,8 +146,8 @@ def test_open_source_draws_scenes(split):
     ("config", "message"),
     [
         (
-            DataConfig(source="webdataset"),
-            "config.data.source='webdataset' is unknown; choose among scenes, .*folder, csv.$",
+            DataConfig(source="lmdb"),
+            "config.data.source='lmdb' is unknown; choose among scenes, .*folder, csv.$",
         ),
         (DataConfig(source="jsonl"), "config.data.path is empty"),
         (DataConfig(source="array_record"), "config.data.path is empty"),
