@@ -320,6 +320,17 @@ def checked_captions(captions: object, where: str) -> tuple[str, ...]:
     return texts
 
 
+def caption_or_bad(captions: object, where: str) -> tuple[str, ...]:
+    """Returns captions as `checked_captions` does; invalid ones raise `BadImageError`.
+
+    Data from the web has blank captions; they are counted with bad images and stop no run.
+    """
+    try:
+        return checked_captions(captions, where)
+    except UserError as error:
+        raise BadImageError(str(error)) from error
+
+
 def shortened(value: object, width: int = 60) -> str:
     """Formats a value and the value's type, short enough for an error message."""
     text = f"{value!r} ({type(value).__name__})"

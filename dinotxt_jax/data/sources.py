@@ -17,6 +17,7 @@ from dinotxt_jax.data.class_folders import FOLDER
 from dinotxt_jax.data.coco import COCO
 from dinotxt_jax.data.csv_index import CSV
 from dinotxt_jax.data.examples import SECTION, Source, nothing_left
+from dinotxt_jax.data.hf_datasets import HF_DATASETS
 from dinotxt_jax.data.jsonl import JSONL
 from dinotxt_jax.data.karpathy import KARPATHY
 from dinotxt_jax.data.labelled import LabelledSource, with_classes
@@ -34,6 +35,7 @@ SOURCES: dict[str, SourceKind] = {
     "jsonl": JSONL,
     "array_record": ARRAY_RECORD,
     "webdataset": WEBDATASET,
+    "hf_datasets": HF_DATASETS,
     "tfds": TFDS,
     "karpathy": KARPATHY,
     "coco": COCO,

@@ -18,8 +18,8 @@ from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import (
     SECTION,
     Example,
+    caption_or_bad,
     check_records,
-    checked_captions,
     data_files,
     shortened,
 )
@@ -186,10 +186,7 @@ def _captions(members: dict[str, bytes], caption_key: str, where: str) -> tuple[
         raise BadImageError(f"{where}: its JSON is {shortened(record)}, expected an object.")
     choices = (record.get(caption_key), text, record.get("caption"))
     captions = next((choice for choice in choices if choice is not None), None)
-    try:
-        return checked_captions(captions, where)
-    except UserError as error:  # a blank caption of one sample does not stop a run
-        raise BadImageError(str(error)) from error
+    return caption_or_bad(captions, where)
 
 
 def _open(config: DataConfig, section: str) -> WebDatasetSource:
