@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 MISTAKES = [
-    (open_source, {"source": "webdataset"}, "source"),
+    (open_source, {"source": "lmdb"}, "source"),
     (open_source, {"source": "jsonl"}, "path"),
     (open_source, {"source": "jsonl", "path": "absent.jsonl"}, "path"),
     (open_source, {"source": "jsonl", "path": "classes"}, "path"),

@@ -265,7 +265,7 @@ KEY = "config.evaluation.tasks.held_out"
             f"none of 3 image paths .* {KEY}.data.image_root",
         ),
         ({"image_size": 60}, f"{KEY}.data.image_size is 60, expected"),
-        ({"source": "webdataset"}, f"{KEY}.data.source"),
+        ({"source": "lmdb"}, f"{KEY}.data.source"),
     ],
 )
 def test_the_data_of_every_task_is_checked_before_the_first_image_is_encoded(
