@@ -54,6 +54,12 @@ _PROPOSALS = flags.DEFINE_integer(
     "Maximum number of changes to compile when the step does not fit.",
     lower_bound=0,
 )
+_PRICE = flags.DEFINE_float(
+    "price",
+    None,
+    "What a chip-hour costs, in any currency; the plan then says what the run costs.",
+    lower_bound=0.0,
+)
 
 
 def _body() -> None:
@@ -69,6 +75,7 @@ def _body() -> None:
         evaluation_dtype=_DTYPE.value,
         output=Path(_OUTPUT.value) if _OUTPUT.value else None,
         proposals=_PROPOSALS.value,
+        price=_PRICE.value,
     )
     if not fits:
         raise SystemExit(1)

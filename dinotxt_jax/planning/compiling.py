@@ -36,6 +36,12 @@ class Target:
     def chips(self) -> int:
         return len(self.devices) // self.chip.devices
 
+    @property
+    def accelerator_type(self) -> str:
+        """The type to request for each slice, such as v5p-256; "" if there is no such type."""
+        counted = self.chips // self.slices * self.chip.counted
+        return f"{self.chip.accelerator}-{counted}" if self.chip.accelerator else ""
+
 
 def target(topology: Topology | str) -> Target:
     """Returns a topology's target; raises `UserError` if it or libtpu is not available."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from dinotxt_jax.planning.compiling import Target
 from dinotxt_jax.planning.encoders import EncoderPlan
 from dinotxt_jax.planning.estimates import REACHED, Plan, Work
 from dinotxt_jax.planning.proposals import Proposal
@@ -19,13 +20,14 @@ _RESOURCES = {
 }
 
 
-def described(plan: Plan) -> list[str]:
-    """Formats a plan as text lines."""
+def described(plan: Plan, price: float | None = None) -> list[str]:
+    """Formats a plan as text lines; `price` is what a chip-hour costs."""
     target, memory = plan.target, plan.memory
     axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "of 1"
     settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
     lines = [
-        f"{target.name}: {target.chips} chips, {len(target.devices)} devices, mesh {axes}",
+        f"{target.name}: {target.chips} chips, {len(target.devices)} devices, mesh {axes}"
+        f"{_request(target)}",
         f"  config: {settings}; compiled in {plan.compile_seconds:.0f} s",
         "  memory of a device, GiB (from the compiler):",
     ]
@@ -49,10 +51,18 @@ def described(plan: Plan) -> list[str]:
     parts = ", ".join(f"{name} {_gib(value)}" for name, value in plan.parts.items())
     lines.append(f"    arguments by part, from their shapes: {parts}")
     lines.append(f"  FLOPs of a step, all devices, counted through scans: {plan.traced_flops:.3e}")
-    return lines + (_work_lines(plan, plan.work) if plan.work else [])
+    return lines + (_work_lines(plan, plan.work, price) if plan.work else [])
 
 
-def _work_lines(plan: Plan, work: Work) -> list[str]:
+def _request(target: Target) -> str:
+    """Returns what to request from Google Cloud, as a clause."""
+    if not target.accelerator_type:
+        return ""
+    slices = f" --slices={target.slices}" if target.slices > 1 else ""
+    return f"; to request: --type={target.accelerator_type}{slices}"
+
+
+def _work_lines(plan: Plan, work: Work, price: float | None) -> list[str]:
     lines = [
         f"  FLOPs of a device in the compiled program, with recomputation: {work.flops:.3e}",
         "  sent by a device per step, MiB (from the compiled program, ring algorithms):",
@@ -73,6 +83,7 @@ def _work_lines(plan: Plan, work: Work) -> list[str]:
             f"{1e3 * plan.step_seconds(reached):.0f} ms per step, "
             f"{plan.pairs_per_second(reached):,.0f} pairs/s, "
             f"{plan.chip_hours(reached):,.0f} chip-hours for {plan.steps} steps"
+            + ("" if price is None else f", {price * plan.chip_hours(reached):,.0f} by --price")
         )
     return lines
 
@@ -104,8 +115,8 @@ def described_proposal(plan: Plan, proposal: Proposal | None) -> str:
     )
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """Converts a plan to JSON values.
+def as_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
+    """Converts a plan to JSON values; `price` is what a chip-hour costs.
 
     "compiled" comes from the compiler, "traced" from shapes, "estimated" from both and the
     chip's peak rates.
@@ -113,6 +124,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
     target, memory, work = plan.target, plan.memory, plan.work
     return {
         "topology": target.name,
+        "accelerator_type": target.accelerator_type or None,
+        "slices": target.slices,
         "chips": target.chips,
         "devices": len(target.devices),
         "mesh": dict(plan.mesh),
@@ -141,6 +154,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
                     "step_seconds": plan.step_seconds(reached),
                     "pairs_per_second": plan.pairs_per_second(reached),
                     "chip_hours": plan.chip_hours(reached),
+                    "price": None if price is None else price * plan.chip_hours(reached),
                 }
                 for reached in (1.0, REACHED)
             },

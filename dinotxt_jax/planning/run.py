@@ -52,6 +52,7 @@ def plan(
     evaluation_dtype: str = "float32",
     output: Path | None = None,
     proposals: int = 4,
+    price: float | None = None,
 ) -> bool:
     """Compiles the step for all targets, and prints a report.
 
@@ -63,6 +64,7 @@ def plan(
         evaluation_dtype: dtype for these encoders.
         output: folder for plan.json and plan.png.
         proposals: how many changes to try if the step does not fit.
+        price: what a chip-hour costs, in any currency.
 
     Returns:
         Whether everything fits on the first target.
@@ -83,8 +85,9 @@ def plan(
     plans: list[Plan] = []
     for candidate in watched(targets, "topology", "compiling the train step"):
         plans.append(plan_step(config, candidate, caption_tokens))
-        tqdm.write("\n".join(described(plans[-1])))
-    fits, contents = plans[0].memory.fits, {"plans": [as_json(planned) for planned in plans]}
+        tqdm.write("\n".join(described(plans[-1], price)))
+    fits = plans[0].memory.fits
+    contents = {"plans": [as_json(planned, price) for planned in plans]}
     if evaluation is not None:
         encoders = plan_encoders(config, evaluation, targets[0], evaluation_dtype)
         print("\n".join(described_encoders(encoders, targets[0].name)))

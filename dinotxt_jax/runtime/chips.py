@@ -24,6 +24,9 @@ class Chip:
         devices: JAX devices per chip. Two cores that act as one ("megacore") are one device.
         usable: bytes that the compiler gives a program on one device.
         options: arguments for `get_topology_desc`.
+        accelerator: the generation in the accelerator types that Google Cloud's TPU API knows;
+            empty if slices are requested by topology only.
+        counted: what an accelerator type counts, per chip: its TensorCores (v4, v5p) or itself.
     """
 
     device_kinds: tuple[str, ...]
@@ -37,6 +40,8 @@ class Chip:
     usable: float
     devices: int = 1
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    accelerator: str = ""
+    counted: int = 1
 
 
 GIB = 2.0**30
@@ -48,15 +53,21 @@ CHIPS: Mapping[str, Chip] = {
     "v4": Chip(
         *(("TPU v4",), 275e12, 32 * GIB, 1200e9, 270e9, 6.25e9, 3, 4096, 30.75 * GIB),
         options={"chip_config_name": "megacore"},
+        accelerator="v4",
+        counted=2,
     ),
     "v5e": Chip(
-        ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 3.125e9, 2, 256, 15.75 * GIB
+        *(("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 3.125e9, 2, 256, 15.75 * GIB),
+        accelerator="v5litepod",
     ),
     "v5p": Chip(
-        ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, 3, 6144, 95.74 * GIB
+        *(("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, 3, 6144, 95.74 * GIB),
+        accelerator="v5p",
+        counted=2,
     ),
     "v6e": Chip(
-        ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 12.5e9, 2, 256, 31.25 * GIB
+        *(("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 12.5e9, 2, 256, 31.25 * GIB),
+        accelerator="v6e",
     ),
     "tpu7x": Chip(
         ("TPU7x",), 2307e12, 192 * GIB, 7380e9, 600e9, 12.5e9, 3, 9216, 94.75 * GIB, devices=2

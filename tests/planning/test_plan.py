@@ -155,6 +155,9 @@ def test_a_report_says_where_its_numbers_come_from(compiled: Plan) -> None:
     text = "\n".join(described(compiled))
     for part in ("from the compiler", "estimated at 50%", "chip-hours for 8 steps", "headroom"):
         assert part in text
+    hours = compiled.chip_hours(0.5)
+    assert f"8 steps, {1e9 * hours:,.0f} by --price" in "\n".join(described(compiled, 1e9))
+    assert as_json(compiled, 2.0)["estimated"]["at_50%"]["price"] == 2.0 * hours
     stored = json.loads(json.dumps(as_json(compiled)))
     assert stored["compiled"]["memory_bytes_per_device"]["peak"] == compiled.memory.peak
     assert stored["traced"]["flops_all_devices"] == compiled.traced_flops

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 
+import jax
 import pytest
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.planning.compiling import Target
 from dinotxt_jax.planning.topologies import parse_topology
 from dinotxt_jax.runtime.chips import CHIPS
 
@@ -55,3 +57,20 @@ def test_without_libtpu_the_error_says_how_to_install_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"libtpu, which is not installed; run pip install 'jax"):
         parse_topology("v5e:4x4").devices()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("v4:4x4x8", "v4-256"),  # TensorCores, two per chip
+        ("v5p:4x4x8", "v5p-256"),
+        ("v5e:16x16", "v5litepod-256"),
+        ("v6e:16x16", "v6e-256"),
+        ("2*v6e:8x16", "v6e-128"),  # of each slice
+        ("tpu7x:4x4x4", ""),  # requested by topology, on GKE
+    ],
+)
+def test_the_type_to_request_counts_what_the_cloud_counts(name: str, expected: str) -> None:
+    topology = parse_topology(name)
+    devices = [jax.devices()[0]] * topology.device_count
+    assert Target(name, topology.chip, devices, topology.slices).accelerator_type == expected
