@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Shaped
 
 from dinotxt_jax.data.texts import read_list
@@ -63,6 +64,14 @@ def checked_label(label: int, classes: int, where: str, section: str) -> int:
             f"correct it, or {section}.classes."
         )
     return label
+
+
+def warn_of_unlabelled(name: str, unlabelled: int, total: int) -> None:
+    """Logs how many examples are left out because they have no label."""
+    if unlabelled:
+        logging.warning(
+            "%s: %d of %d examples have no label and are skipped", name, unlabelled, total
+        )
 
 
 def numbers_only(where: object, section: str) -> UserError:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinotxt_jax.data.bad_images import BadImageError, bad_in_evaluation
+from dinotxt_jax.data.bad_images import BadImageError, MissingImageError, bad_in_evaluation
 from dinotxt_jax.data.class_labels import (
     LabelledImage,
     LabelledImages,
@@ -25,6 +25,7 @@ from dinotxt_jax.data.class_labels import (
     is_number,
     numbers_only,
     readable_names,
+    warn_of_unlabelled,
 )
 from dinotxt_jax.data.examples import (
     SECTION,
@@ -143,7 +144,13 @@ class ArrowRows:
         if isinstance(value, dict) and {"bytes", "path"} <= value.keys():
             value = value["path"] if value["bytes"] is None else value["bytes"]
         if isinstance(value, str):
-            return image_bytes(Path(value), self.key(index))
+            try:
+                return image_bytes(Path(value), f"{value} of {self.key(index)}")
+            except MissingImageError as error:
+                raise BadImageError(
+                    f"{error}; copy the files to the same paths, or save the data set with the "
+                    "images inside."
+                ) from error
         if not isinstance(value, bytes):
             raise BadImageError(
                 f"{self.key(index)} has {shortened(value)} in the column {column}, expected an "
@@ -283,6 +290,7 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
         )
         if labels:
             images.append(LabelledImage(number, tuple(labels), rows.key(number)))
+    warn_of_unlabelled(rows.name, len(rows) - len(images), len(rows))
     return LabelledImages(images, names, functools.partial(_image_of_row, rows, image))
 
 

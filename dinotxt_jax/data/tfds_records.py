@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import logging
 from jaxtyping import Shaped
 
 from dinotxt_jax.data.bad_images import BadImageError, bad_in_evaluation
@@ -23,6 +22,7 @@ from dinotxt_jax.data.class_labels import (
     is_number,
     numbers_only,
     readable_names,
+    warn_of_unlabelled,
 )
 from dinotxt_jax.data.examples import (
     SECTION,
@@ -230,13 +230,7 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
         )
         if labels:
             images.append(LabelledImage(number, labels, key))
-    if len(images) < len(records):
-        logging.warning(
-            "%s: %d of %d examples have no label and are skipped",
-            records.name,
-            len(records) - len(images),
-            len(records),
-        )
+    warn_of_unlabelled(records.name, len(records) - len(images), len(records))
     return LabelledImages(images, names, functools.partial(_record_image, records))
 
 

@@ -27,7 +27,7 @@ from dinotxt_jax.data.examples import (
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.tar_index import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, index_of, name_parts
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.runtime.progress import watched
 from dinotxt_jax.storage.retries import retried
 
 if TYPE_CHECKING:
@@ -68,11 +68,13 @@ class WebDatasetSource:
         self._caption_key = caption_key
         self._files = [Path(file) for file in data_files(str(path), ".tar", "tar", section)]
         indexes, left_out = [], Counter[str]()
-        with (
-            progress_bar(len(self._files), 0, "tar", "indexing") as bar,
-            ThreadPoolExecutor(_THREADS) as threads,
-        ):
-            for file, index in zip(self._files, threads.map(index_of, self._files), strict=True):
+        threads = ThreadPoolExecutor(_THREADS)
+        try:
+            for file, index in zip(
+                watched(self._files, "tar", "indexing"),
+                threads.map(index_of, self._files),
+                strict=True,
+            ):
                 indexes.append(index)
                 left_out.update(index.left_out)
                 if index.problem:
@@ -80,7 +82,8 @@ class WebDatasetSource:
                         "%s: only the %d samples before the damage are used, as %s",
                         *(file, len(index.spans), index.problem),
                     )
-                bar.update()
+        finally:
+            threads.shutdown(cancel_futures=True)
         reasons = ", ".join(f"{count} with {reason}" for reason, count in left_out.most_common())
         self._versions = [(index.size, index.modified) for index in indexes]
         self._spans = np.concatenate([index.spans for index in indexes])

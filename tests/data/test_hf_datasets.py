@@ -103,6 +103,9 @@ def test_images_are_structs_bytes_or_paths(tmp_path: Path) -> None:
         )
         assert source[4].image == png(4)
     assert source[0].image == png(4)
+    (tmp_path / "4.png").unlink()
+    with pytest.raises(BadImageError, match=r"4.png of .*\[0\] cannot be read: No such .*; copy"):
+        source[0]
 
 
 def test_rows_without_image_or_caption_count_as_bad(tmp_path: Path) -> None:
@@ -117,7 +120,9 @@ def test_rows_without_image_or_caption_count_as_bad(tmp_path: Path) -> None:
             source.captions(index)
 
 
-def test_labels_inside_lists_and_structs_are_read(tmp_path: Path) -> None:
+def test_labels_inside_lists_and_structs_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     objects = pa.array([{"label": [0, 1, 1]}, {"label": []}, *[{"label": [2]}] * 3])
     feature = {"feature": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}
     columns = {"image": pa.array([png(number) for number in range(5)]), "objects": objects}
@@ -125,6 +130,7 @@ def test_labels_inside_lists_and_structs_are_read(tmp_path: Path) -> None:
     source = open_labelled(settings(folder, label_key="objects/label"))
     assert source.class_names == ("a", "b", "c")
     assert [source.labels(index) for index in range(len(source))] == [(0, 1), (2,), (2,), (2,)]
+    assert "1 of 5 examples have no label and are skipped" in caplog.text
     (tmp_path / "two.txt").write_text("x\ny\n")
     with pytest.raises(UserError, match=r"set\[2\]: the label 2 is not one of the 2 classes"):
         open_labelled(
