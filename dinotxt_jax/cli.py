@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": "weights_convert.__main__",
     "train": "dinotxt_jax.train",
     "precompute": "dinotxt_jax.precompute",
+    "status": "dinotxt_jax.status",
     "plan": "dinotxt_jax.plan",
     "evaluate": "dinotxt_jax.evaluate",
     "classify": "dinotxt_jax.classify",

@@ -24,7 +24,7 @@ FLOORS = (
     ("__init__",),
     ("cli_flags",),
     ("cli",),
-    ("train", "precompute", "plan", "evaluate", "classify", "segment", "embed"),
+    ("train", "precompute", "plan", "status", "evaluate", "classify", "segment", "embed"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
@@ -130,6 +130,33 @@ class RunLock:
             f"{owner.get('host', 'an unknown host')}, since {owner.get('since', 'unknown')}); end "
             "that run first, or take another --workdir."
         )
+
+
+class LockState(NamedTuple):
+    """Who holds the lock of a work directory.
+
+    Attributes:
+        owner: the process and the host, for messages.
+        is_alive: whether the process is known to run (this host) or renewed the lock within the
+            last minute by this host's clock (other hosts).
+    """
+
+    owner: str
+    is_alive: bool
+
+
+def lock_state(folder: Path) -> LockState | None:
+    """Returns who holds the lock of a work directory, without waiting; None if nobody does."""
+    lock = RunLock(folder)
+    owner, modified = lock._owner(), lock._modified()
+    if owner is None or modified is None:
+        return None
+    host, pid = owner.get("host", "an unknown host"), owner.get("pid", "unknown")
+    if host == socket.gethostname() and isinstance(pid, int):
+        alive = _is_running(pid, owner.get("started"))
+    else:
+        alive = time.time() - modified / 1e9 < STALE_AFTER
+    return LockState(f"process {pid} on {host}", alive)
 
 
 def _started(pid: int) -> str:

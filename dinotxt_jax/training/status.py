@@ -1,0 +1,169 @@
+"""What the files in a work directory say about a run, without touching it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.files import read_json
+from dinotxt_jax.storage.locks import LockState, lock_state
+from dinotxt_jax.training.metrics import read_metrics
+
+# Rates are means over this many of the last lines.
+_LINES = 10
+# Metrics that are counts of things that should not happen.
+_COUNTS = ("bad_images", "nonfinite_steps", "storage_retries")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStatus:
+    """The state of a run.
+
+    Attributes:
+        workdir: the work directory.
+        lock: who holds the lock, or None.
+        steps: the step of the last line of metrics, and the number of steps.
+        pairs_per_second, seconds_left: None before the first line.
+        metrics: the last line of metrics.
+        evaluation: the last line of an evaluation.
+        best: what best.json holds.
+        checkpoint: the newest checkpoint, or None.
+        ages: seconds since the last line of metrics and since the newest checkpoint.
+        warnings: what an operator should look at.
+        finished: whether the final model is written.
+    """
+
+    workdir: Path
+    lock: LockState | None
+    steps: tuple[int, int]
+    pairs_per_second: float | None
+    seconds_left: float | None
+    metrics: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    best: Mapping[str, Any]
+    checkpoint: int | None
+    ages: tuple[float | None, float | None]
+    warnings: tuple[str, ...]
+    finished: bool
+
+    @property
+    def is_running(self) -> bool:
+        return self.lock is not None and self.lock.is_alive
+
+
+def run_status(workdir: Path) -> RunStatus:
+    """Reads the state of a run.
+
+    Raises:
+        UserError: the folder is no work directory, or its run.json is damaged.
+    """
+    file = workdir / "run.json"
+    if not file.exists():
+        raise UserError(
+            f"{workdir} is no work directory (it has no run.json), expected the --workdir of a "
+            "run; correct it."
+        )
+    config = read_json(file, "the config of a run", "restore it").get("config", {})
+    total = config.get("steps", 0)
+    rows = read_metrics(workdir / "metrics.jsonl")
+    training = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "loss" not in row]
+    last = training[-1] if training else {}
+    step = max((row["step"] for row in rows), default=0)
+    rates = [row["pairs_per_second"] for row in training[-_LINES:] if row.get("pairs_per_second")]
+    rate = len(rates) / sum(1 / value for value in rates) if rates else None
+    pairs = config.get("batch_size", 0) * config.get("accumulate_steps", 1)
+    best = workdir / "best.json"
+    checkpoints = [path for path in _entries(workdir / "checkpoints") if path.name.isdecimal()]
+    newest = max(checkpoints, key=lambda path: int(path.name), default=None)
+    return RunStatus(
+        workdir=workdir,
+        lock=lock_state(workdir),
+        steps=(step, total),
+        pairs_per_second=rate,
+        seconds_left=(total - step) * pairs / rate if rate else None,
+        metrics=last,
+        evaluation=evaluations[-1] if evaluations else {},
+        best=read_json(best, "the best result", "remove it") if best.exists() else {},
+        checkpoint=None if newest is None else int(newest.name),
+        ages=(_age(workdir / "metrics.jsonl"), None if newest is None else _age(newest)),
+        warnings=tuple(_warnings(workdir, last)),
+        finished=step >= total > 0 and (workdir / "model" / "model.json").exists(),
+    )
+
+
+def described_status(status: RunStatus) -> list[str]:
+    """Formats the state of a run as text lines."""
+    step, total = status.steps
+    share = f" ({step / total:.1%})" if total else ""
+    lines = [f"{status.workdir}: step {step} of {total}{share}, {_activity(status)}"]
+    if status.pairs_per_second:
+        left = "" if status.finished else f", {_duration(status.seconds_left)} left at this rate"
+        lines.append(f"  rate        {status.pairs_per_second:,.0f} pairs/s{left}")
+    if status.metrics:
+        values = ", ".join(
+            f"{name} {_number(status.metrics.get(name))}"
+            for name in ("loss", "grad_norm", "logit_scale", "learning_rate")
+        )
+        age = _duration(status.ages[0])
+        lines.append(f"  metrics     step {status.metrics['step']}, {age} ago: {values}")
+    if status.checkpoint is not None:
+        lines.append(f"  checkpoint  step {status.checkpoint}, {_duration(status.ages[1])} ago")
+    else:
+        lines.append("  checkpoint  none yet")
+    if status.evaluation:
+        results = ", ".join(
+            f"{name} {_number(value)}"
+            for name, value in status.evaluation.items()
+            if name != "step" and not name.endswith("/chance")
+        )
+        lines.append(f"  evaluation  step {status.evaluation['step']}: {results}")
+    if status.best:
+        best = f"step {status.best.get('step')}, {_number(status.best.get('value'))}"
+        lines.append(f"  best        {best}")
+    return lines + [f"  look at     {warning}" for warning in status.warnings]
+
+
+def _activity(status: RunStatus) -> str:
+    if status.finished:
+        return "finished"
+    if status.lock is None:
+        return "not running; the same command continues it"
+    if status.is_running:
+        return f"running ({status.lock.owner})"
+    return f"not running: {status.lock.owner} ended without a word; the same command continues it"
+
+
+def _warnings(workdir: Path, last: Mapping[str, Any]) -> list[str]:
+    counts = [f"{name} {last[name]:,.0f}" for name in _COUNTS if last.get(name)]
+    if last and last.get("loss") is None:
+        counts.append("the last loss is not finite")
+    damaged = [str(path) for path in _entries(workdir) if path.name.startswith("damaged_")]
+    return counts + damaged + [str(path) for path in _entries(workdir / "divergence")]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _age(path: Path) -> float | None:
+    return max(time.time() - path.stat().st_mtime, 0.0) if path.exists() else None
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s"))
+    shown = [f"{value} {unit}" for value, unit in parts if value][:2]
+    return " ".join(shown) or "0 s"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "not finite"
