@@ -195,6 +195,9 @@ class _Shared:
 
 
 _BUILT: dict[str, _Shared] = {}
+# Compiled programs hold memory maps, of which Linux allows a process 65,530: XLA crashed after
+# hundreds of draws.
+_MOST_BUILT = 20
 
 
 def _drawn(tree: Any) -> Any:
@@ -211,6 +214,9 @@ def _drawn(tree: Any) -> Any:
 def _shared(config: Config, mesh: Mesh, vocabulary: int) -> _Shared:
     key = repr((config, mesh.shape, vocabulary))
     if key not in _BUILT:
+        if len(_BUILT) >= _MOST_BUILT:
+            _BUILT.clear()
+            jax.clear_caches()
         trainer = make_trainer(config, BACKBONE, vocabulary, mesh)
         # The gradient of a maximum divides by the number of values equal to the maximum. Without
         # optimisation XLA recomputes these with different rounding, so that no value is equal.
