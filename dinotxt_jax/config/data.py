@@ -110,9 +110,9 @@ class DataConfig:
     caption_key: Annotated[
         str,
         'tfds: caption feature; use "captions/text" for a nested feature; webdataset: key of the '
-        'captions in KEY.json (where it is missing: KEY.txt, or else the key "caption"); csv: '
-        "caption column (where it is missing: caption or title); hf_datasets: caption column "
-        "(where it is missing: caption or text)",
+        'captions in KEY.json (default also: KEY.txt, or else the key "caption"); csv: caption '
+        "column (default also: caption or title); hf_datasets: caption column (default also: "
+        "caption or text)",
     ] = "captions"
     label_key: Annotated[
         str,

@@ -6,12 +6,13 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import logging
 from jaxtyping import Shaped
 
+from dinotxt_jax.data.bad_images import BadImageError, bad_in_evaluation
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.errors import UserError
 
@@ -66,12 +67,47 @@ def checked_label(label: int, classes: int, where: str, section: str) -> int:
     return label
 
 
-def warn_of_unlabelled(name: str, unlabelled: int, total: int) -> None:
-    """Logs how many examples are left out because they have no label."""
-    if unlabelled:
+class Records(Protocol):
+    """Numbered records with a name for all of them and one for each."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int, /) -> str:
+        """Returns the name of a record."""
+
+
+def labelled_records(
+    records: Records, labels_of: Callable[[int], Sequence[int]], classes: int, section: str
+) -> list[LabelledImage]:
+    """Reads the labels of every record; records without a label are left out and counted.
+
+    Args:
+        records: the records.
+        labels_of: returns the labels of a record; an image may show several objects of a class.
+        classes: number of classes.
+        section: the command-line name for the data settings, used in messages.
+
+    Raises:
+        UserError: a label that no class has, or a record that cannot be read.
+    """
+    images = []
+    for number in range(len(records)):
+        key = records.key(number)
+        try:
+            values = labels_of(number)
+        except BadImageError as error:
+            raise bad_in_evaluation(number, error) from error
+        labels = dict.fromkeys(checked_label(label, classes, key, section) for label in values)
+        if labels:
+            images.append(LabelledImage(number, tuple(labels), key))
+    if len(images) < len(records):
         logging.warning(
-            "%s: %d of %d examples have no label and are skipped", name, unlabelled, total
+            "%s: %d of %d examples have no label and are skipped",
+            *(records.name, len(records) - len(images), len(records)),
         )
+    return images
 
 
 def numbers_only(where: object, section: str) -> UserError:

@@ -26,6 +26,8 @@ from dinotxt_jax.data.class_labels import (
     numbers_only,
 )
 from dinotxt_jax.data.examples import (
+    DEFAULT_CAPTION_KEY,
+    caption_columns,
     checked_captions,
     folder_of_images,
     image_bytes,
@@ -121,10 +123,11 @@ def _open_captions(config: DataConfig, section: str) -> CaptionFileSource | None
     path = Path(config.path)
     with _lines(path, section) as lines:
         columns = lines.fieldnames or ()
-    names = (config.caption_key, *_CAPTION_COLUMNS)
+    names = caption_columns(config.caption_key, _CAPTION_COLUMNS)
     column = next((name for name in names if name in columns), None)
-    if column is None:
+    if column is None and config.caption_key == DEFAULT_CAPTION_KEY:
         return None
+    column = column or config.caption_key
     captions: dict[str, list[str]] = {}
     for row in read_index(path, column, config.split, section, "caption_key"):
         captions.setdefault(row.file, []).extend(

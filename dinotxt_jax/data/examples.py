@@ -22,6 +22,8 @@ from dinotxt_jax.storage.retries import retried
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
+# Other names of captions stand in for a missing default key, never for a key that was set.
+DEFAULT_CAPTION_KEY = "captions"
 SECTION = "config.data"  # settings name for training data; other data uses other names
 
 
@@ -154,7 +156,7 @@ def check_records(read: Callable[[int], object], count: int) -> None:
 
 
 def data_files(path: str, ending: str, title: str, section: str) -> list[str]:
-    """Returns the data files at a path, sorted: a file, those in a folder, or those of a glob.
+    """Returns the file at a path, or the files in a folder or of a glob, sorted by name.
 
     Args:
         path: the path or the glob.
@@ -318,6 +320,16 @@ def checked_captions(captions: object, where: str) -> tuple[str, ...]:
                 "blank; correct or remove it."
             )
     return texts
+
+
+def caption_columns(key: str, others: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns that may hold the captions, best first.
+
+    Args:
+        key: `config.caption_key`.
+        others: names that stand in for the default key.
+    """
+    return (key, *others) if key == DEFAULT_CAPTION_KEY else (key,)
 
 
 def caption_or_bad(captions: object, where: str) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ memory and read at any position.
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -17,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinotxt_jax.data.bad_images import BadImageError, MissingImageError, bad_in_evaluation
+from dinotxt_jax.data.bad_images import BadImageError, MissingImageError
+from dinotxt_jax.data.caption_files import filled_text, typed_field
 from dinotxt_jax.data.class_labels import (
-    LabelledImage,
     LabelledImages,
-    checked_label,
     is_number,
+    labelled_records,
     numbers_only,
     readable_names,
-    warn_of_unlabelled,
 )
 from dinotxt_jax.data.examples import (
     SECTION,
     Example,
+    caption_columns,
     caption_or_bad,
     check_records,
     image_bytes,
@@ -135,7 +134,7 @@ class ArrowRows:
         return value
 
     def image(self, index: int, column: str) -> bytes:
-        """Returns the image file in a row: its bytes, or those of the file that it names.
+        """Returns the bytes of the image in a row, which holds them or the path of an image file.
 
         Raises:
             BadImageError: the row has no image.
@@ -193,11 +192,13 @@ def _located(
 ) -> tuple[list[Path], dict[str, Any], int | None]:
     """Returns the Arrow files of a split, the columns' descriptions, and the count if known."""
     if (folder / "dataset_dict.json").is_file():
-        splits = read_json(folder / "dataset_dict.json", "the splits", _CURE).get("splits", [])
-        folder, split = folder / _chosen(folder, split, splits, section), ""
+        file = folder / "dataset_dict.json"
+        listed = typed_field(read_json(file, "the splits", _CURE), "splits", list, file, section)
+        folder, split = folder / _chosen(folder, split, list(map(str, listed)), section), ""
     if (folder / "state.json").is_file():
-        state = read_json(folder / "state.json", "the names of Arrow files", _CURE)
-        saved = state.get("_split") or ""
+        file = folder / "state.json"
+        state = read_json(file, "the names of Arrow files", _CURE)
+        saved = str(state.get("_split") or "")
         if split and split != saved:
             _chosen(folder, split, [saved] if saved else [], section)
         if state.get("_indices_data_files"):
@@ -205,14 +206,18 @@ def _located(
                 f"{folder} holds rows in an order of its own, which this version cannot read; save "
                 "the result of flatten_indices()."
             )
-        files = [folder / entry["filename"] for entry in state.get("_data_files", [])]
+        files = [
+            folder / filled_text(entry, "filename", file, section)
+            for entry in typed_field(state, "_data_files", list, file, section)
+        ]
         count = None
     elif (folder / "dataset_info.json").is_file():
-        splits = _info(folder).get("splits") or {}
+        splits = _dict_in(_info(folder), "splits")
         split = _chosen(folder, split, list(splits), section)
         pattern = re.compile(rf".*-{re.escape(split)}(-\d+-of-\d+)?\.arrow")
         files = sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name))
-        count = splits[split].get("num_examples")
+        where = f"{folder / 'dataset_info.json'}, split {split}"
+        count = typed_field(splits[split], "num_examples", int, where, section)
     else:
         raise UserError(
             f"{folder} holds no data set of the library datasets (neither state.json, "
@@ -223,11 +228,17 @@ def _located(
     if missing or not files:
         name = missing[0] if missing else folder / "*.arrow"
         raise UserError(f"there is no file {name}, expected the rows of the data set; {_CURE}.")
-    return files, _info(folder).get("features") or {}, count
+    return files, _dict_in(_info(folder), "features"), count
 
 
 def _info(folder: Path) -> dict[str, Any]:
     return read_json(folder / "dataset_info.json", "the columns of the data set", _CURE)
+
+
+def _dict_in(holder: dict[str, Any], key: str) -> dict[str, Any]:
+    """Returns the dict at a key, empty if there is none."""
+    value = holder.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _chosen(folder: Path, split: str, splits: Sequence[str], section: str) -> str:
@@ -248,7 +259,7 @@ class HfDatasetSource:
     def __init__(self, config: DataConfig, section: str = SECTION) -> None:
         self._rows = ArrowRows(Path(config.path), config.split, section)
         self._image = self._rows.column((config.image_key,), "image_key")
-        names = (config.caption_key, *_CAPTION_COLUMNS)
+        names = caption_columns(config.caption_key, _CAPTION_COLUMNS)
         self._captions = self._rows.column(names, "caption_key")
         check_records(self.captions, len(self))
 
@@ -272,25 +283,18 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
     image = rows.column((config.image_key,), "image_key")
     column = rows.column((config.label_key,), "label_key")
     names = names or _names_of_column(rows, column, section)
-    images = []
-    for number in range(len(rows)):
-        try:
-            value = rows.value(number, column)
-        except BadImageError as error:
-            raise bad_in_evaluation(number, error) from error
+
+    def labels_of(number: int) -> list[int]:
+        value = rows.value(number, column)
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(label, int) for label in values):
             raise UserError(
                 f"{rows.key(number)} has {shortened(value)} in the column {column}, expected class "
                 f"labels; correct {section}.label_key."
             )
-        # An image may show several objects of one class.
-        labels = dict.fromkeys(
-            checked_label(label, len(names), rows.key(number), section) for label in values
-        )
-        if labels:
-            images.append(LabelledImage(number, tuple(labels), rows.key(number)))
-    warn_of_unlabelled(rows.name, len(rows) - len(images), len(rows))
+        return values
+
+    images = labelled_records(rows, labels_of, len(names), section)
     return LabelledImages(images, names, functools.partial(_image_of_row, rows, image))
 
 
@@ -301,19 +305,20 @@ def _names_of_column(rows: ArrowRows, column: str, section: str) -> list[str]:
         description = description.get(part, {}) if isinstance(description, dict) else {}
         description = _element_of(description)
     names = description.get("names") if isinstance(description, dict) else None
-    if not names or all(map(is_number, names)):
+    if not names or not all(isinstance(name, str) for name in names) or all(map(is_number, names)):
         raise numbers_only(f"{rows.name}, column {column},", section)
     return readable_names(names, rows.name, section)
 
 
 def _element_of(description: Any) -> Any:
     """Returns the description of the elements of a (possibly nested) list."""
-    for _ in itertools.repeat(None, 8):
+    while True:
         if isinstance(description, list) and description:
             description = description[0]
         elif isinstance(description, dict) and "feature" in description:
             description = description["feature"]
-    return description
+        else:
+            return description
 
 
 def _image_of_row(rows: ArrowRows, column: str, number: int, key: str) -> bytes:

@@ -115,13 +115,16 @@ class _Members:
         try:
             while (member := self._archive.next()) is not None:
                 self._archive.members = []  # type: ignore[attr-defined] # it keeps all otherwise
+                if member.size < 0:  # tarfile would go back and read the same headers for ever
+                    self.problem = f"its header at byte {member.offset} is damaged"
+                    return
                 if _end(member) * BLOCK > self._size:
                     self.problem = f"it is truncated inside {member.name}"
                     return
                 if member.isfile() and not member.name.rpartition("/")[2].startswith("."):
                     yield member
-        except tarfile.ReadError as error:
-            self.problem = f"it is truncated ({error})"
+        except (tarfile.TarError, ValueError) as error:  # ValueError: numbers in extended headers
+            self.problem = f"it is truncated or damaged ({error})"
             return
         # tarfile takes a damaged header for the end, which is marked by blocks of zeros.
         self._stream.seek(self._archive.offset)

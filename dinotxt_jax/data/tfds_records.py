@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Shaped
 
-from dinotxt_jax.data.bad_images import BadImageError, bad_in_evaluation
+from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.class_labels import (
-    LabelledImage,
     LabelledImages,
-    checked_label,
     is_number,
+    labelled_records,
     numbers_only,
     readable_names,
-    warn_of_unlabelled,
 )
 from dinotxt_jax.data.examples import (
     SECTION,
@@ -217,20 +215,11 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
     records = TfdsRecords(config.name, config.split, config.path, config.image_key, section)
     label_key = config.label_key
     names = _names_of_feature(records, label_key, names)
-    images = []
-    for number in range(len(records)):
-        key = records.key(number)
-        try:
-            values = np.ravel(records.value(records[number], label_key)).tolist()
-        except BadImageError as error:
-            raise bad_in_evaluation(number, error) from error
-        # An image may show several objects of one class, so duplicate labels are removed.
-        labels = tuple(
-            dict.fromkeys(checked_label(label, len(names), key, section) for label in values)
-        )
-        if labels:
-            images.append(LabelledImage(number, labels, key))
-    warn_of_unlabelled(records.name, len(records) - len(images), len(records))
+
+    def labels_of(number: int) -> list[int]:
+        return np.ravel(records.value(records[number], label_key)).tolist()
+
+    images = labelled_records(records, labels_of, len(names), section)
     return LabelledImages(images, names, functools.partial(_record_image, records))
 
 

@@ -17,6 +17,7 @@ from absl import logging
 
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import (
+    DEFAULT_CAPTION_KEY,
     SECTION,
     Example,
     caption_or_bad,
@@ -54,8 +55,8 @@ class WebDatasetSource:
 
     Args:
         path: a tar, a folder (all `*.tar`) or a glob; files are read in sorted name order.
-        caption_key: the captions' key in `KEY.json`; where it is missing, the captions are the
-            content of `KEY.txt`, or else the key "caption" (as img2dataset names it).
+        caption_key: the captions' key in `KEY.json`. Where the default key is missing, the captions
+            are the content of `KEY.txt`, or else the key "caption" (as img2dataset names it).
         section: command-line name for the data settings, for messages.
 
     Raises:
@@ -63,7 +64,7 @@ class WebDatasetSource:
     """
 
     def __init__(
-        self, path: str | Path, *, caption_key: str = "captions", section: str = SECTION
+        self, path: str | Path, *, caption_key: str = DEFAULT_CAPTION_KEY, section: str = SECTION
     ) -> None:
         self._caption_key = caption_key
         self._files = [Path(file) for file in data_files(str(path), ".tar", "tar", section)]
@@ -169,7 +170,7 @@ def _parsed(content: bytes, where: str) -> tuple[str, dict[str, bytes]]:
             key, ending = name_parts(member.name)
             if ending in _USED_ENDINGS:
                 members[ending] = content[member.offset_data : member.offset_data + member.size]
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:
         raise BadImageError(f"{where}: it is damaged ({error}); write the tar again.") from error
     return key, members
 
@@ -185,6 +186,8 @@ def _headers(content: bytes) -> list[tarfile.TarInfo]:
     while offset < len(content):
         header = content[offset : offset + BLOCK]
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        if member.size < 0:
+            raise tarfile.ReadError(f"{member.name} has a negative size")
         member.offset_data = offset + BLOCK
         offset = member.offset_data + -(-member.size // BLOCK) * BLOCK
         if member.type == tarfile.XHDTYPE:
@@ -210,7 +213,9 @@ def _captions(members: dict[str, bytes], caption_key: str, where: str) -> tuple[
         ) from error
     if not isinstance(record, dict):
         raise BadImageError(f"{where}: its JSON is {shortened(record)}, expected an object.")
-    choices = (record.get(caption_key), text, record.get("caption"))
+    choices = [record.get(caption_key)]
+    if caption_key == DEFAULT_CAPTION_KEY:
+        choices += [text, record.get("caption")]
     captions = next((choice for choice in choices if choice is not None), None)
     return caption_or_bad(captions, where)
 

@@ -55,6 +55,19 @@ FREE_SETTINGS = (
 )
 
 
+def stored_run(workdir: Path, cure: str) -> dict[str, Any]:
+    """Returns what run.json in a work directory holds.
+
+    Raises:
+        UserError: the file is damaged; `cure` is the advice in the message.
+    """
+    file = workdir / "run.json"
+    stored = read_json(file, "config and fingerprint of a run", cure)
+    if "fingerprint" not in stored or not isinstance(stored.get("config"), dict):
+        raise UserError(f"{file} lacks config or fingerprint of the run; {cure}.")
+    return stored
+
+
 def check_workdir(
     workdir: Path, config: Config, fingerprint: str, identity: Mapping[str, Any]
 ) -> None:
@@ -66,16 +79,13 @@ def check_workdir(
         fingerprint: the fingerprint of the backbone.
         identity: the `data_identity` of the training data.
     """
-    file = workdir / "run.json"
-    if not file.exists():
+    if not (workdir / "run.json").exists():
         return
-    cure = (
+    stored = stored_run(
+        workdir,
         "restore it, take another --workdir, or remove it if the run there had the same config, "
-        "backbone and data"
+        "backbone and data",
     )
-    stored = read_json(file, "config and fingerprint of a run", cure)
-    if not {"fingerprint", "config"} <= stored.keys():
-        raise UserError(f"{file} lacks config or fingerprint of the run; {cure}.")
     if stored["fingerprint"] != fingerprint:
         raise UserError(
             f"{workdir} was trained on the backbone {stored['fingerprint'][:12]}, but this run has "

@@ -11,6 +11,7 @@ from typing import Any
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.files import read_json
 from dinotxt_jax.storage.locks import LockState, lock_state
+from dinotxt_jax.training.checkpoints import stored_run
 from dinotxt_jax.training.metrics import read_metrics
 
 # Rates are means over this many of the last lines.
@@ -61,13 +62,12 @@ def run_status(workdir: Path) -> RunStatus:
     Raises:
         UserError: the folder is no work directory, or its run.json is damaged.
     """
-    file = workdir / "run.json"
-    if not file.exists():
+    if not (workdir / "run.json").exists():
         raise UserError(
             f"{workdir} is no work directory (it has no run.json), expected the --workdir of a "
             "run; correct it."
         )
-    config = read_json(file, "the config of a run", "restore it").get("config", {})
+    config = stored_run(workdir, "restore it")["config"]
     total = config.get("steps", 0)
     rows = read_metrics(workdir / "metrics.jsonl")
     training = [row for row in rows if "loss" in row]
@@ -151,7 +151,10 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _age(path: Path) -> float | None:
-    return max(time.time() - path.stat().st_mtime, 0.0) if path.exists() else None
+    try:
+        return max(time.time() - path.stat().st_mtime, 0.0)
+    except FileNotFoundError:  # also while the run removes an old checkpoint
+        return None
 
 
 def _duration(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Captions in CSV and TSV files, beside class labels."""
+"""Reads captions from CSV and TSV files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dinotxt_jax.errors import UserError
 
 
 def index(folder: Path, text: str | bytes, name: str = "index.csv", **changes: str) -> DataConfig:
-    """Writes an index beside three images."""
+    """Writes three images and an index of them."""
     for number in range(3):
         (folder / f"{number}.png").write_bytes(png(number))
     (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
@@ -42,6 +42,8 @@ def test_the_column_that_is_set_comes_first_and_splits_select_lines(tmp_path: Pa
     source = open_source(index(tmp_path, text, caption_key="alt", split="test"))
     assert [source.captions(i) for i in range(len(source))] == [("d",)]
     assert open_source(index(tmp_path, text))[0].captions == ("a",)
+    with pytest.raises(UserError, match="and text; rename .* set config.data.caption_key to"):
+        open_source(index(tmp_path, text, caption_key="text"))  # never another column instead
     with pytest.raises(UserError, match="no example of split 'val', its examples name test, train"):
         open_source(index(tmp_path, text, split="val"))
 

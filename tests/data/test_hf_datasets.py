@@ -1,4 +1,4 @@
-"""Data sets of the library Hugging Face datasets: what it wrote is read, damage is named."""
+"""Reads what the library Hugging Face datasets wrote, and names damaged files."""
 
 from __future__ import annotations
 
@@ -63,6 +63,8 @@ def test_a_split_or_column_that_does_not_exist_is_named(kind: str, goldens: Path
     ):
         with pytest.raises(UserError, match=message):
             open_source(settings(path, **changes))
+    with pytest.raises(UserError, match="expected alt; set config.data.caption_key"):
+        open_source(settings(path, split="test", caption_key="alt"))  # never another column instead
     with pytest.raises(UserError, match="expected classes; set config.data.label_key"):
         open_labelled(settings(path, split="test", label_key="classes"))
     with pytest.raises(UserError, match="column text, stores labels as numbers"):
@@ -148,6 +150,10 @@ def test_a_folder_of_something_else_is_a_sentence(tmp_path: Path) -> None:
     (folder / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"a": 1}]}))
     with pytest.raises(UserError, match=r"an order of its own, .* save the result of flatten_ind"):
         open_source(settings(folder))
+    for files in (None, "data.arrow", [None], [{}], [{"filename": 3}]):
+        (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+        with pytest.raises(UserError, match="state.json: (the field|there is) .*, expected"):
+            open_source(settings(folder))
     (folder / "state.json").write_text("{")
     with pytest.raises(UserError, match=r"state.json is not JSON"):
         open_source(settings(folder))
@@ -167,6 +173,12 @@ def test_missing_and_truncated_files_are_named(goldens: Path, tmp_path: Path) ->
     file.write_bytes((folder / "parquet-test.arrow").read_bytes())
     with pytest.raises(UserError, match="has 3 rows, expected 7 by its dataset_info.json"):
         open_source(settings(folder, split="train"))
+    info = json.loads((folder / "dataset_info.json").read_text())
+    for splits in ({"train": {}}, {"train": None}, {"train": {"num_examples": "7"}}):
+        (folder / "dataset_info.json").write_text(json.dumps(info | {"splits": splits}))
+        with pytest.raises(UserError, match="dataset_info.json, split train: .*, expected"):
+            open_source(settings(folder, split="train"))
+    (folder / "dataset_info.json").write_text(json.dumps(info))
     file.unlink()
     with pytest.raises(UserError, match="there is no file .*arrow, expected the rows"):
         open_source(settings(folder, split="train"))

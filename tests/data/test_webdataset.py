@@ -115,6 +115,8 @@ def test_captions_come_from_the_key_then_the_text_then_the_caption(
     assert WebDatasetSource(path).captions(0) == expected
     if record and text:
         assert WebDatasetSource(path, caption_key="caption").captions(0) == ("c",)
+    with pytest.raises(UserError, match="the captions are None"):  # never another text instead
+        WebDatasetSource(path, caption_key="alt")
 
 
 def test_a_tar_is_indexed_once_until_it_changes(
@@ -212,6 +214,32 @@ def test_a_damaged_header_ends_a_tar_with_a_warning(
     assert f"only the 2 samples before the damage are used, as its header at byte {start}" in (
         caplog.text
     )
+
+
+def test_flipped_bytes_and_negative_sizes_give_sentences_or_samples(tmp_path: Path) -> None:
+    """The sums of headers are corrected, so that the numbers in them are believed."""
+    path = write_tar(tmp_path / "x.tar", pairs(range(2)))
+    whole = path.read_bytes()
+    changes = [(position, bytes([whole[position] ^ 0xFF])) for position in range(0, 4000, 7)]
+    negative = b"\xff" * 10 + b"\xfe\x00"  # -512, as a binary number
+    changes += [(header + 124, negative) for header in (0, 1024, 2048)]
+    refused = 0
+    for position, change in changes:
+        content = bytearray(whole)
+        content[position : position + len(change)] = change
+        header = position // 512 * 512
+        if whole[header + 257 : header + 262] == b"ustar":
+            content[header + 148 : header + 156] = b" " * 8
+            total = sum(content[header : header + 512])
+            content[header + 148 : header + 156] = b"%06o\0 " % total
+        path.write_bytes(bytes(content))
+        try:
+            source = WebDatasetSource(path)
+            for index in range(len(source)):
+                assert isinstance(source[index].image, bytes)
+        except (UserError, BadImageError):
+            refused += 1
+    assert refused > 5
 
 
 def test_a_tar_that_changes_while_it_is_read_ends_the_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The log and the events that are removed are those of Orbax only."""
+"""Removes log lines and events of Orbax, and no others."""
 
 from __future__ import annotations
 
