@@ -60,6 +60,7 @@ def fuzz(arguments: list[str]) -> None:
     storages = {"0": bytes(64), "1": bytes(16)}
 
     def one_input(data: bytes) -> None:
+        """Reads one mutated file; only arrays or a `UserError` of one line may come of it."""
         path = folder / "input.pth"
         if data[:1] == _PICKLE:
             files.write_raw(data[1:], storages, path.name)

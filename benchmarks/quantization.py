@@ -63,6 +63,7 @@ def drawn_backbone(config: VisionConfig, dtypes: DTypes) -> VisionTransformer:
     arrays = initial_arrays(plain, abstract_arrays(lambda: plain, None), 0)
 
     def quantised(tree: dict, abstract: dict) -> dict:
+        """Quantises the kernels for which `abstract` has a scale."""
         if SCALE in abstract:
             sizes = zip(abstract["kernel"].shape, abstract[SCALE].shape, strict=True)
             summed = tuple(axis for axis, (size, kept) in enumerate(sizes) if size != kept)

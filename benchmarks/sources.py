@@ -119,6 +119,7 @@ def row(source: Source, first: float, again: float, threads: int) -> str:
 
 
 def main() -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--examples", type=int, default=5000)
     parser.add_argument("--bytes", type=int, default=40_000)

@@ -35,7 +35,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16
 
 def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax import sharding
-    from dinotxt_jax.data.examples import image_files
+    from dinotxt_jax.data.file_lists import image_files
     from dinotxt_jax.data.texts import check_several, read_names, read_templates
     from dinotxt_jax.inference import load
     from dinotxt_jax.inference.embeddings import embedded_files

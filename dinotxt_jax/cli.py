@@ -60,6 +60,7 @@ def run_with_paths(
     """
 
     def main(arguments: Sequence[str]) -> None:
+        """Prepares logging, caches and processes, and runs the body with the parsed flags."""
         unset_empty_variables()
         # Imported here, with JAX, so that help and mistakes in flags do not wait for it.
         from dinotxt_jax.runtime import processes

@@ -267,6 +267,7 @@ def _local_gradients(
     def step(
         so_far: tuple[Float[Array, "n D"], Float[Array, ""]], block: _Block
     ) -> tuple[tuple[Float[Array, "n D"], Float[Array, ""]], Float[Array, "k D"]]:
+        """Adds a block's gradients of images and bias, and returns the gradient of its texts."""
         slope = slopes(block)  # [n m]
         image_gradient = so_far[0] + jnp.einsum("nm,md->nd", slope, block.texts)
         # The contributions to the m text gradients go to the devices that hold those texts.

@@ -18,10 +18,10 @@ from dinotxt_jax.data.examples import (
     Example,
     check_records,
     checked_captions,
-    data_files,
     nothing_left,
     shortened,
 )
+from dinotxt_jax.data.file_lists import data_files
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError

@@ -18,7 +18,8 @@ from dinotxt_jax.data.class_labels import (
     is_wnid,
     readable_names,
 )
-from dinotxt_jax.data.examples import image_bytes, images_below, nothing_left
+from dinotxt_jax.data.examples import image_bytes, nothing_left
+from dinotxt_jax.data.file_lists import images_below
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
 

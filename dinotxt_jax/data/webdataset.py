@@ -22,9 +22,9 @@ from dinotxt_jax.data.examples import (
     Example,
     caption_or_bad,
     check_records,
-    data_files,
     shortened,
 )
+from dinotxt_jax.data.file_lists import data_files
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.tar_index import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, index_of, name_parts
 from dinotxt_jax.errors import UserError

@@ -57,6 +57,7 @@ class SegmentationKind:
         return PROTOCOLS[task.segmentation.protocol].window_side(task.segmentation)
 
     def open_set(self, section: str, task: TaskConfig) -> MaskSource:
+        """Opens the images and masks, and checks the settings that depend on their classes."""
         source = limited(open_masks(task.data, f"{section}.data"), task.max_examples)
         config = task.segmentation
         if source.background is None and (config.background_words or config.background_score > -1):

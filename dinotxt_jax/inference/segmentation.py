@@ -48,6 +48,7 @@ def segment(
     queue: list[tuple[Canvas, int, int, UInt8[np.ndarray, "s s 3"]]] = []
 
     def flush() -> Iterator[DenseScores]:
+        """Encodes the queued windows, and yields the images whose last window was among them."""
         tokens = model.window_tokens(np.stack([pixels for *_, pixels in queue]), batch_size)
         # Texts stay on the host here, because tokens may be on devices from several processes.
         maps = protocol.window_maps(tokens, texts)

@@ -12,7 +12,7 @@ from small_sets import png
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import BadImageError
-from dinotxt_jax.data.examples import image_files
+from dinotxt_jax.data.file_lists import image_files
 from dinotxt_jax.data.labelled import LabelledSource
 from dinotxt_jax.data.pipeline import evaluation_batches
 from dinotxt_jax.data.sources import open_labelled

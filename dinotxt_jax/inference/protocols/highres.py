@@ -60,6 +60,7 @@ class HighRes(DenseProtocol):
     def scores(
         self, canvases: Sequence[Canvas], texts: DenseTexts, config: SegmentationConfig
     ) -> DenseScores:
+        """Adds the mean scores of all resolutions, resampled to the finest one."""
         finest = max(canvas.size for canvas in canvases)
         rows, columns = (padded_side(side) for side in finest)
         total = jnp.zeros((), jnp.float32)
