@@ -318,7 +318,7 @@ def test_files_that_are_not_read_are_counted_by_ending(
 ) -> None:
     lines: list[str] = []
     monkeypatch.setattr(
-        "dinotxt_jax.data.examples.logging.warning",
+        "dinotxt_jax.data.file_lists.logging.warning",
         lambda text, *values: lines.append(text % values),
     )
     tree = tree_of(tmp_path / "tree", "cat", "dog")
