@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -39,14 +38,16 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax.data.texts import check_several, read_names, read_templates
     from dinotxt_jax.inference import load
     from dinotxt_jax.inference.embeddings import embedded_files
+    from dinotxt_jax.storage.addresses import to_output
     from dinotxt_jax.storage.files import check_no_folder, new_file
 
     files = image_files(paths)
     names = read_names(_CLASSES.value, "--classes")
     check_several(names, "--classes", 'write "dog; cat; horse", or name a text file or a list')
     templates = read_templates(_TEMPLATES.value, "--templates")
-    if _OUTPUT.value:
-        check_no_folder(Path(_OUTPUT.value))
+    output = to_output(_OUTPUT.value, "--output") if _OUTPUT.value else None
+    if output is not None:
+        check_no_folder(output)
     model = load(_MODEL.value, _DTYPE.value, sharding.make_mesh())
     rows: list[list[object]] = []
     parts = embedded_files(model, files, _BATCH.value, _THREADS.value, "classifying")
@@ -59,8 +60,8 @@ def _body(paths: Sequence[str]) -> None:
         rows += [
             [file, *row_values] for file, row_values in zip(paths_in_batch, values, strict=True)
         ]
-    if _OUTPUT.value:
-        with new_file(Path(_OUTPUT.value)) as partial, partial.open("w", newline="") as stream:
+    if output is not None:
+        with new_file(output) as partial, partial.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["file", *names])
             writer.writerows(rows)

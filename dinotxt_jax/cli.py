@@ -64,6 +64,7 @@ def run_with_paths(
         unset_empty_variables()
         # Imported here, with JAX, so that help and mistakes in flags do not wait for it.
         from dinotxt_jax.runtime import processes
+        from dinotxt_jax.storage import object_cache
         from dinotxt_jax.storage.checksums import CHECKSUMS_VARIABLE, is_verifying
         from dinotxt_jax.storage.faults import storage_fault
 
@@ -74,7 +75,10 @@ def run_with_paths(
             raise_file_limit()
             if not flags.FLAGS.checksums:
                 os.environ[CHECKSUMS_VARIABLE] = "off"  # also for processes that decode images
-            is_verifying()  # an unusable value ends the command here
+            _set_object_cache()
+            # An unusable value of a variable ends the command here.
+            is_verifying()
+            object_cache.limit()
             _start_processes()
             _use_compilation_cache()
             body(arguments[1:])
@@ -119,6 +123,14 @@ CHECKSUMS_HELP = (
     "Compare model directories and feature caches with their checksums when they are read; "
     "--nochecksums skips this for huge ones, as does DINOTXT_CHECKSUMS=off."
 )
+CACHE_DIR_HELP = (
+    "Folder for downloads, indexes, and local copies of what is read from buckets. Default: "
+    "DINOTXT_CACHE, or ~/.cache/dinotxt_jax."
+)
+CACHE_GIB_HELP = (
+    "Limit of the local copies, in GiB: one for byte ranges, and one for whole files. Default: "
+    "DINOTXT_CACHE_GIB, or 20."
+)
 COMPILATION_CACHE_HELP = (
     "Folder or bucket address where compiled programs are kept for the next start, or off (plan "
     "keeps none). "
@@ -131,6 +143,19 @@ def _define_common_flags() -> None:
     if "compilation_cache" not in flags.FLAGS:
         flags.DEFINE_string("compilation_cache", None, COMPILATION_CACHE_HELP)
         flags.DEFINE_boolean("checksums", True, CHECKSUMS_HELP)
+        flags.DEFINE_string("cache_dir", None, CACHE_DIR_HELP)
+        flags.DEFINE_float("cache_gib", None, CACHE_GIB_HELP, lower_bound=0.0)
+
+
+def _set_object_cache() -> None:
+    """Passes the flags on in variables, which processes that decode images inherit."""
+    from dinotxt_jax.storage.downloads import CACHE_VARIABLE
+    from dinotxt_jax.storage.object_cache import LIMIT_VARIABLE
+
+    if flags.FLAGS.cache_dir:
+        os.environ[CACHE_VARIABLE] = flags.FLAGS.cache_dir
+    if flags.FLAGS.cache_gib is not None:
+        os.environ[LIMIT_VARIABLE] = str(flags.FLAGS.cache_gib)
 
 
 def _use_compilation_cache() -> None:

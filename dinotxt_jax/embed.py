@@ -11,7 +11,6 @@ be read are reported and skipped. Parquet needs pip install 'dinotxt_jax[parquet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -33,13 +32,14 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax.data.texts import read_list
     from dinotxt_jax.inference import load
     from dinotxt_jax.inference.embeddings import embed_lines, embedded_files, new_embeddings
+    from dinotxt_jax.storage.addresses import to_output
 
     if bool(paths) == bool(_TEXTS.value):
         inputs = "both images and --texts are" if paths else "neither images nor --texts are"
         raise UserError(f"{inputs} given, expected either images or --texts; see --help.")
     files = image_files(paths) if paths else []
     texts = read_list(_TEXTS.value, "--texts") if _TEXTS.value else ()
-    with new_embeddings(Path(_OUTPUT.value)) as write:
+    with new_embeddings(to_output(_OUTPUT.value, "--output")) as write:
         model = load(_MODEL.value, _DTYPE.value, sharding.make_mesh())
         if texts:
             embed_lines(model, texts, write, _BATCH.value)

@@ -9,8 +9,6 @@ repeated.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from dinotxt_jax import cli
@@ -26,8 +24,10 @@ cli.define_process_flags()
 
 def _body() -> None:
     from dinotxt_jax.evaluation.report import evaluate
+    from dinotxt_jax.storage.addresses import to_output
 
-    for path in evaluate(_MODEL.value, _CONFIG.value, Path(_OUTPUT.value), _DTYPE.value):
+    output = to_output(_OUTPUT.value, "--output")
+    for path in evaluate(_MODEL.value, _CONFIG.value, output, _DTYPE.value):
         print(path)
 
 

@@ -18,7 +18,6 @@ everything fits on --topology, 1 if not, 2 for unusable input.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from absl import flags
 
@@ -65,6 +64,7 @@ _PRICE = flags.DEFINE_float(
 def _body() -> None:
     _prepare()
     from dinotxt_jax.planning.run import named_targets, plan
+    from dinotxt_jax.storage.addresses import to_output
 
     config = _CONFIG.value
     fits = plan(
@@ -73,7 +73,7 @@ def _body() -> None:
         caption_tokens=_CAPTION_TOKENS.value,
         evaluation=_EVAL.value,
         evaluation_dtype=_DTYPE.value,
-        output=Path(_OUTPUT.value) if _OUTPUT.value else None,
+        output=to_output(_OUTPUT.value, "--output") if _OUTPUT.value else None,
         proposals=_PROPOSALS.value,
         price=_PRICE.value,
     )

@@ -11,7 +11,6 @@ text file with one class per line, or a list included in the project (ade20k_150
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -51,10 +50,11 @@ def _body(paths: Sequence[str]) -> None:
         draw_picture,
         write_picture,
     )
+    from dinotxt_jax.storage.addresses import to_address
 
     if len(paths) != 1:
         raise UserError(f"{len(paths)} images are named, expected one; see --help.")
-    if Path(paths[0]).is_dir():
+    if to_address(paths[0]).is_dir():
         raise UserError(f"{paths[0]} is a folder, expected one image; name a file in it.")
     check_file(_OUTPUT.value)
     if _LABELS.value:

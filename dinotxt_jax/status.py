@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 from absl import flags
 
@@ -22,10 +21,11 @@ _EVERY = flags.DEFINE_float("every", 10.0, "With --watch: seconds between looks.
 
 
 def _body() -> None:
+    from dinotxt_jax.storage.addresses import to_address
     from dinotxt_jax.training.status import described_status, run_status
 
     while True:
-        status = run_status(Path(_WORKDIR.value))
+        status = run_status(to_address(_WORKDIR.value))
         if _WATCH.value and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")  # clears the screen
         print("\n".join(described_status(status)), flush=True)

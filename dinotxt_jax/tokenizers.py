@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import ftfy
 import numpy as np
 import regex
-from etils import epath
 from jaxtyping import Int
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import AddressLike, to_address
 from dinotxt_jax.storage.downloads import cache_folder, check_sha256, download
 
 CLIP_VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -99,9 +99,9 @@ class Tokenizer:
             "sha256": hashlib.sha256(self._content).hexdigest(),
         }
 
-    def save(self, directory: epath.PathLike) -> None:
+    def save(self, directory: AddressLike) -> None:
         """Writes the tokenizer's file into an existing model directory."""
-        (epath.Path(directory) / self.file).write_bytes(self._content)
+        (to_address(directory) / self.file).write_bytes(self._content)
 
     def encode(self, text: str) -> Int[np.ndarray, " l"]:
         """Encodes one caption as `context_length` int32 ids; see `__call__`."""
@@ -159,7 +159,7 @@ class ClipTokenizer(Tokenizer):
     kind = "clip"
     file = CLIP_VOCABULARY_FILE
 
-    def __init__(self, vocabulary: epath.PathLike | None = None, context_length: int = 77) -> None:
+    def __init__(self, vocabulary: AddressLike | None = None, context_length: int = 77) -> None:
         content = (
             _cached_clip_vocabulary() if vocabulary is None else _read_clip_vocabulary(vocabulary)
         )
@@ -260,7 +260,7 @@ def trimmed_length(longest: int, multiple: int, context_length: int) -> int:
     return min(-(-longest // multiple) * multiple, context_length)
 
 
-def load_tokenizer(spec: Mapping[str, Any], directory: epath.PathLike) -> Tokenizer:
+def load_tokenizer(spec: Mapping[str, Any], directory: AddressLike) -> Tokenizer:
     """Loads the tokenizer that `spec()` described and `save(directory)` wrote.
 
     If the directory has no CLIP vocabulary, it comes from the cache or the network.
@@ -277,11 +277,11 @@ def load_tokenizer(spec: Mapping[str, Any], directory: epath.PathLike) -> Tokeni
             "restore the file, or train or convert the model again."
         )
     if kind == "clip":
-        path = epath.Path(directory) / CLIP_VOCABULARY_FILE
+        path = to_address(directory) / CLIP_VOCABULARY_FILE
         return ClipTokenizer(path if path.exists() else None, spec["context_length"])
     if kind != "bpe":
         raise UserError(f"tokenizer kind {kind!r} is unknown; model.json must say 'clip' or 'bpe'.")
-    path = epath.Path(directory) / TrainedTokenizer.file
+    path = to_address(directory) / TrainedTokenizer.file
     if not path.exists():
         raise UserError(f"{path} is missing; copy the whole model directory, or train it again.")
     check_sha256(path, spec["sha256"], "restore the file saved with the model")
@@ -315,8 +315,8 @@ def _clip_engine(vocabulary: bytes) -> Engine:
     return engine
 
 
-def _read_clip_vocabulary(path: epath.PathLike) -> bytes:
-    path = epath.Path(path)
+def _read_clip_vocabulary(path: AddressLike) -> bytes:
+    path = to_address(path)
     if not path.is_file():
         raise UserError(
             f"the CLIP vocabulary {path} does not exist; give the path of {CLIP_VOCABULARY_FILE}, "

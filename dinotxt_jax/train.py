@@ -8,32 +8,28 @@ metrics.jsonl, curves.png, tensorboard/, checkpoints/ and, at the end, model/ (s
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from dinotxt_jax import cli
 from dinotxt_jax.cli_flags import define_config
 from dinotxt_jax.config import Config
-from dinotxt_jax.errors import UserError
 
 _CONFIG = define_config("config", Config, "File with get_config().", needs=("backbone",))
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for everything the run writes.", required=True
+    "workdir",
+    None,
+    "Folder for everything the run writes, local or gs://BUCKET/....",
+    required=True,
 )
 cli.define_process_flags()
 
 
 def _body() -> None:
     from dinotxt_jax.runtime import processes
+    from dinotxt_jax.storage.addresses import to_output
     from dinotxt_jax.training.loop import train
 
-    if "://" in _WORKDIR.value:
-        raise UserError(
-            f"--workdir={_WORKDIR.value} is an address, expected a folder; mount the bucket "
-            "and give the folder it is mounted on."
-        )
-    model = train(_CONFIG.value, Path(_WORKDIR.value))
+    model = train(_CONFIG.value, to_output(_WORKDIR.value, "--workdir"))
     if processes.is_first():
         print(f"model: {model}")
 

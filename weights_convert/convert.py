@@ -9,16 +9,17 @@ from pathlib import Path, PurePosixPath
 
 import jax
 import numpy as np
-from etils import epath
 from tqdm import tqdm
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
+from dinotxt_jax.storage.addresses import Address, AddressLike, is_remote, to_output
 from dinotxt_jax.storage.checksums import PieceChecksum
 from dinotxt_jax.storage.downloads import sha256_of
 from dinotxt_jax.storage.model_arrays import nested
 from dinotxt_jax.storage.model_directory import (
     ARRAYS,
+    FILE,
     Fingerprint,
     ModelDescription,
     SourceCheckpoint,
@@ -71,7 +72,7 @@ class _Array:
 
 def convert(
     sources: Sequence[Path | str],
-    output: epath.PathLike,
+    output: AddressLike,
     *,
     settings: Settings = Settings(),  # noqa: B008 (frozen)
     preset: str | None = None,
@@ -100,7 +101,7 @@ def convert(
             mis-shaped arrays (all listed in one sentence), contains NaN or infinity, differs from
             the preset, or the output exists.
     """
-    output = epath.Path(output)
+    output = to_output(output, "--output")
     replace = _check_output(output, overwrite)
     opened = [open_checkpoint(fetch(source), display_name(source)) for source in sources]
     _check_sources_survive(opened, output)
@@ -136,24 +137,24 @@ def _backbone(matches: Sequence[Match]) -> Match:
     return next(match for match in matches if "backbone" in match.layout.components)
 
 
-def _check_output(output: epath.Path, overwrite: bool) -> bool:
+def _check_output(output: Address, overwrite: bool) -> bool:
     """Returns whether the output holds a directory that may be replaced, that is, deleted."""
     if not output.exists():
         return False
     if output.is_dir() and not any(output.iterdir()):
         return True
-    if not (output / "model.json").exists():
+    if not (output / FILE).exists():
         raise UserError(f"{output} exists and is not a model directory; choose another --output.")
     if not overwrite:
         raise UserError(f"{output} exists already; choose another --output, or add --overwrite.")
     return True
 
 
-def _check_sources_survive(opened: Sequence[Checkpoint], output: epath.Path) -> None:
+def _check_sources_survive(opened: Sequence[Checkpoint], output: Address) -> None:
     """Raises `UserError` if replacing the output would delete a source."""
-    if "://" in str(output):
+    if is_remote(output):
         return
-    folder = Path(output).resolve()
+    folder = output.resolve()
     for source in opened:
         if any(folder in file.resolve().parents for file in source.files):
             raise UserError(
@@ -226,7 +227,7 @@ def _keeps_float32(rule: Rule) -> bool:
 
 
 def _write(
-    folder: epath.Path,
+    folder: Address,
     arrays: Mapping[tuple[str, ...], _Array],
     matches: Sequence[Match],
     inferred: Architecture,

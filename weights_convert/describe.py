@@ -6,11 +6,15 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
-from etils import epath
-
 from dinotxt_jax.models import presets
+from dinotxt_jax.storage.addresses import Address, to_address
 from dinotxt_jax.storage.model_arrays import stored_arrays
-from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing, read_description
+from dinotxt_jax.storage.model_directory import (
+    FILE,
+    ModelDescription,
+    Preprocessing,
+    read_description,
+)
 from weights_convert import architecture
 from weights_convert.architecture import Architecture, Settings
 from weights_convert.fetching import display_name, fetch
@@ -31,14 +35,14 @@ def describe(
     Raises:
         UserError: the path is neither.
     """
-    remote = path.startswith(("hf://", "http://", "https://"))
-    if not remote and (epath.Path(path) / "model.json").exists():
-        yield from _model_directory(epath.Path(path))
+    downloaded = path.startswith(("hf://", "http://", "https://"))
+    if not downloaded and (to_address(path) / FILE).exists():
+        yield from _model_directory(to_address(path))
     else:
         yield from _source(path, settings, layout, prefix)
 
 
-def _model_directory(path: epath.Path) -> Iterator[str]:
+def _model_directory(path: Address) -> Iterator[str]:
     description = read_description(path)
     yield f"{path}: model directory"
     for source in description.sources:

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from etils import epath
 from tqdm import tqdm
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.dinotxt import INITIAL_LOGIT_SCALE
+from dinotxt_jax.storage.addresses import Address, AddressLike, to_output
 from dinotxt_jax.storage.model_arrays import stored_arrays
 from dinotxt_jax.storage.model_directory import ModelDescription, read_description
 from dinotxt_jax.storage.pieces import StoredArray
@@ -40,7 +40,7 @@ class Written:
         notes: sentences about differences between the file and the model.
     """
 
-    path: epath.Path
+    path: Address
     layout: Layout
     notes: tuple[str, ...]
 
@@ -83,8 +83,8 @@ class _Masked:
 
 
 def export(
-    model: epath.PathLike,
-    output: epath.PathLike,
+    model: AddressLike,
+    output: AddressLike,
     *,
     layout: str | None = None,
     part: str | None = None,
@@ -113,7 +113,7 @@ def export(
     if part not in (None, "backbone"):
         description.dinotxt  # noqa: B018 (raises for a backbone alone)
     stored = stored_arrays(model, description)
-    files = _files(description, epath.Path(output), layout, part)
+    files = _files(description, to_output(output, "--output"), layout, part)
     for path in files:
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists already; choose another --output, or add --overwrite.")
@@ -139,8 +139,8 @@ def _verify(stored: Mapping[Place, StoredArray], show_progress: bool) -> None:
 
 
 def _files(
-    description: ModelDescription, output: epath.Path, layout: str | None, part: str | None
-) -> dict[epath.Path, Layout]:
+    description: ModelDescription, output: Address, layout: str | None, part: str | None
+) -> dict[Address, Layout]:
     """Returns the files to write, each with its layout."""
     if output.suffix != ".safetensors":
         raise UserError(f"--output={output} does not end in .safetensors; only these are written.")
@@ -185,7 +185,7 @@ def _default_layout(name: str, description: ModelDescription, part: str | None) 
 
 
 def _planned(
-    path: epath.Path,
+    path: Address,
     layout: Layout,
     stored: Mapping[Place, StoredArray],
     description: ModelDescription,

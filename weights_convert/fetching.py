@@ -8,7 +8,10 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import is_remote, to_address
 from dinotxt_jax.storage.downloads import cache_folder, download
+from dinotxt_jax.storage.object_cache import local_copies
+from dinotxt_jax.storage.retries import retried
 
 _HUB = "hf://"
 _WEB = ("http://", "https://")
@@ -25,9 +28,9 @@ def fetch(source: Path | str) -> Path:
     """Returns a source's local path, downloading it if necessary.
 
     Args:
-        source: a path, which is returned; an http(s):// URL, downloaded once into the cache
-            folder (a `#sha256=...` suffix is verified); or `hf://ORG/NAME[@REVISION][/FILE]`,
-            downloaded by `huggingface_hub` into the hub's cache.
+        source: a path, which is returned; an object in gs:// or s3://, or an http(s):// URL, copied
+            once into the cache folder (a `#sha256=...` suffix of a URL is verified); or
+            `hf://ORG/NAME[@REVISION][/FILE]`, downloaded by `huggingface_hub` into the hub's cache.
 
     Raises:
         UserError: the download failed, or the address is malformed.
@@ -37,7 +40,15 @@ def fetch(source: Path | str) -> Path:
         return _from_hub(text)
     if text.startswith(_WEB):
         return _from_web(text)
-    return Path(source)
+    address = to_address(source)
+    if not is_remote(address):
+        return address
+    if not retried(address.is_file) or address.name.endswith(".index.json"):
+        raise UserError(
+            f"{address} is not one object that holds a whole checkpoint; copy the folder of a "
+            "sharded one to a local disk, or correct the address."
+        )
+    return local_copies([address], "SOURCE")[0]
 
 
 def display_name(source: Path | str) -> str:

@@ -24,10 +24,10 @@ from zipfile import BadZipFile
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference import load, load_backbone
+from dinotxt_jax.storage.addresses import AddressLike
 from dinotxt_jax.storage.model_directory import read_description
 from weights_convert.messages import quoted
 
@@ -56,7 +56,7 @@ class Comparison:
         return self.relative <= tolerance
 
 
-def compare(model: epath.PathLike, reference: Path) -> list[Comparison]:
+def compare(model: AddressLike, reference: Path) -> list[Comparison]:
     """Compares all quantities in a reference, in the order in which a model computes them.
 
     Args:
@@ -104,7 +104,7 @@ def _read(reference: Path) -> dict[str, np.ndarray]:
 
 
 def _outputs(
-    model: epath.PathLike, arrays: Mapping[str, np.ndarray], layers: list[int], reference: Path
+    model: AddressLike, arrays: Mapping[str, np.ndarray], layers: list[int], reference: Path
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, model output) for every output in the reference."""
     names = set(arrays)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from etils import epath
 from tqdm import tqdm
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.files import new_file
 from dinotxt_jax.storage.model_directory import SourceCheckpoint
 from weights_convert.choices import EXPORT_DTYPES
 from weights_convert.layouts.rules import Layout, Rule
@@ -59,7 +59,7 @@ class FileRow:
 class FilePlan:
     """Everything needed to write a file."""
 
-    path: epath.Path
+    path: Address
     layout: Layout
     rows: Sequence[FileRow]
     arrays: Mapping[Place, Readable]
@@ -88,19 +88,12 @@ def write_safetensors(plan: FilePlan, dtype: str | None, bar: tqdm) -> None:
             }
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    partial = plan.path.with_name(f".{plan.path.name}.{uuid.uuid4().hex[:8]}.partial")
-    plan.path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for row in plan.rows:
-                for key, array in _arrays(row, plan.arrays):
-                    file.write(_rounded(key, array, dtypes[key]).tobytes())
-                bar.update()
-        partial.replace(plan.path)
-    finally:
-        if partial.exists():
-            partial.unlink()
+    with new_file(plan.path) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for row in plan.rows:
+            for key, array in _arrays(row, plan.arrays):
+                file.write(_rounded(key, array, dtypes[key]).tobytes())
+            bar.update()
 
 
 def _arrays(row: FileRow, arrays: Mapping[Place, Readable]) -> Iterator[tuple[str, np.ndarray]]:

@@ -25,7 +25,9 @@ from dinotxt_jax.data.file_lists import data_files
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import AddressLike
 from dinotxt_jax.storage.faults import is_passing
+from dinotxt_jax.storage.object_cache import local_copies
 from dinotxt_jax.storage.retries import retried
 
 if TYPE_CHECKING:
@@ -38,16 +40,17 @@ class ArrayRecordSource:
     `path` is a file, a folder (all files with `.array_record` in the name) or a glob; files are
     read in sorted name order. Selecting one `split` reads every record once on opening, which is
     slow for large data: write one set of files per split instead. A damaged record counts as a bad
-    image.
+    image. Files in a bucket are copied first (`storage.object_cache`), as the library opens paths.
     """
 
-    def __init__(self, path: str | Path, *, split: str = "", section: str = SECTION) -> None:
+    def __init__(self, path: AddressLike, *, split: str = "", section: str = SECTION) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self._path = str(path)
         try:
-            files = data_files(self._path, ".array_record", "ArrayRecord", section)
-            self._records = ArrayRecordDataSource(files)
+            files = data_files(path, ".array_record", "ArrayRecord", section)
+            copies = local_copies(files, f"{section}.path")
+            self._records = ArrayRecordDataSource([str(file) for file in copies])
         except RuntimeError as error:
             raise UserError(
                 f"{self._path} cannot be read as ArrayRecord ({error}), expected whole files "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dinotxt_jax.data.examples import (
@@ -16,6 +15,8 @@ from dinotxt_jax.data.examples import (
     shortened,
 )
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, AddressLike
+from dinotxt_jax.storage.retries import retried
 
 _KINDS = {str: "a text", int: "a whole number", list: "a list"}
 
@@ -28,7 +29,7 @@ class CaptionFileSource:
         root: the image folder.
     """
 
-    def __init__(self, entries: Sequence[tuple[str, tuple[str, ...]]], root: Path) -> None:
+    def __init__(self, entries: Sequence[tuple[str, tuple[str, ...]]], root: Address) -> None:
         self._entries = entries
         self._root = root
 
@@ -48,8 +49,8 @@ class CaptionFileSource:
 
 
 def caption_file_source(
-    file: Path,
-    image_root: str | Path,
+    file: Address,
+    image_root: AddressLike,
     entries: Sequence[tuple[str, tuple[str, ...]]],
     section: str,
 ) -> CaptionFileSource:
@@ -59,15 +60,15 @@ def caption_file_source(
     return CaptionFileSource(entries, folder_of_images(file, image_root, section))
 
 
-def parsed_json(file: Path, section: str) -> Any:
+def parsed_json(file: Address, section: str) -> Any:
     """Parses a caption file.
 
     Raises:
         UserError: the file does not exist or is not JSON.
     """
-    if not file.is_file():
+    if not retried(file.is_file):
         raise UserError(f"{no_file(file)}, expected a file of captions; correct {section}.path.")
-    content = file.read_bytes()
+    content = retried(file.read_bytes)
     if not content.strip():
         raise nothing_left(file, "", set(), section)
     try:

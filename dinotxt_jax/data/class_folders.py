@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import logging
@@ -22,13 +21,14 @@ from dinotxt_jax.data.examples import image_bytes, nothing_left
 from dinotxt_jax.data.file_lists import images_below
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, to_address
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
 
 def read_class_folders(
-    path: Path, names: Sequence[str], section: str
+    path: Address, names: Sequence[str], section: str
 ) -> tuple[list[LabelledImage], Sequence[str]]:
     """Returns the images below the folders in `path`, and the class names.
 
@@ -66,7 +66,7 @@ def read_class_folders(
 
 
 def _labels(
-    path: Path, folders: Sequence[str], names: Sequence[str], section: str
+    path: Address, folders: Sequence[str], names: Sequence[str], section: str
 ) -> tuple[Sequence[int], Sequence[str]]:
     """Returns the label of each folder and the class names; `folders` are sorted by name."""
     if not names:
@@ -95,7 +95,7 @@ def _labels(
     return range(len(folders)), names
 
 
-def _by_number(path: Path, folders: Sequence[str], classes: int, section: str) -> list[int]:
+def _by_number(path: Address, folders: Sequence[str], classes: int, section: str) -> list[int]:
     named = [folder for folder in folders if not is_number(folder)]
     if named:
         raise UserError(
@@ -106,7 +106,9 @@ def _by_number(path: Path, folders: Sequence[str], classes: int, section: str) -
 
 
 def _read(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:
-    return LabelledImages(*read_class_folders(Path(config.path), names, section), load=image_bytes)
+    return LabelledImages(
+        *read_class_folders(to_address(config.path), names, section), load=image_bytes
+    )
 
 
 FOLDER = SourceKind(reads=("path", "classes", "only"), labels=_read)

@@ -7,7 +7,6 @@ Files such as `captions_val2017.json` hold `images` (`id`, `file_name`) and `ann
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinotxt_jax.data.caption_files import (
@@ -20,13 +19,14 @@ from dinotxt_jax.data.caption_files import (
 from dinotxt_jax.data.examples import SECTION, checked_captions
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import AddressLike, to_address
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
 
 def open_coco(
-    path: str | Path, *, image_root: str | Path = "", split: str = "", section: str = SECTION
+    path: AddressLike, *, image_root: AddressLike = "", split: str = "", section: str = SECTION
 ) -> CaptionFileSource:
     """Opens a COCO caption file; images and the captions of each image keep the order of the file.
 
@@ -40,7 +40,7 @@ def open_coco(
         UserError: the file is not a COCO caption file, a caption refers to an unknown image, or an
             image has no caption.
     """
-    file = Path(path)
+    file = to_address(path)
     field = functools.partial(typed_field, section=section)
     text = functools.partial(filled_text, section=section)
     if split:

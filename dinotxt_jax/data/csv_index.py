@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dinotxt_jax.data.caption_files import CaptionFileSource, caption_file_source
@@ -39,6 +39,9 @@ from dinotxt_jax.data.masks import MaskFiles, checked_indices
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.texts import BACKGROUND, read_list
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, to_address
+from dinotxt_jax.storage.byte_ranges import ByteRanges, stream
+from dinotxt_jax.storage.retries import retried
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -58,7 +61,7 @@ class IndexRow(NamedTuple):
 
 
 def read_index(
-    path: Path, column: str, split: str, section: str, setting: str = ""
+    path: Address, column: str, split: str, section: str, setting: str = ""
 ) -> list[IndexRow]:
     """Reads the index lines of a split ("": all), with the image file and one more column.
 
@@ -100,15 +103,16 @@ def read_index(
 
 
 @contextlib.contextmanager
-def _lines(path: Path, section: str) -> Iterator[csv.DictReader[Any]]:
+def _lines(path: Address, section: str) -> Iterator[csv.DictReader[Any]]:
     """Opens an index; errors in the block that mean another format become `UserError`."""
-    if not path.is_file():
+    if not retried(path.is_file):
         raise UserError(
             f"{no_file(path)}, expected a CSV index with the column {FILE_COLUMNS[0]} and others; "
             f"correct {section}.path."
         )
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        content = stream(ByteRanges(path))
+        with io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as file:
             delimiter = "\t" if "\t" in file.readline() else ","
             file.seek(0)
             yield csv.DictReader(file, delimiter=delimiter)
@@ -120,7 +124,7 @@ def _lines(path: Path, section: str) -> Iterator[csv.DictReader[Any]]:
 
 def _open_captions(config: DataConfig, section: str) -> CaptionFileSource | None:
     """Opens images and captions, or returns None if there is no column of captions."""
-    path = Path(config.path)
+    path = to_address(config.path)
     with _lines(path, section) as lines:
         columns = lines.fieldnames or ()
     names = caption_columns(config.caption_key, _CAPTION_COLUMNS)
@@ -138,7 +142,7 @@ def _open_captions(config: DataConfig, section: str) -> CaptionFileSource | None
 
 
 def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:
-    path = Path(config.path)
+    path = to_address(config.path)
     rows = read_index(path, config.label_key, config.split, section, "label_key")
     labels = [[label.strip() for label in row.value.split(_SEPARATOR)] for row in rows]
     # If labels are class names (no `names` given), a label that looks like a number is a name too.
@@ -157,7 +161,7 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
     return LabelledImages(images, names or names_in_file, image_bytes)
 
 
-def _names_in(path: Path, labels: Sequence[Sequence[str]], section: str) -> list[str]:
+def _names_in(path: Address, labels: Sequence[Sequence[str]], section: str) -> list[str]:
     """Returns the class names that a CSV uses as labels, sorted.
 
     Raises:
@@ -185,7 +189,7 @@ def _label_named(text: str, names: Sequence[str], where: str) -> int:
 
 
 def _open_masks(config: DataConfig, section: str) -> MaskFiles:
-    path = Path(config.path)
+    path = to_address(config.path)
     if not config.classes:
         raise UserError(
             f"{section}.classes is empty, expected the names of the classes that masks hold; set "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Shaped
 
 from dinotxt_jax.data.bad_images import BadImageError, MissingImageError
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, AddressLike, to_address
 from dinotxt_jax.storage.faults import is_passing
 from dinotxt_jax.storage.retries import retried
 
@@ -107,7 +107,7 @@ def limited(source: SizedT, count: int) -> SizedT:
     return cast(SizedT, Subset(source, count))
 
 
-def image_bytes(file: Path, key: str) -> bytes:
+def image_bytes(file: Address, key: str) -> bytes:
     """Reads the bytes from an image file, again after storage errors that may pass.
 
     Raises:
@@ -151,18 +151,18 @@ def check_records(read: Callable[[int], object], count: int) -> None:
     raise UserError(str(reason))
 
 
-def no_file(path: Path) -> str:
+def no_file(path: Address) -> str:
     """Returns the start of an error message for a path that is missing or a folder."""
     return f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
 
 
-def folder_of_images(index: Path, image_root: str | Path, section: str) -> Path:
+def folder_of_images(index: Address, image_root: AddressLike, section: str) -> Address:
     """Returns the base folder for the image paths in an index: by default the index file's folder.
 
     Raises:
         UserError: the path is not a folder.
     """
-    root = Path(image_root) if image_root else index.parent
+    root = to_address(image_root) if image_root else index.parent
     if not root.is_dir():
         raise UserError(
             f"{root} is not a folder, expected the folder that the image paths in {index} "
@@ -198,7 +198,7 @@ def check_images_found(source: Any, config: DataConfig, section: str = SECTION) 
             return  # the file exists; the limit on bad images is checked while reading all
         else:
             return
-    root = config.image_root or Path(config.path).parent
+    root = config.image_root or to_address(config.path).parent
     raise UserError(
         f"none of {count} image paths tried from {config.path} exists in the folder {root} "
         f"({reason}), expected paths relative to that folder; set {section}.image_root to the "

@@ -21,7 +21,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,9 @@ from dinotxt_jax.data.shard_files import (
 )
 from dinotxt_jax.data.transforms import is_random
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, to_address
 from dinotxt_jax.storage.checksums import is_verifying, row_checksums
+from dinotxt_jax.storage.retries import retried
 
 SHARD = 512
 # The field of features.json that says that every shard has checksums; caches from before they
@@ -110,7 +111,7 @@ class FeatureCache:
             description.
     """
 
-    def __init__(self, folder: Path, expected: dict[str, Any]):
+    def __init__(self, folder: Address, expected: dict[str, Any]):
         self._folder = folder
         stored = stored_description(folder)
         if stored is None:
@@ -163,7 +164,7 @@ class FeatureCache:
     def _opened(self, view: int, shard: int) -> ShardFile:
         return ShardFile(shard_file(self._folder, view, shard), self._rows(shard), self._dtype)
 
-    def _numbers(self, file: Callable[[Path, int, int], Path], view: int) -> np.ndarray:
+    def _numbers(self, file: Callable[[Address, int, int], Address], view: int) -> np.ndarray:
         """Reads the numbers of all examples in one view, one per example, [examples]."""
         return np.concatenate(
             [
@@ -194,21 +195,21 @@ class CachedExample:
         }
 
 
-def task_folder(features: str, task: str) -> Path:
+def task_folder(features: str, task: str) -> Address:
     """Returns the cache folder that a training run uses for an evaluation task."""
-    return Path(features) / "tasks" / task
+    return to_address(features) / "tasks" / task
 
 
-def stored_description(folder: Path) -> dict[str, Any] | None:
+def stored_description(folder: Address) -> dict[str, Any] | None:
     """Reads `features.json` from a cache folder; returns None if there is no cache.
 
     Raises:
         UserError: the file is damaged.
     """
     file = folder / "features.json"
-    if not file.exists():
+    if not retried(file.exists):
         return None
-    text = file.read_text()
+    text = retried(file.read_text)
     try:
         stored = json.loads(text)
     except ValueError as error:
@@ -223,7 +224,7 @@ def stored_description(folder: Path) -> dict[str, Any] | None:
     return stored
 
 
-def check_same_cache(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_same_cache(folder: Address, stored: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raises a `UserError` that names every difference between two cache descriptions."""
     # A setting added after the cache was written counts as having the default value.
     defaults = json.loads(json.dumps(dataclasses.asdict(DataConfig())))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
-import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,16 +12,18 @@ from pathlib import Path
 from absl import logging
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, AddressLike, is_remote, to_address
+from dinotxt_jax.storage.retries import retried
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _ENDINGS = ", ".join(sorted(_IMAGES))
 
 
-def data_files(path: str, ending: str, title: str, section: str) -> list[str]:
-    """Returns the file at a path, or the files in a folder or of a glob, sorted by name.
+def data_files(path: AddressLike, ending: str, title: str, section: str) -> list[Address]:
+    """Returns the file at an address, or the files in a folder or of a glob, sorted by name.
 
     Args:
-        path: the path or the glob.
+        path: the address or the glob.
         ending: what the names in a folder hold, such as ".tar".
         title: the name of the file format, for the message.
         section: command-line name for the data settings, for the message.
@@ -28,10 +31,13 @@ def data_files(path: str, ending: str, title: str, section: str) -> list[str]:
     Raises:
         UserError: there is none.
     """
-    if os.path.isdir(path):
-        files = glob.glob(os.path.join(glob.escape(path), f"*{ending}*"))
+    address = to_address(path)
+    if retried(address.is_dir):
+        files = [file for file in address.iterdir() if fnmatch.fnmatch(file.name, f"*{ending}*")]
+    elif retried(address.is_file):
+        files = [address]
     else:
-        files = [path] if os.path.isfile(path) else glob.glob(path)
+        files = _matches(address)
     if not files:
         raise UserError(
             f"no {title} file was found at {path}, expected a file, a folder of *{ending} files "
@@ -40,7 +46,17 @@ def data_files(path: str, ending: str, title: str, section: str) -> list[str]:
     return sorted(files)
 
 
-def images_below(folders: Iterable[Path], where: object) -> list[list[Path]]:
+def _matches(address: Address) -> list[Address]:
+    """Returns the files that match an address with the characters * ? [ ] in any part."""
+    if not is_remote(address):
+        return [Path(file) for file in glob.glob(str(address))]
+    pattern = re.search(r"[^/]*[*?[].*", str(address))
+    if pattern is None:
+        return []
+    return list(to_address(str(address)[: pattern.start()]).glob(pattern[0]))
+
+
+def images_below(folders: Iterable[Address], where: object) -> list[list[Address]]:
     """Lists the image files in each folder, recursively, sorted and selected by file ending.
 
     One warning counts the files with other endings, except hidden files.
@@ -52,7 +68,7 @@ def images_below(folders: Iterable[Path], where: object) -> list[list[Path]]:
     Raises:
         UserError: the folders have files, but no image.
     """
-    images: list[list[Path]] = []
+    images: list[list[Address]] = []
     others: Counter[str] = Counter()
     for folder in folders:
         images.append([])
@@ -76,7 +92,7 @@ def images_below(folders: Iterable[Path], where: object) -> list[list[Path]]:
     return images
 
 
-def image_files(paths: Sequence[str]) -> list[Path]:
+def image_files(paths: Sequence[str]) -> list[Address]:
     """Returns the named image files, and all image files found recursively in named folders.
 
     Raises:
@@ -84,12 +100,13 @@ def image_files(paths: Sequence[str]) -> list[Path]:
     """
     if not paths:
         raise UserError("no image is named, expected the paths of files or folders; add them.")
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"{path} does not exist, expected an image or a folder; correct it.")
-    folders = [path for path in map(Path, paths) if path.is_dir()]
+    addresses = [to_address(path) for path in paths]
+    for address in addresses:
+        if not address.exists():
+            raise UserError(f"{address} does not exist, expected an image or a folder; correct it.")
+    folders = [address for address in addresses if address.is_dir()]
     below = dict(zip(folders, images_below(folders, ", ".join(map(str, folders))), strict=True))
-    files = [file for path in map(Path, paths) for file in below.get(path, [path])]
+    files = [file for address in addresses for file in below.get(address, [address])]
     if not files:
         raise UserError(
             f"{', '.join(paths)} holds no file, expected images ({_ENDINGS}); name another folder."

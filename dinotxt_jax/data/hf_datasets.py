@@ -37,7 +37,9 @@ from dinotxt_jax.data.examples import (
 )
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, to_address
 from dinotxt_jax.storage.files import read_json
+from dinotxt_jax.storage.object_cache import local_copies
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -65,8 +67,9 @@ class ArrowRows:
         UserError: there is no such data set or split, or a file is damaged or not complete.
     """
 
-    def __init__(self, folder: Path, split: str, section: str) -> None:
-        self._files, self.features, count = _located(folder, split, section)
+    def __init__(self, folder: Address, split: str, section: str) -> None:
+        files, self.features, count = _located(folder, split, section)
+        self._files = local_copies(files, f"{section}.path")
         self.name = f"{folder}[{split}]" if split else str(folder)
         self._section = section
         self._sizes = [file.stat().st_size for file in self._files]
@@ -188,8 +191,8 @@ def _mapped_batches(file: Path) -> list[Any]:
 
 
 def _located(
-    folder: Path, split: str, section: str
-) -> tuple[list[Path], dict[str, Any], int | None]:
+    folder: Address, split: str, section: str
+) -> tuple[list[Address], dict[str, Any], int | None]:
     """Returns the Arrow files of a split, the columns' descriptions, and the count if known."""
     if (folder / "dataset_dict.json").is_file():
         file = folder / "dataset_dict.json"
@@ -231,7 +234,7 @@ def _located(
     return files, _dict_in(_info(folder), "features"), count
 
 
-def _info(folder: Path) -> dict[str, Any]:
+def _info(folder: Address) -> dict[str, Any]:
     return read_json(folder / "dataset_info.json", "the columns of the data set", _CURE)
 
 
@@ -241,7 +244,7 @@ def _dict_in(holder: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _chosen(folder: Path, split: str, splits: Sequence[str], section: str) -> str:
+def _chosen(folder: Address, split: str, splits: Sequence[str], section: str) -> str:
     """Returns the split, or the only one; raises `UserError` if there is no such split."""
     if not split and len(splits) == 1:
         return splits[0]
@@ -257,7 +260,7 @@ class HfDatasetSource:
     """Images and captions of a split (see the module docstring)."""
 
     def __init__(self, config: DataConfig, section: str = SECTION) -> None:
-        self._rows = ArrowRows(Path(config.path), config.split, section)
+        self._rows = ArrowRows(to_address(config.path), config.split, section)
         self._image = self._rows.column((config.image_key,), "image_key")
         names = caption_columns(config.caption_key, _CAPTION_COLUMNS)
         self._captions = self._rows.column(names, "caption_key")
@@ -279,7 +282,7 @@ class HfDatasetSource:
 
 
 def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:
-    rows = ArrowRows(Path(config.path), config.split, section)
+    rows = ArrowRows(to_address(config.path), config.split, section)
     image = rows.column((config.image_key,), "image_key")
     column = rows.column((config.label_key,), "label_key")
     names = names or _names_of_column(rows, column, section)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from array import array
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -23,6 +21,9 @@ from dinotxt_jax.data.examples import (
 )
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import AddressLike, to_address
+from dinotxt_jax.storage.byte_ranges import ByteRanges, stream
+from dinotxt_jax.storage.retries import retried
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -39,20 +40,20 @@ class JsonlSource:
 
     def __init__(
         self,
-        path: str | Path,
+        path: AddressLike,
         *,
-        image_root: str | Path = "",
+        image_root: AddressLike = "",
         split: str = "",
         section: str = SECTION,
     ) -> None:
-        self._path = Path(path)
-        if not self._path.is_file():
+        self._path = to_address(path)
+        if not retried(self._path.is_file):
             raise UserError(
                 f"{no_file(self._path)}, expected the index of {section}.source=jsonl; correct "
                 f"{section}.path."
             )
         self._root = folder_of_images(self._path, image_root, section)
-        self._index = self._path.open("rb")
+        self._index = ByteRanges(self._path)
         self._offsets, self._lengths = self._scan(split, section)
 
     def _scan(
@@ -62,14 +63,15 @@ class JsonlSource:
         offsets, lengths = array("q"), array("i")
         splits = set()
         offset = 0
-        for number, line in enumerate(self._index, 1):
-            if line.strip():
-                row_split = _parse_line(line, f"{self._path}:{number}")[2]
-                splits.add(row_split)
-                if not split or row_split == split:
-                    offsets.append(offset)
-                    lengths.append(len(line))
-            offset += len(line)
+        with stream(self._index) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    row_split = _parse_line(line, f"{self._path}:{number}")[2]
+                    splits.add(row_split)
+                    if not split or row_split == split:
+                        offsets.append(offset)
+                        lengths.append(len(line))
+                offset += len(line)
         if not offsets:
             raise nothing_left(self._path, split, splits, section)
         return np.frombuffer(offsets, np.int64), np.frombuffer(lengths, np.int32)
@@ -90,16 +92,9 @@ class JsonlSource:
 
     def _entry(self, index: int) -> tuple[str, tuple[str, ...]]:
         """Returns (image path, captions) of an example."""
-        # pread does not move the shared file position, so threads need no lock.
-        line = os.pread(self._index.fileno(), int(self._lengths[index]), int(self._offsets[index]))
+        offset = int(self._offsets[index])
+        line = self._index.read(offset, offset + int(self._lengths[index]))
         return _parse_line(line, f"{self._path}, example {index}")[:2]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_index"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._index = self._path.open("rb")
 
 
 def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:

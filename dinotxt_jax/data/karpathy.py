@@ -8,7 +8,6 @@ field `raw` holds the text of a sentence.
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinotxt_jax.data.caption_files import (
@@ -20,13 +19,14 @@ from dinotxt_jax.data.caption_files import (
 )
 from dinotxt_jax.data.examples import SECTION, checked_captions, nothing_left
 from dinotxt_jax.data.source_kind import SourceKind
+from dinotxt_jax.storage.addresses import AddressLike, to_address
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
 
 def open_karpathy(
-    path: str | Path, *, image_root: str | Path = "", split: str = "", section: str = SECTION
+    path: AddressLike, *, image_root: AddressLike = "", split: str = "", section: str = SECTION
 ) -> CaptionFileSource:
     """Opens a Karpathy caption file; the images keep the order of the file.
 
@@ -42,7 +42,7 @@ def open_karpathy(
         UserError: the file is not a Karpathy caption file, lacks a requested split, or has an image
             without a caption.
     """
-    file = Path(path)
+    file = to_address(path)
     field = functools.partial(typed_field, section=section)
     text = functools.partial(filled_text, section=section)
     requested_splits = set(split.split("+")) if split else set()

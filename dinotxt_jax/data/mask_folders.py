@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinotxt_jax.data.examples import nothing_left
@@ -13,6 +12,7 @@ from dinotxt_jax.data.masks import MaskFiles
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, to_address
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -40,7 +40,7 @@ def _open(config: DataConfig, section: str) -> MaskFiles:
             f"{section}.split is {config.split!r}, but {config.name} has no splits; leave it empty."
         )
     # `config.path` is the data set root or the parent folder.
-    path = Path(config.path)
+    path = to_address(config.path)
     root = path / layout.folder if (path / layout.folder).is_dir() else path
     split = config.split or layout.split
     templates = _templates(root, layout, split)
@@ -51,7 +51,7 @@ def _open(config: DataConfig, section: str) -> MaskFiles:
     return MaskFiles(root, pairs, to_indices, names, 0 if layout.background else None)
 
 
-def _templates(root: Path, layout: MaskLayout, split: str) -> tuple[str, str] | None:
+def _templates(root: Address, layout: MaskLayout, split: str) -> tuple[str, str] | None:
     """Returns the first image and mask templates whose folders exist, or None if one is missing."""
 
     def exists(template: str) -> bool:
@@ -66,7 +66,7 @@ def _folder(template: str, split: str) -> str:
 
 
 def _pairs(
-    root: Path, templates: tuple[str, str], split_list: str, split: str, section: str
+    root: Address, templates: tuple[str, str], split_list: str, split: str, section: str
 ) -> list[tuple[str, str]]:
     """Returns (image file, mask file) for each name of a split, relative to the root.
 
@@ -96,7 +96,7 @@ def _pairs(
     return pairs
 
 
-def _listed(file: Path, split: str, section: str) -> tuple[str, ...]:
+def _listed(file: Address, split: str, section: str) -> tuple[str, ...]:
     """Returns the image names in a split list file."""
     if not file.is_file():
         split_files = ", ".join(sorted(other.stem for other in file.parent.glob(f"*{file.suffix}")))
@@ -109,7 +109,7 @@ def _listed(file: Path, split: str, section: str) -> tuple[str, ...]:
     return read_list(str(file), f"{section}.split")
 
 
-def _not_found(config: DataConfig, root: Path, layout: MaskLayout, section: str) -> UserError:
+def _not_found(config: DataConfig, root: Address, layout: MaskLayout, section: str) -> UserError:
     """Returns the error for missing split folders; the message names the splits that exist."""
     above = [image.partition("{split}")[0] for image in layout.images if "{split}" in image]
     folders = [entry for place in above for entry in (root / place).glob("*/")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import image_bytes
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address
 
 IGNORED = 255  # in a mask: the pixel has no class
 
@@ -48,7 +48,7 @@ class MaskFiles:
 
     def __init__(
         self,
-        root: Path,
+        root: Address,
         pairs: Sequence[tuple[str, str]],
         to_indices: Callable[[Shaped[np.ndarray, "h w *rgb"]], Int[np.ndarray, "h w"]],
         class_names: Sequence[str],

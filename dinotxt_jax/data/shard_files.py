@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
-from pathlib import Path
 from typing import BinaryIO
 
 import ml_dtypes
@@ -12,23 +11,27 @@ import numpy as np
 from jaxtyping import Shaped
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.byte_ranges import ByteRanges
 from dinotxt_jax.storage.checksums import row_checksums
 from dinotxt_jax.storage.retries import retried
 
+# Longer than the header of a shard, which numpy pads to a multiple of 64 bytes.
+_MOST_HEADER = 1024
 REPAIR = "run python -m dinotxt_jax.precompute with this config, which encodes these shards"
 
 
-def shard_file(folder: Path, view: int, shard: int) -> Path:
+def shard_file(folder: Address, view: int, shard: int) -> Address:
     """Returns the file with the tokens of a shard; it is written last."""
     return folder / f"v{view:03d}-s{shard:05d}.npy"
 
 
-def skipped_file(folder: Path, view: int, shard: int) -> Path:
+def skipped_file(folder: Address, view: int, shard: int) -> Address:
     """Returns the file that says which examples took the place of bad images."""
     return folder / f"v{view:03d}-s{shard:05d}.skipped.npy"
 
 
-def sums_file(folder: Path, view: int, shard: int) -> Path:
+def sums_file(folder: Address, view: int, shard: int) -> Address:
     """Returns the file with the checksum of each example's tokens."""
     return folder / f"v{view:03d}-s{shard:05d}.sums.npy"
 
@@ -39,7 +42,7 @@ def token_dtype(name: str) -> np.dtype:
 
 
 class ShardFile:
-    """An open shard file, which is closed when nothing refers to it any more.
+    """An open shard file.
 
     Args:
         path: the file.
@@ -54,20 +57,21 @@ class ShardFile:
         UserError: the file holds something else.
     """
 
-    def __init__(self, path: Path, rows: int, dtype: np.dtype):
+    def __init__(self, path: Address, rows: int, dtype: np.dtype):
         self.path = path
-        self._stream = retried(lambda: path.open("rb", buffering=0))
-        shape, stored = _header(path, self._stream)
+        # A shard that was encoded again has the same tokens.
+        self._ranges = ByteRanges(path, watch=False)
+        header = io.BytesIO(self._ranges.read(0, _MOST_HEADER))
+        shape, stored = _header(path, header)
         self._dtype = np.dtype(np.uint16 if dtype == ml_dtypes.bfloat16 else dtype)
         if len(shape) != 3 or shape[0] != rows or stored != self._dtype:
             found = f"{stored} {list(shape)}, expected {self._dtype} [{rows}, t, d]"
             raise damaged_shard(path, f"it holds {found}")
         self.shape = shape[1:]
-        self._start = self._stream.tell()
+        self._start = header.tell()
         self._size = math.prod(self.shape) * self._dtype.itemsize
-        size = os.fstat(self._stream.fileno()).st_size
-        if size != self._start + rows * self._size:
-            raise damaged_shard(path, f"it has {size} bytes")
+        if self._ranges.size != self._start + rows * self._size:
+            raise damaged_shard(path, f"it has {self._ranges.size} bytes")
 
     def read(self, row: int) -> Shaped[np.ndarray, "t d"]:
         """Returns the stored numbers of one example.
@@ -75,22 +79,18 @@ class ShardFile:
         A memory map would end the process with SIGBUS if the file were truncated meanwhile.
         """
         start = self._start + row * self._size
-        content = retried(lambda: os.pread(self._stream.fileno(), self._size, start))
+        content = self._ranges.read(start, start + self._size)
         if len(content) != self._size:
             raise damaged_shard(self.path, "it has been truncated")
         return np.frombuffer(content, self._dtype).reshape(self.shape)
 
-    def __del__(self) -> None:
-        if hasattr(self, "_stream"):
-            self._stream.close()
 
-
-def damaged_shard(path: Path, problem: str) -> UserError:
+def damaged_shard(path: Address, problem: str) -> UserError:
     """Returns the error for a damaged shard."""
     return UserError(f"{path} is damaged ({problem}); {REPAIR}.")
 
 
-def shard_problem(folder: Path, view: int, shard: int, rows: int, dtype: str, sums: bool) -> str:
+def shard_problem(folder: Address, view: int, shard: int, rows: int, dtype: str, sums: bool) -> str:
     """Returns why a shard has to be encoded (again), or "" if it is whole.
 
     Args:
@@ -116,26 +116,26 @@ def shard_problem(folder: Path, view: int, shard: int, rows: int, dtype: str, su
     return ""
 
 
-def read_numbers(path: Path, rows: int) -> Shaped[np.ndarray, " n"]:
+def read_numbers(path: Address, rows: int) -> Shaped[np.ndarray, " n"]:
     """Reads one number per example of a shard.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     try:
-        with path.open("rb") as stream:
-            shape, dtype = _header(path, stream)
-            if shape != (rows,):
-                raise damaged_shard(path, f"it holds {list(shape)} numbers, expected {rows}")
-            content = stream.read()
+        stream = io.BytesIO(retried(path.read_bytes))
     except FileNotFoundError as error:
         raise damaged_shard(path, "it is missing") from error
+    shape, dtype = _header(path, stream)
+    if shape != (rows,):
+        raise damaged_shard(path, f"it holds {list(shape)} numbers, expected {rows}")
+    content = stream.read()
     if len(content) != rows * dtype.itemsize:
         raise damaged_shard(path, f"it holds {len(content)} bytes of numbers")
     return np.frombuffer(content, dtype)
 
 
-def _header(path: Path, stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+def _header(path: Address, stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     """Reads the header of an npy file: shape and dtype."""
     try:
         version = np.lib.format.read_magic(stream)

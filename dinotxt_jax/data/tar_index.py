@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 from array import array
 from collections import Counter
@@ -23,6 +22,8 @@ from absl import logging
 from jaxtyping import UInt32
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, is_remote, size_and_version
+from dinotxt_jax.storage.byte_ranges import ByteRanges, stream
 from dinotxt_jax.storage.checksums import checksum
 from dinotxt_jax.storage.downloads import cache_folder
 from dinotxt_jax.storage.files import new_file
@@ -37,14 +38,14 @@ class TarIndex(NamedTuple):
     """The samples of one tar.
 
     Attributes:
-        size, modified: bytes and time (ns) of the tar when it was indexed.
+        size, version: `size_and_version` of the tar when it was indexed.
         spans: first block of each sample, and the block behind the sample. A block has 512 bytes.
         left_out: number of samples that cannot be used, by reason.
         problem: why the tar could not be read to the end; empty if it could.
     """
 
     size: int
-    modified: int
+    version: str
     spans: UInt32[np.ndarray, "n 2"]
     left_out: dict[str, int]
     problem: str
@@ -57,17 +58,18 @@ def name_parts(name: str) -> tuple[str, str]:
     return folder + slash + key, ending.lower()
 
 
-def index_of(path: Path) -> TarIndex:
+def index_of(path: Address) -> TarIndex:
     """Returns the index of a tar, from the cache folder unless the tar has changed.
 
     Raises:
         UserError: the file is no tar.
     """
-    status = retried(path.stat)
-    digest = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
+    version = retried(lambda: size_and_version(path))
+    name = str(path if is_remote(path) else path.resolve())
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
     file = cache_folder() / "tar_indexes" / f"{digest[:32]}.npz"
     index = _stored(file)
-    if index is None or (index.size, index.modified) != (status.st_size, status.st_mtime_ns):
+    if index is None or (index.size, index.version) != version:
         index = scan(path)
         try:
             _store(file, index)
@@ -76,16 +78,16 @@ def index_of(path: Path) -> TarIndex:
     return index
 
 
-def scan(path: Path) -> TarIndex:
-    """Reads all headers of a tar.
+def scan(path: Address) -> TarIndex:
+    """Reads all headers of a tar; of a remote one, everything, as requests for headers are slower.
 
     Raises:
         UserError: the file is no tar.
     """
     spans, left_out = array("I"), Counter[str]()
-    with path.open("rb") as stream:
-        status = os.fstat(stream.fileno())
-        members = _Members(path, stream, status.st_size)
+    ranges = ByteRanges(path)
+    with stream(ranges) as content:
+        members = _Members(path, content, ranges.size)
         for _, sample in groupby(members, lambda member: name_parts(member.name)[0]):
             span, reason = _span(list(sample))
             if reason:
@@ -93,13 +95,13 @@ def scan(path: Path) -> TarIndex:
             else:
                 spans.extend(span)
     blocks = np.asarray(spans, np.uint32).reshape(-1, 2)
-    return TarIndex(status.st_size, status.st_mtime_ns, blocks, dict(left_out), members.problem)
+    return TarIndex(ranges.size, ranges.version, blocks, dict(left_out), members.problem)
 
 
 class _Members:
     """The files in a tar, in order; afterwards, `problem` says why the tar ends early, if so."""
 
-    def __init__(self, path: Path, stream: BinaryIO, size: int):
+    def __init__(self, path: Address, stream: BinaryIO, size: int):
         self._stream, self._size = stream, size
         self.problem = ""
         try:

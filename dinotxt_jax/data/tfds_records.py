@@ -32,6 +32,7 @@ from dinotxt_jax.data.examples import (
 )
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import is_remote, to_address
 from dinotxt_jax.storage.faults import is_passing
 from dinotxt_jax.storage.retries import retried
 
@@ -67,6 +68,11 @@ class TfdsRecords:
                 )
         self.name = f"{name}[{split}]"
         self._image_key, self.section = image_key, section
+        if is_remote(to_address(data_dir)):
+            raise UserError(
+                f"{section}.path is {data_dir}, but TFDS data is read from local folders only; "
+                "copy it, or use another source."
+            )
         options: dict[str, Any] = {"split": split, "data_dir": data_dir or None, "download": False}
         try:
             self._records = tfds.data_source(name, **options)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,7 +27,8 @@ from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.tar_index import BLOCK, IMAGE_ENDINGS, TEXT_ENDINGS, index_of, name_parts
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime.progress import watched
-from dinotxt_jax.storage.retries import retried
+from dinotxt_jax.storage.addresses import Address, AddressLike
+from dinotxt_jax.storage.byte_ranges import ByteRanges
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -64,10 +63,10 @@ class WebDatasetSource:
     """
 
     def __init__(
-        self, path: str | Path, *, caption_key: str = DEFAULT_CAPTION_KEY, section: str = SECTION
+        self, path: AddressLike, *, caption_key: str = DEFAULT_CAPTION_KEY, section: str = SECTION
     ) -> None:
         self._caption_key = caption_key
-        self._files = [Path(file) for file in data_files(str(path), ".tar", "tar", section)]
+        self._files = data_files(path, ".tar", "tar", section)
         indexes, left_out = [], Counter[str]()
         threads = ThreadPoolExecutor(_THREADS)
         try:
@@ -86,7 +85,7 @@ class WebDatasetSource:
         finally:
             threads.shutdown(cancel_futures=True)
         reasons = ", ".join(f"{count} with {reason}" for reason, count in left_out.most_common())
-        self._versions = [(index.size, index.modified) for index in indexes]
+        self._versions = [(index.size, index.version) for index in indexes]
         self._spans = np.concatenate([index.spans for index in indexes])
         self._bounds = np.cumsum([len(index.spans) for index in indexes])
         if not len(self._spans):
@@ -129,37 +128,9 @@ class WebDatasetSource:
         return _Sample(f"{file.name}/{key}", image, _captions(members, self._caption_key, where))
 
 
-class _OpenTar:
-    """An open tar, which is closed when nothing refers to it any more."""
-
-    def __init__(self, path: Path, version: tuple[int, int]):
-        self._path, self._version = path, version
-        self._stream = retried(lambda: path.open("rb", buffering=0))
-
-    def read(self, first: int, end: int) -> bytes:
-        """Returns the bytes from `first` to `end`.
-
-        Raises:
-            UserError: the tar is not the one that was indexed.
-        """
-        descriptor = self._stream.fileno()
-        status = retried(lambda: os.fstat(descriptor))
-        if (status.st_size, status.st_mtime_ns) != self._version:
-            raise UserError(
-                f"{self._path} has changed since this command opened it; run the command again "
-                "when the file is complete."
-            )
-        # pread does not move the shared file position, so threads need no lock.
-        return retried(lambda: os.pread(descriptor, end - first, first))
-
-    def __del__(self) -> None:
-        if hasattr(self, "_stream"):
-            self._stream.close()
-
-
 @functools.lru_cache(maxsize=_MOST_OPEN)
-def _opened(path: Path, size: int, modified: int) -> _OpenTar:
-    return _OpenTar(path, (size, modified))
+def _opened(path: Address, size: int, version: str) -> ByteRanges:
+    return ByteRanges(path, (size, version))
 
 
 def _parsed(content: bytes, where: str) -> tuple[str, dict[str, bytes]]:

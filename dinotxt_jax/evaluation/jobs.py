@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -17,7 +17,9 @@ from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data.feature_cache import FeatureCache
 from dinotxt_jax.inference import Model
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import new_file
+from dinotxt_jax.storage.retries import retried
 
 
 class PartialWork:
@@ -31,7 +33,7 @@ class PartialWork:
         interval: seconds between two writes.
     """
 
-    def __init__(self, file: Path | None, origin: Mapping[str, Any], interval: float = 60.0):
+    def __init__(self, file: Address | None, origin: Mapping[str, Any], interval: float = 60.0):
         self._file, self._origin = file, json.dumps(origin, sort_keys=True)
         self._interval, self._saved = interval, time.monotonic()
 
@@ -40,8 +42,8 @@ class PartialWork:
         if self._file is None:
             return {}
         arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
-        if self._file.is_file():
-            with np.load(self._file) as stored:
+        if retried(self._file.is_file):
+            with np.load(io.BytesIO(retried(self._file.read_bytes))) as stored:
                 arrays = dict(stored)
             if str(arrays.pop("origin")) != self._origin:
                 arrays = {}
@@ -175,7 +177,7 @@ class TaskResult:
     protocol: Mapping[str, Any]
     per_class: Sequence[tuple[str, float | None]] = ()
     prompts: Sequence[str] = ()
-    draw: Callable[[Path], None] | None = None
+    draw: Callable[[Address], None] | None = None
 
 
 def named(names: Sequence[str], values: Float[np.ndarray, " c"]) -> list[tuple[str, float | None]]:

@@ -6,11 +6,11 @@ import base64
 import dataclasses
 import html
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from dinotxt_jax.evaluation.published import comparable
 from dinotxt_jax.evaluation.retrieval import RECALLS
+from dinotxt_jax.storage.addresses import Address
 
 _NAMES = {
     "top1": "top-1",
@@ -78,7 +78,7 @@ class Table:
         return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
-def markdown_page(title: str, results: Results, pictures: Mapping[str, Path]) -> str:
+def markdown_page(title: str, results: Results, pictures: Mapping[str, Address]) -> str:
     """Returns the page in Markdown, with links to the pictures in the same folder."""
     parts = [f"# {title}", *(table.markdown() for table in _tables(results))]
     parts += ["\n".join(f"- {meaning}" for meaning in _meanings(results)), _ROWS]
@@ -91,7 +91,7 @@ def markdown_page(title: str, results: Results, pictures: Mapping[str, Path]) ->
     return "\n\n".join(parts) + "\n"
 
 
-def html_page(title: str, results: Results, pictures: Mapping[str, Path]) -> str:
+def html_page(title: str, results: Results, pictures: Mapping[str, Address]) -> str:
     """Returns the page in HTML, with embedded pictures, so that one file can be shared."""
     parts = [f"<h1>{html.escape(title)}</h1>", *(table.html() for table in _tables(results))]
     items = "".join(f"<li>{html.escape(meaning)}</li>" for meaning in _meanings(results))

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -19,6 +18,7 @@ from dinotxt_jax.evaluation.pages import data_name, html_page, markdown_page
 from dinotxt_jax.evaluation.tasks import OpenTask, check_tasks, open_task, run_task
 from dinotxt_jax.inference import Model, load
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import read_json, write_text
 from dinotxt_jax.storage.model_directory import read_description
 
@@ -26,10 +26,10 @@ from dinotxt_jax.storage.model_directory import read_description
 def evaluate(
     model_path: str,
     config: EvaluationConfig,
-    output: Path,
+    output: Address,
     dtype: str = "float32",
     mesh: Mesh | None = None,
-) -> list[Path]:
+) -> list[Address]:
     """Evaluates a model directory.
 
     With several processes, each batch is split between them and every process reads all the data;
@@ -100,8 +100,8 @@ def _origin(model: Model, task: OpenTask, dtype: str) -> dict[str, Any]:
 
 
 def _write_pages(
-    output: Path, title: str, config: EvaluationConfig, results: dict[str, Any]
-) -> list[Path]:
+    output: Address, title: str, config: EvaluationConfig, results: dict[str, Any]
+) -> list[Address]:
     """Writes report.md and report.html; returns these two files and the pictures they show."""
     pages = {
         name: results[name] | {"published": task.published} for name, task in config.tasks.items()
@@ -124,7 +124,7 @@ def named_folder(path: str) -> str:
 _SAME = ("model", "best", "run")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Address) -> dict[str, Any]:
     """Reads earlier results; raises an error for any other file instead of overwriting it."""
     if not file.is_file():
         return {}

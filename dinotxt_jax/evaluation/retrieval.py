@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,8 @@ from dinotxt_jax.data.transforms import EvalTransform, decode_image
 from dinotxt_jax.evaluation.embedding import embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.files import new_file
 
 _SHEET_IMAGES = 10
 _SHEET_CAPTIONS = 3
@@ -181,7 +182,7 @@ def _captions(source: Source, index: int) -> tuple[str, ...]:
         raise bad_in_evaluation(index, error) from error
 
 
-def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
+def _draw_sheet(job: Job, embedded: RetrievalSet, path: Address) -> None:
     """Draws images spread over the set, each with the captions the model finds most similar."""
     if not processes.is_first():
         return
@@ -193,7 +194,9 @@ def _draw_sheet(job: Job, embedded: RetrievalSet, path: Path) -> None:
         pixels = transform(decode_image(source[index].image, job.task.data.max_pixels))
         captions, missed = most_similar_captions(embedded, index, _SHEET_CAPTIONS)
         entries.append(visualize.RetrievedCaptions(pixels, captions, missed))
-    visualize.retrieval_sheet(entries, path, captions=len(embedded.captions), title=job.title)
+    count = len(embedded.captions)
+    with new_file(path) as partial:
+        visualize.retrieval_sheet(entries, partial, captions=count, title=job.title)
 
 
 def most_similar_captions(

@@ -6,7 +6,6 @@ import collections
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +30,8 @@ from dinotxt_jax.inference.protocols import PROTOCOLS, check_protocol
 from dinotxt_jax.inference.segmentation import segment
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.files import new_file
 
 _SHEET_IMAGES = 6
 _AHEAD = 8  # images decoded ahead
@@ -230,7 +231,7 @@ def _background(source: MaskSource, config: SegmentationConfig, words: Sequence[
     return " and ".join(parts) or "by its name"
 
 
-def _draw_sheet(job: Job, texts: DenseTexts, path: Path) -> None:
+def _draw_sheet(job: Job, texts: DenseTexts, path: Address) -> None:
     """Draws images spread over the set: photo, mask, and predicted labels."""
     count = len(job.source)
     indices = dict.fromkeys(i * count // _SHEET_IMAGES for i in range(_SHEET_IMAGES))
@@ -243,4 +244,5 @@ def _draw_sheet(job: Job, texts: DenseTexts, path: Path) -> None:
     ]
     if processes.is_first():
         sheet = visualize.segmentation_sheet(entries, job.source.class_names, title=job.title)
-        sheet.save(path)
+        with new_file(path) as partial:
+            sheet.save(partial)

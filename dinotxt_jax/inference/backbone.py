@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -19,6 +18,7 @@ from dinotxt_jax.inference.running import checked_images, run_method
 from dinotxt_jax.inference.summary import summary
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.vit import VisionOutput, VisionTransformer
+from dinotxt_jax.storage.addresses import AddressLike
 from dinotxt_jax.storage.model_directory import ModelDescription
 
 
@@ -93,7 +93,7 @@ class Backbone:
         )
 
 
-def load_backbone(path: epath.PathLike, dtype: str = "float32", products: str = "none") -> Backbone:
+def load_backbone(path: AddressLike, dtype: str = "float32", products: str = "none") -> Backbone:
     """Loads the backbone of a model directory.
 
     Args:

@@ -18,13 +18,14 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.images import read_image
 from dinotxt_jax.inference.model import Model
 from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import new_file
 
 Write = Callable[[Sequence[str], Float[np.ndarray, "n D"]], None]
 
 
 @contextlib.contextmanager
-def new_embeddings(path: Path) -> Iterator[Write]:
+def new_embeddings(path: Address) -> Iterator[Write]:
     """Yields a function that writes names with embeddings; the file appears when the block ends.
 
     Args:
@@ -82,8 +83,8 @@ def _parquet(path: Path) -> Iterator[Write]:
 
 
 def embedded_files(
-    model: Model, files: Sequence[Path], batch_size: int, threads: int, title: str = "embedding"
-) -> Iterator[tuple[list[Path], Float[np.ndarray, "n D"]]]:
+    model: Model, files: Sequence[Address], batch_size: int, threads: int, title: str = "embedding"
+) -> Iterator[tuple[list[Address], Float[np.ndarray, "n D"]]]:
     """Yields descriptors for image files, batch by batch; logs and skips unreadable files.
 
     Raises:
@@ -91,7 +92,7 @@ def embedded_files(
     """
     preprocessing = model.description.preprocessing
 
-    def load(file: Path) -> tuple[Path, UInt8[np.ndarray, "h w 3"] | None]:
+    def load(file: Address) -> tuple[Address, UInt8[np.ndarray, "h w 3"] | None]:
         try:
             return file, np.asarray(
                 center_crop(read_image(file), preprocessing.resize, preprocessing.crop)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,6 +11,7 @@ from PIL import Image
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import to_address
 from dinotxt_jax.storage.faults import is_passing
 from dinotxt_jax.storage.retries import retried
 
@@ -31,7 +31,7 @@ def read_image(image: ImageLike) -> Image.Image:
     name = str(image) if isinstance(image, (str, os.PathLike)) else f"an image ({_kind(image)})"
     try:
         if isinstance(image, (str, os.PathLike)):
-            return decode_image(retried(Path(image).read_bytes))
+            return decode_image(retried(to_address(image).read_bytes))
         return decode_image(image)
     except OSError as error:
         if is_passing(error):

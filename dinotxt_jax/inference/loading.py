@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -12,12 +11,13 @@ from dinotxt_jax.models import attention
 from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
 from dinotxt_jax.models.vit import VisionTransformer
+from dinotxt_jax.storage.addresses import AddressLike
 from dinotxt_jax.storage.model_arrays import load_parts
 from dinotxt_jax.storage.model_directory import ModelDescription, read_description
 
 
 def load_vision_transformer(
-    path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
+    path: AddressLike, dtypes: DTypes, mesh: Mesh | None = None
 ) -> tuple[VisionTransformer, ModelDescription]:
     """Loads the backbone and the description from any model directory."""
     description = read_description(path)
@@ -33,7 +33,7 @@ def load_vision_transformer(
 
 
 def load_dinotxt(
-    path: epath.PathLike, dtypes: DTypes, mesh: Mesh | None = None
+    path: AddressLike, dtypes: DTypes, mesh: Mesh | None = None
 ) -> tuple[DinoTxt, ModelDescription]:
     """Loads a complete dino.txt model and the directory's description."""
     description = read_description(path)

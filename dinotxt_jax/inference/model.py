@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
@@ -25,6 +24,7 @@ from dinotxt_jax.inference.results import Classification, Segmentation
 from dinotxt_jax.inference.segmentation import segment
 from dinotxt_jax.inference.windows import in_whole_patches
 from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.storage.addresses import AddressLike
 from dinotxt_jax.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -170,11 +170,11 @@ def _stacks(
         yield np.stack(batch)
 
 
-def load(path: epath.PathLike, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
+def load(path: AddressLike, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
     """Loads a complete dino.txt model.
 
     Args:
-        path: a directory made by `python -m weights_convert` or by training.
+        path: a directory made by `python -m weights_convert` or by training, local or in gs://.
         dtype: dtype of arrays and matrix products; "float32" or "bfloat16".
         mesh: device mesh over which arrays and batches are sharded; None uses the first device.
 
@@ -192,6 +192,6 @@ def load(path: epath.PathLike, dtype: str = "float32", mesh: Mesh | None = None)
                 f"{path} names no tokenizer, so texts cannot be encoded, only token rows; use "
                 "model.encode_text(tokens) with ids of your own tokenizer."
             )
-        return load_tokenizer(description.tokenizer, path)
+        return load_tokenizer(description.tokenizer, description.folder(path))
 
     return Model(graphdef, nnx.to_pure_dict(state), description, make_tokenizer, mesh)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from PIL import Image
 
@@ -11,6 +10,7 @@ from dinotxt_jax import visualize
 from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.model import Model
 from dinotxt_jax.inference.results import Segmentation
+from dinotxt_jax.storage.addresses import to_address
 from dinotxt_jax.storage.files import check_no_folder, new_file
 
 SEGMENTED = ("overlay", "heat")  # pictures that show a segmentation
@@ -58,12 +58,12 @@ def draw_picture(
 
 def check_file(path: str, endings: Sequence[str] = (".png", ".jpg", ".jpeg", ".webp")) -> None:
     """Raises `UserError` if the file suffix is not in `endings`, or if the path is a folder."""
-    if Path(path).suffix.lower() not in endings:
+    if to_address(path).suffix.lower() not in endings:
         raise UserError(f"{path} ends in none of {', '.join(endings)}; name one of these.")
-    check_no_folder(Path(path))
+    check_no_folder(to_address(path))
 
 
 def write_picture(picture: Image.Image, path: str) -> None:
     """Writes a picture; the file appears only when it is complete."""
-    with new_file(Path(path)) as partial:
+    with new_file(to_address(path)) as partial:
         picture.save(partial)

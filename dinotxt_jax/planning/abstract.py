@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from dinotxt_jax.config import Config, check_image_size
 from dinotxt_jax.data.packing import planned_rows
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.presets import PRESETS
+from dinotxt_jax.storage.addresses import to_address
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing, read_description
 from dinotxt_jax.tokenizers import CLIP_VOCABULARY_SIZE
 from dinotxt_jax.training.step import Trainer, make_trainer
@@ -97,7 +97,7 @@ def backbone_description(backbone: str) -> ModelDescription:
     Raises:
         UserError: neither a model directory nor a preset name.
     """
-    path = Path(backbone)
+    path = to_address(backbone)
     if (path / "model.json").exists():
         return read_description(backbone)
     if path.name not in PRESETS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -26,7 +25,8 @@ from dinotxt_jax.planning.report import (
 )
 from dinotxt_jax.planning.topologies import parse_topology
 from dinotxt_jax.runtime.progress import watched
-from dinotxt_jax.storage.files import write_text
+from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.files import new_file, write_text
 
 
 def named_targets(names: Sequence[str]) -> list[Target]:
@@ -50,7 +50,7 @@ def plan(
     caption_tokens: float,
     evaluation: EvaluationConfig | None = None,
     evaluation_dtype: str = "float32",
-    output: Path | None = None,
+    output: Address | None = None,
     proposals: int = 4,
     price: float | None = None,
 ) -> bool:
@@ -100,7 +100,8 @@ def plan(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write_text(output / "plan.json", json.dumps(contents, indent=2) + "\n")
-        draw(plans, output / "plan.png")
+        with new_file(output / "plan.png") as partial:
+            draw(plans, partial)
         print(f"{output / 'plan.json'}\n{output / 'plan.png'}")
     return fits
 

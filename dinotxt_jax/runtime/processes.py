@@ -15,8 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -225,7 +224,13 @@ def together() -> Iterator[None]:
     agree(failure)
 
 
-def check_shared(file: Path) -> None:
+class _File(Protocol):
+    """A file whose existence can be asked for."""
+
+    def exists(self) -> bool: ...
+
+
+def check_shared(file: _File) -> None:
     """Raises `UserError` on all processes unless all see a file that the first process wrote."""
     with together():
         deadline = time.monotonic() + PATIENCE
@@ -233,7 +238,8 @@ def check_shared(file: Path) -> None:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"process {jax.process_index()} does not see {file}, which process 0 wrote; "
-                    "give all processes a folder that they share (a network file system)."
+                    "give all processes a folder that they share (a network file system, or a "
+                    "bucket)."
                 )
             time.sleep(0.2)
 

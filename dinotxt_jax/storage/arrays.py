@@ -14,25 +14,31 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage import quiet
+from dinotxt_jax.storage.addresses import (
+    Address,
+    AddressLike,
+    is_remote,
+    move_folder,
+    to_address,
+)
 from dinotxt_jax.storage.checksums import REPLACE_MODEL
 from dinotxt_jax.storage.faults import may_be_damaged, reason, storage_fault
 
 quiet.quieten()
 
 
-def absolute(path: epath.PathLike) -> str:
+def absolute(path: AddressLike) -> str:
     """Returns a path as Orbax requires it: local paths absolute, gs:// paths unchanged."""
-    path = epath.Path(path)
-    return str(path if path.is_absolute() else path.resolve())
+    address = to_address(path)
+    return str(address if is_remote(address) else address.absolute())
 
 
-def save_arrays(path: epath.PathLike, parts: Mapping[str, Any]) -> None:
+def save_arrays(path: AddressLike, parts: Mapping[str, Any]) -> None:
     """Writes `{part: tree of arrays}` (numpy or jax) to a new folder, atomically.
 
     If there are several processes, all must call it; each process writes the shards it holds.
@@ -76,7 +82,7 @@ def _one_chunk_a_layer(_: Any, value: Any) -> Any:
 
 
 def load_arrays(
-    path: epath.PathLike, parts: Mapping[str, Any], *, subset: bool = False
+    path: AddressLike, parts: Mapping[str, Any], *, subset: bool = False
 ) -> dict[str, Any]:
     """Reads the named parts.
 
@@ -95,7 +101,7 @@ def load_arrays(
         return quiet.read(lambda: ocp.load_checkpointables(absolute(path), dict(parts)))
 
 
-def stored_shapes(path: epath.PathLike) -> dict[str, Any]:
+def stored_shapes(path: AddressLike) -> dict[str, Any]:
     """Returns `{part: tree of (shape, dtype) structs}` for a folder without reading arrays.
 
     Raises:
@@ -126,8 +132,8 @@ class Checkpoints:
         keep: how many checkpoints to keep, starting from the newest.
     """
 
-    def __init__(self, path: epath.PathLike, keep: int):
-        self._path, self._keep = path, keep
+    def __init__(self, path: AddressLike, keep: int):
+        self._path, self._keep = to_address(path), keep
         self._pending: Any = None  # the response of the save that is still running
         self._failed = False
 
@@ -146,22 +152,22 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoint folders, whole or damaged, newest first."""
-        folder = epath.Path(self._path)
+        folder = self._path
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
-    def set_aside(self, step: int) -> epath.Path:
+    def set_aside(self, step: int) -> Address:
         """Renames the folder of a damaged checkpoint, so that no run reads or deletes it.
 
         All processes must call this method; returns the new path.
         """
-        folder = epath.Path(self._path) / str(step)
+        folder = self._path / str(step)
         number = 0
         while (aside := folder.parent.parent / f"damaged_checkpoint_{step}.{number}").exists():
             number += 1
         processes.wait()
         if processes.is_first():
-            folder.rename(aside)
+            move_folder(folder, aside)
         processes.wait()
         vars(self).pop("_checkpointer", None)  # it has read the list of folders
         return aside
@@ -251,7 +257,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def damage_as_error(path: epath.PathLike) -> Iterator[None]:
+def damage_as_error(path: AddressLike) -> Iterator[None]:
     """Turns errors on reading that mean damaged files into `UserError`."""
     try:
         yield

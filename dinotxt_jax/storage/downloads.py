@@ -15,32 +15,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import filelock
-from etils import epath
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.storage.addresses import AddressLike, to_address
 from dinotxt_jax.storage.retries import retried
 
+CACHE_VARIABLE = "DINOTXT_CACHE"
 _TIMEOUT = 60.0
 _PIECE = 2**20
 
 
 def cache_folder() -> Path:
     """Returns the folder that keeps downloads."""
-    return Path(os.environ.get("DINOTXT_CACHE", "~/.cache/dinotxt_jax")).expanduser()
+    return Path(os.environ.get(CACHE_VARIABLE, "~/.cache/dinotxt_jax")).expanduser()
 
 
-def sha256_of(path: epath.PathLike, progress: Callable[[int], object] = lambda _: None) -> str:
+def sha256_of(path: AddressLike, progress: Callable[[int], object] = lambda _: None) -> str:
     """Returns a file's sha256 in hexadecimal; calls `progress` with each piece size in bytes."""
     digest = hashlib.sha256()
-    with epath.Path(path).open("rb") as file:
+    with to_address(path).open("rb") as file:
         while piece := file.read(4 * _PIECE):
             digest.update(piece)
             progress(len(piece))
     return digest.hexdigest()
 
 
-def check_sha256(path: epath.PathLike, expected: str, cure: str) -> None:
+def check_sha256(path: AddressLike, expected: str, cure: str) -> None:
     """Raises `UserError` unless a file has this sha256; `cure` tells the user how to fix it."""
     sizes: list[int] = []
     actual = sha256_of(path, sizes.append)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,24 +14,39 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from etils import epath
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import (
+    Address,
+    AddressLike,
+    is_remote,
+    remove_folder,
+    to_address,
+    upload,
+)
 from dinotxt_jax.storage.retries import retried
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yields a path next to `path` to write to, and renames it to `path` if the block succeeds.
+def new_file(path: Address) -> Iterator[Path]:
+    """Yields a local path to write to; the file appears under `path` if the block succeeds.
 
-    The temporary path keeps the suffix, from which some libraries infer the format.
+    The temporary file is next to `path` and is renamed, or, for a remote address, in the folder for
+    temporary files and is uploaded. It keeps the suffix, from which some libraries infer the
+    format.
 
     Raises:
         UserError: `path` is a folder.
         OSError: the file cannot be written; the error names `path`, not the temporary file.
     """
     check_no_folder(path)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="dinotxt_jax-") as folder:
+            local = Path(folder) / path.name
+            yield local
+            retried(lambda: upload(local, path))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
@@ -45,22 +60,22 @@ def new_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def check_no_folder(path: Path) -> None:
+def check_no_folder(path: Address) -> None:
     """Raises `UserError` if `path`, where a file is to be written, is a folder.
 
     Commands call this before they compute the file's content.
     """
-    if path.is_dir():
+    if retried(path.is_dir):
         raise UserError(f"{path} is a folder, expected a file to write; add a file name.")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Address, text: str) -> None:
     """Replaces a text file atomically."""
     with new_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def read_json(path: epath.PathLike, content: str, cure: str) -> dict[str, Any]:
+def read_json(path: AddressLike, content: str, cure: str) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Args:
@@ -72,7 +87,7 @@ def read_json(path: epath.PathLike, content: str, cure: str) -> dict[str, Any]:
         UserError: the file holds no JSON object, as after a crash or a lost disk.
     """
     try:
-        value = json.loads(retried(epath.Path(path).read_bytes))
+        value = json.loads(retried(to_address(path).read_bytes))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}), expected {content}; {cure}.") from error
     if not isinstance(value, dict):
@@ -81,8 +96,10 @@ def read_json(path: epath.PathLike, content: str, cure: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def new_folder(path: epath.Path, overwrite: bool = False) -> Iterator[epath.Path]:
+def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary folder and renames it to `path` only if the block ends without an error.
+
+    Buckets cannot rename folders: see `model_directory.new_model_directory`.
 
     If there are several processes, all must enter the block; they get the same folder. Folders that
     killed processes left behind for the same path are removed first (`remove_abandoned`).
@@ -107,7 +124,7 @@ def new_folder(path: epath.Path, overwrite: bool = False) -> Iterator[epath.Path
             yield partial
         except BaseException:
             if processes.is_first():
-                partial.rmtree()
+                remove_folder(partial)
             raise
         processes.wait()  # until all processes have written
         if processes.is_first():
@@ -115,13 +132,13 @@ def new_folder(path: epath.Path, overwrite: bool = False) -> Iterator[epath.Path
         processes.wait()
 
 
-def _rename(partial: epath.Path, path: epath.Path, unique: str) -> None:
+def _rename(partial: Path, path: Path, unique: str) -> None:
     if path.exists():
         # Rename the old folder before deleting it, so that a complete folder exists at any time.
         old = path.parent / f".{path.name}.{unique}.old"
         path.rename(old)
         partial.rename(path)
-        old.rmtree()
+        remove_folder(old)
     else:
         partial.rename(path)
 
@@ -131,23 +148,22 @@ def _rename(partial: epath.Path, path: epath.Path, unique: str) -> None:
 _PATIENCE = 3600.0
 
 
-def remove_abandoned(path: epath.PathLike) -> None:
+def remove_abandoned(path: Address) -> None:
     """Removes temporary folders that killed processes left behind while writing `path`.
 
-    A folder that a running process is writing is locked and is kept. Buckets have no locks, so
-    nothing is removed there.
+    A folder that a running process is writing is locked and is kept. Nothing is renamed in buckets,
+    so nothing is removed there.
     """
-    path = epath.Path(path)
-    if "://" in str(path) or not path.parent.is_dir():
+    if is_remote(path) or not path.parent.is_dir():
         return
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(.+)-[0-9a-f]{{8}}\.(partial|old)")
-    for folder in Path(path.parent).iterdir():
+    for folder in path.parent.iterdir():
         name = pattern.fullmatch(folder.name)
         if not name or not folder.is_dir() or _is_living(folder, host=name[1]):
             continue
         # If `path` is absent, the renamed old folder is the only complete one.
         if name[2] == "partial" or path.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             _lock_file(folder).unlink(missing_ok=True)
 
 
@@ -164,12 +180,9 @@ def _is_living(folder: Path, host: str) -> bool:
 
 
 @contextlib.contextmanager
-def _in_use(folder: epath.Path) -> Iterator[None]:
+def _in_use(folder: Path) -> Iterator[None]:
     """Locks a folder against other processes until the block or this process ends."""
-    if "://" in str(folder):
-        yield
-        return
-    file = _lock_file(Path(folder))
+    file = _lock_file(folder)
     lock = filelock.FileLock(file)
     with contextlib.suppress(OSError, NotImplementedError):  # a file system without locks
         lock.acquire()

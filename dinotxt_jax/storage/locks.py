@@ -1,8 +1,9 @@
-"""A lock that keeps a second run out of a work directory, also on network file systems.
+"""A lock that keeps a second run out of a work directory, also on network disks and in buckets.
 
 The lock is a file with the owner's name, whose modification time the owner renews every few
-seconds. It does not rely on the locks of the file system, which not every network shows to other
-hosts, nor on equal clocks: a lock is stale if it is not renewed while somebody waits for it.
+seconds (in a bucket, the object is written again). It does not rely on the locks of the file
+system, which not every network shows to other hosts, nor on equal clocks: a lock is stale if it is
+not renewed while somebody waits for it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address, create, is_remote
 from dinotxt_jax.storage.retries import retried
 
 NAME = ".lock"
@@ -35,9 +37,9 @@ class RunLock:
         folder: the work directory, which must exist.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Address):
         self._folder, self._file = folder, folder / NAME
-        self._id = uuid.uuid4().hex
+        self._id, self._text = uuid.uuid4().hex, ""
         self._stop = threading.Event()
         self._lost = False
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -50,7 +52,8 @@ class RunLock:
         """
         owner = {"id": self._id, "host": socket.gethostname(), "pid": os.getpid()}
         owner |= {"started": _started(os.getpid()), "since": time.strftime("%F %T %z")}
-        while not self._create(json.dumps(owner)):
+        self._text = json.dumps(owner)
+        while not self._create():
             other = self._owner()
             if other is None:
                 continue  # released meanwhile
@@ -75,13 +78,14 @@ class RunLock:
             if owner is not None and owner.get("id") == self._id:
                 self._file.unlink(missing_ok=True)
 
-    def _create(self, text: str) -> bool:
+    def _create(self) -> bool:
         try:
-            with self._file.open("x") as stream:
-                stream.write(text)
+            if not self._file.exists():  # not every server that speaks a bucket's protocol looks
+                create(self._file, self._text)
         except FileExistsError:
             return False
-        return True
+        owner = self._owner()
+        return owner is not None and owner.get("id") == self._id
 
     def _owner(self) -> dict[str, Any] | None:
         try:
@@ -107,9 +111,9 @@ class RunLock:
                 return True
         return False
 
-    def _modified(self) -> int | None:
+    def _modified(self) -> float | None:
         with contextlib.suppress(FileNotFoundError):
-            return self._file.stat().st_mtime_ns
+            return self._file.stat().st_mtime
         return None
 
     def _renew(self) -> None:
@@ -118,11 +122,17 @@ class RunLock:
             with contextlib.suppress(OSError):  # may pass
                 owner = self._owner()
                 if owner is not None and owner.get("id") == self._id:
-                    os.utime(self._file)
+                    self._touch()
                     continue
             if owner is not None:
                 self._lost = True
                 return
+
+    def _touch(self) -> None:
+        if is_remote(self._file):
+            self._file.write_text(self._text)
+        else:
+            os.utime(self._file)
 
     def _held_by(self, owner: dict[str, Any]) -> UserError:
         return UserError(
@@ -145,7 +155,7 @@ class LockState(NamedTuple):
     is_alive: bool
 
 
-def lock_state(folder: Path) -> LockState | None:
+def lock_state(folder: Address) -> LockState | None:
     """Returns who holds the lock of a work directory, without waiting; None if nobody does."""
     lock = RunLock(folder)
     owner, modified = lock._owner(), lock._modified()
@@ -155,7 +165,7 @@ def lock_state(folder: Path) -> LockState | None:
     if host == socket.gethostname() and isinstance(pid, int):
         alive = _is_running(pid, owner.get("started"))
     else:
-        alive = time.time() - modified / 1e9 < STALE_AFTER
+        alive = time.time() - modified < STALE_AFTER
     return LockState(f"process {pid} on {host}", alive)
 
 

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from etils import epath
 from jaxtyping import Array
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage import quantized_kernels
+from dinotxt_jax.storage.addresses import Address, AddressLike
 from dinotxt_jax.storage.arrays import load_arrays, stored_shapes
 from dinotxt_jax.storage.checksums import REPLACE_MODEL, check_sums, is_verifying
 from dinotxt_jax.storage.model_directory import ARRAYS, ModelDescription, read_description
 from dinotxt_jax.storage.pieces import StoredArray, open_arrays
 
 
-def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, Any]:
+def load_parts(path: AddressLike, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Reads arrays from a model directory, each directly into the requested sharding.
 
     All arrays are compared with their checksums, in the stored dtypes, and then cast; with
@@ -34,8 +34,8 @@ def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, A
         UserError: the arrays are damaged or belong to another model, or the backbone's directory
             does not exist or holds another backbone.
     """
-    path = epath.Path(path)
     description = read_description(path)
+    folder = description.folder(path)
     requested = dict(abstract)
     loaded: dict[str, Any] = {}
     if description.backbone_path is not None and "backbone" in requested:
@@ -43,9 +43,9 @@ def load_parts(path: epath.PathLike, abstract: Mapping[str, Any]) -> dict[str, A
         loaded |= load_parts(_backbone_holder(path, description), backbone)
     if requested:
         others = quantized_kernels.without_kernels(requested)
-        stored = open_arrays(path / ARRAYS, _sums(description))
-        _check_same_arrays(path, requested, stored)
-        read = _load(path, others, stored)
+        stored = open_arrays(folder / ARRAYS, _sums(description))
+        _check_same_arrays(folder, requested, stored)
+        read = _load(folder, others, stored)
         loaded |= quantized_kernels.with_kernels(read, requested, stored)
     return loaded
 
@@ -55,7 +55,7 @@ def _sums(description: ModelDescription) -> dict[str, str] | None:
 
 
 def _check_same_arrays(
-    path: epath.Path,
+    path: Address,
     requested: Mapping[str, Any],
     stored: Mapping[tuple[str, ...], StoredArray],
 ) -> None:
@@ -89,7 +89,7 @@ _GROUP = 2**30
 
 
 def _load(
-    path: epath.Path, requested: Mapping[str, Any], stored: Mapping[tuple[str, ...], StoredArray]
+    path: Address, requested: Mapping[str, Any], stored: Mapping[tuple[str, ...], StoredArray]
 ) -> dict[str, Any]:
     """Reads arrays in groups of about `_GROUP` bytes, verifies each group, and casts it."""
     targets = _by_place(requested)
@@ -105,7 +105,7 @@ def _load(
 
 
 def _load_group(
-    path: epath.Path,
+    path: Address,
     targets: Mapping[tuple[str, ...], jax.ShapeDtypeStruct],
     stored: Mapping[tuple[str, ...], StoredArray],
 ) -> dict[tuple[str, ...], jax.Array]:
@@ -152,7 +152,7 @@ def nested(by_place: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return tree
 
 
-def _backbone_holder(path: epath.PathLike, description: ModelDescription) -> epath.PathLike:
+def _backbone_holder(path: AddressLike, description: ModelDescription) -> AddressLike:
     """Returns the model directory that holds the backbone's arrays.
 
     Raises:
@@ -177,25 +177,25 @@ def _backbone_holder(path: epath.PathLike, description: ModelDescription) -> epa
 
 
 def stored_arrays(
-    path: epath.PathLike, description: ModelDescription
+    path: AddressLike, description: ModelDescription
 ) -> dict[tuple[str, ...], StoredArray]:
     """Returns all stored arrays by path, including a backbone elsewhere; reads no values."""
-    arrays = open_arrays(epath.Path(path) / ARRAYS, _sums(description))
+    arrays = open_arrays(description.folder(path) / ARRAYS, _sums(description))
     if description.backbone_path is not None:
         holder = _backbone_holder(path, description)
-        sums = _sums(read_description(holder))
-        backbone_arrays = open_arrays(epath.Path(holder) / ARRAYS, sums)
+        backbone_model = read_description(holder)
+        backbone_arrays = open_arrays(backbone_model.folder(holder) / ARRAYS, _sums(backbone_model))
         arrays |= {
             place: array for place, array in backbone_arrays.items() if place[0] == "backbone"
         }
     return arrays
 
 
-def load_stored(path: epath.PathLike, part: str, abstract: Mapping[str, Any]) -> dict[str, Any]:
+def load_stored(path: AddressLike, part: str, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Reads one part in the stored dtypes, sharded like `abstract[part]`."""
     description = read_description(path)
     holder = _backbone_holder(path, description) if part == "backbone" else path
-    shapes = stored_shapes(epath.Path(holder) / ARRAYS)[part]
+    shapes = stored_shapes(read_description(holder).folder(holder) / ARRAYS)[part]
     placed = jax.tree.map(
         lambda stored, target: jax.ShapeDtypeStruct(
             target.shape, stored.dtype, sharding=target.sharding

@@ -3,6 +3,9 @@
 model.json      architecture, preprocessing, tokenizer, sources with sha256, checksums, version
 arrays/         parts "backbone", "head", "text", "logit_scale", which can be read separately
 tokenizer files the files that `model.json` names under "tokenizer"
+
+In a bucket, where folders cannot be renamed, arrays and tokenizer files are in a folder with a
+unique name, and `model.json`, which names that folder, is written last.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from dinotxt_jax.config import check, from_dict
 from dinotxt_jax.config.architecture import (
@@ -31,15 +34,24 @@ from dinotxt_jax.config.data import TOKENIZER_KINDS
 from dinotxt_jax.config.ranges import Range
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import (
+    Address,
+    AddressLike,
+    is_remote,
+    remove_folder,
+    to_address,
+)
 from dinotxt_jax.storage.arrays import save_arrays
 from dinotxt_jax.storage.checksums import REPLACE_MODEL, checksums
 from dinotxt_jax.storage.files import new_folder, read_json
+from dinotxt_jax.storage.retries import retried
 
 FORMAT_VERSION = 3
 # Fields that an older format lacks have defaults with the same meaning. Version 1 supported only
 # learned positions and did not record layouts; version 2 had no checksums.
 READABLE_VERSIONS = (1, 2, 3)
 ARRAYS = "arrays"
+FILE = "model.json"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -93,6 +105,8 @@ class ModelDescription:
         backbone_path: model directory that holds the backbone's arrays, if not this one.
         checksums: {path of an array in `arrays/`, with dots: checksum} (`storage.checksums`); None
             for directories from before they existed.
+        content: the folder inside the directory with arrays and tokenizer files; "" if they are
+            next to `model.json`.
         format_version: version of the directory format.
     """
 
@@ -106,7 +120,12 @@ class ModelDescription:
     sources: tuple[SourceCheckpoint, ...] = ()
     backbone_path: str | None = None
     checksums: dict[str, str] | None = None
+    content: str = ""
     format_version: int = FORMAT_VERSION
+
+    def folder(self, path: AddressLike) -> Address:
+        """Returns the folder with arrays and tokenizer files of the model directory at `path`."""
+        return to_address(path) / self.content if self.content else to_address(path)
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Sentences about values that cannot be combined; `key` is the key of this group."""
@@ -145,12 +164,12 @@ class ModelDescription:
 
 
 def write_model_directory(
-    path: epath.PathLike,
+    path: AddressLike,
     description: ModelDescription,
     arrays: Mapping[str, Any],
     *,
     overwrite: bool = False,
-    write_tokenizer: Callable[[epath.Path], None] | None = None,
+    write_tokenizer: Callable[[Address], None] | None = None,
 ) -> None:
     """Writes a model directory, which appears at `path` only when it is complete.
 
@@ -167,7 +186,7 @@ def write_model_directory(
     Raises:
         UserError: the directory exists and `overwrite` is off.
     """
-    description = dataclasses.replace(description, checksums=checksums(dict(arrays)))
+    description = dataclasses.replace(description, checksums=checksums(dict(arrays)), content="")
     with new_model_directory(path, overwrite) as folder:
         save_arrays(folder / ARRAYS, arrays)
         if not processes.is_first():
@@ -178,45 +197,77 @@ def write_model_directory(
 
 
 @contextlib.contextmanager
-def new_model_directory(path: epath.PathLike, overwrite: bool = False) -> Iterator[epath.Path]:
-    """Yields a folder for `ARRAYS` and a description, and renames it to `path` after the block.
+def new_model_directory(path: AddressLike, overwrite: bool = False) -> Iterator[Address]:
+    """Yields a folder for `ARRAYS` and a description; the model is at `path` after the block.
+
+    If there are several processes, all must enter the block; they get the same folder.
 
     Raises:
         UserError: the directory exists and `overwrite` is off.
     """
+    address = to_address(path)
+    new = _new_content if is_remote(address) else new_folder
     try:
-        with new_folder(epath.Path(path), overwrite) as folder:
+        with new(address, overwrite) as folder:
             yield folder
     except FileExistsError:
         raise UserError(f"{path} exists already; remove it or choose another output.") from None
 
 
-def write_description(folder: epath.Path, description: ModelDescription) -> None:
+_CONTENT = "content-"
+
+
+@contextlib.contextmanager
+def _new_content(address: Address, overwrite: bool) -> Iterator[Address]:
+    """Yields a new folder inside a model directory in a bucket, and makes it the content."""
+    if (address / FILE).exists() and not overwrite:
+        raise FileExistsError(address)
+    name = _CONTENT + processes.gathered_texts(uuid.uuid4().hex[:8])[0]
+    processes.wait()
+    try:
+        yield address / name
+    except BaseException:
+        if processes.is_first():
+            remove_folder(address / name)
+        raise
+    processes.wait()  # until all processes have written
+    if processes.is_first():
+        values = read_json(address / name / FILE, "a new description", "write the model again")
+        text = json.dumps(values | {"content": name}, indent=2)
+        retried(lambda: (address / FILE).write_text(text + "\n"))
+        for other in address.iterdir():
+            if other.name.startswith(_CONTENT) and other.name != name:
+                remove_folder(other)
+    processes.wait()
+
+
+def write_description(folder: Address, description: ModelDescription) -> None:
     """Writes `model.json`."""
     text = json.dumps(dataclasses.asdict(description), indent=2)
-    (folder / "model.json").write_text(text + "\n")
+    retried(lambda: (folder / FILE).write_text(text + "\n"))
 
 
-def read_description(path: epath.PathLike) -> ModelDescription:
+def read_description(path: AddressLike) -> ModelDescription:
     """Reads `model.json` from a model directory.
 
     Raises:
         UserError: not a model directory, not readable, or in a newer format.
     """
-    if str(path).startswith(("hf://", "http://", "https://")):
+    if str(path).startswith(("hf://", "http://", "https://", "s3://")):
         raise UserError(
             f"{path} is not a model directory; make one with python -m weights_convert {path} "
             "--output=DIR."
         )
-    file = epath.Path(path) / "model.json"
-    if not file.exists():
-        inside = epath.Path(path) / "model"  # in a work directory
+    address = to_address(path)
+    file = address / FILE
+    if not retried(file.exists):
+        inside = address / "model"  # in a work directory
         cure = (
             f"take {inside}"
-            if (inside / "model.json").exists()
+            if (inside / FILE).exists()
             else "correct the path, or make one with python -m weights_convert SOURCE --output=DIR"
         )
-        missing = "it does not exist" if not epath.Path(path).exists() else "no model.json in it"
+        missing = "it does not exist" if not address.exists() else f"no {FILE} in it"
         raise UserError(f"{path or repr('')} is not a model directory ({missing}); {cure}.")
     values = read_json(file, "the description of a model", "convert or export the model again")
     version = values.get("format_version")

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tensorstore
-from etils import epath
 from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
 
+from dinotxt_jax.storage.addresses import Address, AddressLike, to_address
 from dinotxt_jax.storage.arrays import (
     absolute,
     damage_as_error,
@@ -44,7 +44,7 @@ class Piece(NamedTuple):
     values: Shaped[np.ndarray, "..."]
 
 
-def save_in_pieces(path: epath.PathLike, parts: Mapping[str, Any], pieces: Iterable[Piece]) -> None:
+def save_in_pieces(path: AddressLike, parts: Mapping[str, Any], pieces: Iterable[Piece]) -> None:
     """Writes the same folder as `save_arrays` with about one piece in memory at a time.
 
     Args:
@@ -88,7 +88,7 @@ class StoredArray:
         checksum: checksum from when the array was written; None if it has none or is not verified.
     """
 
-    path: epath.Path
+    path: Address
     place: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -118,7 +118,7 @@ class StoredArray:
 
 
 def open_arrays(
-    path: epath.PathLike, sums: Mapping[str, str] | None = None
+    path: AddressLike, sums: Mapping[str, str] | None = None
 ) -> dict[tuple[str, ...], StoredArray]:
     """Returns all arrays of a folder, keyed by path (part name first); reads no values.
 
@@ -132,7 +132,7 @@ def open_arrays(
         place = tuple(str(getattr(key, "key", key)) for key in keys)
         checksum = None if sums is None else sums.get(".".join(place), "")
         dtype = np.dtype(leaf.dtype)
-        stored[place] = StoredArray(epath.Path(path), place, leaf.shape, dtype, checksum)
+        stored[place] = StoredArray(to_address(path), place, leaf.shape, dtype, checksum)
     return stored
 
 
@@ -143,9 +143,9 @@ def _write_whole(array: tensorstore.TensorStore, pieces: Iterable[Piece]) -> Non
     array.write(values).result()
 
 
-def _open(path: epath.PathLike, place: tuple[str, ...]) -> tensorstore.TensorStore:
+def _open(path: AddressLike, place: tuple[str, ...]) -> tensorstore.TensorStore:
     part, *names = place
-    folder = absolute(epath.Path(path) / part)
+    folder = absolute(to_address(path) / part)
     base = folder if "://" in folder else f"file://{folder}"
     kvstore = {"driver": "ocdbt", "base": f"{base}/", "path": ".".join(names) + "/"}
     # All-zero chunks are stored too: Orbax treats a missing chunk as a damaged checkpoint.

@@ -1,4 +1,4 @@
-"""Removes what Orbax prints about errors that it raises as well: our own sentences report them."""
+"""Removes what libraries print about errors that they raise as well: our sentences report them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def quieten() -> None:
     arrays at the same time and raises the first error; the other reads fail or end unheard.
     """
     logging.getLogger("orbax").setLevel(logging.ERROR)
+    logging.getLogger("fsspec").setLevel(logging.WARNING)  # each file that it opens
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(_is_wanted)
     logging.getLogger("asyncio").addFilter(_is_not_about_a_read)
     hook = sys.unraisablehook

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -19,6 +18,7 @@ from dinotxt_jax.config import Config, flatten
 from dinotxt_jax.data.identity import difference
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.checksums import changed_arrays, changed_clause, checksums
 from dinotxt_jax.storage.faults import may_be_damaged, reason
@@ -55,7 +55,7 @@ FREE_SETTINGS = (
 )
 
 
-def stored_run(workdir: Path, cure: str) -> dict[str, Any]:
+def stored_run(workdir: Address, cure: str) -> dict[str, Any]:
     """Returns what run.json in a work directory holds.
 
     Raises:
@@ -69,7 +69,7 @@ def stored_run(workdir: Path, cure: str) -> dict[str, Any]:
 
 
 def check_workdir(
-    workdir: Path, config: Config, fingerprint: str, identity: Mapping[str, Any]
+    workdir: Address, config: Config, fingerprint: str, identity: Mapping[str, Any]
 ) -> None:
     """Raises `UserError` if `workdir` holds a run with another backbone, config or data.
 
@@ -116,7 +116,7 @@ def check_workdir(
 
 
 def claim_workdir(
-    workdir: Path, config: Config, fingerprint: str, identity: Mapping[str, Any]
+    workdir: Address, config: Config, fingerprint: str, identity: Mapping[str, Any]
 ) -> None:
     """Writes `run.json`, which tells a later run which run the directory belongs to.
 

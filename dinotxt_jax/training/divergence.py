@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from dinotxt_jax.config import Config
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.errors import DIVERGED
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import write_text
 from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.step import Trainer, TrainState
@@ -32,7 +32,7 @@ class Divergence:
         source: the training data, for the keys of the examples.
     """
 
-    def __init__(self, trainer: Trainer, workdir: Path, source: Source):
+    def __init__(self, trainer: Trainer, workdir: Address, source: Source):
         self._trainer, self._config = trainer, trainer.config
         self._folder, self._source = workdir / "divergence", source
         self._indices: dict[int, Int[np.ndarray, " b"]] = {}
@@ -82,7 +82,7 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _sentence(report: dict[str, Any], config: Config, folder: Path) -> str:
+def _sentence(report: dict[str, Any], config: Config, folder: Address) -> str:
     last = report["last_finite_loss"]
     row = "" if config.nonfinite_limit == 1 else f", the last of {config.nonfinite_limit} in a row"
     advice = (

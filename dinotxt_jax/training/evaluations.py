@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -16,6 +15,7 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.evaluation.tasks import OpenTask, run_task
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import read_json, write_text
 from dinotxt_jax.training.exports import Exporter
 from dinotxt_jax.training.step import TrainState
@@ -37,7 +37,7 @@ class Evaluations:
         self,
         config: Config,
         exporter: Exporter,
-        workdir: Path,
+        workdir: Address,
         tasks: Sequence[OpenTask],
         caches: Mapping[str, FeatureCache | None],
     ):

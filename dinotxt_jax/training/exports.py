@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from dinotxt_jax.config import Config
 from dinotxt_jax.inference import Model
+from dinotxt_jax.storage.addresses import Address, is_remote, to_address
 from dinotxt_jax.storage.model_arrays import load_stored
 from dinotxt_jax.storage.model_directory import ModelDescription, write_model_directory
 from dinotxt_jax.tokenizers import Tokenizer
@@ -43,8 +43,12 @@ class Exporter:
             head=self.trainer.model.head,
             text=self.trainer.model.text,
             tokenizer=self.tokenizer.spec(),
-            backbone_path=None if config.include_backbone else str(Path(config.backbone).resolve()),
+            backbone_path=None if config.include_backbone else self._backbone_path(),
         )
+
+    def _backbone_path(self) -> str:
+        address = to_address(self.config.backbone)
+        return str(address if is_remote(address) else address.resolve())
 
     def model(self, state: TrainState, frozen: dict[str, Any]) -> Model:
         """Returns the current model; without `frozen` it accepts only cached backbone tokens."""
@@ -58,7 +62,7 @@ class Exporter:
             cache_texts=False,
         )
 
-    def write(self, state: TrainState, path: Path) -> Path:
+    def write(self, state: TrainState, path: Address) -> Address:
         """Writes a model directory, with the backbone arrays exactly as converted."""
         arrays = _trained(state)
         if self.config.include_backbone:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -25,7 +24,9 @@ from dinotxt_jax.evaluation.tasks import check_tasks, open_task
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.runtime.termination import NAMES, Terminated, Termination
+from dinotxt_jax.storage.addresses import Address, is_remote, to_address, to_output
 from dinotxt_jax.storage.arrays import Checkpoints
+from dinotxt_jax.storage.files import new_file
 from dinotxt_jax.storage.locks import RunLock
 from dinotxt_jax.storage.model_arrays import load_parts
 from dinotxt_jax.storage.model_directory import read_description
@@ -41,7 +42,7 @@ from dinotxt_jax.training.checkpoints import (
 from dinotxt_jax.training.divergence import Divergence
 from dinotxt_jax.training.evaluations import Evaluations
 from dinotxt_jax.training.exports import Exporter
-from dinotxt_jax.training.metrics import MetricsWriter, read_metrics
+from dinotxt_jax.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from dinotxt_jax.training.precompute import tasks_with_caches
 from dinotxt_jax.training.profiling import StepProfiler
 from dinotxt_jax.training.rates import ModelFlops, Throughput
@@ -54,7 +55,7 @@ from dinotxt_jax.training.texts import (
 from dinotxt_jax.visualize import training_curves
 
 
-def train(config: Config, workdir: Path) -> Path:
+def train(config: Config, workdir: Address) -> Address:
     """Trains to the last step, resuming from the newest checkpoint in `workdir` if there is one.
 
     With several processes, all of them must call this function, with a shared work directory.
@@ -83,9 +84,9 @@ def train(config: Config, workdir: Path) -> Path:
 class _Run:
     """One call of `train`: everything is checked here before the first file is written."""
 
-    def __init__(self, config: Config, workdir: Path):
+    def __init__(self, config: Config, workdir: Address):
         check(config, needs=("backbone",))
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir = config, to_output(workdir, "--workdir")
         self.mesh: Mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         self.backbone = read_description(config.backbone)
         patch_size = self.backbone.vision.patch_size
@@ -95,7 +96,7 @@ class _Run:
         self.identity = data_identity(self.source, config.data.threads)
         check_workdir(workdir, config, self.backbone.fingerprint, self.identity)
         self.cache = self._open_cache(
-            Path(config.features), config.data, config.feature_views, self.source
+            to_address(config.features), config.data, config.feature_views, self.source
         )
         opened = [
             open_task(name, task, "config.evaluation")
@@ -137,14 +138,14 @@ class _Run:
         )
 
     def _open_cache(
-        self, folder: Path, data: DataConfig, views: int, source: Source
+        self, folder: Address, data: DataConfig, views: int, source: Source
     ) -> FeatureCache | None:
         if not self.config.features:
             return None
         expected = cache_description(self.config, data, source, views, self.backbone.fingerprint)
         return FeatureCache(folder, expected)
 
-    def train(self) -> Path:
+    def train(self) -> Address:
         """Starts or resumes, runs to the last step, and returns the model directory."""
         check_same_run(
             self.config,
@@ -162,7 +163,7 @@ class _Run:
         finally:
             self.lock.release()
 
-    def _run(self) -> Path:
+    def _run(self) -> Address:
         config = self.config
         claim_workdir(self.workdir, config, self.backbone.fingerprint, self.identity)
         if processes.is_first():
@@ -229,6 +230,7 @@ class _Run:
                     exit_code = batch.exit_code
                     if exit_code or self._is_due(step, config.checkpoint.every):
                         divergence.check(state)
+                        writer.copy()  # a run that resumes here has all earlier lines
                         self._save(state, self.batches.get_state())
                     if exit_code:
                         break
@@ -285,17 +287,21 @@ class _Run:
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.steps
 
+    def _absolute_workdir(self) -> str:
+        return str(self.workdir if is_remote(self.workdir) else self.workdir.resolve())
+
     def _draw_curves(self) -> None:
         """Writes curves.png; a missing matplotlib does not end the run with an error."""
         loss = self.config.loss
         plain = loss.kind == "softmax" and not loss.gram_weight
         try:
-            training_curves(
-                read_metrics(self.workdir / "metrics.jsonl"),
-                self.workdir / "curves.png",
-                title="/".join(self.workdir.resolve().parts[-2:]),
-                chance_loss=math.log(self.config.pairs_per_step) if plain else None,
-            )
+            with new_file(self.workdir / "curves.png") as partial:
+                training_curves(
+                    read_metrics(self.workdir / METRICS_FILE),
+                    partial,
+                    title="/".join(self._absolute_workdir().split("/")[-2:]),
+                    chance_loss=math.log(self.config.pairs_per_step) if plain else None,
+                )
         except UserError as error:
             logging.warning("no curves.png: %s", error)
 

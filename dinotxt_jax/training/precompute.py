@@ -7,7 +7,6 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,6 +37,7 @@ from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.compiler_options import compiler_options
 from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.storage.addresses import Address, to_output
 from dinotxt_jax.storage.checksums import is_verifying, row_checksums
 from dinotxt_jax.storage.files import new_file, write_text
 from dinotxt_jax.storage.model_directory import read_description
@@ -61,7 +61,7 @@ class EncodedSet:
 
     data: DataConfig
     source: Source
-    folder: Path
+    folder: Address
     views: int
     section: str
     title: str
@@ -100,7 +100,7 @@ def _open_sets(config: Config) -> list[EncodedSet]:
     patch_size = backbone.vision.patch_size
     check_image_size(config.data.image_size, patch_size)
     source, views = open_source(config.data), config.feature_views
-    folder, title = Path(config.features), "training images"
+    folder, title = to_output(config.features, "config.features"), "training images"
     sets = [EncodedSet(config.data, source, folder, views, SECTION, title)]
     for name, task in tasks_with_caches(config):
         section = f"config.evaluation.tasks.{name}"
@@ -239,6 +239,6 @@ def _bits(tokens: np.ndarray) -> np.ndarray:
     return tokens.view(np.uint16) if tokens.dtype == ml_dtypes.bfloat16 else tokens
 
 
-def _write(path: Path, array: np.ndarray) -> None:
+def _write(path: Address, array: np.ndarray) -> None:
     with new_file(path) as partial, partial.open("wb") as file:
         np.save(file, array)

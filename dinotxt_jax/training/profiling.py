@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from absl import logging
 
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.mirrors import Mirror
 
 
 def parse_profile(setting: str) -> range:
@@ -29,8 +30,9 @@ class StepProfiler:
         steps: number of steps that the run still makes.
     """
 
-    def __init__(self, setting: str, folder: Path, steps: int):
+    def __init__(self, setting: str, folder: Address, steps: int):
         self._wanted, self._folder = parse_profile(setting), folder
+        self._mirror: Mirror | None = None
         self._seen, self._running = 0, False
         if self._wanted and steps < self._wanted[0] and processes.is_first():
             logging.warning(
@@ -42,7 +44,8 @@ class StepProfiler:
         """Wraps a step: data loading, and the start of the computation."""
         self._seen += 1
         if self._seen in self._wanted and not self._running:
-            jax.profiler.start_trace(self._folder)
+            self._mirror = Mirror(self._folder)
+            jax.profiler.start_trace(self._mirror.path)
             self._running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
@@ -59,6 +62,8 @@ class StepProfiler:
             return
         self._running = False
         jax.profiler.stop_trace()
+        if self._mirror is not None:
+            self._mirror.close()
         if processes.is_first():
             logging.info(
                 "traced %d steps; see them with: pip install xprof; xprof --logdir=%s",

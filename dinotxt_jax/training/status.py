@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import read_json
 from dinotxt_jax.storage.locks import LockState, lock_state
 from dinotxt_jax.training.checkpoints import stored_run
@@ -38,7 +38,7 @@ class RunStatus:
         finished: whether the final model is written.
     """
 
-    workdir: Path
+    workdir: Address
     lock: LockState | None
     steps: tuple[int, int]
     pairs_per_second: float | None
@@ -56,7 +56,7 @@ class RunStatus:
         return self.lock is not None and self.lock.is_alive
 
 
-def run_status(workdir: Path) -> RunStatus:
+def run_status(workdir: Address) -> RunStatus:
     """Reads the state of a run.
 
     Raises:
@@ -138,7 +138,7 @@ def _activity(status: RunStatus) -> str:
     return f"not running: {status.lock.owner} ended without a word; the same command continues it"
 
 
-def _warnings(workdir: Path, last: Mapping[str, Any]) -> list[str]:
+def _warnings(workdir: Address, last: Mapping[str, Any]) -> list[str]:
     counts = [f"{name} {last[name]:,.0f}" for name in _COUNTS if last.get(name)]
     if last and last.get("loss") is None:
         counts.append("the last loss is not finite")
@@ -146,11 +146,11 @@ def _warnings(workdir: Path, last: Mapping[str, Any]) -> list[str]:
     return counts + damaged + [str(path) for path in _entries(workdir / "divergence")]
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Address) -> list[Address]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _age(path: Path) -> float | None:
+def _age(path: Address) -> float | None:
     try:
         return max(time.time() - path.stat().st_mtime, 0.0)
     except FileNotFoundError:  # also while the run removes an old checkpoint

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from dinotxt_jax.data.examples import Source, readable_captions
 from dinotxt_jax.data.packing import Packed, pack, planned_rows, row_counts, stacked
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import read_json, write_text
 from dinotxt_jax.tokenizers import (
     ClipTokenizer,
@@ -36,7 +36,7 @@ _FORWARD_AND_BACKWARD = 3
 TokenArrays = dict[str, Int[np.ndarray, "..."]]
 
 
-def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
+def make_tokenizer(config: Config, workdir: Address, source: Source) -> Tokenizer:
     """Returns the run's tokenizer; a custom tokenizer is trained once and then kept in `workdir`.
 
     Raises:
@@ -54,7 +54,7 @@ def make_tokenizer(config: Config, workdir: Path, source: Source) -> Tokenizer:
     return TrainedTokenizer.train(captions, settings.vocabulary_size, settings.context_length)
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Address) -> None:
     """Saves the tokenizer; writes spec.json last, so that an interrupted save is detected."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)

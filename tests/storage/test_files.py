@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from etils import epath
 
 from dinotxt_jax.config import Config
 from dinotxt_jax.storage.files import new_file, new_folder, remove_abandoned, write_text
@@ -18,9 +17,9 @@ from dinotxt_jax.training.checkpoints import claim_workdir
 
 WRITER = """
 import sys, time
-from etils import epath
+from pathlib import Path
 from dinotxt_jax.storage.files import new_folder
-with new_folder(epath.Path(sys.argv[1]), overwrite=True) as folder:
+with new_folder(Path(sys.argv[1]), overwrite=True) as folder:
     (folder / "half").write_text("written")
     print("writing", flush=True)
     time.sleep(600)
@@ -47,7 +46,7 @@ def names(folder: Path) -> list[str]:
 
 
 def write(path: Path) -> None:
-    with new_folder(epath.Path(path), overwrite=True) as folder:
+    with new_folder(Path(path), overwrite=True) as folder:
         (folder / "whole").write_text("written")
 
 
