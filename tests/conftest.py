@@ -7,10 +7,15 @@ import hashlib
 import http.server
 import os
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dinotxt_jax.storage.addresses import Address
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +54,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax  # noqa: E402, F401
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+from buckets import serve  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 # `make slow` draws ten times as many examples (--hypothesis-profile=thorough).
@@ -154,6 +160,26 @@ def _converted(tmp_path_factory: pytest.TempPathFactory, *files: str) -> Path:
     return output
 
 
+@pytest.fixture(scope="session")
+def served_buckets() -> Iterator[None]:
+    """Serves buckets on this machine for all tests of a worker that use them."""
+    with serve():
+        yield
+
+
+@pytest.fixture
+def bucket(
+    served_buckets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Address]:
+    """Returns an empty folder in a bucket; local copies are in `tmp_path / "cache"`."""
+    from dinotxt_jax.storage.addresses import remove_folder, to_address
+
+    monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
+    folder = to_address(f"gs://pod/{uuid.uuid4().hex[:12]}")
+    yield folder
+    remove_folder(folder)
+
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -206,20 +232,23 @@ def web(tmp_path: Path) -> Iterator[Web]:
             if not file.is_file():
                 return self.send_error(404)
             content = file.read_bytes()
-            first = int(range_header.removeprefix("bytes=").split("-")[0]) if range_header else 0
             etag = f'"{hashlib.sha256(content).hexdigest()}"'
             same = self.headers.get("If-Range", etag) == etag
-            first = first if site.ranges and same else 0
-            if first and first >= len(content):
-                return self.send_error(416)
-            self.send_response(206 if first else 200)
-            self.send_header("Content-Length", str(len(content) - first))
+            first, end = 0, len(content)
+            if range_header and site.ranges and same:
+                texts = range_header.removeprefix("bytes=").split("-")
+                first, end = int(texts[0]), min(int(texts[1] or end) + 1, end)
+                if first and first >= len(content):
+                    return self.send_error(416)
+            part = content[first:end]
+            self.send_response(206 if len(part) < len(content) else 200)
+            self.send_header("Content-Length", str(len(part)))
             # Metadata headers that model hubs send for a file.
             self.send_header("ETag", etag)
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
             if body:
-                self.wfile.write(content[first : len(content) if site.cut is None else site.cut])
+                self.wfile.write(part if site.cut is None else content[first : site.cut])
                 self.close_connection = site.cut is not None
                 if site.cuts is not None:
                     site.cuts -= 1

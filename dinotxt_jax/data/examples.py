@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 
 from dinotxt_jax.data.bad_images import BadImageError, MissingImageError
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.storage.addresses import Address, AddressLike, to_address
+from dinotxt_jax.storage.addresses import Address, AddressLike, has_folders, to_address
 from dinotxt_jax.storage.faults import is_passing
 from dinotxt_jax.storage.retries import retried
 
@@ -163,7 +163,7 @@ def folder_of_images(index: Address, image_root: AddressLike, section: str) -> A
         UserError: the path is not a folder.
     """
     root = to_address(image_root) if image_root else index.parent
-    if not root.is_dir():
+    if has_folders(root) and not retried(root.is_dir):
         raise UserError(
             f"{root} is not a folder, expected the folder that the image paths in {index} "
             f"are relative to; correct {section}.image_root."

@@ -70,7 +70,8 @@ class ArrowRows:
     def __init__(self, folder: Address, split: str, section: str) -> None:
         files, self.features, count = _located(folder, split, section)
         self._files = local_copies(files, f"{section}.path")
-        self.name = f"{folder}[{split}]" if split else str(folder)
+        of_split = f"[{split}]" if split else ""
+        self.name, self._key = f"{folder}{of_split}", f"{folder.name}{of_split}"
         self._section = section
         self._sizes = [file.stat().st_size for file in self._files]
         self._open()
@@ -161,8 +162,8 @@ class ArrowRows:
         return value
 
     def key(self, index: int) -> str:
-        """Returns the name of a row."""
-        return f"{self.name}[{index}]"
+        """Returns the name of a row, which stays the same if the folder is moved."""
+        return f"{self._key}[{index}]"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_batches"}

@@ -119,12 +119,16 @@ def _as_os_error(error: Exception) -> tuple[int | None, str]:
         or type(error).__module__.startswith("google.auth")
     ):
         return errno.EACCES, f"access is denied ({text})"
-    if status in _PASSING_STATUS or isinstance(error, TimeoutError | ConnectionError):
+    if (
+        status in _PASSING_STATUS
+        or isinstance(error, TimeoutError | ConnectionError)
+        or (status is None and library in _CONNECTION_LIBRARIES)
+    ):
         return errno.ECONNABORTED, f"the storage did not answer ({text})"
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno, text
-    if isinstance(error, OSError) or (status is None and library in _CONNECTION_LIBRARIES):
-        return errno.ECONNABORTED, f"the storage did not answer ({text})"
+    if status is not None and library in (*_CONNECTION_LIBRARIES, "gcsfs"):
+        return errno.EPROTO, f"the storage answered with status {status} ({text})"
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO, text
     return None, text
 
 
@@ -241,6 +245,11 @@ def to_address(text: AddressLike) -> Address:
 def is_remote(address: Address) -> bool:
     """Returns whether an address is not a local path."""
     return not isinstance(address, Path)
+
+
+def has_folders(address: Address) -> bool:
+    """Returns whether folders can be asked for and listed; web servers have files only."""
+    return not isinstance(address, _HttpPath)
 
 
 def to_output(text: AddressLike, flag: str) -> Address:

@@ -111,9 +111,9 @@ def local_copies(addresses: Sequence[Address], setting: str) -> list[Path]:
     total = sum(size for size, _ in versions.values())
     if total > limit():
         raise UserError(
-            f"{setting} names {len(remote)} objects with {total / 2**30:.1f} GiB together, which "
-            f"are copied before they are read, but {LIMIT_VARIABLE} allows {limit() / 2**30:g} "
-            "GiB; raise it (--cache_gib=), or keep the data as webdataset, which is read in place."
+            f"{setting} names objects with {total / 2**30:.3g} GiB together, which are copied "
+            f"before they are read, but {LIMIT_VARIABLE} allows {limit() / 2**30:.3g} GiB; raise "
+            "it (--cache_gib=), or keep the data as webdataset, which is read in place."
         )
     missing = [a for a in remote if not _is_whole(_copy_of(a, versions[a]), versions[a])]
     if missing:

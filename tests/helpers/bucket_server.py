@@ -78,6 +78,8 @@ class Router(server.Router):
             return None
         if matched[1] == "denied":
             return http.HTTPStatus.FORBIDDEN
+        if "/moveTo/" in url.path:
+            return http.HTTPStatus.METHOD_NOT_ALLOWED  # the emulator's own answer is repeated
         if matched[1] == "flaky" and next(_REQUESTS) % 2:
             return http.HTTPStatus.SERVICE_UNAVAILABLE
         if method == "POST" and query.get("ifGenerationMatch") == ["0"]:

@@ -15,6 +15,7 @@ import pytest
 
 from dinotxt_jax import UserError
 from dinotxt_jax.storage import locks
+from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.locks import NAME, RunLock
 
 
@@ -24,12 +25,17 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "STALE_AFTER", 1.0)
 
 
-def owned_by(folder: Path, **owner: object) -> None:
+@pytest.fixture(params=["local", "bucket"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Address:
+    return tmp_path if request.param == "local" else request.getfixturevalue("bucket")
+
+
+def owned_by(folder: Address, **owner: object) -> None:
     (folder / NAME).write_text(json.dumps({"id": "other", "since": "noon", **owner}))
 
 
-def test_a_second_run_is_refused_and_may_start_after_the_first(tmp_path: Path) -> None:
-    first, second = RunLock(tmp_path), RunLock(tmp_path)
+def test_a_second_run_is_refused_and_may_start_after_the_first(folder: Address) -> None:
+    first, second = RunLock(folder), RunLock(folder)
     first.acquire()
     message = rf"is in use by another run \(process {os.getpid()} on {socket.gethostname()}, since"
     with pytest.raises(UserError, match=message):
@@ -37,48 +43,48 @@ def test_a_second_run_is_refused_and_may_start_after_the_first(tmp_path: Path) -
     first.release()
     second.acquire()
     second.release()
-    assert not list(tmp_path.iterdir())
+    assert not (folder / NAME).exists()
 
 
-def test_the_lock_of_a_dead_process_is_taken_over_at_once(tmp_path: Path) -> None:
+def test_the_lock_of_a_dead_process_is_taken_over_at_once(folder: Address) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    owned_by(tmp_path, host=socket.gethostname(), pid=dead.pid, started="1")
+    owned_by(folder, host=socket.gethostname(), pid=dead.pid, started="1")
     started = time.monotonic()
-    lock = RunLock(tmp_path)
+    lock = RunLock(folder)
     lock.acquire()
     assert time.monotonic() - started < 0.5
     lock.release()
 
 
-def test_a_reused_process_number_is_not_the_owner(tmp_path: Path) -> None:
-    owned_by(tmp_path, host=socket.gethostname(), pid=os.getpid(), started="1")
+def test_a_reused_process_number_is_not_the_owner(folder: Address) -> None:
+    owned_by(folder, host=socket.gethostname(), pid=os.getpid(), started="1")
     started = time.monotonic()
-    lock = RunLock(tmp_path)
+    lock = RunLock(folder)
     lock.acquire()
     assert time.monotonic() - started < 0.5  # without waiting for a renewal
-    assert json.loads((tmp_path / NAME).read_text())["started"] != "1"
+    assert json.loads((folder / NAME).read_text())["started"] != "1"
     lock.release()
 
 
-def test_a_process_that_ended_but_is_not_reaped_is_dead(tmp_path: Path) -> None:
+def test_a_process_that_ended_but_is_not_reaped_is_dead(folder: Address) -> None:
     zombie = subprocess.Popen([sys.executable, "-c", ""])
     started = locks._started(zombie.pid)
     deadline = time.monotonic() + 10
     while locks._started(zombie.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
-    owned_by(tmp_path, host=socket.gethostname(), pid=zombie.pid, started=started)
-    lock = RunLock(tmp_path)
+    owned_by(folder, host=socket.gethostname(), pid=zombie.pid, started=started)
+    lock = RunLock(folder)
     lock.acquire()
     lock.release()
     assert zombie.wait() == 0
 
 
 def test_a_lock_that_another_waiting_run_took_over_is_respected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owned_by(tmp_path, host="elsewhere", pid=1)
-    winner, original = RunLock(tmp_path), RunLock._is_alive
+    owned_by(folder, host="elsewhere", pid=1)
+    winner, original = RunLock(folder), RunLock._is_alive
 
     def overtaken(lock: RunLock, owner: dict) -> bool:
         alive = original(lock, owner)
@@ -88,31 +94,31 @@ def test_a_lock_that_another_waiting_run_took_over_is_respected(
 
     monkeypatch.setattr(RunLock, "_is_alive", overtaken)
     with pytest.raises(UserError, match="in use by another run"):
-        RunLock(tmp_path).acquire()
+        RunLock(folder).acquire()
     winner.check()
     winner.release()
 
 
 @pytest.mark.parametrize("text", ['{"id": "other", "host": "elsewhere", "pid": 1}', "", "[]"])
 def test_a_lock_from_another_host_is_taken_over_when_nobody_renews_it(
-    text: str, tmp_path: Path
+    text: str, folder: Address
 ) -> None:
-    (tmp_path / NAME).write_text(text)
-    lock = RunLock(tmp_path)
+    (folder / NAME).write_text(text)
+    lock = RunLock(folder)
     lock.acquire()
-    assert json.loads((tmp_path / NAME).read_text())["host"] == socket.gethostname()
+    assert json.loads((folder / NAME).read_text())["host"] == socket.gethostname()
     lock.release()
 
 
 def test_a_lock_from_another_host_that_is_renewed_is_respected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = RunLock(tmp_path)
+    owner = RunLock(folder)
     with monkeypatch.context() as patch:
         patch.setattr(socket, "gethostname", lambda: "elsewhere")
         owner.acquire()
     with pytest.raises(UserError, match="on elsewhere"):
-        RunLock(tmp_path).acquire()
+        RunLock(folder).acquire()
     owner.release()
 
 
@@ -130,14 +136,14 @@ def test_a_lock_that_cannot_be_read_does_not_hide_why_a_run_ends(
     assert (tmp_path / ".lock").exists()
 
 
-def test_a_run_whose_lock_was_taken_ends(tmp_path: Path) -> None:
+def test_a_run_whose_lock_was_taken_ends(folder: Address) -> None:
     """As after a long suspension, during which the lock seemed stale."""
-    lock = RunLock(tmp_path)
+    lock = RunLock(folder)
     lock.acquire()
     lock.check()
-    owned_by(tmp_path, host="elsewhere", pid=7)
+    owned_by(folder, host="elsewhere", pid=7)
     time.sleep(0.5)
     with pytest.raises(UserError, match="in use by another run .process 7 on elsewhere"):
         lock.check()
     lock.release()
-    assert (tmp_path / NAME).exists()
+    assert (folder / NAME).exists()
