@@ -8,7 +8,7 @@ usage() {
   cat <<'END'
 scripts/gke.sh COMMAND --name=NAME --cluster=NAME [FLAGS] [-- --config.KEY=VALUE ...]
 
-Trains on TPU slices of a GKE cluster, as a workload of XPK.
+Trains, or runs another command, on TPU slices of a GKE cluster, as a workload of XPK.
 
 Commands (all take the same flags and use those they need):
   create-cluster   creates a cluster with --slices slices of --type; run again to change the number
@@ -31,19 +31,24 @@ Flags:
   --image=IMAGE         such as REGION-docker.pkg.dev/PROJECT/REPOSITORY/dinotxt_jax:TAG
   --restarts=N          default: 50
   --config=FILE         config file, relative to the checkout
-  --workdir=DIR         absolute path of a folder that all pods share (see --xpk-flag=--storage=)
+  --workdir=DIR         gs://BUCKET/..., or the absolute path of a folder that all pods share (see
+                        --xpk-flag=--storage=)
+  --run=COMMAND         train (default), precompute, evaluate, embed or convert
+  --env=NAME=VALUE      environment variable of the command, such as LIBTPU_INIT_ARGS or XLA_FLAGS;
+                        repeatable
+  --python=FILE         interpreter here that checks the settings; default: .venv/bin/python
   --lines=N --follow    number of lines of the log (default: 50), and follow it
   --xpk-flag=FLAG       additional flag of the xpk command; repeatable
   --dry-run             print the commands, run nothing
 
-Arguments after -- go to `python -m dinotxt_jax.train` unchanged.
+Arguments after -- go to the command on the workers unchanged. The settings are checked here first.
 END
 }
 
-declare -a xpk_flags=() training=() capacity=()
+declare -a xpk_flags=() words=() capacity=()
 choose_command "create-cluster image train status logs delete delete-cluster" "$@"
 parse_flags "name cluster project zone type slices reservation image restarts config workdir lines \
-xpk-flag" "spot on-demand follow" "${@:2}"
+run env python xpk-flag" "spot on-demand follow" "${@:2}"
 need_count slices restarts lines
 place=(${setting[project]:+"--project=${setting[project]}"} ${setting[zone]:+"--zone=${setting[zone]}"})
 slices=${setting[slices]:-1}
@@ -85,13 +90,16 @@ case $command in
     need image
     need_tpu_type
     need_lasting_workdir
-    train_arguments
-    [[ ${training[*]} != *$'\n'* ]] ||
-      fail "an argument of the training command has a line break, which XPK cannot pass on."
+    command_words
+    [[ ${words[*]} != *$'\n'* ]] ||
+      fail "an argument of the command has a line break, which XPK cannot pass on."
+    check_settings
+    program=(python -m "${words[@]:${#envs[@]}}")
+    ((${#envs[@]} == 0)) || program=(env "${envs[@]}" "${program[@]}")
     on_cluster workload create --workload="${setting[name]}" --tpu-type="$tpu_type" \
       --num-slices="$slices" --docker-image="${setting[image]}" \
       --max-restarts="${setting[restarts]:-50}" \
-      --command="$(quoted python -m dinotxt_jax.train "${training[@]}")"
+      --command="$(quoted "${program[@]}")"
     ;;
   status)
     need_name 40

@@ -12,6 +12,7 @@ dry_run=false
 verbose=true
 declare -A setting=() # --NAME=VALUE; switches hold "true"
 declare -a extra=()   # what follows --
+declare -a envs=()    # values of --env
 
 # fail SENTENCE: prints an error and exits with code 2, like every command of the project.
 fail() {
@@ -71,7 +72,7 @@ choose_command() {
 }
 
 # parse_flags "VALUED ..." "SWITCH ..." ARGUMENT...: fills `setting`, `extra` and `dry_run`.
-# A flag named X-flag may be repeated; the array X_flags collects the values.
+# --env and flags named X-flag may be repeated; the arrays `envs` and X_flags collect the values.
 parse_flags() {
   local valued=" $1 " switches=" $2 dry-run " name value
   shift 2
@@ -82,7 +83,7 @@ parse_flags() {
     }
     [[ $1 == --* ]] || fail "'$1' is not a flag; see --help."
     name=${1%%=*} name=${name#--}
-    [[ $name != config.* ]] || fail "--$name belongs to the training command; give it after --."
+    [[ $name != config.* ]] || fail "--$name belongs to the command on the workers; give it after --."
     if [[ $switches == *" $name "* ]]; then
       [[ $1 != *=* ]] || fail "--$name takes no value."
       setting[$name]=true
@@ -95,7 +96,7 @@ parse_flags() {
         shift
       fi
       [[ -n $value ]] || fail "--$name is empty; give a value or leave it out."
-      if [[ $name == *-flag ]]; then
+      if [[ $name == env || $name == *-flag ]]; then
         local -n values=${name//-/_}s
         values+=("$value")
       else
@@ -141,12 +142,12 @@ need_name() {
 }
 
 # need_lasting_workdir: requires a work directory that outlives the machines, to resume from.
-# Training uses file system calls; gs:// would become a local folder of that name.
 need_lasting_workdir() {
+  [[ ${setting[run]-train} == train ]] || return 0
   need config workdir
-  [[ ${setting[workdir]} == /* ]] ||
-    fail "--workdir=${setting[workdir]} is not the absolute path of a folder that all workers share" \
-      "and that outlives them; mount a shared file system or bucket there and give its path."
+  [[ ${setting[workdir]} == /* || ${setting[workdir]} == gs://?* ]] ||
+    fail "--workdir=${setting[workdir]} is neither gs://BUCKET/... nor the absolute path of a folder" \
+      "that all workers share and that outlives them; give one of these."
 }
 
 # need_tpu_type: sets `tpu_type` to the name that clouds use (v5litepod for v5e).
@@ -156,11 +157,55 @@ need_tpu_type() {
     fail "--type=${setting[type]} is not a TPU type; it is a generation (v2, v3, v4, v5e, v5p," \
       "v6e, tpu7x) and a size, as in v6e-256."
   tpu_type=${setting[type]/#v5e-/v5litepod-}
+  local size=${tpu_type#*-} sizes=''
+  case $tpu_type in
+    v5litepod-* | v6e-*) sizes=' 1 4 8 16 32 64 128 256 ' ;; # counted in chips
+    v2-*) sizes=' 8 32 128 256 512 ' ;;                      # counted in cores
+    v3-*) sizes=' 8 32 64 128 256 512 1024 2048 ' ;;
+    v4-* | v5p-*) [[ $size == *x* ]] || ((size % 8 == 0)) || sizes=' multiples of 8 ' ;;
+  esac
+  [[ -z $sizes || $size == *x* || $sizes == *" $size "* ]] ||
+    fail "--type=${setting[type]} has a size that does not exist; choose among$sizes" "."
 }
 
-# train_arguments: sets `training` to the arguments of `python -m dinotxt_jax.train`.
-train_arguments() {
-  training=("--config=${setting[config]}" "--workdir=${setting[workdir]}" "${extra[@]}")
+# command_words: sets `words` to what workers run after `python -m`: variables as NAME=VALUE, the
+# module, and its arguments.
+command_words() {
+  local variable name=${setting[run]-train} module
+  case $name in
+    train | precompute | evaluate | embed) module=dinotxt_jax.$name ;;
+    convert) module=weights_convert ;;
+    *) fail "--run=$name is unknown; choose among train, precompute, evaluate, embed, convert." ;;
+  esac
+  for variable in "${envs[@]}"; do
+    [[ $variable =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] ||
+      fail "--env=$variable is not of the form NAME=VALUE."
+  done
+  words=("${envs[@]}" "$module" ${setting[config]:+"--config=${setting[config]}"}
+    ${setting[workdir]:+"--workdir=${setting[workdir]}"} "${extra[@]}")
+}
+
+# check_settings: has the command on the workers check its settings here, before machines are paid
+# for. Takes --python, or the interpreter of the checkout, or python3.
+check_settings() {
+  local python text candidate
+  local -a arguments=("${words[@]:${#envs[@]}}")
+  [[ ${setting[config]-} ]] || return 0
+  for candidate in "${setting[python]-}" "$root/.venv/bin/python" python3; do
+    python=$candidate
+    [[ -z $python ]] || ! command -v "$python" >/dev/null ||
+      ! "$python" -c 'import dinotxt_jax.cli' 2>/dev/null || break
+    python=''
+  done
+  if [[ -z $python ]]; then
+    say "the settings are not checked here, as no interpreter has dinotxt_jax installed; make one" \
+      "(make quickstart does) or give --python=FILE."
+    return 0
+  fi
+  text=$(cd "$root" && "$python" -m "${arguments[@]}" --print_config 2>&1 >/dev/null) || {
+    text=${text##*error: }
+    fail "${text:-the settings cannot be checked.}"
+  }
 }
 
 # pack FILE: packs the working tree (including uncommitted and new files, without ignored ones) into

@@ -8,7 +8,7 @@ usage() {
   cat <<'END'
 scripts/slurm.sh COMMAND --name=NAME [FLAGS] [-- --config.KEY=VALUE ...]
 
-Trains on GPU nodes. All nodes must share the file system with this checkout, the environment and the
+Trains, or runs another command, on GPU nodes. All nodes must share the file system with this checkout, the environment and the
 data.
 
 Commands (all take the same flags and use those they need):
@@ -30,19 +30,21 @@ Flags:
   --python=FILE         interpreter with the project installed; default: .venv/bin/python
   --logs=DIR            default: runs/slurm
   --config=FILE         config file, relative to the checkout
-  --workdir=DIR         a folder, relative to the checkout or absolute
+  --workdir=DIR         a folder, relative to the checkout or absolute, or gs://BUCKET/...
+  --run=COMMAND         train (default), precompute, evaluate, embed or convert
+  --env=NAME=VALUE      environment variable of the command, such as XLA_FLAGS; repeatable
   --lines=N --follow    number of lines of the log (default: 50), and follow it
   --sbatch-flag=FLAG    additional flag of sbatch; repeatable
   --dry-run             print the commands, run nothing
 
-Arguments after -- go to `python -m dinotxt_jax.train` unchanged.
+Arguments after -- go to the command on the nodes unchanged. The settings are checked here first.
 END
 }
 
-declare -a sbatch_flags=() training=()
+declare -a sbatch_flags=() words=()
 choose_command "train status logs cancel" "$@"
 parse_flags "name nodes gpus processes cpus time partition account python logs config workdir lines \
-sbatch-flag" "follow" "${@:2}"
+run env sbatch-flag" "follow" "${@:2}"
 need_name 48
 need_count nodes gpus cpus lines
 cd "$root"
@@ -57,9 +59,8 @@ train() {
   esac
   $dry_run || command -v "$python" >/dev/null ||
     fail "there is no interpreter $python; make one (make quickstart does) or give --python=FILE."
-  [[ ${setting[workdir]} != *://* ]] ||
-    fail "--workdir=${setting[workdir]} is an address; give a folder that all nodes share."
-  train_arguments
+  command_words
+  check_settings
   run mkdir -p "$logs"
   # B: and the time before the limit are for the trap in slurm_job.sh.
   run sbatch --job-name="$name" --nodes="${setting[nodes]:-1}" --ntasks-per-node="$tasks" \
@@ -69,7 +70,7 @@ train() {
     ${setting[account]:+"--account=${setting[account]}"} \
     --requeue --signal=B:USR1@180 --open-mode=append --output="$logs/$name-%j.log" \
     --chdir="$root" "${sbatch_flags[@]}" scripts/slurm_job.sh "$python" "$processes" "$gpus" \
-    "${training[@]}"
+    "${words[@]}"
 }
 
 show_log() {
@@ -83,7 +84,7 @@ show_log() {
 
 case $command in
   train)
-    need config workdir
+    [[ ${setting[run]-train} != train ]] || need config workdir
     need_tool sbatch "run this on a login node of the Slurm cluster"
     train
     ;;

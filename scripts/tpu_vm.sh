@@ -8,12 +8,12 @@ usage() {
   cat <<'END'
 scripts/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- --config.KEY=VALUE ...]
 
-Trains on a TPU VM pod, or on several slices of one queued resource.
+Trains, or runs another command, on a TPU VM pod or on several slices of one queued resource.
 
 Commands (all take the same flags and use those they need):
   create    creates the pod (--type), or requests it through the queue (--queued, --slices)
   install   copies the working tree (or clones --git) to all workers and installs it there
-  train     starts training on all workers in the background, replacing a running one
+  train     starts --run on all workers in the background, replacing a running one
   status    state of the pod, and of training on every worker
   logs      end of the log of one worker (--worker, --lines, --follow)
   stop      stops training on all workers
@@ -35,7 +35,11 @@ Flags:
   --setup=FILE          script in the checkout that install runs on every worker first, for example
                         to mount the shared folder
   --config=FILE         config file, relative to the checkout
-  --workdir=DIR         absolute path of a folder that all workers share
+  --workdir=DIR         gs://BUCKET/..., or the absolute path of a folder that all workers share
+  --run=COMMAND         train (default), precompute, evaluate, embed or convert
+  --env=NAME=VALUE      environment variable of the command, such as LIBTPU_INIT_ARGS or XLA_FLAGS;
+                        repeatable
+  --python=FILE         interpreter here that checks the settings; default: .venv/bin/python
   --worker=N --slice=N  worker and slice of the log; default: 0 and 0
   --lines=N --follow    number of lines of the log (default: 50), and follow it
   --poll=SECONDS        polling interval of watch; default: 60
@@ -45,14 +49,15 @@ Flags:
   --connect-flag=FLAG   additional flag of gcloud's ssh and scp; repeatable
   --dry-run             print the commands, run nothing
 
-Arguments after -- go to `python -m dinotxt_jax.train` unchanged.
+Arguments after -- go to the command on the workers unchanged. Before a pod is created, the settings
+are checked here.
 END
 }
 
-declare -a create_flags=() connect_flags=() training=()
+declare -a create_flags=() connect_flags=() words=()
 choose_command "create install train status logs stop watch delete" "$@"
 parse_flags "name zone project type slices runtime git ref setup config workdir worker slice lines poll \
-max-failures create-flag connect-flag" "queued spot follow delete-after" "${@:2}"
+max-failures run env python create-flag connect-flag" "queued spot follow delete-after" "${@:2}"
 need_name 48
 need zone
 need_count slices lines poll max-failures
@@ -126,13 +131,13 @@ install() {
 }
 
 train() {
-  everywhere "bash $worker start $(quoted "${training[@]}")"
+  everywhere "bash $worker start $(quoted "${words[@]}")"
 }
 
 # Workers without a checkout report "absent"; a failed connection must not look like that.
 workers() {
   local asked
-  asked=$(quoted bash "$worker" progress "${training[@]}")
+  asked=$(quoted bash "$worker" progress "${words[@]}")
   everywhere "if [ -f $worker ]; then $asked; else echo absent; fi"
 }
 
@@ -274,7 +279,8 @@ case $command in
     ;;&
   train | watch)
     need_lasting_workdir
-    train_arguments
+    command_words
+    check_settings
     ;;&
   install | watch) [[ -n $git ]] || need_tool git "install git, or give --git=URL" ;;&
   install | watch | status) make_room ;;

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # tpu_vm.sh runs this script on every worker of a TPU VM pod. It installs the project into a
-# virtual environment and runs at most one training in the background.
+# virtual environment and runs at most one command in the background.
 #
 #   worker.sh install [SCRIPT]        runs a script of the checkout, then installs the checkout into
 #                                     ~/dinotxt_venv
-#   worker.sh start ARGUMENT...       starts python -m dinotxt_jax.train ARGUMENT..., replacing
-#                                     a running one
-#   worker.sh progress [ARGUMENT...]  prints one line about training with these arguments, or about
+#   worker.sh start WORD...           starts python -m WORD..., replacing a running command; words
+#                                     NAME=VALUE in front of the module become variables
+#   worker.sh progress [WORD...]      prints one line about the command with these words, or about
 #                                     any: absent, running, lost (the machine restarted), exit CODE
 #   worker.sh stop
 #   worker.sh log LINES [follow]
@@ -43,7 +43,7 @@ install_project() {
     fi
   fi
   "$venv/bin/python" -m pip install --quiet --upgrade pip
-  "$venv/bin/python" -m pip install --quiet --editable '.[tpu]'
+  "$venv/bin/python" -m pip install --quiet --editable '.[tpu,gcs]'
 }
 
 # The command line is checked, because after a reboot another process may have this id. kill with
@@ -80,7 +80,11 @@ supervise() {
   trap : TERM # keep waiting for the training, which receives the signal too
   cd "$code"
   printf '=== %s\n' "$(date -u +%FT%TZ)"
-  "$venv/bin/python" -m dinotxt_jax.train "$@" || status=$?
+  while [[ ${1-} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; do
+    export "${1?}"
+    shift
+  done
+  "$venv/bin/python" -m "$@" || status=$?
   printf '%s\n' "$status" >"$run.status"
 }
 

@@ -43,7 +43,8 @@ answer() {
     tail -n +2 "$CLOUD/$1" >"$CLOUD/$1.rest" && mv "$CLOUD/$1.rest" "$CLOUD/$1"
   fi
 }
-record "${0##*/}" "$@"
+# Checks of settings happen here and are no calls to a cloud.
+[[ ${!#} == --print_config || ${2-} == "import dinotxt_jax.cli" ]] || record "${0##*/}" "$@"
 """
 
 # `answers` has one line for each `describe`; ABSENT and BROKEN are the two failure modes.
@@ -100,7 +101,11 @@ case "$1 ${2-}" in
   "-c "*) [[ ! -f $CLOUD/old.${0##*/} ]] ;;
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m uv") mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
-  "-m dinotxt_jax.train")
+  "-m dinotxt_jax."*)
+    if [[ ${!#} == --print_config ]]; then
+      [[ ! -f $CLOUD/refusal ]] || { cat "$CLOUD/refusal" >&2; exit 2; }
+      exit
+    fi
     plan=$(answer "plan.${HOME##*/}")
     echo "training in $PWD: $plan"
     [[ $plan == hang ]] || exit "$plan"

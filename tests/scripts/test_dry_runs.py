@@ -79,7 +79,15 @@ def test_arguments_of_training_reach_the_workers_unchanged(cloud: Cloud) -> None
     (command,) = dry(cloud, "tpu_vm.sh", "train", *TPU, *TRAIN, "--", AWKWARD, "--config.steps=3")
     assert command[:-1] == [*ON_POD, "ssh", "big", "--zone=us-east5-b", "--worker=all"]
     remote = shlex.split(flags(command)["command"])
-    assert remote == ["bash", WORKER, "start", *TRAIN, AWKWARD, "--config.steps=3"]
+    assert remote == [
+        "bash",
+        WORKER,
+        "start",
+        "dinotxt_jax.train",
+        *TRAIN,
+        AWKWARD,
+        "--config.steps=3",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +127,35 @@ def test_a_watch_is_planned_from_describe_to_delete(cloud: Cloud) -> None:
         "install",
         TRAIN[1],
     ]
+
+
+def test_other_commands_run_on_pods_with_variables(cloud: Cloud) -> None:
+    """`precompute`, `evaluate` and others need no work directory; words keep their order."""
+    variables = ("--env=XLA_FLAGS=--a=1 --b=2", "--env=LIBTPU_INIT_ARGS=--c")
+    encode = ("--run=precompute", "--config=configs/c.py", *variables)
+    (command,) = dry(cloud, "tpu_vm.sh", "train", *TPU, *encode, "--", "--config.features=gs://b/f")
+    assert shlex.split(flags(command)["command"]) == [
+        *("bash", WORKER, "start", "XLA_FLAGS=--a=1 --b=2", "LIBTPU_INIT_ARGS=--c"),
+        *("dinotxt_jax.precompute", "--config=configs/c.py", "--config.features=gs://b/f"),
+    ]
+    convert = ("--run=convert", *variables, "--", "gs://b/dinov2.pth", "--output=gs://b/model")
+    (create,) = dry(cloud, "gke.sh", "train", *GKE, *convert)
+    assert shlex.split(flags(create)["command"]) == [
+        *("env", "XLA_FLAGS=--a=1 --b=2", "LIBTPU_INIT_ARGS=--c"),
+        *("python", "-m", "weights_convert", "gs://b/dinov2.pth", "--output=gs://b/model"),
+    ]
+    evaluate = ("--run=evaluate", "--config=configs/eval/c.py", variables[1], "--", "--model=m")
+    _, submit = dry(cloud, "slurm.sh", "train", "--name=big", *evaluate)
+    assert submit[-4:] == [
+        *("LIBTPU_INIT_ARGS=--c", "dinotxt_jax.evaluate"),
+        *("--config=configs/eval/c.py", "--model=m"),
+    ]
+
+
+def test_work_directories_are_in_buckets(cloud: Cloud) -> None:
+    bucket = ("--config=configs/c.py", "--workdir=gs://pod/run")
+    (command,) = dry(cloud, "tpu_vm.sh", "train", *TPU, *bucket)
+    assert "--workdir=gs://pod/run" in shlex.split(flags(command)["command"])
 
 
 def test_clusters_are_created_and_deleted(cloud: Cloud) -> None:
@@ -187,7 +224,8 @@ def test_jobs_are_submitted_to_be_queued_again(
         "sbatch", "--job-name=big", "--nodes=2", f"--ntasks-per-node={tasks}",
         f"--gpus-per-node={job[1]}", *more, "--requeue", "--signal=B:USR1@180",
         "--open-mode=append", "--output=runs/slurm/big-%j.log", f"--chdir={cloud.checkout}",
-        "--exclusive", "scripts/slurm_job.sh", ".venv/bin/python", *job, *TRAIN, AWKWARD,
+        "--exclusive", "scripts/slurm_job.sh", ".venv/bin/python", *job,
+        "dinotxt_jax.train", *TRAIN, AWKWARD,
     ]  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_a_pod_is_created_installed_trained_stopped_and_deleted(cloud: Cloud) ->
         assert copied == [".gitignore", "mount it.sh", "new file.py", "scripts"]
         assert (cloud.folder / worker / "mounted").exists()
     installs = [call[1:] for call in cloud.calls("python") if call[1:3] == ["-m", "pip"]]
-    assert installs.count(["-m", "pip", "install", "--quiet", "--editable", ".[tpu]"]) == 2
+    assert installs.count(["-m", "pip", "install", "--quiet", "--editable", ".[tpu,gcs]"]) == 2
     assert cloud.run("tpu_vm.sh", "status", *TPU).stdout == "READY\nrunning\nrunning\n"
     log = cloud.run("tpu_vm.sh", "logs", *TPU, "--worker=1").stdout
     assert f"training in {cloud.folder}/worker1/dinotxt_jax: hang" in log
@@ -195,7 +195,7 @@ def test_commands_really_reach_xpk_and_slurm(cloud: Cloud) -> None:
         assert cloud.run("slurm.sh", command, "--name=big").returncode == 0
     workload, job, queue, cancel = cloud.calls()
     assert shlex.split(flags(workload)["command"])[-1] == AWKWARD
-    assert job[-4:] == ["8", *TRAIN, AWKWARD]
+    assert job[-5:] == ["8", "dinotxt_jax.train", *TRAIN, AWKWARD]
     assert queue[:2] == ["squeue", "--name=big"]
     assert cancel[:2] == ["scancel", "--name=big"]
 
@@ -217,7 +217,7 @@ def test_a_job_starts_training_with_its_gpus_and_ends_as_training_ends(
     python = cloud.folder / "bin" / "python3"
     cloud.write("plan.cloud", "3")
     result = cloud.run(
-        "slurm_job.sh", str(python), processes, "4", *TRAIN, AWKWARD,
+        "slurm_job.sh", str(python), processes, "4", "dinotxt_jax.train", *TRAIN, AWKWARD,
         env={"SLURM_CPUS_PER_TASK": "12"},
     )  # fmt: skip
     assert result.returncode == 3
@@ -235,7 +235,10 @@ def test_a_job_near_its_limit_goes_back_into_the_queue(
 ) -> None:
     cloud.write("plan.cloud", "hang")
     job = subprocess.Popen(
-        [cloud.checkout / "scripts" / "slurm_job.sh", cloud.folder / "bin" / "python3", "gpu", "1"],
+        [
+            *(cloud.checkout / "scripts" / "slurm_job.sh", cloud.folder / "bin" / "python3"),
+            *("gpu", "1", "dinotxt_jax.train"),
+        ],
         env=cloud.environment(),
         stdout=subprocess.PIPE,
         text=True,
