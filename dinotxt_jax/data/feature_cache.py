@@ -140,6 +140,11 @@ class FeatureCache:
     def __len__(self) -> int:
         return self._examples
 
+    @functools.cached_property
+    def blank(self) -> Float[np.ndarray, "t d"]:
+        """Zeros with the shape and dtype of the tokens of an example."""
+        return np.zeros(self._opened(0, 0).shape, self._dtype)
+
     def tokens(self, view: int, index: int) -> Float[np.ndarray, "t d"]:
         """Returns the tokens [class, registers, patches] for one view and one example.
 

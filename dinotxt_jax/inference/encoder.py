@@ -96,6 +96,20 @@ class Encoder:
         rows = checked_tokens(tokens, self.description.dinotxt.text.vocabulary_size)
         return self._run("encode_text", rows, normalize=normalize)
 
+    def held_rows(self, batch_size: int) -> tuple[int, ...]:
+        """Returns which rows of a batch of `batch_size` this process's devices hold, ascending.
+
+        All rows if there is a single process. `embed_batches` and `embed_backbone_tokens` use no
+        other rows that they are given.
+        """
+        if self._mesh is None:
+            return tuple(range(batch_size))
+        padded = self._padded_size(batch_size)
+        placed = sharding.batch_sharding(self._mesh)
+        indices = placed.addressable_devices_indices_map((padded,)).values()
+        rows = {row for index in indices if index for row in range(padded)[index[0]]}
+        return tuple(sorted(row for row in rows if row < batch_size))
+
     def embed_batches(
         self, batches: Iterable[UInt8[np.ndarray, "_ h w 3"]], batch_size: int
     ) -> Iterator[Float[np.ndarray, "b D"]]:
@@ -166,12 +180,15 @@ class Encoder:
 
         With a mesh, `batch_size` is first rounded up to a multiple of the device count.
         """
-        parts = 1 if self._mesh is None else self._mesh.size
-        missing = -(-batch_size // parts) * parts - len(rows)
+        missing = self._padded_size(batch_size) - len(rows)
         padded = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
         if self._mesh is not None:
             return processes.placed(padded, sharding.batch_sharding(self._mesh))
         return jnp.asarray(padded)
+
+    def _padded_size(self, batch_size: int) -> int:
+        parts = 1 if self._mesh is None else self._mesh.size
+        return -(-batch_size // parts) * parts
 
 
 unit_length = jax.jit(normalized)

@@ -13,8 +13,17 @@ import meshes
 import numpy as np
 import small_states
 from absl import flags
+from small_runs import HELD_OUT
 
-from dinotxt_jax import UserError, cli
+import dinotxt_jax as dt
+from dinotxt_jax import UserError, cli, sharding
+from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.data import pipeline
+from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.evaluation.embedding import embed_source
+from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints, load_arrays
 from dinotxt_jax.storage.files import new_folder
@@ -125,9 +134,35 @@ def told_to_end(_: Path) -> dict[str, Any]:
     return {"never": processes.gathered([0]).tolist()}
 
 
+def shares(folder: Path) -> dict[str, Any]:
+    """Embeds a set of images over a mesh of both processes, and records what each one reads."""
+    reads: list[int] = []
+    decode = pipeline._decoded
+
+    def counting(example: Example, limit: int | None) -> Any:
+        reads.append(int(example.key.rpartition("-")[2]))
+        if reads.count(reads[-1]) > 1 and jax.process_index() == 1:
+            raise BadImageError("it is damaged now")
+        return decode(example, limit)
+
+    pipeline._decoded = counting
+    task = TaskConfig(data=HELD_OUT)
+    mesh = sharding.make_mesh(data=2, fsdp=2)
+    model = dt.load(folder / "model", mesh=mesh)
+    features = embed_source(Job(model, "scenes", task, open_source(task.data), 10))
+    if processes.is_first():
+        np.save(folder / "features.npy", features)
+    once, failure = sorted(reads), ""
+    try:  # process 1 finds its first image damaged
+        embed_source(Job(model, "scenes", task, open_source(task.data), 10))
+    except processes.CommonError as error:
+        failure = str(error)
+    return {"reads": once, "failure": failure}
+
+
 def _body() -> None:
     folder = Path(_FOLDER.value)
-    parts = (agreement, checkpoints, fallback, no_room, left_alone, told_to_end)
+    parts = (agreement, checkpoints, fallback, no_room, left_alone, told_to_end, shares)
     result = {part.__name__: part for part in parts}[_PART.value](folder)
     (folder / f"found{jax.process_index()}.json").write_text(json.dumps(result))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -15,10 +16,16 @@ import pytest
 import several
 import small_states
 from damage import empty, flip, largest, truncate
-from tolerances import SAME_LOSS
+from small_runs import HELD_OUT
+from tolerances import SAME_LOSS, assert_same
 
+import dinotxt_jax as dt
 from dinotxt_jax import UserError
+from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import STORAGE
+from dinotxt_jax.evaluation.embedding import embed_source
+from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints, save_arrays
 from dinotxt_jax.training.checkpoints import save_state
@@ -217,3 +224,18 @@ def test_checkpoints_move_between_one_process_and_two(tmp_path: Path) -> None:
         assert actual["large_shards"] == [[abstract.shape[0], abstract.shape[1] // 8]] * 4
     again, _ = meshes.restored(tmp_path / "again", "4x2")
     assert meshes.stored_fingerprint(again) == meshes.stored_fingerprint(state)
+
+
+def test_each_process_reads_its_share_of_an_evaluation(tiny_dinotxt: Path, tmp_path: Path) -> None:
+    """24 images in batches of 10, padded to 12; each of 4 devices holds 3 rows of a batch."""
+    (tmp_path / "model").symlink_to(tiny_dinotxt)
+    first, second = found_by(joined(tmp_path, "shares", 2, 2), tmp_path)
+    assert first["reads"] == [*range(6), *range(10, 16), *range(20, 24)]
+    assert second["reads"] == [*range(6, 10), *range(16, 20)]
+    task = TaskConfig(data=HELD_OUT)
+    model = dt.load(tiny_dinotxt)
+    expected = embed_source(Job(model, "scenes", task, open_source(task.data), 10))
+    assert_same(np.load(tmp_path / "features.npy"), expected)
+    damaged = r"example 6 cannot be evaluated \(it is damaged now"
+    assert re.search(rf"^process 1 stopped: {damaged}", first["failure"])
+    assert re.search(rf"^{damaged}", second["failure"])
