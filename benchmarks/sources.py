@@ -27,6 +27,7 @@ import numpy as np
 from machine import processor
 
 from dinotxt_jax.config import DataConfig
+from dinotxt_jax.data import parquet
 from dinotxt_jax.data.array_records import write_array_record
 from dinotxt_jax.data.examples import Example, Source
 from dinotxt_jax.data.sources import open_source
@@ -83,6 +84,19 @@ def write_arrow(folder: Path, made: Iterator[Example]) -> None:
     (folder / "dataset_info.json").write_text("{}")
 
 
+def write_parquet(folder: Path, made: Iterator[Example]) -> None:
+    """Writes one Parquet file with 100 rows in a row group, of which none stays decoded."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("image", pa.binary()), ("caption", pa.string())])
+    with pq.ParquetWriter(folder / "pairs.parquet", schema, compression="none") as writer:
+        while rows := [example for example, _ in zip(made, range(100), strict=False)]:
+            columns = [[row.image for row in rows], [row.captions[0] for row in rows]]
+            writer.write_batch(pa.record_batch(list(map(pa.array, columns)), schema=schema))
+    parquet._MOST_KEPT = 1
+
+
 def write_records(folder: Path, made: Iterator[Example]) -> None:
     """Writes one ArrayRecord file."""
     write_array_record(folder / "pairs.array_record", made)
@@ -95,6 +109,7 @@ FORMATS: tuple[tuple[str, str, str, Callable[[Path, Iterator[Example]], None] | 
     ("ArrayRecord", "array_record", "", write_records),
     ("WebDataset tars", "webdataset", "", write_tars),
     ("Arrow (datasets)", "hf_datasets", "", write_arrow),
+    ("Parquet", "parquet", "", write_parquet),
 )
 
 

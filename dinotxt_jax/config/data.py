@@ -55,6 +55,7 @@ SOURCE_SETTINGS: dict[str, SourceSettings] = {
     "jsonl": SourceSettings((CAPTIONS,)),
     "array_record": SourceSettings((CAPTIONS,)),
     "webdataset": SourceSettings((CAPTIONS,)),
+    "parquet": SourceSettings((CAPTIONS, LABELS)),
     "hf_datasets": SourceSettings((CAPTIONS, LABELS)),
     "tfds": SourceSettings((CAPTIONS, LABELS), needs=("name", "split")),
     "karpathy": SourceSettings((CAPTIONS,)),
@@ -82,20 +83,21 @@ class DataConfig:
         str,
         Choice(SOURCE_SETTINGS),
         "data set type. Captions: scenes (synthetic drawings), jsonl, array_record, webdataset, "
-        "hf_datasets (Hugging Face datasets on disk), csv (also TSV), tfds, karpathy or coco "
-        "(published caption files). Class labels: folder (one folder per class), csv, hf_datasets "
-        "or tfds. Masks: csv, masks (a published data set in its original folder layout) or scenes",
+        "parquet, hf_datasets (Hugging Face datasets on disk), csv (also TSV), tfds, karpathy or "
+        "coco (published caption files). Class labels: folder (one folder per class), csv, "
+        "parquet, hf_datasets or tfds. Masks: csv, masks (a published data set in its original "
+        "folder layout) or scenes",
     ] = "scenes"
     path: Annotated[
         str,
-        "jsonl, csv, karpathy, coco: the file; array_record, webdataset: file, folder or glob; "
-        "folder: parent folder of the class folders; hf_datasets: folder of save_to_disk or of the "
-        "cache; tfds: TFDS data_dir; masks: data set root folder",
+        "jsonl, csv, karpathy, coco: the file; array_record, webdataset, parquet: file, folder or "
+        "glob; folder: parent folder of the class folders; hf_datasets: folder of save_to_disk or "
+        "of the cache; tfds: TFDS data_dir; masks: data set root folder",
     ] = ""
     image_root: Annotated[
         str,
-        "jsonl, csv, karpathy, coco: base folder for relative image paths (empty: the folder "
-        "that contains the file)",
+        "jsonl, csv, parquet, karpathy, coco: base folder for relative image paths (empty: the "
+        "folder that contains the file)",
     ] = ""
     name: Annotated[str, "tfds, masks: data set name"] = ""
     split: Annotated[
@@ -106,28 +108,30 @@ class DataConfig:
         "scenes: train or test; masks: split name (empty: the split used for published "
         "results); coco: must be empty",
     ] = ""
-    image_key: Annotated[str, "hf_datasets, tfds: image feature"] = "image"
+    image_key: Annotated[str, "parquet, hf_datasets, tfds: image column or feature"] = "image"
     caption_key: Annotated[
         str,
         'tfds: caption feature; use "captions/text" for a nested feature; webdataset: key of the '
         'captions in KEY.json (default also: KEY.txt, or else the key "caption"); csv: caption '
-        "column (default also: caption or title); hf_datasets: caption column (default also: "
-        "caption or text)",
+        "column (default also: caption or title); parquet, hf_datasets: caption column (default "
+        "also: caption or text)",
     ] = "captions"
     label_key: Annotated[
         str,
-        'csv: class label column (numbers or names, several separated by ";"); hf_datasets, tfds: '
-        'class label feature; use "objects/label" for a nested feature',
+        'csv: class label column (numbers or names, several separated by ";"); parquet, '
+        "hf_datasets, tfds: class label column or feature; use "
+        '"objects/label" for a nested feature',
     ] = "label"
     classes: Annotated[
         str,
-        "folder, csv, hf_datasets, tfds, masks: class names in label order: a list included with "
-        "the project (`data/texts`) or a text file (empty: the names in the data set)",
+        "folder, csv, parquet, hf_datasets, tfds, masks: class names in label order: a list "
+        "included with the project (`data/texts`) or a text file (empty: the names in the data "
+        "set)",
     ] = ""
     only: Annotated[
         str,
-        "folder, csv, hf_datasets, tfds: keep only the classes in this list, and their examples; "
-        "present: only classes that have an example (empty: all)",
+        "folder, csv, parquet, hf_datasets, tfds: keep only the classes in this list, and their "
+        "examples; present: only classes that have an example (empty: all)",
     ] = ""
     num_scenes: Annotated[int, Range(1, 2**32 - 1), "scenes: number of scenes"] = 4096
     image_size: Annotated[

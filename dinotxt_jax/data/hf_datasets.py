@@ -7,10 +7,9 @@ memory and read at any position.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +17,9 @@ import numpy as np
 
 from dinotxt_jax.data.bad_images import BadImageError, MissingImageError
 from dinotxt_jax.data.caption_files import filled_text, typed_field
-from dinotxt_jax.data.class_labels import (
-    LabelledImages,
-    is_number,
-    labelled_records,
-    numbers_only,
-    readable_names,
-)
-from dinotxt_jax.data.examples import (
-    SECTION,
-    Example,
-    caption_columns,
-    caption_or_bad,
-    check_records,
-    image_bytes,
-    nothing_left,
-    shortened,
-)
+from dinotxt_jax.data.examples import image_bytes, nothing_left
 from dinotxt_jax.data.source_kind import SourceKind
+from dinotxt_jax.data.tables import TableSource, field_of, table_labels
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import Address, to_address
 from dinotxt_jax.storage.files import read_json
@@ -47,7 +31,6 @@ if TYPE_CHECKING:
 _CURE = "write or download the data set again"
 # An Arrow stream ends with these bytes; without them, batches may be missing.
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-_CAPTION_COLUMNS = ("caption", "text")
 
 
 class ArrowRows:
@@ -68,11 +51,11 @@ class ArrowRows:
     """
 
     def __init__(self, folder: Address, split: str, section: str) -> None:
-        files, self.features, count = _located(folder, split, section)
+        files, features, count = _located(folder, split, section)
+        self.features: Mapping[str, Any] = features
         self._files = local_copies(files, f"{section}.path")
         of_split = f"[{split}]" if split else ""
         self.name, self._key = f"{folder}{of_split}", f"{folder.name}{of_split}"
-        self._section = section
         self._sizes = [file.stat().st_size for file in self._files]
         self._open()
         if count is not None and count != len(self):
@@ -91,24 +74,11 @@ class ArrowRows:
         ]
         self._checked: set[int] = set()
         self._bounds = np.cumsum([batch.num_rows for _, batch in self._batches])
-        self.columns = tuple(self._batches[0][1].schema.names) if self._batches else ()
+        names = self._batches[0][1].schema.names if self._batches else ()
+        self.columns: Sequence[str] = tuple(names)
 
     def __len__(self) -> int:
         return int(self._bounds[-1]) if len(self._bounds) else 0
-
-    def column(self, names: Sequence[str], setting: str) -> str:
-        """Returns the first of these columns that exists; `setting` is the key that names it.
-
-        Raises:
-            UserError: there is none of them.
-        """
-        found = next((name for name in names if name.split("/")[0] in self.columns), None)
-        if found is None:
-            raise UserError(
-                f"{self.name} has the columns {', '.join(self.columns)}, expected {names[0]}; set "
-                f"{self._section}.{setting} to the correct column."
-            )
-        return found
 
     def value(self, index: int, column: str) -> Any:
         """Returns the value of a column in a row; "a/b" names the field b in the column a.
@@ -125,41 +95,23 @@ class ArrowRows:
                 "again when the data set is complete."
             )
         row = index - (int(self._bounds[number - 1]) if number else 0)
-        first, *inner = column.split("/")
+        first = column.split("/")[0]
         try:
             if number not in self._checked:  # a wrong offset would be followed without a check
                 batch.validate(full=True)
                 self._checked.add(number)
-            value = batch.column(first)[row].as_py()
-            for part in inner:
-                value = value[part]
+            return field_of(batch.column(first)[row].as_py(), column)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise BadImageError(f"{self.key(index)} cannot be read ({error}); {_CURE}.") from error
-        return value
 
-    def image(self, index: int, column: str) -> bytes:
-        """Returns the bytes of the image in a row, which holds them or the path of an image file.
-
-        Raises:
-            BadImageError: the row has no image.
-        """
-        value = self.value(index, column)
-        if isinstance(value, dict) and {"bytes", "path"} <= value.keys():
-            value = value["path"] if value["bytes"] is None else value["bytes"]
-        if isinstance(value, str):
-            try:
-                return image_bytes(Path(value), f"{value} of {self.key(index)}")
-            except MissingImageError as error:
-                raise BadImageError(
-                    f"{error}; copy the files to the same paths, or save the data set with the "
-                    "images inside."
-                ) from error
-        if not isinstance(value, bytes):
+    def image_file(self, path: str, key: str) -> bytes:
+        try:
+            return image_bytes(Path(path), key)
+        except MissingImageError as error:
             raise BadImageError(
-                f"{self.key(index)} has {shortened(value)} in the column {column}, expected an "
-                f"image; correct {self._section}.image_key."
-            )
-        return value
+                f"{error}; copy the files to the same paths, or save the data set with the images "
+                "inside."
+            ) from error
 
     def key(self, index: int) -> str:
         """Returns the name of a row, which stays the same if the folder is moved."""
@@ -257,80 +209,14 @@ def _chosen(folder: Address, split: str, splits: Sequence[str], section: str) ->
     return split
 
 
-class HfDatasetSource:
-    """Images and captions of a split (see the module docstring)."""
-
-    def __init__(self, config: DataConfig, section: str = SECTION) -> None:
-        self._rows = ArrowRows(to_address(config.path), config.split, section)
-        self._image = self._rows.column((config.image_key,), "image_key")
-        names = caption_columns(config.caption_key, _CAPTION_COLUMNS)
-        self._captions = self._rows.column(names, "caption_key")
-        check_records(self.captions, len(self))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Example:
-        image = self._rows.image(index, self._image)
-        return Example(image, self.captions(index), self.key(index))
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return caption_or_bad(self._rows.value(index, self._captions), self.key(index))
-
-    def key(self, index: int) -> str:
-        """Returns the name of an example."""
-        return self._rows.key(index)
-
-
-def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:
-    rows = ArrowRows(to_address(config.path), config.split, section)
-    image = rows.column((config.image_key,), "image_key")
-    column = rows.column((config.label_key,), "label_key")
-    names = names or _names_of_column(rows, column, section)
-
-    def labels_of(number: int) -> list[int]:
-        value = rows.value(number, column)
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(label, int) for label in values):
-            raise UserError(
-                f"{rows.key(number)} has {shortened(value)} in the column {column}, expected class "
-                f"labels; correct {section}.label_key."
-            )
-        return values
-
-    images = labelled_records(rows, labels_of, len(names), section)
-    return LabelledImages(images, names, functools.partial(_image_of_row, rows, image))
-
-
-def _names_of_column(rows: ArrowRows, column: str, section: str) -> list[str]:
-    """Returns the class names that a `ClassLabel` defines."""
-    description: Any = rows.features
-    for part in column.split("/"):
-        description = description.get(part, {}) if isinstance(description, dict) else {}
-        description = _element_of(description)
-    names = description.get("names") if isinstance(description, dict) else None
-    if not names or not all(isinstance(name, str) for name in names) or all(map(is_number, names)):
-        raise numbers_only(f"{rows.name}, column {column},", section)
-    return readable_names(names, rows.name, section)
-
-
-def _element_of(description: Any) -> Any:
-    """Returns the description of the elements of a (possibly nested) list."""
-    while True:
-        if isinstance(description, list) and description:
-            description = description[0]
-        elif isinstance(description, dict) and "feature" in description:
-            description = description["feature"]
-        else:
-            return description
-
-
-def _image_of_row(rows: ArrowRows, column: str, number: int, key: str) -> bytes:
-    return rows.image(number, column)
+def _rows(config: DataConfig, section: str) -> ArrowRows:
+    return ArrowRows(to_address(config.path), config.split, section)
 
 
 HF_DATASETS = SourceKind(
     reads=("path", "split", "image_key", "caption_key", "label_key", "classes", "only"),
-    captions=HfDatasetSource,
-    labels=_read_labels,
+    captions=lambda config, section: TableSource(_rows(config, section), config, section),
+    labels=lambda config, names, section: table_labels(
+        _rows(config, section), config, names, section
+    ),
 )

@@ -23,6 +23,7 @@ from dinotxt_jax.data.karpathy import KARPATHY
 from dinotxt_jax.data.labelled import LabelledSource, with_classes
 from dinotxt_jax.data.mask_folders import MASK_FOLDERS
 from dinotxt_jax.data.masks import MaskSource
+from dinotxt_jax.data.parquet import PARQUET
 from dinotxt_jax.data.scenes import SCENES
 from dinotxt_jax.data.source_kind import CAPTIONS, LABELS, MASKS, SourceKind
 from dinotxt_jax.data.texts import read_list
@@ -35,6 +36,7 @@ SOURCES: dict[str, SourceKind] = {
     "jsonl": JSONL,
     "array_record": ARRAY_RECORD,
     "webdataset": WEBDATASET,
+    "parquet": PARQUET,
     "hf_datasets": HF_DATASETS,
     "tfds": TFDS,
     "karpathy": KARPATHY,

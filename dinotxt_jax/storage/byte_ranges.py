@@ -129,11 +129,11 @@ class ByteRanges:
 
 
 class _RawRanges(io.RawIOBase):
-    """A `ByteRanges` as a stream; what it reads is not kept."""
+    """A `ByteRanges` as a stream without a buffer."""
 
-    def __init__(self, ranges: ByteRanges):
+    def __init__(self, ranges: ByteRanges, keep: bool):
         super().__init__()
-        self._ranges, self._position = ranges, 0
+        self._ranges, self._keep, self._position = ranges, keep, 0
 
     def readable(self) -> bool:
         return True
@@ -147,14 +147,24 @@ class _RawRanges(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        content = self._ranges.read(self._position, self._position + len(buffer), keep=False)
+        content = self._ranges.read(self._position, self._position + len(buffer), keep=self._keep)
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
 
 
+def raw_stream(ranges: ByteRanges, *, keep: bool) -> io.RawIOBase:
+    """Returns a stream that makes one request for each read.
+
+    Args:
+        ranges: the file or object.
+        keep: keep ranges of an object in the local cache.
+    """
+    return _RawRanges(ranges, keep)
+
+
 def stream(ranges: ByteRanges) -> BinaryIO:
     """Returns a stream from the beginning to the end of a file or an object."""
     if is_remote(ranges.address):
-        return io.BufferedReader(_RawRanges(ranges), _PIECE)
+        return io.BufferedReader(_RawRanges(ranges, keep=False), _PIECE)
     return ranges.address.open("rb")

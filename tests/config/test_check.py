@@ -178,7 +178,7 @@ def test_a_mistake_is_named(change: str, message: str) -> None:
         ("published=imagenet", "published is 'imagenet', ...; did you mean 'imagenet1k'?"),
         (
             "kind=classification",
-            "data.source is 'scenes', which has no class labels, expected hf_datasets, tf",
+            "data.source is 'scenes', which has no class labels, expected parquet, hf_da",
         ),
         ("data.split=val", "data.split is 'val', expected train or test;"),
         (
