@@ -176,8 +176,8 @@ def test_embed_writes_both_formats_and_skips_broken_images(
             "--texts is 't', which is neither a file",
         ),
         (
-            ("train", *QUICKSTART, "--workdir=gs://bucket/run"),
-            "gs://bucket/run is an address, expected a folder",
+            ("train", *QUICKSTART, "--workdir=s3://bucket/run"),
+            "s3://bucket/run, but only data is read from s3://",
         ),
         (("train", "extra", *QUICKSTART, "--workdir=w"), "'extra' is not a flag"),
     ],

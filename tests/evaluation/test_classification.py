@@ -203,6 +203,6 @@ def test_a_task_without_labels_is_refused(model_directory: Path, tmp_path: Path)
     )
     with pytest.raises(
         UserError,
-        match="config.tasks.a.data.source is 'scenes', which has no class labels, expected hf_dat",
+        match="config.tasks.a.data.source is 'scenes', which has no class labels, expected parquet",
     ):
         evaluate(str(model_directory), config, tmp_path / "out")

@@ -76,6 +76,7 @@ def test_features_of_a_quantised_backbone_point_the_same_way(
         assert similar.max() < 1 - 1e-9, "nothing was quantised"
 
 
+@pytest.mark.slow
 def test_features_of_a_pretrained_backbone_survive_quantisation(
     shared_data: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_an_interrupted_run_in_a_bucket_makes_the_steps_of_a_local_run(
     assert ".lock" not in names
 
 
+@pytest.mark.slow
 def test_features_and_results_of_an_evaluation_are_kept_in_a_bucket(
     finished: Path, backbone: str, bucket: Address
 ) -> None:

@@ -70,6 +70,7 @@ def test_the_final_model_is_read_by_load(finished: Path, tiny_backbone: Path) ->
     np.testing.assert_array_equal(inside(images).class_token, alone(images).class_token)
 
 
+@pytest.mark.slow
 def test_without_blocks_and_pooling_the_class_token_alone_learns_a_language(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_training_from_cached_features_equals_running_the_backbone(
     assert [row["step"] for row in results] == [4, 8]
 
 
+@pytest.mark.slow
 def test_trimming_rows_changes_nothing(
     finished: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_two_processes_fall_back_past_damaged_checkpoints_and_train_as_one_does(
         assert line_start not in group.output(1)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_ends_all(
     finished: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:

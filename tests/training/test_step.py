@@ -161,6 +161,7 @@ def test_float32_steps_are_as_near_to_the_official_loop_as_rounding_allows(
     np.testing.assert_allclose(actual.metrics["learning_rate"], lr, rtol=0, atol=bound)
 
 
+@pytest.mark.slow
 def test_packing_long_and_short_captions_changes_no_step(tiny_dinotxt: Path) -> None:
     tokens = captions([77, 2, 75, 2, 10, 40, 37, 3, 76, 5, 30, 47, 20, 19, 9, 12])
     config = in_float64(CONFIG)
@@ -226,6 +227,7 @@ def test_first_gradients_equal_the_official_ones(tiny_dinotxt: Path, shared_gold
     assert_rounded(official["logit_scale"][0], gradients["logit_scale"], SUM_OVER_TOKENS)
 
 
+@pytest.mark.slow
 def test_drop_path_steps_on_eight_devices_equal_one_device(tiny_dinotxt: Path) -> None:
     head = dataclasses.replace(CONFIG.head, drop_path=0.3)
     config = dataclasses.replace(in_float64(CONFIG), head=head)
