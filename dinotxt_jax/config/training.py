@@ -21,6 +21,8 @@ PRODUCTS = ("none", "int8", "float8_e4m3fn")
 ON_NONFINITE = ("stop", "skip")
 # Steps are counted in 32 bits on devices.
 MOST_STEPS = 2**31 - 1
+NO_TRACKER = "none"
+TRACKERS = (NO_TRACKER, "wandb", "trackio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +284,12 @@ class Config:
         "with `on_nonfinite=skip`: number of non-finite steps in a row that stop the run",
     ] = 10
     log_every: Annotated[int, Range(1, MOST_STEPS), "steps between lines in `metrics.jsonl`"] = 10
+    tracker: Annotated[
+        str,
+        Choice(TRACKERS),
+        "experiment tracker that receives the metrics as well: none, wandb or trackio",
+    ] = NO_TRACKER
+    tracker_project: Annotated[str, "project name in the tracker"] = "dinotxt_jax"
     profile: Annotated[
         str,
         Form(r"[1-9]\d{0,9}:[1-9]\d{0,9}", "FIRST:LAST", "3:5"),

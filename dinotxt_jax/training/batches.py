@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Shaped, UInt8
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
@@ -29,6 +29,9 @@ from dinotxt_jax.storage.faults import storage_fault
 from dinotxt_jax.tokenizers import Tokenizer
 from dinotxt_jax.training.texts import PreparedTexts, TextRows, TokenRows
 
+# Examples of a batch that are kept for a picture.
+SAMPLES = 16
+
 
 class Batch(NamedTuple):
     """One global batch, and the information that the training loop needs about it.
@@ -41,6 +44,8 @@ class Batch(NamedTuple):
         exit_code: the exit code for a signal that any process received (`Termination`), after
             which the step with this batch is the last; 0 without a signal.
         indices: the examples that this process read for the batch.
+        samples: this process's first pixels uint8[s h w 3] and token rows [s l], as they enter the
+            model; no pixels where backbone tokens are cached.
     """
 
     arrays: dict[str, jax.Array]
@@ -49,6 +54,7 @@ class Batch(NamedTuple):
     bad_images: int
     exit_code: int
     indices: Int[np.ndarray, " b"]
+    samples: tuple[UInt8[np.ndarray, "s h w 3"] | None, Int[np.ndarray, "s l"]]
 
 
 class _HostBatch(NamedTuple):
@@ -182,7 +188,11 @@ class Batches(Iterator[Batch]):
         except UserError as error:
             raise ReadingError(error, position) from error
         arrays, token_rows = self._place(host, agreed.text_size)
-        return Batch(arrays, token_rows, waited, bad_images, agreed.exit_code, host.indices)
+        pixels = host.images[:SAMPLES] if self._image_name == "image" else None
+        samples = (pixels, host.texts.tokens[:SAMPLES])
+        return Batch(
+            arrays, token_rows, waited, bad_images, agreed.exit_code, host.indices, samples
+        )
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position after the last returned batch, as plain JSON."""

@@ -52,6 +52,8 @@ FREE_SETTINGS = (
     "config.text.trim",
     "config.tokenizer.vocabulary",
     "config.topology",
+    "config.tracker",
+    "config.tracker_project",
 )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -15,18 +16,17 @@ from tqdm import tqdm
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig, check, check_image_size
+from dinotxt_jax.config.training import NO_TRACKER
 from dinotxt_jax.data.examples import Source, check_images_found
 from dinotxt_jax.data.feature_cache import FeatureCache, cache_description, task_folder
 from dinotxt_jax.data.identity import data_identity
 from dinotxt_jax.data.sources import open_source
-from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.runtime.termination import NAMES, Terminated, Termination
-from dinotxt_jax.storage.addresses import Address, is_remote, to_address, to_output
+from dinotxt_jax.storage.addresses import Address, to_address, to_output
 from dinotxt_jax.storage.arrays import Checkpoints
-from dinotxt_jax.storage.files import new_file
 from dinotxt_jax.storage.locks import RunLock
 from dinotxt_jax.storage.model_arrays import load_parts
 from dinotxt_jax.storage.model_directory import read_description
@@ -42,7 +42,9 @@ from dinotxt_jax.training.checkpoints import (
 from dinotxt_jax.training.divergence import Divergence
 from dinotxt_jax.training.evaluations import Evaluations
 from dinotxt_jax.training.exports import Exporter
-from dinotxt_jax.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
+from dinotxt_jax.training.goodput import Goodput
+from dinotxt_jax.training.metrics import MetricsWriter
+from dinotxt_jax.training.pictures import RunPictures
 from dinotxt_jax.training.precompute import tasks_with_caches
 from dinotxt_jax.training.profiling import StepProfiler
 from dinotxt_jax.training.rates import ModelFlops, Throughput
@@ -52,7 +54,7 @@ from dinotxt_jax.training.texts import (
     make_tokenizer,
     save_tokenizer,
 )
-from dinotxt_jax.visualize import training_curves
+from dinotxt_jax.training.trackers import Tracker, check_tracker
 
 
 def train(config: Config, workdir: Address) -> Address:
@@ -85,7 +87,9 @@ class _Run:
     """One call of `train`: everything is checked here before the first file is written."""
 
     def __init__(self, config: Config, workdir: Address):
+        self.begun = time.time()
         check(config, needs=("backbone",))
+        check_tracker(config.tracker)
         self.config, self.workdir = config, to_output(workdir, "--workdir")
         self.mesh: Mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         self.backbone = read_description(config.backbone)
@@ -125,6 +129,7 @@ class _Run:
         self.exporter = Exporter(config, self.backbone, self.trainer, self.tokenizer)
         self.evaluations = Evaluations(config, self.exporter, workdir, opened, caches)
         self.termination = Termination()
+        self.pictures = RunPictures(config, self.workdir, self.tokenizer)
         self.lock = RunLock(workdir)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         self.batches = Batches(
@@ -178,7 +183,7 @@ class _Run:
                 _end_early(int(state.step), exit_code)
             with self.termination.at_once():
                 if processes.is_first():
-                    self._draw_curves()
+                    self.pictures.draw_curves()
                 return self.exporter.write(state, self.workdir / "model")
 
     def _check_storage(self) -> None:
@@ -195,7 +200,11 @@ class _Run:
         config, first = self.config, int(state.step)
         frozen = whole if self.cache is None else {}
         step_function = self.trainer.compiled_step()
-        writer = MetricsWriter(self.workdir, first)
+        with processes.together():
+            writer = MetricsWriter(
+                self.workdir, first, None if config.tracker == NO_TRACKER else self._tracker
+            )
+        goodput = Goodput(self.workdir, self.begun)
         throughput, flops = Throughput(), ModelFlops(self.trainer)
         texts = TextMetrics(config, self.trainer.model.text, self.tokenizer.context_length)
         divergence = Divergence(self.trainer, self.workdir, self.source)
@@ -204,7 +213,8 @@ class _Run:
 
         def evaluate(step: int) -> None:
             check = self.termination.check
-            writer.write(step, self.evaluations.run(step, state, whole, check))
+            with goodput.spent("evaluating"):
+                writer.write(step, self.evaluations.run(step, state, whole, check))
 
         try:
             if first and self.evaluations.due(first) and not writer.has_evaluation(first):
@@ -215,6 +225,10 @@ class _Run:
                         batch = next(self.batches)
                         state, metrics = step_function(state, frozen, batch.arrays)
                     profiler.end_step(metrics)
+                    goodput.add("waiting", batch.waited)
+                    goodput.made_step()
+                    if step == 1:
+                        self.pictures.draw_samples(batch)
                     throughput.add(config.pairs_per_step, flops(frozen, batch.arrays), batch.waited)
                     texts.add(batch.token_rows)
                     divergence.note(step, batch.indices)
@@ -230,8 +244,10 @@ class _Run:
                     exit_code = batch.exit_code
                     if exit_code or self._is_due(step, config.checkpoint.every):
                         divergence.check(state)
-                        writer.copy()  # a run that resumes here has all earlier lines
-                        self._save(state, self.batches.get_state())
+                        with goodput.spent("saving"):
+                            writer.copy()  # a run that resumes here has all earlier lines
+                            self._save(state, self.batches.get_state())
+                        goodput.save()
                     if exit_code:
                         break
                     if self.evaluations.due(step):
@@ -253,6 +269,7 @@ class _Run:
             profiler.close()
             self.batches.close()
             writer.close()
+            goodput.save()
             if not processes.others_may_be_gone():
                 self.checkpoints.close()
         return state, exit_code
@@ -284,26 +301,11 @@ class _Run:
         abstract = {"backbone": self.trainer.abstract["backbone"]}
         return load_parts(self.config.backbone, abstract)
 
+    def _tracker(self, folder: Path) -> Tracker:
+        return Tracker(self.config, self.workdir, folder, self.pictures.title)
+
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.steps
-
-    def _absolute_workdir(self) -> str:
-        return str(self.workdir if is_remote(self.workdir) else self.workdir.resolve())
-
-    def _draw_curves(self) -> None:
-        """Writes curves.png; a missing matplotlib does not end the run with an error."""
-        loss = self.config.loss
-        plain = loss.kind == "softmax" and not loss.gram_weight
-        try:
-            with new_file(self.workdir / "curves.png") as partial:
-                training_curves(
-                    read_metrics(self.workdir / METRICS_FILE),
-                    partial,
-                    title="/".join(self._absolute_workdir().split("/")[-2:]),
-                    chance_loss=math.log(self.config.pairs_per_step) if plain else None,
-                )
-        except UserError as error:
-            logging.warning("no curves.png: %s", error)
 
 
 def _show(bar: tqdm, losses: Mapping[str, float], rates: Mapping[str, float]) -> None:

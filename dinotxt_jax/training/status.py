@@ -12,6 +12,7 @@ from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import read_json
 from dinotxt_jax.storage.locks import LockState, lock_state
 from dinotxt_jax.training.checkpoints import stored_run
+from dinotxt_jax.training.goodput import described_goodput, read_goodput
 from dinotxt_jax.training.metrics import read_metrics
 
 # Rates are means over this many of the last lines.
@@ -34,6 +35,7 @@ class RunStatus:
         best: what best.json holds.
         checkpoint: the newest checkpoint, or None.
         ages: seconds since the last line of metrics and since the newest checkpoint.
+        goodput: how the wall time of the run was spent (`read_goodput`), or {}.
         warnings: what an operator should look at.
         finished: whether the final model is written.
     """
@@ -48,6 +50,7 @@ class RunStatus:
     best: Mapping[str, Any]
     checkpoint: int | None
     ages: tuple[float | None, float | None]
+    goodput: Mapping[str, Any]
     warnings: tuple[str, ...]
     finished: bool
 
@@ -91,6 +94,7 @@ def run_status(workdir: Address) -> RunStatus:
         best=read_json(best, "the best result", "remove it") if best.exists() else {},
         checkpoint=None if newest is None else int(newest.name),
         ages=(_age(workdir / "metrics.jsonl"), None if newest is None else _age(newest)),
+        goodput=read_goodput(workdir),
         warnings=tuple(_warnings(workdir, last)),
         finished=step >= total > 0 and (workdir / "model" / "model.json").exists(),
     )
@@ -125,6 +129,8 @@ def described_status(status: RunStatus) -> list[str]:
     if status.best:
         best = f"step {status.best.get('step')}, {_number(status.best.get('value'))}"
         lines.append(f"  best        {best}")
+    if status.goodput:
+        lines.append(f"  goodput     {described_goodput(status.goodput)}")
     return lines + [f"  look at     {warning}" for warning in status.warnings]
 
 

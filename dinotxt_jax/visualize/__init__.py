@@ -7,6 +7,7 @@ Pictures for segmentations, similarities and tokens are returned as images for t
 from dinotxt_jax.visualize.components import patch_pca
 from dinotxt_jax.visualize.curves import training_curves
 from dinotxt_jax.visualize.heat import heat_maps, similarity_map
+from dinotxt_jax.visualize.samples import samples_sheet
 from dinotxt_jax.visualize.segmentation import (
     segmentation_comparison,
     segmentation_overlay,
@@ -19,6 +20,7 @@ __all__ = [
     "heat_maps",
     "patch_pca",
     "retrieval_sheet",
+    "samples_sheet",
     "segmentation_comparison",
     "segmentation_overlay",
     "segmentation_sheet",

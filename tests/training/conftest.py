@@ -24,9 +24,11 @@ from dinotxt_jax.config import (
 )
 from dinotxt_jax.training import loop
 from dinotxt_jax.training.loop import train
+from dinotxt_jax.training.pictures import RunPictures
 from dinotxt_jax.training.rates import ModelFlops
 from dinotxt_jax.training.step import Trainer
-from dinotxt_jax.visualize import training_curves
+
+_PICTURES = {name: getattr(RunPictures, name) for name in ("draw_curves", "draw_samples")}
 
 
 def _settings_of_steps(config: Config) -> Config:
@@ -93,8 +95,9 @@ def two_devices() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spares the runs of most tests the picture and counting FLOPs; `finished` has both."""
-    monkeypatch.setattr(loop, "training_curves", lambda _, path, **__: path.touch())
+    """Spares the runs of most tests the pictures and counting FLOPs; `finished` has both."""
+    for name in _PICTURES:
+        monkeypatch.setattr(RunPictures, name, lambda *_: None)
     monkeypatch.setattr(loop, "ModelFlops", lambda _: lambda *_: 1e9)
 
 
@@ -108,7 +111,8 @@ def finished(
         tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=4, batch_size=8
     )
     with _two_devices(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "training_curves", training_curves)
+        for name, original in _PICTURES.items():
+            patch.setattr(RunPictures, name, original)
         patch.setattr(loop, "ModelFlops", ModelFlops)
         train(config(tiny_backbone, evaluation=evaluation), workdir)
     return workdir

@@ -53,7 +53,8 @@ def test_a_run_writes_the_documented_files(finished: Path) -> None:
     assert 0 <= steps[-1]["data_wait_fraction"] <= 1
     results = [row for row in rows if "scenes/mean_recall" in row]
     assert [row["step"] for row in results] == [4, 8]
-    assert Image.open(finished / "curves.png").size[0] > 600
+    for picture in ("curves.png", "samples.png"):
+        assert Image.open(finished / picture).size[0] > 600
     assert list((finished / "tensorboard").glob("events*"))
 
 
