@@ -101,6 +101,13 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "ModelFlops", lambda _: lambda *_: 1e9)
 
 
+@pytest.fixture
+def with_pictures(without_extras: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws the pictures nevertheless."""
+    for name, original in _PICTURES.items():
+        monkeypatch.setattr(RunPictures, name, original)
+
+
 @pytest.fixture(scope="session")
 def finished(
     shared_steps: None, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory

@@ -40,7 +40,11 @@ def backbone(tiny_backbone: Path, bucket: Address) -> str:
 
 
 def test_an_interrupted_run_in_a_bucket_makes_the_steps_of_a_local_run(
-    finished: Path, backbone: str, bucket: Address, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    backbone: str,
+    bucket: Address,
+    monkeypatch: pytest.MonkeyPatch,
+    with_pictures: None,
 ) -> None:
     run = config(backbone, evaluation=EVALUATION)
     interrupted_at(7, monkeypatch)
@@ -63,7 +67,8 @@ def test_an_interrupted_run_in_a_bucket_makes_the_steps_of_a_local_run(
     ]
     np.testing.assert_array_equal(*features)
     names = {file.name for file in (bucket / "run").iterdir()}
-    assert {"run.json", "metrics.jsonl", "curves.png", "tensorboard", "checkpoints"} <= names
+    pictures = {"samples.png", "curves.png"}
+    assert {"run.json", "metrics.jsonl", "tensorboard", "goodput.json"} | pictures <= names
     assert ".lock" not in names
 
 

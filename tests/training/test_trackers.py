@@ -92,9 +92,7 @@ def test_a_tracker_that_does_not_start_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Calls("wandb", monkeypatch).failure = RuntimeError("no API key")
-    with pytest.raises(
-        UserError, match=r"config\.tracker=wandb does not start \(no API key\)"
-    ):
+    with pytest.raises(UserError, match=r"config\.tracker=wandb does not start \(no API key\)"):
         tracked("wandb", tmp_path)
 
 
