@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 # Grain's error for a worker that ended by itself, and how often in a row workers are started again.
-_KILLED = "Worker process was terminated unexpectedly"
+_KILLED = re.compile(r"worker process( \d+)? was terminated unexpectedly", re.IGNORECASE)
 _RESTARTS = 3
 
 ItemT = TypeVar("ItemT")
@@ -92,7 +93,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
             return next(self._batches)
         except BaseException as error:
             self._stop()  # the next call retries this step, so no step is skipped
-            if not (isinstance(error, RuntimeError) and _KILLED in str(error)):
+            if not (isinstance(error, RuntimeError) and _KILLED.search(str(error))):
                 raise
             killed = error
         if not restarts:
