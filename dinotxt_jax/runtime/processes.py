@@ -182,9 +182,19 @@ def agree(failure: UserError | None) -> None:
         return
     sentences = gathered_texts("" if failure is None else str(failure))
     codes = gathered([0 if failure is None else failure.exit_code])[:, 0]
+    raise_common(failure, list(zip(sentences, codes.tolist(), strict=True)))
+
+
+def raise_common(failure: UserError | None, failures: Sequence[tuple[str, int]]) -> None:
+    """Raises `CommonError` if any process has a failure.
+
+    Args:
+        failure: the failure of this process, or None.
+        failures: sentence and exit code of each process; the sentence is empty without a failure.
+    """
     if failure is not None:
         raise CommonError(str(failure), failure.exit_code) from failure
-    for index, (sentence, code) in enumerate(zip(sentences, codes.tolist(), strict=True)):
+    for index, (sentence, code) in enumerate(failures):
         if sentence:
             raise CommonError(f"process {index} stopped: {sentence}", code)
 

@@ -1,9 +1,10 @@
-"""Training batches: read, agreed on by all processes, and placed on the mesh."""
+"""Training batches: read, agreed on by all processes, and placed on the mesh ahead of the step."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +25,14 @@ from dinotxt_jax.data.pipeline import (
 )
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.runtime.exchange import Exchange
 from dinotxt_jax.runtime.termination import Termination
 from dinotxt_jax.storage.faults import storage_fault
 from dinotxt_jax.tokenizers import Tokenizer
 from dinotxt_jax.training.texts import PreparedTexts, TextRows, TokenRows
 
+# Seconds after which a process that waits for a batch looks whether its devices are busy.
+_POLL = 0.001
 # Examples of a batch that are kept for a picture.
 SAMPLES = 16
 
@@ -39,7 +43,8 @@ class Batch(NamedTuple):
     Attributes:
         arrays: the batch for `Trainer.train_step`, on the mesh.
         token_rows: the rows that the text transformer computes for this batch.
-        waited: seconds that this process waited for examples.
+        waited: seconds that this process waited for the batch while its devices had nothing to do:
+            for examples, for other processes, or for the copy to the devices.
         bad_images: images that all processes have skipped since training began.
         exit_code: the exit code for a signal that any process received (`Termination`), after
             which the step with this batch is the last; 0 without a signal.
@@ -73,6 +78,13 @@ class _HostBatch(NamedTuple):
     indices: Int[np.ndarray, " b"]
 
 
+class _Prepared(NamedTuple):
+    """A batch that is ready, and the position after it."""
+
+    batch: Batch
+    position: dict[str, Any]
+
+
 class _Agreement(NamedTuple):
     """The values that all processes must agree on before a batch is placed."""
 
@@ -94,10 +106,15 @@ class ReadingError(processes.CommonError):
 
 
 class Batches(Iterator[Batch]):
-    """Endless iterator over global batches; all processes must advance it together.
+    """Iterator over global batches up to the last step; all processes must advance it together.
 
-    A batch is made in two stages. `_read` involves only this process, so it may run ahead of the
-    train step. `_agree` and `_place` are collective: they follow the step order.
+    While the training loop starts the step with a batch, a thread prepares the next one: it is
+    read, agreed upon by all processes (over the coordination service, not on the devices, which are
+    busy with the step), packed and placed on the mesh. The loop waits only if that takes longer
+    than a step.
+
+    A signal or a failed check in one process of several reaches the others with the batch that is
+    prepared next, so it ends the run one or two steps later.
 
     Args:
         config: the run's config.
@@ -108,6 +125,10 @@ class Batches(Iterator[Batch]):
         termination: records a signal, which is then shared with all processes.
         check: called before each batch; a `UserError` that it raises in any process ends all, and
             nothing may be saved after it.
+
+    Attributes:
+        in_flight: a result of the step that was started last, which tells whether the devices are
+            busy; None before the first step.
     """
 
     def __init__(
@@ -130,6 +151,13 @@ class Batches(Iterator[Batch]):
         self._texts = TextRows(config, tokenizer, source, mesh)
         self._examples = self._open_examples(config, source, cache, tokenizer)
         self._bad_images = BadImageMonitor(config.data.max_bad_fraction, len(source))
+        self._steps = config.steps
+        self._exchange = Exchange()
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._next: Future[_Prepared] | None = None
+        self._position = self._read_position()
+        self._check_failure: UserError | None = None
+        self.in_flight: Any = None  # the type of arrays does not declare `is_ready`
         if self._pairs > len(source) and processes.is_first():
             logging.warning(
                 "the %d pairs of a step exceed the %d examples, so a batch contains "
@@ -166,36 +194,70 @@ class Batches(Iterator[Batch]):
             ReadingError: any process cannot read the examples, or too many images are bad.
             UserError: the check in any process has failed; all processes raise it.
         """
+        self._run_check()
+        prepared, self._next = self._next or self._thread.submit(self._prepare), None
+        waited = self._wait(prepared)
+        batch, self._position = prepared.result()
+        if self._position["data"]["next_step"] < self._steps:
+            self._next = self._thread.submit(self._prepare)
+        # A single process need not wait until others know of a signal.
+        exit_code = batch.exit_code if processes.several() else self._termination.exit_code
+        return batch._replace(waited=waited, exit_code=exit_code)
+
+    def _wait(self, prepared: Future[_Prepared]) -> float:
+        """Waits for a batch; returns for how long the devices had nothing to do meanwhile."""
+        while self.in_flight is not None and not self.in_flight.is_ready():
+            if wait([prepared], _POLL).done:
+                return 0.0
         started = time.perf_counter()
-        size = skipped = 0
-        position, is_checked = self.get_state(), False
-        failure: UserError | None = None
+        wait([prepared])
+        return time.perf_counter() - started
+
+    def _run_check(self) -> None:
+        """Raises a failed check at once; several processes raise it with the next batch."""
         try:
             self._check()
-            is_checked = True
-            host = self._read()
-            size, skipped = host.texts.size, host.skipped
         except UserError as error:
-            failure = error
+            if not processes.several():
+                raise
+            self._check_failure = error
+
+    def _prepare(self) -> _Prepared:
+        """Reads a batch, agrees on it with the other processes, and places it on the mesh."""
+        before = self._read_position()
+        host, failure = self._read_unless(self._check_failure)
+        agreed = self._agree(host, failure, before)
+        assert host is not None  # otherwise there is a failure, which all processes have raised
+        try:
+            bad_images = self._bad_images.update(self._pairs, agreed.skipped)
+        except UserError as error:
+            raise ReadingError(error, before) from error
+        pixels = host.images[:SAMPLES] if self._image_name == "image" else None
+        samples = (pixels, host.texts.tokens[:SAMPLES])
+        arrays, rows = self._place(host, agreed.text_size)
+        batch = Batch(arrays, rows, 0.0, bad_images, agreed.exit_code, host.indices, samples)
+        return _Prepared(batch, self._read_position())
+
+    def _read_unless(self, failure: UserError | None) -> tuple[_HostBatch | None, UserError | None]:
+        """Reads this process's share of a batch, or returns why it cannot be read."""
+        if failure is not None:
+            return None, failure
+        try:
+            return self._read(), None
+        except UserError as error:
+            return None, error
         except Exception as error:
             failure = storage_fault(error)  # all processes have to hear of it
             if failure is None:
                 raise
-        waited = time.perf_counter() - started  # for data, not for other processes
-        agreed = self._agree(size, skipped, failure, is_checked, position)
-        try:
-            bad_images = self._bad_images.update(self._pairs, agreed.skipped)
-        except UserError as error:
-            raise ReadingError(error, position) from error
-        arrays, token_rows = self._place(host, agreed.text_size)
-        pixels = host.images[:SAMPLES] if self._image_name == "image" else None
-        samples = (pixels, host.texts.tokens[:SAMPLES])
-        return Batch(
-            arrays, token_rows, waited, bad_images, agreed.exit_code, host.indices, samples
-        )
+            return None, failure
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position after the last returned batch, as plain JSON."""
+        return self._position
+
+    def _read_position(self) -> dict[str, Any]:
+        """Returns the position after the last batch that was read."""
         return {"data": self._examples.get_state(), "bad_images": self._bad_images.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -210,9 +272,12 @@ class Batches(Iterator[Batch]):
             data["dataset_size"] = self._examples.get_state()["dataset_size"]
         self._examples.set_state(data)
         self._bad_images.set_state(state["bad_images"])
+        self._position = self._read_position()
 
     def close(self) -> None:
         """Stops threads and worker processes."""
+        self._exchange.close()
+        self._thread.shutdown()
         self._examples.close()
 
     def _read(self) -> _HostBatch:
@@ -221,30 +286,35 @@ class Batches(Iterator[Batch]):
         return _HostBatch(rows[self._image_name], texts, int(rows["skipped"].sum()), rows["index"])
 
     def _agree(
-        self,
-        size: int,
-        skipped: int,
-        failure: UserError | None,
-        is_checked: bool,
-        position: dict[str, Any],
+        self, host: _HostBatch | None, failure: UserError | None, position: dict[str, Any]
     ) -> _Agreement:
         """Makes all decisions in one exchange: every process must compile and run the same step."""
-        everywhere = processes.gathered(
-            [size, skipped, failure is not None, is_checked, self._termination.exit_code]
-        )
-        sizes, skips, failures, checked, exit_codes = everywhere.T  # each [processes]
-        if failures.any():
-            try:
-                processes.agree(failure)
-            except UserError as error:
-                if checked.all():
-                    raise ReadingError(error, position) from error
-                raise
+        sizes, skips, checked, exit_codes, sentences, codes = zip(
+            *self._exchange.gathered(
+                [
+                    0 if host is None else host.texts.size,
+                    0 if host is None else host.skipped,
+                    self._check_failure is None,
+                    self._termination.exit_code,
+                    "" if failure is None else str(failure),
+                    0 if failure is None else failure.exit_code,
+                ]
+            ),
+            strict=True,
+        )  # each has one item per process
+        try:
+            if failure is not None and not processes.several():
+                raise failure
+            processes.raise_common(failure, list(zip(sentences, codes, strict=True)))
+        except UserError as error:
+            if all(checked):
+                raise ReadingError(error, position) from error
+            raise
         return _Agreement(
-            text_size=int(sizes.max()),
+            text_size=max(sizes),
             # All processes in a group read the same rows, so only the first one counts.
-            skipped=sum(int(skips[group[0]]) for group in self._readers.values()),
-            exit_code=int(exit_codes.max()),
+            skipped=sum(skips[group[0]] for group in self._readers.values()),
+            exit_code=max(exit_codes),
         )
 
     def _place(self, host: _HostBatch, text_size: int) -> tuple[dict[str, jax.Array], TokenRows]:

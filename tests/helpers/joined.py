@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.evaluation.embedding import embed_source
 from dinotxt_jax.evaluation.jobs import Job
 from dinotxt_jax.runtime import processes
+from dinotxt_jax.runtime.exchange import ClosedError, Exchange
 from dinotxt_jax.storage.arrays import Checkpoints, load_arrays
 from dinotxt_jax.storage.files import new_folder
 from dinotxt_jax.training.checkpoints import restore_newest, save_state
@@ -64,6 +66,15 @@ def agreement(folder: Path) -> dict[str, Any]:
             attempt()
         except processes.CommonError as error:
             result["errors"].append(str(error))
+    exchange, later = Exchange(), Exchange()
+    result["exchanged"] = [exchange.gathered([number, "ä" * me]) for number in range(3)]
+    result["exchanged"].append(later.gathered({"me": me}))
+    if me == 0:  # nobody answers any more
+        threading.Timer(0.2, exchange.close).start()
+        try:
+            exchange.gathered(0)
+        except ClosedError:
+            result["closed"] = True
     with new_folder(folder / "one") as new:
         (new / f"of{me}").write_text("here")
     result["one"] = sorted(file.name for file in (folder / "one").iterdir())

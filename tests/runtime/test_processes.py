@@ -120,10 +120,13 @@ def test_processes_agree(tmp_path: Path) -> None:
         assert result["texts"] == ["ä", "ää"]
         assert result["first_says"] is True
         assert result["one"] == ["of0", "of1"]
+        rounds = [[[number, ""], [number, "ä"]] for number in range(3)]
+        assert result["exchanged"] == [*rounds, [{"me": 0}, {"me": 1}]]
         different = "process 1 has seed 1 (process 0: 0); start all processes with equal settings."
         assert result["errors"][2] == different
         assert "process 1 does not see" in result["errors"][3]
         assert "a folder that they share" in result["errors"][3]
+    assert first["closed"]
     assert first["errors"][:2] == ["0 has failed.", "process 1 stopped: 1 has failed."]
     assert second["errors"][:2] == ["process 0 stopped: 0 has failed.", "1 has failed."]
 

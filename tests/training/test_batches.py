@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +99,57 @@ def test_after_a_failed_check_nothing_may_be_saved_and_after_failed_reading_the_
         next(batches)
     assert not isinstance(refused.value, ReadingError)
     batches.close()
+
+
+def test_the_next_batch_is_prepared_during_the_step_but_none_after_the_last(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = threading.Semaphore(0)
+    original, threads = Batches._place, []
+
+    def placed(self: Batches, *arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        result = original(self, *arguments)
+        made.release()
+        return result
+
+    monkeypatch.setattr(Batches, "_place", placed)
+    next(batches)
+    for _ in range(2):  # the first batch, and the second without a request for it
+        assert made.acquire(timeout=30)
+    assert threading.main_thread() not in threads
+    for _ in range(7):
+        next(batches)
+    assert not made.acquire(timeout=0.2) or len(threads) == 8
+    assert len(threads) == 8  # the run has eight steps
+    assert batches.get_state()["data"]["next_step"] == 8
+
+
+def test_only_waiting_while_the_devices_have_nothing_to_do_counts(
+    batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Result:
+        """A step that ends at a time."""
+
+        def __init__(self, seconds: float):
+            self._end = time.monotonic() + seconds
+
+        def is_ready(self) -> bool:
+            return time.monotonic() > self._end
+
+    original = Batches._read
+
+    def slow(self: Batches) -> Any:
+        time.sleep(0.4)
+        return original(self)
+
+    next(batches)
+    next(batches)
+    monkeypatch.setattr(Batches, "_read", slow)
+    next(batches)  # was prepared before
+    batches.in_flight = Result(20)  # type: ignore[assignment]
+    assert next(batches).waited == 0  # the step takes longer than reading
+    batches.in_flight = Result(0.2)  # type: ignore[assignment]
+    assert 0.05 < next(batches).waited < 0.39
+    batches.in_flight = Result(0)  # type: ignore[assignment]
+    assert next(batches).waited > 0.3
