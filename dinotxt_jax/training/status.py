@@ -13,8 +13,10 @@ from dinotxt_jax.storage.files import read_json
 from dinotxt_jax.storage.locks import LockState, lock_state
 from dinotxt_jax.training.checkpoints import stored_run
 from dinotxt_jax.training.goodput import described_goodput, read_goodput
-from dinotxt_jax.training.metrics import read_metrics
+from dinotxt_jax.training.metrics import METRICS_FILE, read_metrics
 
+# A file in every checkpoint: folders in a bucket have no time.
+_NOTES = "_CHECKPOINT_METADATA"
 # Rates are means over this many of the last lines.
 _LINES = 10
 # Metrics that are counts of things that should not happen.
@@ -72,7 +74,7 @@ def run_status(workdir: Address) -> RunStatus:
         )
     config = stored_run(workdir, "restore it")["config"]
     total = config.get("steps", 0)
-    rows = read_metrics(workdir / "metrics.jsonl")
+    rows = read_metrics(workdir / METRICS_FILE)
     training = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "loss" not in row]
     last = training[-1] if training else {}
@@ -93,7 +95,7 @@ def run_status(workdir: Address) -> RunStatus:
         evaluation=evaluations[-1] if evaluations else {},
         best=read_json(best, "the best result", "remove it") if best.exists() else {},
         checkpoint=None if newest is None else int(newest.name),
-        ages=(_age(workdir / "metrics.jsonl"), None if newest is None else _age(newest)),
+        ages=(_age(workdir / METRICS_FILE), None if newest is None else _age(newest / _NOTES)),
         goodput=read_goodput(workdir),
         warnings=tuple(_warnings(workdir, last)),
         finished=step >= total > 0 and (workdir / "model" / "model.json").exists(),
