@@ -79,11 +79,10 @@ class RunLock:
                 self._file.unlink(missing_ok=True)
 
     def _create(self) -> bool:
-        try:
+        # A repeated request may find the lock that the first one has created, so the owner decides.
+        with contextlib.suppress(FileExistsError):
             if not self._file.exists():  # not every server that speaks a bucket's protocol looks
                 create(self._file, self._text)
-        except FileExistsError:
-            return False
         owner = self._owner()
         return owner is not None and owner.get("id") == self._id
 

@@ -15,7 +15,7 @@ import pytest
 
 from dinotxt_jax import UserError
 from dinotxt_jax.storage import locks
-from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.addresses import Address, create
 from dinotxt_jax.storage.locks import NAME, RunLock
 
 
@@ -147,3 +147,19 @@ def test_a_run_whose_lock_was_taken_ends(folder: Address) -> None:
         lock.check()
     lock.release()
     assert (folder / NAME).exists()
+
+
+def test_a_lock_that_a_repeated_request_finds_is_the_own_one(
+    folder: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request has created it, but its answer was lost."""
+
+    def created_twice(address: Address, text: str) -> None:
+        create(address, text)
+        raise FileExistsError(errno.EEXIST, "it exists already", str(address))
+
+    monkeypatch.setattr(locks, "create", created_twice)
+    lock = RunLock(folder)
+    lock.acquire()
+    lock.release()
+    assert not (folder / NAME).exists()
