@@ -29,7 +29,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STATUS = re.compile(
     r"\b(ABORTED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|NOT_FOUND|OUT_OF_RANGE"
     r"|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN): "
-    r"((?:Error|Failed) (?:reading|writing|opening)\b.*)",
+    r"((?:Error|Failed) (?:reading|writing|opening|to open)\b.*)",
     re.DOTALL,
 )
 _NUMBER = re.compile(r"os_error_code='(\d+)'")

@@ -92,3 +92,11 @@ def test_a_save_that_fails_at_the_end_is_an_error(tmp_path: Path) -> None:
     checkpoints.save(1, LARGE, {})
     with pytest.raises(UserError, match="File too large"):
         checkpoints.close()
+
+
+def test_a_folder_of_arrays_that_cannot_be_opened_is_a_fault_of_the_storage() -> None:
+    """The words of TensorStore where too many files are open."""
+    text = "Failed to open directory: \"/r/d\": Too many open files [os_error_code='24']"
+    fault = storage_fault(ValueError(f"RESOURCE_EXHAUSTED: {text}"))
+    assert fault is not None
+    assert fault.exit_code == STORAGE
