@@ -24,10 +24,8 @@ cli.define_process_flags()
 
 def _body() -> None:
     from dinotxt_jax.evaluation.report import evaluate
-    from dinotxt_jax.storage.addresses import to_output
 
-    output = to_output(_OUTPUT.value, "--output")
-    for path in evaluate(_MODEL.value, _CONFIG.value, output, _DTYPE.value):
+    for path in evaluate(_MODEL.value, _CONFIG.value, _OUTPUT.value, _DTYPE.value):
         print(path)
 
 

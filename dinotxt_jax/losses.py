@@ -353,6 +353,7 @@ def _over_blocks(
     texts = _padded(setting, texts)
 
     def body(so_far: CarryT, start: Int[Array, ""]) -> tuple[CarryT, OutputT]:
+        """Runs one block of texts: gathers it from all devices and masks its padding."""
         gathered = shards.gather(jax.lax.dynamic_slice_in_dim(texts, start, size))  # [p k D]
         gathered = gathered.astype(scale.dtype).reshape(shards.count * size, -1)  # [m D]
         row = jnp.tile(start + jnp.arange(size), shards.count)  # [m], local index on each device

@@ -26,10 +26,9 @@ cli.define_process_flags()
 
 def _body() -> None:
     from dinotxt_jax.runtime import processes
-    from dinotxt_jax.storage.addresses import to_output
     from dinotxt_jax.training.loop import train
 
-    model = train(_CONFIG.value, to_output(_WORKDIR.value, "--workdir"))
+    model = train(_CONFIG.value, _WORKDIR.value)
     if processes.is_first():
         print(f"model: {model}")
 

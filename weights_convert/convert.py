@@ -243,6 +243,7 @@ def _write(
     not_finite: list[str] = []
 
     def converted(array: _Array) -> Iterator[tuple[int | None, np.ndarray]]:
+        """Yields the layers of an array, rounded to the stored dtype."""
         if array.value is not None:
             yield None, array.value
         for match, entry, number in array.entries:
@@ -254,6 +255,7 @@ def _write(
             yield entry.layer, rounded
 
     def pieces() -> Iterator[Piece]:
+        """Yields all layers, and adds them to the fingerprint and the checksums."""
         total = sum(max(len(array.entries), 1) for array in arrays.values())
         bar = tqdm(total=total, desc="converting", unit="array", disable=not show_progress)
         with bar:

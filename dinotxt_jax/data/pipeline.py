@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Sequence, Sized
 from typing import TYPE_CHECKING, TypeVar
 
 import grain
 import numpy as np
 from absl import flags, logging
 from grain.experimental import ThreadPrefetchIterDataset
-from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from dinotxt_jax.data.bad_images import (
@@ -28,7 +27,7 @@ from dinotxt_jax.data.bad_images import (
 )
 from dinotxt_jax.data.examples import Example, Source
 from dinotxt_jax.data.order import MAX_EXAMPLES, Draw, Turns
-from dinotxt_jax.data.transforms import EvalTransform, TrainTransform, decode_image
+from dinotxt_jax.data.transforms import TrainTransform, decode_image
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import termination
 
@@ -40,7 +39,6 @@ __all__ = [
     "Draw",
     "ImageTextExample",
     "TrainingIterator",
-    "evaluation_batches",
     "in_threads",
     "make_training_iterator",
 ]
@@ -255,7 +253,7 @@ class ImageTextExample:
         for number, index in enumerate(itertools.islice(tries, most)):
             try:
                 example = self._source[index]
-                image = _decoded(example, self._max_pixels)
+                image = decoded_image(example, self._max_pixels)
             except BadImageError as error:
                 if self._evaluated:
                     raise bad_in_evaluation(index, error) from error
@@ -271,7 +269,8 @@ class ImageTextExample:
             logging.warning("skipped a bad image, example %d: %s", index, error)
 
 
-def _decoded(example: Example, max_pixels: int | None) -> Image.Image:
+def decoded_image(example: Example, max_pixels: int | None) -> Image.Image:
+    """Decodes the image of an example; the message of a `BadImageError` names the example."""
     try:
         return decode_image(example.image, max_pixels)
     except BadImageError as error:
@@ -288,75 +287,3 @@ def in_threads(
         yield from results
     finally:
         results.close()
-
-
-def evaluation_batches(
-    source: Source,
-    transform: EvalTransform,
-    batch_size: int,
-    threads: int = 16,
-    rows: Sequence[int] | None = None,
-    max_pixels: int | None = None,
-    held: Sequence[int] | None = None,
-) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-    """Yields batches of prepared images of the examples `rows` (default: all), in order.
-
-    Each example is used once. The last batch may be shorter.
-
-    Args:
-        source: the examples.
-        transform: prepares an image.
-        batch_size: number of images per batch.
-        threads: number of threads that read and decode.
-        rows: the examples.
-        max_pixels: limit on the pixels of an image.
-        held: rows of each batch that are read, as in `held_batches`.
-
-    Raises:
-        UserError: an image cannot be read or decoded (skipping it would change the result).
-    """
-
-    def load(index: int) -> UInt8[np.ndarray, "s s 3"]:
-        try:
-            return transform(_decoded(source[index], max_pixels))
-        except BadImageError as error:
-            raise bad_in_evaluation(index, error) from error
-
-    side = transform.config.image_size
-    indices = range(len(source)) if rows is None else rows
-    blank = np.zeros((side, side, 3), np.uint8)
-    return held_batches(indices, load, blank, batch_size, threads, held)
-
-
-def held_batches(
-    indices: Sequence[int],
-    load: Callable[[int], Shaped[np.ndarray, "..."]],
-    blank: Shaped[np.ndarray, "..."],
-    batch_size: int,
-    threads: int,
-    held: Sequence[int] | None,
-) -> Iterator[Shaped[np.ndarray, "b ..."]]:
-    """Yields batches of arrays, of which only some rows are loaded, with threads.
-
-    Several processes that share batches each load the rows that their devices hold.
-
-    Args:
-        indices: the examples, in order.
-        load: loads the array of an example.
-        blank: takes the place of the other rows; has the shape and dtype of each array.
-        batch_size: number of rows per batch; the last batch may be shorter.
-        threads: number of threads.
-        held: rows of each batch that are loaded, ascending; None loads all.
-    """
-    positions = range(batch_size) if held is None else held
-    starts = range(0, len(indices), batch_size)
-    loaded = [
-        indices[start + row] for start in starts for row in positions if start + row < len(indices)
-    ]
-    arrays = in_threads(loaded, load, threads, 2 * len(positions))
-    for start in starts:
-        rows = [blank] * min(batch_size, len(indices) - start)
-        for row in positions:
-            if row < len(rows):
-                rows[row] = next(arrays)
-        yield np.stack(rows)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from dinotxt_jax.data.pipeline import evaluation_batches, held_batches
+from dinotxt_jax.data.evaluation_batches import evaluation_batches, held_batches
 from dinotxt_jax.data.transforms import EvalTransform
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job

@@ -18,7 +18,7 @@ from dinotxt_jax.evaluation.pages import data_name, html_page, markdown_page
 from dinotxt_jax.evaluation.tasks import OpenTask, check_tasks, open_task, run_task
 from dinotxt_jax.inference import Model, load
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.addresses import Address, AddressLike, to_output
 from dinotxt_jax.storage.files import read_json, write_text
 from dinotxt_jax.storage.model_directory import read_description
 
@@ -26,7 +26,7 @@ from dinotxt_jax.storage.model_directory import read_description
 def evaluate(
     model_path: str,
     config: EvaluationConfig,
-    output: Address,
+    output: AddressLike,
     dtype: str = "float32",
     mesh: Mesh | None = None,
 ) -> list[Address]:
@@ -55,6 +55,7 @@ def evaluate(
     """
     check(config, needs=("tasks",))
     mesh = sharding.make_mesh() if mesh is None else mesh
+    output = to_output(output, "--output")
     file = output / "results.json"
     with processes.together():
         check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")

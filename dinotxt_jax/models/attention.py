@@ -151,6 +151,7 @@ def _grouped(
         return (y / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, *ids: jax.Array) -> jax.Array:
+        """Computes attention for the rows of one device, a group of rows at a time."""
         rows, tokens, heads, width = query.shape
         max_rows = GROUP_BYTES // (heads * tokens**2 * jnp.dtype(softmax_dtype).itemsize)
         divisors = [count for count in range(1, rows + 1) if rows % count == 0]

@@ -84,6 +84,7 @@ def initial_array(
     rows = max(1, _BLOCK // max(math.prod(layered[2:]), 1))
 
     def fill(place: tuple[int, int]) -> None:
+        """Draws one block of rows of one layer into the local shards that overlap it."""
         layer, block = place
         first, last = block * rows, min((block + 1) * rows, layered[1])
         # Blocks that overlap no local shard are not sampled.

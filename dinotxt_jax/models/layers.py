@@ -142,6 +142,7 @@ def abstract_arrays(module: Callable[[], nnx.Module], mesh: Mesh | None) -> Any:
     single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def struct(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+        """Returns shape, dtype and sharding of an array."""
         axes = variable.get_metadata("logical_axes")
         placed = (
             single

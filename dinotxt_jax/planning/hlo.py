@@ -124,6 +124,7 @@ class Program:
         counts: dict[str, int] = {}
 
         def visit(name: str, times: int) -> None:
+            """Counts a computation, and the computations that it calls."""
             counts[name] = counts.get(name, 0) + times
             for instruction in self.computations[name].values():
                 if instruction.opcode in _ELEMENTWISE:

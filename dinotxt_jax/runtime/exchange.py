@@ -8,7 +8,6 @@ meanwhile.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ class ClosedError(Exception):
 
 
 class Exchange:
-    """Rounds in which every process gives a value and gets those of all.
+    """Rounds in which every process sends one value and receives the values of all processes.
 
     All processes must create their exchanges in the same order, and make the same rounds in each.
     Any thread may call it, one at a time.
@@ -68,22 +67,13 @@ class Exchange:
         self._is_closed = True
 
     def _waited(self, client: Any, key: str) -> str:
-        return waited(lambda: client.blocking_key_value_get(key, _POLL), lambda: self._is_closed)
-
-
-def waited(get: Callable[[], str], is_closed: Callable[[], bool]) -> str:
-    """Calls `get` until it answers in time.
-
-    Raises:
-        ClosedError: `is_closed` has become true.
-    """
-    while not is_closed():
-        try:
-            return get()
-        except Exception as error:  # JAX has no public class for it
-            if _LATE not in str(error):
-                raise
-    raise ClosedError
+        while not self._is_closed:
+            try:
+                return client.blocking_key_value_get(key, _POLL)
+            except Exception as error:  # JAX has no public class for it
+                if _LATE not in str(error):
+                    raise
+        raise ClosedError
 
 
 def _client() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -25,12 +26,11 @@ from dinotxt_jax.evaluation.tasks import check_tasks, open_task
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.runtime.termination import NAMES, Terminated, Termination
-from dinotxt_jax.storage.addresses import Address, to_address, to_output
+from dinotxt_jax.storage.addresses import Address, AddressLike, to_address, to_output
 from dinotxt_jax.storage.arrays import Checkpoints
 from dinotxt_jax.storage.locks import RunLock
 from dinotxt_jax.storage.model_arrays import load_parts
 from dinotxt_jax.storage.model_directory import read_description
-from dinotxt_jax.storage.retries import repeated
 from dinotxt_jax.training.agreement import check_same_run
 from dinotxt_jax.training.batches import Batches, ReadingError
 from dinotxt_jax.training.checkpoints import (
@@ -47,17 +47,16 @@ from dinotxt_jax.training.metrics import MetricsWriter
 from dinotxt_jax.training.pictures import RunPictures
 from dinotxt_jax.training.precompute import tasks_with_caches
 from dinotxt_jax.training.profiling import StepProfiler
-from dinotxt_jax.training.rates import ModelFlops, Throughput
 from dinotxt_jax.training.step import Trainer, TrainState, make_trainer
+from dinotxt_jax.training.step_metrics import StepMetrics
 from dinotxt_jax.training.texts import (
-    TextMetrics,
     make_tokenizer,
     save_tokenizer,
 )
 from dinotxt_jax.training.trackers import Tracker, check_tracker
 
 
-def train(config: Config, workdir: Address) -> Address:
+def train(config: Config, workdir: AddressLike) -> Address:
     """Trains to the last step, resuming from the newest checkpoint in `workdir` if there is one.
 
     With several processes, all of them must call this function, with a shared work directory.
@@ -86,11 +85,12 @@ def train(config: Config, workdir: Address) -> Address:
 class _Run:
     """One call of `train`: everything is checked here before the first file is written."""
 
-    def __init__(self, config: Config, workdir: Address):
+    def __init__(self, config: Config, workdir: AddressLike):
         self.begun = time.time()
         check(config, needs=("backbone",))
         check_tracker(config.tracker)
-        self.config, self.workdir = config, to_output(workdir, "--workdir")
+        self.config = config
+        self.workdir = workdir = to_output(workdir, "--workdir")
         self.mesh: Mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         self.backbone = read_description(config.backbone)
         patch_size = self.backbone.vision.patch_size
@@ -205,8 +205,7 @@ class _Run:
                 self.workdir, first, None if config.tracker == NO_TRACKER else self._tracker
             )
         goodput = Goodput(self.workdir, self.begun)
-        throughput, flops = Throughput(), ModelFlops(self.trainer)
-        texts = TextMetrics(config, self.trainer.model.text, self.tokenizer.context_length)
+        counted = StepMetrics(config, self.trainer, self.tokenizer.context_length)
         divergence = Divergence(self.trainer, self.workdir, self.source)
         profiler = StepProfiler(config.profile, self.workdir / "tensorboard", config.steps - first)
         exit_code = 0
@@ -230,16 +229,12 @@ class _Run:
                     goodput.made_step()
                     if step == 1:
                         self.pictures.draw_samples(batch)
-                    throughput.add(config.pairs_per_step, flops(frozen, batch.arrays), batch.waited)
-                    texts.add(batch.token_rows)
+                    counted.add(frozen, batch)
                     divergence.note(step, batch.indices)
                     if self._is_due(step, config.log_every):
-                        # Reading the metrics waits for the step; the rates must include that.
-                        losses = {name: float(value) for name, value in metrics.items()}
-                        rates = throughput.report()
-                        counts = {"bad_images": batch.bad_images, "storage_retries": repeated()}
-                        writer.write(step, losses | texts.report() | rates | counts)
-                        _show(bar, losses, rates)
+                        values = counted.report(metrics, batch)
+                        writer.write(step, values)
+                        _show(bar, values)
                         divergence.check(state)
                     bar.update()
                     exit_code = batch.exit_code
@@ -254,7 +249,7 @@ class _Run:
                     if self.evaluations.due(step):
                         divergence.check(state)
                         evaluate(step)
-                        throughput = Throughput()
+                        counted.restart()
             self.termination.check()  # a signal during the last step
         except Terminated as signal:  # an interrupted evaluation is repeated by the next run
             exit_code = signal.exit_code
@@ -267,12 +262,12 @@ class _Run:
                 logging.info("step %d is saved", int(state.step))
             raise
         finally:
-            profiler.close()
-            self.batches.close()
-            writer.close()
-            goodput.save()
-            if not processes.others_may_be_gone():
-                self.checkpoints.close()
+            # Each is closed, also if the storage fails while another one is.
+            with contextlib.ExitStack() as closing:
+                if not processes.others_may_be_gone():
+                    closing.callback(self.checkpoints.close)
+                for close in (goodput.save, writer.close, self.batches.close, profiler.close):
+                    closing.callback(close)
         return state, exit_code
 
     def _start(self) -> TrainState:
@@ -309,9 +304,9 @@ class _Run:
         return step % every == 0 or step == self.config.steps
 
 
-def _show(bar: tqdm, losses: Mapping[str, float], rates: Mapping[str, float]) -> None:
+def _show(bar: tqdm, values: Mapping[str, float]) -> None:
     """Puts loss and speed next to the progress bar."""
-    bar.set_postfix(loss=f"{losses['loss']:.4f}", pairs_s=f"{rates['pairs_per_second']:.0f}")
+    bar.set_postfix(loss=f"{values['loss']:.4f}", pairs_s=f"{values['pairs_per_second']:.0f}")
 
 
 def _end_early(step: int, exit_code: int) -> NoReturn:

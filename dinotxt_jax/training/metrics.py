@@ -77,7 +77,8 @@ class MetricsWriter:
     Args:
         workdir: the work directory.
         first_step: lines for later steps are dropped, because a resumed run writes them again.
-        open_tracker: opens one more sink, given a local folder for what it writes.
+        open_tracker: opens a tracker that receives the metrics too; its argument is a local folder
+            for the tracker's files.
     """
 
     def __init__(

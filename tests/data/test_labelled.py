@@ -12,9 +12,9 @@ from small_sets import png
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.evaluation_batches import evaluation_batches
 from dinotxt_jax.data.file_lists import image_files
 from dinotxt_jax.data.labelled import LabelledSource
-from dinotxt_jax.data.pipeline import evaluation_batches
 from dinotxt_jax.data.sources import open_labelled
 from dinotxt_jax.data.texts import read_list
 from dinotxt_jax.data.transforms import EvalTransform

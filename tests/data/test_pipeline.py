@@ -16,12 +16,12 @@ from small_sets import png
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import most_tries
+from dinotxt_jax.data.evaluation_batches import evaluation_batches
 from dinotxt_jax.data.examples import Example
 from dinotxt_jax.data.pipeline import (
     BadImageMonitor,
     Draw,
     ImageTextExample,
-    evaluation_batches,
     in_threads,
     make_training_iterator,
 )

@@ -19,7 +19,7 @@ from small_runs import HELD_OUT
 import dinotxt_jax as dt
 from dinotxt_jax import UserError, cli, sharding
 from dinotxt_jax.config import TaskConfig
-from dinotxt_jax.data import pipeline
+from dinotxt_jax.data import evaluation_batches
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import Example
 from dinotxt_jax.data.sources import open_source
@@ -148,7 +148,7 @@ def told_to_end(_: Path) -> dict[str, Any]:
 def shares(folder: Path) -> dict[str, Any]:
     """Embeds a set of images over a mesh of both processes, and records what each one reads."""
     reads: list[int] = []
-    decode = pipeline._decoded
+    decode = evaluation_batches.decoded_image
 
     def counting(example: Example, limit: int | None) -> Any:
         reads.append(int(example.key.rpartition("-")[2]))
@@ -156,7 +156,7 @@ def shares(folder: Path) -> dict[str, Any]:
             raise BadImageError("it is damaged now")
         return decode(example, limit)
 
-    pipeline._decoded = counting
+    evaluation_batches.decoded_image = counting
     task = TaskConfig(data=HELD_OUT)
     mesh = sharding.make_mesh(data=2, fsdp=2)
     model = dt.load(folder / "model", mesh=mesh)

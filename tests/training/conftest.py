@@ -22,7 +22,7 @@ from dinotxt_jax.config import (
     MeshConfig,
     TaskConfig,
 )
-from dinotxt_jax.training import loop
+from dinotxt_jax.training import step_metrics
 from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.pictures import RunPictures
 from dinotxt_jax.training.rates import ModelFlops
@@ -98,7 +98,7 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the runs of most tests the pictures and counting FLOPs; `finished` has both."""
     for name in _PICTURES:
         monkeypatch.setattr(RunPictures, name, lambda *_: None)
-    monkeypatch.setattr(loop, "ModelFlops", lambda _: lambda *_: 1e9)
+    monkeypatch.setattr(step_metrics, "ModelFlops", lambda _: lambda *_: 1e9)
 
 
 @pytest.fixture
@@ -120,6 +120,6 @@ def finished(
     with _two_devices(), pytest.MonkeyPatch.context() as patch:
         for name, original in _PICTURES.items():
             patch.setattr(RunPictures, name, original)
-        patch.setattr(loop, "ModelFlops", ModelFlops)
+        patch.setattr(step_metrics, "ModelFlops", ModelFlops)
         train(config(tiny_backbone, evaluation=evaluation), workdir)
     return workdir

@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import HELD_OUT, config
 
+from dinotxt_jax.config import EvaluationConfig, TaskConfig
 from dinotxt_jax.training import goodput as module
 from dinotxt_jax.training.goodput import Goodput, described_goodput, read_goodput
+from dinotxt_jax.training.loop import train
 from dinotxt_jax.training.status import described_status, run_status
 
 
@@ -67,11 +70,16 @@ def test_a_damaged_record_starts_again(tmp_path: Path, clock: list[float], conte
     assert json.loads((tmp_path / "goodput.json").read_text())["seconds"]["steps"] == 85
 
 
-def test_a_finished_run_shows_how_its_time_was_spent(finished: Path) -> None:
-    record = read_goodput(finished)
+def test_a_finished_run_shows_how_its_time_was_spent(tiny_backbone: Path, tmp_path: Path) -> None:
+    evaluation = EvaluationConfig(
+        tasks={"scenes": TaskConfig(data=HELD_OUT)}, every=3, batch_size=8
+    )
+    workdir = tmp_path / "run"
+    train(config(tiny_backbone, steps=3, evaluation=evaluation), workdir)
+    record = read_goodput(workdir)
     assert record["starts"] == 1
     seconds = record["seconds"]
     assert seconds["lost"] == 0
     for kind in ("steps", "starting", "saving", "evaluating"):
         assert seconds[kind] > 0, kind
-    assert any("goodput" in line for line in described_status(run_status(finished)))
+    assert any("goodput" in line for line in described_status(run_status(workdir)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def test_a_run_is_tracked_by_weights_and_biases_without_a_connection(
         writer = MetricsWriter(tmp_path, step - 1, lambda folder: tracked("wandb", folder))
         writer.write(step, {"loss": 0.5})
         writer.close()
+        time.sleep(1.1)  # the library names its folders by the second
     run_id = json.loads((tmp_path / "tracker.json").read_text())["id"]
     files = list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
     assert len(files) == 2
