@@ -23,7 +23,7 @@ from dinotxt_jax.errors import STORAGE
 from dinotxt_jax.storage.locks import RunLock
 from dinotxt_jax.training.checkpoints import check_workdir
 from dinotxt_jax.training.loop import train
-from dinotxt_jax.training.metrics import read_metrics
+from dinotxt_jax.training.metrics import MetricsWriter, read_metrics
 
 
 def test_a_work_directory_of_another_config_is_refused(finished: Path, tiny_backbone: Path) -> None:
@@ -170,3 +170,19 @@ def test_damaged_files_of_a_run_are_sentences_and_stay(
         train(config(tiny_backbone), workdir)
     assert (workdir / file).read_bytes() == content
     assert (workdir / "model/model.json").exists()
+
+
+def test_a_failing_output_does_not_keep_the_last_checkpoint_from_being_written(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket that fails at the end of a run, while the last save is still in progress."""
+
+    def failing(_: MetricsWriter) -> None:
+        raise OSError(errno.EIO, "the bucket is gone")
+
+    monkeypatch.setattr(MetricsWriter, "close", failing)
+    with pytest.raises(OSError, match="the bucket is gone"):
+        train(config(tiny_backbone), tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/8/_CHECKPOINT_METADATA").exists()
+    assert (tmp_path / "run/goodput.json").exists()
+    assert not (tmp_path / "run/.lock").exists()
