@@ -102,7 +102,7 @@ def main() -> None:
     source = open_source(DataConfig(source="jsonl", path=str(options.captions), split="train"))
     rows = [tokenizer(source.captions(index)) for index in range(len(source))]
     flat = np.concatenate(rows)
-    lengths, sample = tokenizer.lengths(flat), sampled_lengths(source, tokenizer, DataConfig())
+    lengths, sample = tokenizer.lengths(flat), sampled_lengths(source, tokenizer, DataConfig(), 0)
     print_tokens(lengths, sample)
     chosen = np.random.default_rng(2).choice(len(flat), options.batch, replace=False)
     planned = planned_rows(sample, options.batch, 1, CONTEXT)

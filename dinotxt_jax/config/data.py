@@ -1,4 +1,4 @@
-"""Data settings: the example source, image preparation, and text tokenization."""
+"""Data settings: mixtures of example sources, image preparation, and text tokenization."""
 
 from __future__ import annotations
 
@@ -6,134 +6,32 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Annotated
 
-from dinotxt_jax.config.ranges import Choice, Range, mistake
+from dinotxt_jax.config.ranges import Choice, Range
+from dinotxt_jax.config.sources import (
+    SOURCE_SETTINGS,
+    TRAINING_FIELDS,
+    MixtureConfig,
+    SourceConfig,
+)
 from dinotxt_jax.errors import UserError
 
-MASK_SETS = (
-    "ade20k_150",
-    "cityscapes_19",
-    "voc_20",
-    "voc_21",
-    "context_59",
-    "context_60",
-    "coco_stuff_171",
-    "coco_stuff_27",
-    "coco_object",
-    "camvid_11",
-    "msrc_v2",
-)
 # 256 bytes, padding, start, end, and one merge.
 SMALLEST_VOCABULARY = 260
 # 8192 x 8192 pixels, which take 200 MB in memory.
 MAX_PIXELS = 2**26
-CAPTIONS, LABELS, MASKS = "captions", "class labels", "masks"
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceSettings:
-    """The settings that a source allows; `data.sources` opens the source.
-
-    Attributes:
-        gives: `CAPTIONS`, `LABELS` or `MASKS`.
-        needs: `DataConfig` fields that must not be empty; mask_needs: additional fields for masks.
-        names, splits: the values allowed for `name` and `split`, if known in advance.
-        smallest_image: minimum image side, pixels.
-    """
-
-    gives: tuple[str, ...]
-    needs: tuple[str, ...] = ("path",)
-    mask_needs: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-    smallest_image: int = 1
-
-
-SOURCE_SETTINGS: dict[str, SourceSettings] = {
-    "scenes": SourceSettings(
-        (CAPTIONS, MASKS), needs=(), splits=("train", "test"), smallest_image=32
-    ),
-    "jsonl": SourceSettings((CAPTIONS,)),
-    "array_record": SourceSettings((CAPTIONS,)),
-    "webdataset": SourceSettings((CAPTIONS,)),
-    "parquet": SourceSettings((CAPTIONS, LABELS)),
-    "hf_datasets": SourceSettings((CAPTIONS, LABELS)),
-    "tfds": SourceSettings((CAPTIONS, LABELS), needs=("name", "split")),
-    "karpathy": SourceSettings((CAPTIONS,)),
-    "coco": SourceSettings((CAPTIONS,)),
-    "folder": SourceSettings((CAPTIONS, LABELS)),
-    "csv": SourceSettings((CAPTIONS, LABELS, MASKS), mask_needs=("classes",)),
-    "masks": SourceSettings((MASKS,), needs=("name", "path"), names=MASK_SETS),
-}
-
-
-def sources_of(content: str) -> tuple[str, ...]:
-    """Returns the sources that provide `content`: `CAPTIONS`, `LABELS` or `MASKS`."""
-    return tuple(name for name, source in SOURCE_SETTINGS.items() if content in source.gives)
-
-
 AUGMENTATIONS = ("random_resized_crop", "center_crop", "squash")
 TOKENIZER_KINDS = ("clip", "bpe")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Example source and image preparation."""
+class DataConfig(SourceConfig):
+    """Example source, or a mixture of several, and image preparation."""
 
-    source: Annotated[
-        str,
-        Choice(SOURCE_SETTINGS),
-        "data set type. Captions: scenes (synthetic drawings), jsonl, array_record, webdataset, "
-        "parquet, hf_datasets (Hugging Face datasets on disk), csv (also TSV), tfds, karpathy or "
-        "coco (published caption files). Class labels: folder (one folder per class), csv, "
-        "parquet, hf_datasets or tfds. Masks: csv, masks (a published data set in its original "
-        "folder layout) or scenes",
-    ] = "scenes"
-    path: Annotated[
-        str,
-        "jsonl, csv, karpathy, coco: the file; array_record, webdataset, parquet: file, folder or "
-        "glob; folder: parent folder of the class folders; hf_datasets: folder of save_to_disk or "
-        "of the cache; tfds: TFDS data_dir; masks: data set root folder",
-    ] = ""
-    image_root: Annotated[
-        str,
-        "jsonl, csv, parquet, karpathy, coco: base folder for relative image paths (empty: the "
-        "folder that contains the file)",
-    ] = ""
-    name: Annotated[str, "tfds, masks: data set name"] = ""
-    split: Annotated[
-        str,
-        'jsonl, array_record, csv: keep only examples whose "split" field equals this value '
-        '(empty: all); karpathy: the same, with several splits joined by "+"; hf_datasets: split '
-        "name (empty if there is only one); tfds: split name; "
-        "scenes: train or test; masks: split name (empty: the split used for published "
-        "results); coco: must be empty",
-    ] = ""
-    image_key: Annotated[str, "parquet, hf_datasets, tfds: image column or feature"] = "image"
-    caption_key: Annotated[
-        str,
-        'tfds: caption feature; use "captions/text" for a nested feature; webdataset: key of the '
-        'captions in KEY.json (default also: KEY.txt, or else the key "caption"); csv: caption '
-        "column (default also: caption or title); parquet, hf_datasets: caption column (default "
-        "also: caption or text)",
-    ] = "captions"
-    label_key: Annotated[
-        str,
-        'csv: class label column (numbers or names, several separated by ";"); parquet, '
-        "hf_datasets, tfds: class label column or feature; use "
-        '"objects/label" for a nested feature',
-    ] = "label"
-    classes: Annotated[
-        str,
-        "folder, csv, parquet, hf_datasets, tfds, masks: class names in label order: a list "
-        "included with the project (`data/texts`) or a text file (empty: the names in the data "
-        "set)",
-    ] = ""
-    only: Annotated[
-        str,
-        "folder, csv, parquet, hf_datasets, tfds: keep only the classes in this list, and their "
-        "examples; present: only classes that have an example (empty: all)",
-    ] = ""
-    num_scenes: Annotated[int, Range(1, 2**32 - 1), "scenes: number of scenes"] = 4096
+    mixture: Annotated[
+        dict[str, MixtureConfig],
+        "training: several sources by name, which share the image preparation; the settings of a "
+        "single source are then not used (docs/mixtures.md)",
+    ] = dataclasses.field(default_factory=dict)
     image_size: Annotated[
         int, Range(1, 16_384), "side of the square backbone input image, pixels"
     ] = 224
@@ -192,39 +90,63 @@ class DataConfig:
                     f"{key}.{name} is ({low:g}, {high:g}), expected the smaller number first; "
                     f"set it to ({high:g}, {low:g})."
                 )
-        source = SOURCE_SETTINGS[self.source]
-        for name in source.needs:
-            if not getattr(self, name):
+        if self.mixture:
+            yield from self._mixture_conflicts(key)
+        else:
+            yield from self.source_conflicts(key)
+        for source_key, settings in self.sources(key):
+            smallest = SOURCE_SETTINGS[settings.source].smallest_image
+            if self.image_size < smallest:
                 yield (
-                    f"{key}.{name} is empty, expected the {name} that {key}.source={self.source} "
-                    f"reads; set {key}.{name}."
+                    f"{key}.image_size is {self.image_size}, expected at least {smallest} for "
+                    f"{source_key}.source={settings.source}, whose shapes cannot be seen in "
+                    "smaller images; raise it."
                 )
-        if source.names:
-            yield from wrong_choice(f"{key}.name", self.name, source.names)
-        if source.splits and self.split:
-            yield from wrong_choice(f"{key}.split", self.split, source.splits)
-        if self.image_size < source.smallest_image:
+
+    def _mixture_conflicts(self, key: str) -> Iterator[str]:
+        weights = [settings.weight for settings in self.mixture.values()]
+        if any(weights) and not all(weights):
+            name = next(name for name, settings in self.mixture.items() if not settings.weight)
             yield (
-                f"{key}.image_size is {self.image_size}, expected at least {source.smallest_image} "
-                f"for {key}.source={self.source}, whose shapes cannot be seen in smaller images; "
-                "raise it."
+                f"{key}.mixture.{name}.weight is 0, expected weights for all sources or for none; "
+                "set it, or remove the source."
             )
+        for field in dataclasses.fields(SourceConfig):
+            if getattr(self, field.name) != field.default:
+                yield (
+                    f"{key}.{field.name} is {getattr(self, field.name)!r}, but the sources of "
+                    f"{key}.mixture are read instead; set it for a source, as "
+                    f"{key}.mixture.{next(iter(self.mixture))}.{field.name}."
+                )
+
+    def sources(self, key: str) -> list[tuple[str, SourceConfig]]:
+        """Returns the key and the settings of each source: those of the mixture, or the only one.
+
+        Args:
+            key: the key of this group, such as "config.data".
+        """
+        mixed = [(f"{key}.mixture.{name}", settings) for name, settings in self.mixture.items()]
+        return [*mixed] or [(key, self)]
+
+    def of_source(self, settings: SourceConfig) -> DataConfig:
+        """Returns these settings for a single source of the mixture."""
+        fields = dataclasses.fields(SourceConfig)
+        values = {field.name: getattr(settings, field.name) for field in fields}
+        return dataclasses.replace(self, mixture={}, **values)
 
     def content_conflicts(self, key: str, content: str, use: str) -> Iterator[str]:
-        """Yields sentences if the source does not provide `content`, which `use` requires."""
-        suitable = sources_of(content)
-        if self.source not in suitable:
-            yield (
-                f"{key}.source is {self.source!r}, which has no {content}, expected "
-                f"{Choice(suitable)} for {use}; set it to one of these."
-            )
-        elif content == MASKS:
-            for name in SOURCE_SETTINGS[self.source].mask_needs:
-                if not getattr(self, name):
-                    yield (
-                        f"{key}.{name} is empty, expected the {name} that the masks of "
-                        f"{key}.source={self.source} hold; set {key}.{name}."
-                    )
+        """Yields sentences if a source does not provide `content`, which `use` requires."""
+        for source_key, settings in self.sources(key):
+            yield from settings.source_content_conflicts(source_key, content, use)
+
+    def training_only(self, key: str) -> Iterator[str]:
+        """Yields sentences about settings that only training uses, for evaluation tasks."""
+        for name in ("mixture", *TRAINING_FIELDS):
+            if getattr(self, name) != getattr(DataConfig(), name):
+                yield (
+                    f"{key}.{name} is set, expected its default, since only training mixes, "
+                    f"filters and chooses captions; remove {key}.{name}."
+                )
 
     def preparation_conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about whole-image preparation, which segmentation does not use."""
@@ -234,13 +156,6 @@ class DataConfig:
                 f"{self.image_size}, since the crop is cut out of the resized image; raise it, or "
                 f"set {key}.augmentation=squash."
             )
-
-
-def wrong_choice(key: str, value: str, names: tuple[str, ...]) -> Iterator[str]:
-    """Yields an error sentence if `value` is not among `names`; yields nothing otherwise."""
-    choice = Choice(names)
-    if not choice.accepts(value):
-        yield mistake(key, value, choice)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dinotxt_jax.config.checking import is_group, type_name
+from dinotxt_jax.config.checking import is_group, keys_of, type_name
 from dinotxt_jax.config.evaluation import EvaluationConfig, TaskConfig
 from dinotxt_jax.config.ranges import Setting, declared_settings
+from dinotxt_jax.config.sources import MixtureConfig, SourceConfig
 from dinotxt_jax.config.training import Config
 
 _INTRODUCTION = """\
@@ -40,8 +41,15 @@ _TASK = """
 {meaning} Its settings are changed by the name of the task: `--config.tasks.NAME.KEY=VALUE`, in
 training `--config.evaluation.tasks.NAME.KEY=VALUE`.
 """
+_MIXTURE = """
+## Mixtures
+
+{meaning} Each has the settings of [config.data](#configdata) from `source` to `max_aspect_ratio`,
+and a weight. They are changed by the name of the source: `--config.data.mixture.NAME.KEY=VALUE`.
+"""
 _PARTS = (
     (Config(), "config", _TRAINING),
+    (MixtureConfig(), "config.data.mixture.NAME", _MIXTURE),
     (EvaluationConfig(), "config", _EVALUATION),
     (TaskConfig(), "config.tasks.NAME", _TASK),
 )
@@ -90,8 +98,10 @@ def _table(defaults: Any, key: str) -> Iterator[str]:
     yield "| key | default | values | meaning |"
     yield "|---|---|---|---|"
     cls: type = type(defaults)
+    # The settings of each source in a mixture are those of an only source, in another table.
+    elsewhere = keys_of(SourceConfig) if cls is MixtureConfig else []
     for setting in declared_settings(cls):
-        if not is_group(setting.type):
+        if not is_group(setting.type) and setting.name not in elsewhere:
             cells = (
                 f"`{key}.{setting.name}`",
                 _value(getattr(defaults, setting.name)),

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Annotated
 
-from dinotxt_jax.config.data import CAPTIONS, LABELS, MASKS, DataConfig, wrong_choice
+from dinotxt_jax.config.data import DataConfig
 from dinotxt_jax.config.ranges import Choice, Range
+from dinotxt_jax.config.sources import CAPTIONS, LABELS, MASKS, wrong_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +152,7 @@ class TaskConfig:
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""
         kind = KIND_SETTINGS[self.kind]
+        yield from self.data.training_only(f"{key}.data")
         yield from self.data.content_conflicts(
             f"{key}.data", kind.content, f"{key}.kind={self.kind}"
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Annotated
 
 from dinotxt_jax.config.architecture import POOLINGS, divides
-from dinotxt_jax.config.data import CAPTIONS, DataConfig, TokenizerConfig
+from dinotxt_jax.config.data import DataConfig, TokenizerConfig
 from dinotxt_jax.config.evaluation import EvaluationConfig
 from dinotxt_jax.config.ranges import Choice, Form, Range
+from dinotxt_jax.config.sources import CAPTIONS
+from dinotxt_jax.errors import UserError
 
 LOSS_KINDS = ("softmax", "sigmoid")
 REMAT_POLICIES = ("none", "full", "dots")
@@ -21,6 +24,7 @@ PRODUCTS = ("none", "int8", "float8_e4m3fn")
 ON_NONFINITE = ("stop", "skip")
 # Steps are counted in 32 bits on devices.
 MOST_STEPS = 2**31 - 1
+DEFAULT_STEPS = 50_000
 NO_TRACKER = "none"
 TRACKERS = (NO_TRACKER, "wandb", "trackio")
 
@@ -223,7 +227,17 @@ class Config:
         Range(0, 2**63 - 1),
         "every random choice derives from (seed, step, example index)",
     ] = 0
-    steps: Annotated[int, Range(1, MOST_STEPS), "number of optimizer steps"] = 50_000
+    steps: Annotated[
+        int,
+        Range(1, MOST_STEPS),
+        "number of optimizer steps; the data repeat without an end",
+    ] = DEFAULT_STEPS
+    epochs: Annotated[
+        float,
+        Range(0, 1_000_000),
+        "training pairs, as a multiple of the number of examples in all sources; sets `steps` when "
+        "training has opened the data (0: use `steps`)",
+    ] = 0.0
     batch_size: Annotated[int, Range(1, 2**24), "image-text pairs per batch, over all devices"] = (
         65_536
     )
@@ -313,6 +327,24 @@ class Config:
         """Image-text pairs per optimizer update."""
         return self.batch_size * self.accumulate_steps
 
+    def for_examples(self, examples: int) -> Config:
+        """Returns the settings with the number of steps in which `epochs` use `examples` examples.
+
+        Settings without `epochs` are returned unchanged.
+
+        Raises:
+            UserError: these are too many steps.
+        """
+        if not self.epochs:
+            return self
+        steps = max(1, math.ceil(self.epochs * examples / self.pairs_per_step))
+        if steps > MOST_STEPS:
+            raise UserError(
+                f"config.epochs is {self.epochs:g}, which takes {steps} steps for {examples} "
+                f"examples, expected at most {MOST_STEPS}; lower it, or raise config.batch_size."
+            )
+        return dataclasses.replace(self, epochs=0.0, steps=steps)
+
     @property
     def nonfinite_limit(self) -> int:
         """Non-finite steps in a row that stop the run."""
@@ -320,7 +352,12 @@ class Config:
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""
-        if self.optimizer.warmup_steps >= self.steps:
+        if self.epochs and self.steps != DEFAULT_STEPS:
+            yield (
+                f"{key}.epochs is {self.epochs:g} and {key}.steps is {self.steps}, expected only "
+                f"one of them; set {key}.epochs=0, or leave {key}.steps at {DEFAULT_STEPS}."
+            )
+        if self.optimizer.warmup_steps >= self.steps and not self.epochs:
             yield (
                 f"{key}.optimizer.warmup_steps is {self.optimizer.warmup_steps}, expected fewer "
                 f"than {key}.steps={self.steps}; lower it."

@@ -1,10 +1,15 @@
-"""ArrayRecord files with msgpack maps `{image: bytes, captions: [str], key: str, split?: str}`."""
+"""ArrayRecord files with one msgpack map per example.
+
+    {image: bytes, captions: [str], key: str, split?: str, columns?: [str]}
+
+`columns` names the column that each caption comes from.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +19,11 @@ from jaxtyping import Shaped
 
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import (
+    DEFAULT_CAPTION_KEY,
     SECTION,
+    ColumnCaptions,
     Example,
+    captions_of,
     check_records,
     checked_captions,
     nothing_left,
@@ -43,10 +51,18 @@ class ArrayRecordSource:
     image. Files in a bucket are copied first (`storage.object_cache`), as the library opens paths.
     """
 
-    def __init__(self, path: AddressLike, *, split: str = "", section: str = SECTION) -> None:
+    def __init__(
+        self,
+        path: AddressLike,
+        *,
+        split: str = "",
+        caption_columns: Sequence[str] = (DEFAULT_CAPTION_KEY,),
+        section: str = SECTION,
+    ) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self._path = str(path)
+        self._caption_columns = tuple(caption_columns)
         try:
             files = data_files(path, ".array_record", "ArrayRecord", section)
             copies = local_copies(files, f"{section}.path")
@@ -111,7 +127,24 @@ class ArrayRecordSource:
         """Returns the record and the captions of an example."""
         number = int(self._numbers[index])
         record = self._read(number)
-        return record, checked_captions(record["captions"], f"{self._path}, record {number}")
+        return record, self._captions(record, f"{self._path}, record {number}")
+
+    def _captions(self, record: Mapping[str, Any], where: str) -> tuple[str, ...]:
+        captions = checked_captions(record["captions"], where)
+        if self._caption_columns == (DEFAULT_CAPTION_KEY,):
+            return captions
+        columns = record.get("columns")
+        if not isinstance(columns, list) or len(columns) != len(captions):
+            raise UserError(
+                f"{where}: the columns of the captions are {shortened(columns)}, expected the name "
+                "of a column for each caption; remove config.data.caption_key, or write the file "
+                "again from data with these columns."
+            )
+        values = {
+            name: [text for column, text in zip(columns, captions, strict=True) if column == name]
+            for name in self._caption_columns
+        }
+        return captions_of(values, where)
 
 
 def write_array_record(path: str | Path, examples: Iterable[Example], *, split: str = "") -> int:
@@ -136,6 +169,8 @@ def write_array_record(path: str | Path, examples: Iterable[Example], *, split: 
                 "captions": list(example.captions),
                 "key": example.key,
             }
+            if isinstance(example.captions, ColumnCaptions):
+                record["columns"] = list(example.captions.columns)
             if split:
                 record["split"] = split
             writer.write(msgpack.packb(record))
@@ -159,7 +194,9 @@ def _encoded(image: bytes | Shaped[np.ndarray, "h w *c"]) -> bytes:
 
 
 def _open(config: DataConfig, section: str) -> ArrayRecordSource:
-    return ArrayRecordSource(config.path, split=config.split, section=section)
+    return ArrayRecordSource(
+        config.path, split=config.split, caption_columns=config.caption_columns, section=section
+    )
 
 
-ARRAY_RECORD = SourceKind(reads=("path", "split"), captions=_open)
+ARRAY_RECORD = SourceKind(reads=("path", "split", "caption_key"), captions=_open)

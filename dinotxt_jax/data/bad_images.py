@@ -24,6 +24,15 @@ def too_many_bad(bad: int, examples: int, limit: float) -> UserError:
     )
 
 
+def nothing_passes(count: int, section: str) -> UserError:
+    """Returns the error for filters that exclude all of `count` examples drawn at random."""
+    return UserError(
+        f"none of {count} examples drawn from {section} passes its filters, expected enough "
+        f"examples to train on; correct {section}.min_side, max_aspect_ratio, min_caption_length "
+        "or max_caption_length."
+    )
+
+
 # Probability that a search gives up although no more than the allowed fraction is bad.
 _CHANCE = 1e-12
 
@@ -56,37 +65,40 @@ class BadImageMonitor:
 
     The limit is `max_bad_fraction` times the number of examples seen, or times the data set size
     during the first epoch, so that a bad image among the first ten does not stop a long run.
+
+    Attributes:
+        skipped: bad images since training began.
+        filtered: drawn examples that the filters excluded since training began.
     """
 
     def __init__(self, max_bad_fraction: float, dataset_size: int) -> None:
         self._max_bad_fraction = max_bad_fraction
         self._dataset_size = dataset_size
-        self._examples = self._skipped = 0
+        self._examples = self.skipped = self.filtered = 0
 
-    def update(self, examples: int, skipped: int) -> int:
+    def update(self, examples: int, skipped: int, filtered: int) -> None:
         """Counts one global batch.
 
         Args:
             examples: number of rows in the batch.
             skipped: number of bad images that others replaced in these rows, over all processes.
-
-        Returns:
-            The number skipped since training began.
+            filtered: number of examples that others replaced because of filters.
 
         Raises:
             UserError: this number exceeds the limit.
         """
         self._examples += examples
-        self._skipped += skipped
+        self.skipped += skipped
+        self.filtered += filtered
         expected = max(self._examples, self._dataset_size)
-        if self._skipped > self._max_bad_fraction * expected:
-            raise too_many_bad(self._skipped, expected, self._max_bad_fraction)
-        return self._skipped
+        if self.skipped > self._max_bad_fraction * expected:
+            raise too_many_bad(self.skipped, expected, self._max_bad_fraction)
 
     def get_state(self) -> dict[str, int]:
         """Returns the counts that `set_state` restores after a restart."""
-        return {"seen": self._examples, "skipped": self._skipped}
+        return {"seen": self._examples, "skipped": self.skipped, "filtered": self.filtered}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Continues counting from `state`."""
-        self._examples, self._skipped = int(state["seen"]), int(state["skipped"])
+        self._examples, self.skipped = int(state["seen"]), int(state["skipped"])
+        self.filtered = int(state.get("filtered", 0))  # absent in older checkpoints

@@ -28,7 +28,7 @@ from dinotxt_jax.data.class_labels import (
 from dinotxt_jax.data.examples import (
     DEFAULT_CAPTION_KEY,
     caption_columns,
-    checked_captions,
+    captions_of,
     folder_of_images,
     image_bytes,
     no_file,
@@ -61,7 +61,13 @@ class IndexRow(NamedTuple):
 
 
 def read_index(
-    path: Address, column: str, split: str, section: str, setting: str = ""
+    path: Address,
+    column: str,
+    split: str,
+    section: str,
+    setting: str = "",
+    *,
+    optional: bool = False,
 ) -> list[IndexRow]:
     """Reads the index lines of a split ("": all), with the image file and one more column.
 
@@ -71,6 +77,7 @@ def read_index(
         split: the value to select in the column `split`.
         section: command-line name for the data settings, for messages.
         setting: the key that names `column`, if there is one, for messages.
+        optional: whether the value may be empty.
 
     Raises:
         UserError: the file does not exist, is not UTF-8 or lacks these columns, a line lacks a
@@ -91,12 +98,12 @@ def read_index(
             if split and row.get("split") != split:
                 continue
             file_name, value = row[image], row[column]
-            if not file_name or not value:
+            if not file_name or not (value or optional):
                 raise UserError(
                     f"{path}:{number}: the column {image if not file_name else column} is empty; "
                     "fill it or remove the line."
                 )
-            images.append(IndexRow(number, file_name, value))
+            images.append(IndexRow(number, file_name, value or ""))
     if not images:
         raise nothing_left(path, split, splits, section)
     return images
@@ -128,16 +135,21 @@ def _open_captions(config: DataConfig, section: str) -> CaptionFileSource | None
     with _lines(path, section) as lines:
         columns = lines.fieldnames or ()
     names = caption_columns(config.caption_key, _CAPTION_COLUMNS)
-    column = next((name for name in names if name in columns), None)
-    if column is None and config.caption_key == DEFAULT_CAPTION_KEY:
+    existing = next((name for name in names if name in columns), None)
+    if existing is None and config.caption_key == DEFAULT_CAPTION_KEY:
         return None
-    column = column or config.caption_key
-    captions: dict[str, list[str]] = {}
-    for row in read_index(path, column, config.split, section, "caption_key"):
-        captions.setdefault(row.file, []).extend(
-            checked_captions(row.value, f"{path}:{row.number}")
-        )
-    entries = [(file, tuple(texts)) for file, texts in captions.items()]
+    captions: dict[str, dict[str, list[str]]] = {}  # file -> column -> captions
+    wanted = (existing,) if existing else config.caption_columns
+    optional = len(wanted) > 1
+    for column in wanted:
+        for row in read_index(
+            path, column, config.split, section, "caption_key", optional=optional
+        ):
+            where = f"{path}:{row.number}"
+            texts = captions.setdefault(row.file, {}).setdefault(column, [])
+            if row.value.strip() or not optional:
+                texts.extend(captions_of({column: row.value}, where))
+    entries = [(file, captions_of(texts, f"{path}, {file}")) for file, texts in captions.items()]
     return caption_file_source(path, config.image_root, entries, section)
 
 

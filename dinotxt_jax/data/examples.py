@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -36,6 +36,46 @@ class Example:
     image: bytes | Shaped[np.ndarray, "h w *c"]
     captions: tuple[str, ...]
     key: str
+
+
+class ColumnCaptions(tuple[str, ...]):
+    """Captions of one example from several columns, such as alt text and synthetic captions.
+
+    Attributes:
+        columns: the name of the column for each caption.
+    """
+
+    columns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, values: Mapping[str, object], where: str) -> ColumnCaptions:
+        """Returns the captions in several columns; a column without a caption is left out.
+
+        Args:
+            values: a caption, a list of captions or None, by column.
+            where: the place in the data, for messages.
+
+        Raises:
+            UserError: no column has a caption, or a value is no text.
+        """
+        present = {
+            column: checked_captions(value, where)
+            for column, value in values.items()
+            if not _is_blank(value)
+        }
+        if not present:
+            raise UserError(
+                f"{where}: the columns {', '.join(values)} have no caption, expected one in at "
+                "least one of them; add it or remove the example."
+            )
+        captions = cls(text for texts in present.values() for text in texts)
+        captions.columns = tuple(column for column, texts in present.items() for _ in texts)
+        return captions
+
+
+def _is_blank(value: object) -> bool:
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    return all(t is None or (isinstance(t, (str, bytes)) and not t.strip()) for t in texts)
 
 
 class Source(Protocol):
@@ -241,13 +281,28 @@ def caption_columns(key: str, others: Sequence[str]) -> tuple[str, ...]:
     return (key, *others) if key == DEFAULT_CAPTION_KEY else (key,)
 
 
-def caption_or_bad(captions: object, where: str) -> tuple[str, ...]:
-    """Returns captions as `checked_captions` does; invalid ones raise `BadImageError`.
+def captions_of(values: Mapping[str, object], where: str) -> tuple[str, ...]:
+    """Returns the captions in the columns that `caption_key` names.
+
+    Args:
+        values: a caption, a list of captions or None, by column.
+        where: the place in the data, for messages.
+
+    Raises:
+        UserError: there is no caption, or a value is no text.
+    """
+    if len(values) > 1:
+        return ColumnCaptions.of(values, where)
+    return checked_captions(next(iter(values.values())), where)
+
+
+def captions_or_bad(values: Mapping[str, object], where: str) -> tuple[str, ...]:
+    """Returns captions as `captions_of` does; invalid ones raise `BadImageError`.
 
     Data from the web has blank captions; they are counted with bad images and stop no run.
     """
     try:
-        return checked_captions(captions, where)
+        return captions_of(values, where)
     except UserError as error:
         raise BadImageError(str(error)) from error
 

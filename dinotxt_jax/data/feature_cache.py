@@ -6,7 +6,8 @@ A cache is a folder:
     v000-s00000.npy     tokens [examples, t, d] for one view and one shard with `SHARD` consecutive
                         examples (bfloat16 is stored as raw uint16 bits)
     v000-s00000.skipped.npy  per example, how many indices further (modulo the number of examples)
-                        the example that was used lies; 0 unless its image is bad
+                        the example that was used lies; 0 unless its image is bad, negative if
+                        the filters exclude the example
     v000-s00000.sums.npy  per example, the checksum of the tokens (`storage.checksums`)
 
 View v holds the same crops and flips that epoch v would use, so training from the cache equals
@@ -28,6 +29,7 @@ from jaxtyping import Float
 
 from dinotxt_jax.config import Config, DataConfig
 from dinotxt_jax.data.examples import Source, readable_captions
+from dinotxt_jax.data.mixture import part_number, source_parts
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.shard_files import (
     REPAIR,
@@ -58,6 +60,10 @@ _DATA_KEYS = (
     "split",
     "num_scenes",
     "only",
+    "min_side",
+    "max_aspect_ratio",
+    "min_caption_length",
+    "max_caption_length",
     "image_size",
     "augmentation",
     "resize",
@@ -91,9 +97,17 @@ def cache_description(
         "views": views,
         "examples": count,
         "captions": hashlib.sha256(json.dumps(sample).encode()).hexdigest(),
-        "data": {key: getattr(data, key) for key in _DATA_KEYS},
+        "data": {key: getattr(data, key) for key in _DATA_KEYS} | {"mixture": _mixture(data)},
     }
     return json.loads(json.dumps(description))
+
+
+def _mixture(data: DataConfig) -> dict[str, dict[str, Any]]:
+    """Returns the settings of the sources, without weights, which do not change the tokens."""
+    return {
+        name: {key: getattr(source, key) for key in _DATA_KEYS if hasattr(source, key)}
+        for name, source in data.mixture.items()
+    }
 
 
 class FeatureCache:
@@ -182,21 +196,30 @@ class FeatureCache:
 class CachedExample:
     """Makes examples with cached backbone tokens instead of an image; used as `make_example`."""
 
-    def __init__(self, cache: FeatureCache, source: Source, tokenize: Callable[[str], np.ndarray]):
+    def __init__(
+        self,
+        cache: FeatureCache,
+        source: Source,
+        data: DataConfig,
+        tokenize: Callable[[str], np.ndarray],
+    ):
         self._cache = cache
         self._source = source
+        self._parts = source_parts(source, data)
         self._tokenize = tokenize
 
     def __call__(self, draw: Draw) -> dict[str, np.ndarray]:
         view = draw.epoch % self._cache.views
         further = int(self._cache.skipped[view][draw.index])
         used = dataclasses.replace(draw, index=(draw.index + further) % len(self._cache))
-        captions = self._source.captions(used.index)
+        part = self._parts[part_number(self._parts, draw.index)]
+        caption = part.selection.caption(used, self._source.captions(used.index))
         return {
             "features": self._cache.tokens(view, draw.index),
-            "tokens": np.asarray(self._tokenize(captions[used.caption_index(len(captions))])),
+            "tokens": np.asarray(self._tokenize(caption)),
             "index": np.asarray(used.index, np.int64),
-            "skipped": np.asarray(further != 0, np.int32),
+            "skipped": np.asarray(further > 0, np.int32),
+            "filtered": np.asarray(further < 0, np.int32),
         }
 
 

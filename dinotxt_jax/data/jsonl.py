@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from dinotxt_jax.data.examples import (
+    DEFAULT_CAPTION_KEY,
     SECTION,
     Example,
-    checked_captions,
+    captions_of,
     folder_of_images,
     image_bytes,
     no_file,
@@ -33,7 +35,8 @@ class JsonlSource:
     """Image files and an index with one JSON object per line.
 
     Each line holds `image` (a path relative to `image_root`), `captions` (a list of texts) or
-    `caption` (one text), and optionally `split`. Every line is checked once, on construction. Only
+    `caption` (one text), and optionally `split`; `caption_columns` names other fields with
+    captions. Every line is checked once, on construction. Only
     the offset and length of each kept line stay in memory, 12 bytes per example; the line is read
     again when the example is requested.
     """
@@ -44,6 +47,7 @@ class JsonlSource:
         *,
         image_root: AddressLike = "",
         split: str = "",
+        caption_columns: Sequence[str] = (DEFAULT_CAPTION_KEY,),
         section: str = SECTION,
     ) -> None:
         self._path = to_address(path)
@@ -53,6 +57,7 @@ class JsonlSource:
                 f"{section}.path."
             )
         self._root = folder_of_images(self._path, image_root, section)
+        self._caption_columns = caption_columns
         self._index = ByteRanges(self._path)
         self._offsets, self._lengths = self._scan(split, section)
 
@@ -66,7 +71,9 @@ class JsonlSource:
         with stream(self._index) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    row_split = _parse_line(line, f"{self._path}:{number}")[2]
+                    row_split = _parse_line(line, self._caption_columns, f"{self._path}:{number}")[
+                        2
+                    ]
                     splits.add(row_split)
                     if not split or row_split == split:
                         offsets.append(offset)
@@ -94,10 +101,12 @@ class JsonlSource:
         """Returns (image path, captions) of an example."""
         offset = int(self._offsets[index])
         line = self._index.read(offset, offset + int(self._lengths[index]))
-        return _parse_line(line, f"{self._path}, example {index}")[:2]
+        return _parse_line(line, self._caption_columns, f"{self._path}, example {index}")[:2]
 
 
-def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
+def _parse_line(
+    line: bytes, columns: Sequence[str], where: str
+) -> tuple[str, tuple[str, ...], str]:
     """Parses one index line and returns (image path, captions, split)."""
     try:
         record = json.loads(line)
@@ -118,12 +127,14 @@ def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
             f"{where}: the field image is {actual}, expected the path of an image; correct or "
             "remove the line."
         )
-    if "captions" not in record and "caption" not in record:
+    if DEFAULT_CAPTION_KEY not in record and "caption" in record:
+        record[DEFAULT_CAPTION_KEY] = record["caption"]
+    if not any(column in record for column in columns):
         raise UserError(
-            f"{where}: the field captions is missing, expected captions (a list of texts) or "
-            "caption (one text); add it or remove the line."
+            f"{where}: the field {' or '.join(columns)} is missing, expected a list of texts, or "
+            "in caption one text; add it or remove the line."
         )
-    captions = checked_captions(record.get("captions", record.get("caption")), where)
+    captions = captions_of({column: record.get(column) for column in columns}, where)
     split = record.get("split", "")
     if not isinstance(split, str):
         raise UserError(
@@ -134,8 +145,12 @@ def _parse_line(line: bytes, where: str) -> tuple[str, tuple[str, ...], str]:
 
 def _open(config: DataConfig, section: str) -> JsonlSource:
     return JsonlSource(
-        config.path, image_root=config.image_root, split=config.split, section=section
+        config.path,
+        image_root=config.image_root,
+        split=config.split,
+        caption_columns=config.caption_columns,
+        section=section,
     )
 
 
-JSONL = SourceKind(reads=("path", "image_root", "split"), captions=_open)
+JSONL = SourceKind(reads=("path", "image_root", "split", "caption_key"), captions=_open)

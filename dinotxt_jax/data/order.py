@@ -1,6 +1,6 @@
 """The order in which training uses examples, and each example's randomness.
 
-Augmentation depends on (seed, epoch, index) only, and the order on (seed, epoch) only.
+Augmentation depends on (seed, epoch, index) only, and the order on (seed, position) only.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 from grain.experimental import index_shuffle
 
+from dinotxt_jax.data.shares import Share, shared
+
 _SHUFFLE_ROUNDS = 4  # Grain's default
-MAX_EXAMPLES = 2**32 - 1  # limit of Grain's 32-bit index shuffle
+_LARGEST_GRAIN_SHUFFLE = 2**32 - 1  # limit of Grain's 32-bit index shuffle
+MAX_EXAMPLES = 2**62  # an index fits into int64
 
 
 def _hashed(purpose: str, *values: int) -> int:
@@ -26,7 +29,27 @@ def _hashed(purpose: str, *values: int) -> int:
 
 def _shuffled(index: int, size: int, seed: int) -> int:
     """Returns the element `index` of a random permutation of `range(size)`."""
-    return index_shuffle(index, max_index=size - 1, seed=seed, rounds=_SHUFFLE_ROUNDS)
+    if size <= _LARGEST_GRAIN_SHUFFLE:
+        return index_shuffle(index, max_index=size - 1, seed=seed, rounds=_SHUFFLE_ROUNDS)
+    return _shuffled_by_feistel(index, size, seed)
+
+
+def _shuffled_by_feistel(index: int, size: int, seed: int) -> int:
+    """Returns the element `index` of a permutation of `range(size)`, for any size.
+
+    A Feistel network permutes all numbers with 2 x `half` bits, fewer than 4 x `size`. Numbers
+    outside the range are permuted again until they are inside, which leaves a permutation of the
+    range (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+    """
+    half = ((size - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for number in range(_SHUFFLE_ROUNDS):
+            left, right = right, left ^ (_hashed("feistel", seed, number, right) & mask)
+        index = left << half | right
+        if index < size:
+            return index
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,8 +57,8 @@ class Draw:
     """One use of an example in training.
 
     Attributes:
-        epoch: complete passes over the data before this one.
-        index: the example's index in the source.
+        epoch: complete passes over the source before this one.
+        index: the example's index; the examples of several sources follow each other.
         position: position in training, `step * batch_size + row`.
         seed: the run's seed.
     """
@@ -50,17 +73,23 @@ class Draw:
         key = _hashed("augmentation", self.seed, self.epoch, self.index)
         return np.random.Generator(np.random.Philox(key=key))
 
-    def substitutes(self, size: int) -> Iterator[int]:
-        """Yields all other examples of `size` once, in an order set by (seed, epoch, index).
+    def substitutes(self, first: int, size: int) -> Iterator[int]:
+        """Yields all other indices from `first` to `first + size - 1` once.
 
-        They take the place of an example with a bad image. Unlike neighbours, they are spread over
-        the data, so that a lost folder makes no other example more frequent than the rest.
+        Their examples take the place of one with a bad image. The order depends on (seed, epoch,
+        index). Unlike neighbours, substitutes are spread over the data, so that a lost folder makes
+        no other example more frequent than the rest.
         """
         seed = _hashed("substitutes", self.seed, self.epoch, self.index) % 2**32
         for number in range(size):
-            index = _shuffled(number, size, seed)
+            index = first + _shuffled(number, size, seed)
             if index != self.index:
                 yield index
+
+    def fraction(self, purpose: str) -> float:
+        """Returns a number, uniform in [0, 1), determined by (seed, epoch, index) and `purpose`."""
+        # 53 bits: a float near 1 would be rounded to 1 with more.
+        return (_hashed(purpose, self.seed, self.epoch, self.index) >> 75) / 2**53
 
     def caption_index(self, count: int) -> int:
         """Returns which of `count` captions to use; `count` epochs use each caption once.
@@ -79,11 +108,11 @@ class Turns:
     """The endless sequence of draws for one process, from `first_step` on.
 
     In step s the global batch has the rows s*B to (s+1)*B and is split into N equal parts. A
-    process reads its `parts` in order; part p has the rows [s*B + p*B/N, s*B + (p+1)*B/N). Epochs
-    follow each other without a gap, also within a batch.
+    process reads its `parts` in order; part p has the rows [s*B + p*B/N, s*B + (p+1)*B/N). Each
+    source has its own epochs, which follow each other without a gap, also within a batch.
     """
 
-    dataset_size: int
+    shares: tuple[Share, ...]
     batch_size: int
     seed: int
     shuffle: bool
@@ -104,9 +133,20 @@ class Turns:
         step, row = divmod(number, self.rows)
         part, row = divmod(row, size)
         step += self.first_step
-        position = step * self.batch_size + self.parts[part] * size + row
-        epoch, index = divmod(position, self.dataset_size)
+        return self.draw(step * self.batch_size + self.parts[part] * size + row)
+
+    @property
+    def dataset_size(self) -> int:
+        """Number of examples in all sources."""
+        return sum(share.size for share in self.shares)
+
+    def draw(self, position: int) -> Draw:
+        """Returns the draw at a position in training."""
+        number, used = shared(position, self.shares)
+        share = self.shares[number]
+        epoch, index = divmod(used, share.size)
         if self.shuffle:
-            seed = _hashed("order", self.seed, epoch) % 2**32
-            index = _shuffled(index, self.dataset_size, seed)
-        return Draw(epoch, index, position, self.seed)
+            # Sources of equal size get different orders, as their examples may correspond.
+            seed = _hashed("order", self.seed, epoch, *([number] if number else [])) % 2**32
+            index = _shuffled(index, share.size, seed)
+        return Draw(epoch, share.first + index, position, self.seed)

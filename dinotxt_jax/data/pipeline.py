@@ -23,11 +23,14 @@ from dinotxt_jax.data.bad_images import (
     BadImageMonitor,
     bad_in_evaluation,
     most_tries,
+    nothing_passes,
     too_many_bad,
 )
 from dinotxt_jax.data.examples import Example, Source
+from dinotxt_jax.data.mixture import Part, part_number, shares_of, source_parts
 from dinotxt_jax.data.order import MAX_EXAMPLES, Draw, Turns
-from dinotxt_jax.data.transforms import TrainTransform, decode_image
+from dinotxt_jax.data.selection import FilteredError, Selection
+from dinotxt_jax.data.transforms import TrainTransform, decode_image, image_size
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import termination
 
@@ -46,6 +49,8 @@ __all__ = [
 # Grain's error for a worker that ended by itself, and how often in a row workers are started again.
 _KILLED = re.compile(r"worker process( \d+)? was terminated unexpectedly", re.IGNORECASE)
 _RESTARTS = 3
+# Filtered examples in a row, drawn at random, after which a filter passes practically nothing.
+_MOST_FILTERED = 10_000
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -175,7 +180,8 @@ def make_training_iterator(
     """Returns an endless iterator, from step 0, over this process's share in every global batch.
 
     Args:
-        source: any object whose length is the number of examples.
+        source: any object whose length is the number of examples; the order in a `Mixture` follows
+            the weights of its sources.
         make_example: makes the arrays for one example, e.g. `ImageTextExample`; called from many
             threads, and pickled if there are workers.
         batch_size: number of rows in the global batch.
@@ -188,7 +194,7 @@ def make_training_iterator(
         shuffle: whether to shuffle each epoch differently or always keep the source order.
 
     Raises:
-        UserError: there are no examples or more than 2^32 - 1, or the batch size is not divisible
+        UserError: there are no examples or more than 2^62, or the batch size is not divisible
             by `part_count`.
     """
     size = len(source)
@@ -201,7 +207,8 @@ def make_training_iterator(
             f"the global batch of {batch_size} does not divide into {part_count} parts, "
             "expected a multiple of their number; change config.batch_size or config.mesh."
         )
-    turns = Turns(size, batch_size, seed, shuffle, tuple(parts), part_count, first_step=0)
+    shares = shares_of(source)
+    turns = Turns(shares, batch_size, seed, shuffle, tuple(parts), part_count, first_step=0)
     return TrainingIterator(
         turns, make_example, threads=threads, prefetch=prefetch, workers=workers
     )
@@ -210,14 +217,16 @@ def make_training_iterator(
 class ImageTextExample:
     """Reads, augments and tokenizes the example for a draw.
 
-    An image that does not decode is logged once and replaced by another example, drawn at random
-    (`Draw.substitutes`), with the captions and augmentation of that example. The search ends with a
-    `UserError` when it has met more bad images than `max_bad_fraction` explains (`most_tries`).
-    With `evaluated`, every bad image raises an error, because skipping it would change the
-    evaluation result.
+    An image that does not decode is logged once and replaced by another example of the same source,
+    drawn at random (`Draw.substitutes`), with the captions and augmentation of that example; so is
+    an example that does not pass the filters of its source. The search ends with a `UserError` when
+    it has met more bad images than `max_bad_fraction` explains (`most_tries`), or too many filtered
+    examples. With `evaluated`, every bad image raises an error, because skipping it would change
+    the evaluation result.
 
     Returns a dict with image uint8 [s s 3] (not normalised), tokens int32 [l], index int64 (the
-    example used) and skipped int32 (1 if that is another than the one drawn, otherwise 0).
+    example used), and two int32 that tell whether that is another than the one drawn: skipped (1 if
+    the image drawn is bad, otherwise 0) and filtered (1 if the filters exclude the example drawn).
     """
 
     def __init__(
@@ -229,6 +238,7 @@ class ImageTextExample:
         evaluated: bool = False,
     ) -> None:
         self._source = source
+        self._parts = source_parts(source, config)
         self._transform = TrainTransform(config)
         self._tokenize = tokenize
         self._evaluated = evaluated
@@ -237,31 +247,51 @@ class ImageTextExample:
         self._named: dict[int, object] = {}
 
     def __call__(self, draw: Draw) -> dict[str, np.ndarray]:
-        example, image, draw, skipped = self._first_good(draw)
-        caption = example.captions[draw.caption_index(len(example.captions))]
+        part = self._parts[part_number(self._parts, draw.index)]
+        image, caption, used, first_error = self._first_good(draw, part)
+        filtered = isinstance(first_error, FilteredError)
         return {
-            "image": self._transform(image, draw.rng()),
+            "image": self._transform(image, used.rng()),
             "tokens": np.asarray(self._tokenize(caption), np.int32),
-            "index": np.asarray(draw.index, np.int64),
-            "skipped": np.asarray(skipped, np.int32),
+            "index": np.asarray(used.index, np.int64),
+            "skipped": np.asarray(first_error is not None and not filtered, np.int32),
+            "filtered": np.asarray(filtered, np.int32),
         }
 
-    def _first_good(self, draw: Draw) -> tuple[Example, Image.Image, Draw, int]:
-        size = len(self._source)
-        most = most_tries(self._max_bad_fraction, size)
-        tries = itertools.chain([draw.index], draw.substitutes(size))
-        for number, index in enumerate(itertools.islice(tries, most)):
+    def _first_good(
+        self, draw: Draw, part: Part
+    ) -> tuple[Image.Image, str, Draw, Exception | None]:
+        """Returns image, caption, the draw used, and why that is not the first draw."""
+        share = part.share
+        most = most_tries(self._max_bad_fraction, share.size)
+        bad = filtered = 0
+        first_error: Exception | None = None
+        for index in itertools.chain([draw.index], draw.substitutes(share.first, share.size)):
+            used = dataclasses.replace(draw, index=index)
             try:
-                example = self._source[index]
-                image = decoded_image(example, self._max_pixels)
+                return *self._read(used, part.selection), used, first_error
+            except FilteredError as error:
+                filtered += 1
+                first_error = first_error or error
             except BadImageError as error:
                 if self._evaluated:
                     raise bad_in_evaluation(index, error) from error
                 self._name_once(index, error)
-            else:
-                return example, image, dataclasses.replace(draw, index=index), int(number > 0)
+                bad += 1
+                first_error = first_error or error
+            if bad == most or filtered == _MOST_FILTERED:
+                break
+        if filtered and bad < most:
+            raise nothing_passes(filtered, part.section)
         limit = self._max_bad_fraction
-        raise too_many_bad(most, size if most >= limit * size else most, limit)
+        raise too_many_bad(bad, share.size if most >= limit * share.size else bad, limit)
+
+    def _read(self, draw: Draw, selection: Selection) -> tuple[Image.Image, str]:
+        example = self._source[draw.index]
+        caption = selection.caption(draw, example.captions)
+        if selection.has_size_filter:
+            selection.check_size(*image_size(example.image))  # before the image is decoded
+        return decoded_image(example, self._max_pixels), caption
 
     def _name_once(self, index: int, error: BadImageError) -> None:
         ours = object()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dinotxt_jax.config.data import CAPTIONS, LABELS, MASKS
+from dinotxt_jax.config.sources import CAPTIONS, LABELS, MASKS
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig

@@ -23,6 +23,7 @@ from dinotxt_jax.data.karpathy import KARPATHY
 from dinotxt_jax.data.labelled import LabelledSource, with_classes
 from dinotxt_jax.data.mask_folders import MASK_FOLDERS
 from dinotxt_jax.data.masks import MaskSource
+from dinotxt_jax.data.mixture import Mixture
 from dinotxt_jax.data.parquet import PARQUET
 from dinotxt_jax.data.scenes import SCENES
 from dinotxt_jax.data.source_kind import CAPTIONS, LABELS, MASKS, SourceKind
@@ -53,6 +54,8 @@ _READ_BY_SOME = {key for kind in SOURCES.values() for key in kind.reads}
 def open_source(config: DataConfig, section: str = SECTION) -> Source:
     """Opens a source's images and captions; for labelled images, class names are the captions.
 
+    A mixture is opened source by source.
+
     Args:
         config: the data settings.
         section: the command-line name for these settings, used in messages.
@@ -60,6 +63,12 @@ def open_source(config: DataConfig, section: str = SECTION) -> Source:
     Raises:
         UserError: the source is unknown, the data is missing or empty, or an example is invalid.
     """
+    if config.mixture:
+        opened = [
+            (key, open_source(config.of_source(settings), key))
+            for key, settings in config.sources(section)
+        ]
+        return Mixture(opened, config)
     kind = _kind(config, CAPTIONS, section)
     source = None if kind.captions is None else kind.captions(config, section)
     return open_labelled(config, section) if source is None else source

@@ -17,7 +17,7 @@ from dinotxt_jax.data.class_labels import (
 from dinotxt_jax.data.examples import (
     Example,
     caption_columns,
-    caption_or_bad,
+    captions_or_bad,
     check_records,
     shortened,
 )
@@ -101,8 +101,10 @@ class TableSource:
     def __init__(self, rows: TableRows, config: DataConfig, section: str) -> None:
         self._rows, self._section = rows, section
         self._image = chosen_column(rows, (config.image_key,), f"{section}.image_key")
-        names = caption_columns(config.caption_key, _CAPTION_COLUMNS)
-        self._captions = chosen_column(rows, names, f"{section}.caption_key")
+        self._captions = [
+            chosen_column(rows, caption_columns(name, _CAPTION_COLUMNS), f"{section}.caption_key")
+            for name in config.caption_columns
+        ]
         check_records(self.captions, len(self))
 
     def __len__(self) -> int:
@@ -113,7 +115,8 @@ class TableSource:
         return Example(image, self.captions(index), self.key(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return caption_or_bad(self._rows.value(index, self._captions), self.key(index))
+        values = {column: self._rows.value(index, column) for column in self._captions}
+        return captions_or_bad(values, self.key(index))
 
     def key(self, index: int) -> str:
         """Returns the name of an example."""

@@ -25,8 +25,8 @@ from dinotxt_jax.data.class_labels import (
 from dinotxt_jax.data.examples import (
     SECTION,
     Example,
+    captions_of,
     check_records,
-    checked_captions,
     nothing_left,
     shortened,
 )
@@ -181,12 +181,13 @@ class TfdsSource:
         split: str,
         data_dir: str,
         image_key: str,
-        caption_key: str,
+        caption_columns: Sequence[str],
         section: str = SECTION,
     ) -> None:
         self._records = TfdsRecords(name, split, data_dir, image_key, section)
-        self._caption_key = caption_key
-        self._records.feature(caption_key, "caption_key")
+        self._caption_columns = caption_columns
+        for column in caption_columns:
+            self._records.feature(column, "caption_key")
         check_records(self.captions, len(self))
 
     def __len__(self) -> int:
@@ -205,15 +206,17 @@ class TfdsSource:
         return self._records.key(index)
 
     def _captions(self, record: Mapping[str, Any], index: int) -> tuple[str, ...]:
-        captions = self._records.value(record, self._caption_key)
-        if isinstance(captions, np.ndarray):
-            captions = captions.tolist()
-        return checked_captions(captions, self._records.key(index))
+        values = {column: self._records.value(record, column) for column in self._caption_columns}
+        lists = {
+            column: value.tolist() if isinstance(value, np.ndarray) else value
+            for column, value in values.items()
+        }
+        return captions_of(lists, self._records.key(index))
 
 
 def _open(config: DataConfig, section: str) -> TfdsSource:
-    keys = (config.image_key, config.caption_key)
-    return TfdsSource(config.name, config.split, config.path, *keys, section)
+    place = (config.name, config.split, config.path)
+    return TfdsSource(*place, config.image_key, config.caption_columns, section)
 
 
 def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> LabelledImages:

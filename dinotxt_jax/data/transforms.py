@@ -76,6 +76,25 @@ def decode_image(
         raise BadImageError(f"{type(error).__name__}: {error}") from error
 
 
+def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
+    """Returns width and height, in pixels, without decoding; before any EXIF rotation.
+
+    Raises:
+        BadImageError: the input is not an image.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[1], image.shape[0]
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return opened.size
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError(_unidentified(image)) from error
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...
+        raise BadImageError(f"{type(error).__name__}: {error}") from error
+
+
 def _limit_size(image: Image.Image, max_pixels: int) -> None:
     """Reduces the size at which a large JPEG will be decoded; raises an error for other images."""
     width, height = image.size

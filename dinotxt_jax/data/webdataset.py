@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,7 @@ from dinotxt_jax.data.examples import (
     DEFAULT_CAPTION_KEY,
     SECTION,
     Example,
-    caption_or_bad,
+    captions_or_bad,
     check_records,
     shortened,
 )
@@ -54,8 +55,9 @@ class WebDatasetSource:
 
     Args:
         path: a tar, a folder (all `*.tar`) or a glob; files are read in sorted name order.
-        caption_key: the captions' key in `KEY.json`. Where the default key is missing, the captions
-            are the content of `KEY.txt`, or else the key "caption" (as img2dataset names it).
+        caption_columns: the captions' keys in `KEY.json`; "txt" is the content of `KEY.txt`. Where
+            the default key is missing, the captions are the content of `KEY.txt`, or else the key
+            "caption" (as img2dataset names it).
         section: command-line name for the data settings, for messages.
 
     Raises:
@@ -63,9 +65,13 @@ class WebDatasetSource:
     """
 
     def __init__(
-        self, path: AddressLike, *, caption_key: str = DEFAULT_CAPTION_KEY, section: str = SECTION
+        self,
+        path: AddressLike,
+        *,
+        caption_columns: Sequence[str] = (DEFAULT_CAPTION_KEY,),
+        section: str = SECTION,
     ) -> None:
-        self._caption_key = caption_key
+        self._caption_columns = caption_columns
         self._files = data_files(path, ".tar", "tar", section)
         indexes, left_out = [], Counter[str]()
         threads = ThreadPoolExecutor(_THREADS)
@@ -125,7 +131,9 @@ class WebDatasetSource:
         image = next((members[ending] for ending in members if ending in IMAGE_ENDINGS), None)
         if image is None:
             raise BadImageError(f"{where}: the image cannot be found; write the tar again.")
-        return _Sample(f"{file.name}/{key}", image, _captions(members, self._caption_key, where))
+        return _Sample(
+            f"{file.name}/{key}", image, _captions(members, self._caption_columns, where)
+        )
 
 
 @functools.lru_cache(maxsize=_MOST_OPEN)
@@ -172,7 +180,7 @@ def _headers(content: bytes) -> list[tarfile.TarInfo]:
     return members
 
 
-def _captions(members: dict[str, bytes], caption_key: str, where: str) -> tuple[str, ...]:
+def _captions(members: dict[str, bytes], columns: Sequence[str], where: str) -> tuple[str, ...]:
     record: Any = {}
     try:
         if "json" in members:
@@ -184,15 +192,14 @@ def _captions(members: dict[str, bytes], caption_key: str, where: str) -> tuple[
         ) from error
     if not isinstance(record, dict):
         raise BadImageError(f"{where}: its JSON is {shortened(record)}, expected an object.")
-    choices = [record.get(caption_key)]
-    if caption_key == DEFAULT_CAPTION_KEY:
-        choices += [text, record.get("caption")]
-    captions = next((choice for choice in choices if choice is not None), None)
-    return caption_or_bad(captions, where)
+    values = {"txt": text} | record
+    if values.get(DEFAULT_CAPTION_KEY) is None:
+        values[DEFAULT_CAPTION_KEY] = text if text is not None else record.get("caption")
+    return captions_or_bad({column: values.get(column) for column in columns}, where)
 
 
 def _open(config: DataConfig, section: str) -> WebDatasetSource:
-    return WebDatasetSource(config.path, caption_key=config.caption_key, section=section)
+    return WebDatasetSource(config.path, caption_columns=config.caption_columns, section=section)
 
 
 WEBDATASET = SourceKind(reads=("path", "caption_key"), captions=_open)

@@ -73,6 +73,11 @@ def plan(
         UserError: settings that cannot run; raised before anything is compiled.
     """
     check(config, needs=("backbone",))
+    if config.epochs:
+        raise UserError(
+            f"config.epochs is {config.epochs:g}, expected 0 for a plan, which opens no data and "
+            "cannot know the number of steps; give --config.epochs=0 --config.steps=N."
+        )
     if evaluation is not None:
         check(evaluation, "eval", needs=("tasks",))
     if output is not None:

@@ -46,6 +46,7 @@ class Batch(NamedTuple):
         waited: seconds that this process waited for the batch while its devices had nothing to do:
             for examples, for other processes, or for the copy to the devices.
         bad_images: images that all processes have skipped since training began.
+        filtered: drawn examples that filters have excluded in all processes since training began.
         exit_code: the exit code for a signal that any process received (`Termination`), after
             which the step with this batch is the last; 0 without a signal.
         indices: the examples that this process read for the batch.
@@ -57,6 +58,7 @@ class Batch(NamedTuple):
     token_rows: TokenRows
     waited: float
     bad_images: int
+    filtered: int
     exit_code: int
     indices: Int[np.ndarray, " b"]
     samples: tuple[UInt8[np.ndarray, "s h w 3"] | None, Int[np.ndarray, "s l"]]
@@ -69,12 +71,14 @@ class _HostBatch(NamedTuple):
         images: pixels uint8[b h w 3], or cached backbone tokens [b t d].
         texts: the captions.
         skipped: bad images that were skipped to fill the b rows.
+        filtered: examples that filters excluded, likewise.
         indices: the example in each row.
     """
 
     images: Shaped[np.ndarray, "b ..."]
     texts: PreparedTexts
     skipped: int
+    filtered: int
     indices: Int[np.ndarray, " b"]
 
 
@@ -90,6 +94,7 @@ class _Agreement(NamedTuple):
 
     text_size: int
     skipped: int
+    filtered: int
     exit_code: int
 
 
@@ -172,7 +177,7 @@ class Batches(Iterator[Batch]):
         make_example = (
             ImageTextExample(source, config.data, tokenizer.encode)
             if cache is None
-            else CachedExample(cache, source, tokenizer.encode)
+            else CachedExample(cache, source, config.data, tokenizer.encode)
         )
         process = jax.process_index()
         return make_training_iterator(
@@ -229,13 +234,14 @@ class Batches(Iterator[Batch]):
         agreed = self._agree(host, failure, before)
         assert host is not None  # otherwise there is a failure, which all processes have raised
         try:
-            bad_images = self._bad_images.update(self._pairs, agreed.skipped)
+            self._bad_images.update(self._pairs, agreed.skipped, agreed.filtered)
         except UserError as error:
             raise ReadingError(error, before) from error
         pixels = host.images[:SAMPLES] if self._image_name == "image" else None
         samples = (pixels, host.texts.tokens[:SAMPLES])
         arrays, rows = self._place(host, agreed.text_size)
-        batch = Batch(arrays, rows, 0.0, bad_images, agreed.exit_code, host.indices, samples)
+        counts = (self._bad_images.skipped, self._bad_images.filtered)
+        batch = Batch(arrays, rows, 0.0, *counts, agreed.exit_code, host.indices, samples)
         return _Prepared(batch, self._read_position())
 
     def _read_unless(self, failure: UserError | None) -> tuple[_HostBatch | None, UserError | None]:
@@ -283,17 +289,18 @@ class Batches(Iterator[Batch]):
     def _read(self) -> _HostBatch:
         rows = next(self._examples)
         texts = self._texts.prepare(rows["tokens"])
-        return _HostBatch(rows[self._image_name], texts, int(rows["skipped"].sum()), rows["index"])
+        counts = (int(rows["skipped"].sum()), int(rows["filtered"].sum()))
+        return _HostBatch(rows[self._image_name], texts, *counts, rows["index"])
 
     def _agree(
         self, host: _HostBatch | None, failure: UserError | None, position: dict[str, Any]
     ) -> _Agreement:
         """Makes all decisions in one exchange: every process must compile and run the same step."""
-        sizes, skips, checked, exit_codes, sentences, codes = zip(
+        sizes, counts, checked, exit_codes, sentences, codes = zip(
             *self._exchange.gathered(
                 [
                     0 if host is None else host.texts.size,
-                    0 if host is None else host.skipped,
+                    (0, 0) if host is None else (host.skipped, host.filtered),
                     self._check_failure is None,
                     self._termination.exit_code,
                     "" if failure is None else str(failure),
@@ -310,10 +317,12 @@ class Batches(Iterator[Batch]):
             if all(checked):
                 raise ReadingError(error, position) from error
             raise
+        # All processes in a group read the same rows, so only the first one counts.
+        skipped, filtered = np.sum([counts[group[0]] for group in self._readers.values()], 0)
         return _Agreement(
             text_size=max(sizes),
-            # All processes in a group read the same rows, so only the first one counts.
-            skipped=sum(skips[group[0]] for group in self._readers.values()),
+            skipped=int(skipped),
+            filtered=int(filtered),
             exit_code=max(exit_codes),
         )
 

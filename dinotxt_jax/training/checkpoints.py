@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -135,6 +136,8 @@ def claim_workdir(
 
 
 def _is_free(key: str) -> bool:
+    # The settings of a source in a mixture are as free as those of an only source.
+    key = re.sub(r"^config\.data\.mixture\..+\.", "config.data.", key)
     return any(key == free or (free[-1] == "." and key.startswith(free)) for free in FREE_SETTINGS)
 
 

@@ -21,6 +21,7 @@ from dinotxt_jax.config.training import NO_TRACKER
 from dinotxt_jax.data.examples import Source, check_images_found
 from dinotxt_jax.data.feature_cache import FeatureCache, cache_description, task_folder
 from dinotxt_jax.data.identity import data_identity
+from dinotxt_jax.data.mixture import Mixture, source_parts
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task
 from dinotxt_jax.runtime import processes
@@ -89,7 +90,6 @@ class _Run:
         self.begun = time.time()
         check(config, needs=("backbone",))
         check_tracker(config.tracker)
-        self.config = config
         self.workdir = workdir = to_output(workdir, "--workdir")
         self.mesh: Mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         self.backbone = read_description(config.backbone)
@@ -97,6 +97,8 @@ class _Run:
         check_image_size(config.data.image_size, patch_size)
         check_tasks(config.evaluation, patch_size, self.mesh, "config.evaluation")
         self.source = open_source(config.data)
+        self.config = config = config.for_examples(len(self.source))
+        check(config)  # the number of steps has become known
         self.identity = data_identity(self.source, config.data.threads)
         check_workdir(workdir, config, self.backbone.fingerprint, self.identity)
         self.cache = self._open_cache(
@@ -118,7 +120,8 @@ class _Run:
             if opened_task.name in cached
         }
         if self.cache is None:
-            check_images_found(self.source, config.data)
+            for part in source_parts(self.source, config.data):
+                check_images_found(part.source, part.data, part.section)
         for opened_task in opened:
             if caches.get(opened_task.name) is None:
                 opened_task.check_images()
@@ -170,6 +173,9 @@ class _Run:
 
     def _run(self) -> Address:
         config = self.config
+        if isinstance(self.source, Mixture) and processes.is_first():
+            pairs = config.steps * config.pairs_per_step
+            logging.info("%d steps use\n%s", config.steps, "\n".join(self.source.described(pairs)))
         claim_workdir(self.workdir, config, self.backbone.fingerprint, self.identity)
         if processes.is_first():
             save_tokenizer(self.tokenizer, self.workdir / "tokenizer")

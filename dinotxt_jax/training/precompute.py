@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from dinotxt_jax.data.feature_cache import (
     stored_description,
     task_folder,
 )
+from dinotxt_jax.data.mixture import source_parts
 from dinotxt_jax.data.order import Draw
 from dinotxt_jax.data.pipeline import ImageTextExample, in_threads
 from dinotxt_jax.data.shard_files import shard_file, shard_problem, skipped_file, sums_file
@@ -42,6 +44,9 @@ from dinotxt_jax.storage.checksums import is_verifying, row_checksums
 from dinotxt_jax.storage.files import new_file, write_text
 from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.training.models import frozen_dtypes
+
+# The values of an example that tell which other example was used in its place, and why.
+_REPLACEMENT = ("index", "filtered")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +123,8 @@ def _open_sets(config: Config) -> list[EncodedSet]:
             check_same_cache(images.folder, stored, expected)
             missing = _to_encode(images, stored)
         if missing:
-            check_images_found(images.source, images.data, images.section)
+            for part in source_parts(images.source, images.data, images.section):
+                check_images_found(part.source, part.data, part.section)
         checked.append(dataclasses.replace(images, missing=tuple(missing)))
     return checked
 
@@ -190,13 +196,16 @@ def encode_source(config: Config, images: EncodedSet) -> None:
             first = shard * feature_cache.SHARD
             draws = [Draw(view, i, i, config.seed) for i in range(first, first + rows[view, shard])]
             examples = in_threads(draws, make_example, data.threads, data.prefetch)
-            tokens, used = [], []
-            for pixels, indices in _batches(examples, batch_size):
+            tokens: list[np.ndarray] = []
+            used: list[dict[str, np.ndarray]] = []
+            for rows_read in _batches(examples, batch_size):
+                pixels = np.stack([row.pop("image") for row in rows_read])
                 placed = jax.device_put(_padded(pixels, batch_size), sharding.batch_sharding(mesh))
                 tokens.append(np.asarray(encode(arrays, placed))[: len(pixels)])
-                used.append(indices)
+                used += rows_read
                 bar.update(len(pixels))
-            further = np.concatenate(used) - [draw.index for draw in draws]
+            index, filtered = (np.stack([row[key] for row in used]) for key in _REPLACEMENT)
+            further = (index - [draw.index for draw in draws]) % len(source)
             encoded = np.concatenate(tokens)
             finite = np.isfinite(encoded).all((1, 2))
             if not finite.all():
@@ -206,7 +215,7 @@ def encode_source(config: Config, images: EncodedSet) -> None:
                     "that is whole, or another config.precision.frozen."
                 )
             bits = _bits(encoded)
-            _write(skipped_file(folder, view, shard), further % len(source))
+            _write(skipped_file(folder, view, shard), further - filtered * len(source))
             _write(sums_file(folder, view, shard), row_checksums(bits))
             _write(shard_file(folder, view, shard), bits)
     processes.wait()
@@ -214,20 +223,10 @@ def encode_source(config: Config, images: EncodedSet) -> None:
 
 def _batches(
     examples: Iterator[dict[str, np.ndarray]], size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (images, indices of the examples used) in batches of up to `size`."""
-    rows: list[dict[str, np.ndarray]] = []
-    for example in examples:
-        rows.append(example)
-        if len(rows) == size:
-            yield _stacked(rows)
-            rows = []
-    if rows:
-        yield _stacked(rows)
-
-
-def _stacked(rows: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.stack([r["image"] for r in rows]), np.stack([r["index"] for r in rows])
+) -> Iterator[list[dict[str, np.ndarray]]]:
+    """Yields examples in batches of up to `size`."""
+    while rows := list(itertools.islice(examples, size)):
+        yield rows
 
 
 def _padded(images: np.ndarray, count: int) -> np.ndarray:

@@ -20,7 +20,7 @@ _NOTES = "_CHECKPOINT_METADATA"
 # Rates are means over this many of the last lines.
 _LINES = 10
 # Metrics that are counts of things that should not happen.
-_COUNTS = ("bad_images", "nonfinite_steps", "storage_retries")
+_COUNTS = ("bad_images", "filtered_examples", "nonfinite_steps", "storage_retries")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,11 @@ class StepMetrics:
     def report(self, metrics: Mapping[str, Any], batch: Batch) -> dict[str, float]:
         """Returns the values of a line; waits for the step, whose time the rates include."""
         losses = {name: float(value) for name, value in metrics.items()}
-        counts = {"bad_images": batch.bad_images, "storage_retries": repeated()}
+        counts = {
+            "bad_images": batch.bad_images,
+            "filtered_examples": batch.filtered,
+            "storage_retries": repeated(),
+        }
         return losses | self._texts.report() | self._throughput.report() | counts
 
     def restart(self) -> None:

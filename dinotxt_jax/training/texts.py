@@ -15,8 +15,11 @@ from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig
 from dinotxt_jax.config.architecture import TextConfig
 from dinotxt_jax.data.examples import Source, readable_captions
+from dinotxt_jax.data.mixture import part_number, shares_of, source_parts
+from dinotxt_jax.data.order import Draw, Turns
 from dinotxt_jax.data.packing import Packed, pack, planned_rows, row_counts, stacked
 from dinotxt_jax.data.pipeline import in_threads
+from dinotxt_jax.data.selection import FilteredError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import read_json, write_text
@@ -110,7 +113,7 @@ class TextRows:
         self._logged: set[int] = set()
         if config.text.pack:
             captions = config.pairs_per_step // self._parts
-            lengths = sampled_lengths(source, tokenizer, config.data)
+            lengths = sampled_lengths(source, tokenizer, config.data, config.seed)
             planned = planned_rows(lengths, captions, self._parts, tokenizer.context_length)
             self._row_counts = row_counts(planned, captions)
             logging.info("packing %d captions into %d rows on each device", captions, planned)
@@ -199,14 +202,24 @@ class TextMetrics:
 
 
 def sampled_lengths(
-    source: Source, tokenizer: Tokenizer, data: DataConfig
+    source: Source, tokenizer: Tokenizer, data: DataConfig, seed: int
 ) -> list[Int[np.ndarray, " c"]]:
-    """Returns the caption lengths in tokens of examples spread over a source, per example."""
+    """Returns the lengths, in tokens, of the captions that training may use, per example.
+
+    The examples are drawn as training draws them, spread over the first epoch.
+    """
     count = min(len(source), _SAMPLED)
-    indices = [number * len(source) // count for number in range(count)]
+    parts = source_parts(source, data)
+    turns = Turns(shares_of(source), 1, seed, True, (0,), 1, first_step=0)
+    draws = [turns.draw(number * len(source) // count) for number in range(count)]
 
-    def lengths(index: int) -> Int[np.ndarray, " c"]:
-        return tokenizer.lengths(tokenizer(readable_captions(source, index)))
+    def lengths(draw: Draw) -> Int[np.ndarray, " c"]:
+        selection = parts[part_number(parts, draw.index)].selection
+        try:
+            captions = selection.candidates(draw, readable_captions(source, draw.index))
+        except FilteredError:
+            captions = ()
+        return tokenizer.lengths(tokenizer(captions))
 
-    sampled = in_threads(indices, lengths, data.threads, data.prefetch)
+    sampled = in_threads(draws, lengths, data.threads, data.prefetch)
     return [per_caption for per_caption in sampled if len(per_caption)]

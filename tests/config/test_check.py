@@ -18,15 +18,11 @@ from dinotxt_jax.config.architecture import (
     VisionConfig,
 )
 from dinotxt_jax.config.checking import is_group
-from dinotxt_jax.config.data import (
-    MASK_SETS,
-    SMALLEST_VOCABULARY,
-    SOURCE_SETTINGS,
-    TOKENIZER_KINDS,
-)
+from dinotxt_jax.config.data import SMALLEST_VOCABULARY, TOKENIZER_KINDS
 from dinotxt_jax.config.evaluation import KIND_SETTINGS, PROTOCOL_SIDES, PUBLISHED_SETS
 from dinotxt_jax.config.overrides import override
 from dinotxt_jax.config.ranges import Setting, declared_settings
+from dinotxt_jax.config.sources import MASK_SETS, SOURCE_SETTINGS
 from dinotxt_jax.config.training import ATTENTIONS
 
 TASKS = EvaluationConfig(

@@ -261,6 +261,7 @@ def test_examples_are_uint8_images_with_tokens_index_and_count():
         "tokens": ((3, 2), np.dtype(np.int32)),
         "index": ((3,), np.dtype(np.int64)),
         "skipped": ((3,), np.dtype(np.int32)),
+        "filtered": ((3,), np.dtype(np.int32)),
     }
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
     np.testing.assert_array_equal(batch["tokens"][:, 0], batch["index"])
@@ -309,7 +310,7 @@ def test_a_lost_folder_is_replaced_by_examples_from_all_of_the_others():
 
 
 def test_substitutes_are_all_others_once_and_differ_by_epoch():
-    draws = [list(Draw(epoch, 5, 0, 0).substitutes(50)) for epoch in (0, 0, 1)]
+    draws = [list(Draw(epoch, 5, 0, 0).substitutes(0, 50)) for epoch in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert sorted(draws[0]) == [*range(5), *range(6, 50)]
 
@@ -322,9 +323,9 @@ def test_three_missing_of_four_hundred_stay_below_one_per_cent():
         source, ImageTextExample(source, config, tokenize), batch_size=40, seed=0
     )
     for _ in range(20):
-        total = monitor.update(40, int(next(iterator)["skipped"].sum()))
+        monitor.update(40, int(next(iterator)["skipped"].sum()), 0)
     iterator.close()
-    assert total == 2 * 3
+    assert monitor.skipped == 2 * 3
 
 
 @pytest.mark.parametrize(
@@ -365,22 +366,24 @@ def test_an_error_of_an_example_reaches_the_caller_and_skips_no_step():
 
 def test_monitor_adds_up_and_stops_over_the_limit():
     monitor = BadImageMonitor(0.05, dataset_size=100)
-    assert monitor.update(4, 3) == 3
-    assert monitor.update(2, 2) == 5
+    monitor.update(4, 3, 1)
+    monitor.update(2, 2, 0)
+    assert (monitor.skipped, monitor.filtered) == (5, 1)
     with pytest.raises(
         UserError, match=r"6 of 100 images \(6\.00%\) .* config\.data\.max_bad_fraction = 0\.05 "
     ):
-        monitor.update(1, 1)
+        monitor.update(1, 1, 0)
 
 
 def test_monitor_counts_on_after_a_restart_and_grows_with_the_epochs():
     monitor = BadImageMonitor(0.05, dataset_size=100)
-    monitor.update(100, 5)
+    monitor.update(100, 5, 40)
     resumed = BadImageMonitor(0.05, dataset_size=100)
     resumed.set_state(json.loads(json.dumps(monitor.get_state())))
-    assert resumed.update(100, 5) == 10  # two epochs, twice the limit
+    resumed.update(100, 5, 2)  # two epochs, twice the limit
+    assert (resumed.skipped, resumed.filtered) == (10, 42)
     with pytest.raises(UserError, match="11 of 201 images"):
-        resumed.update(1, 1)
+        resumed.update(1, 1, 0)
 
 
 @pytest.mark.parametrize("threads", [0, 4])

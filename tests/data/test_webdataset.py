@@ -114,9 +114,9 @@ def test_captions_come_from_the_key_then_the_text_then_the_caption(
     path = write_tar(tmp_path / "x.tar", members)
     assert WebDatasetSource(path).captions(0) == expected
     if record and text:
-        assert WebDatasetSource(path, caption_key="caption").captions(0) == ("c",)
+        assert WebDatasetSource(path, caption_columns=("caption",)).captions(0) == ("c",)
     with pytest.raises(UserError, match="the captions are None"):  # never another text instead
-        WebDatasetSource(path, caption_key="alt")
+        WebDatasetSource(path, caption_columns=("alt",))
 
 
 def test_a_tar_is_indexed_once_until_it_changes(

@@ -352,7 +352,7 @@ def test_a_cache_has_the_substitutes_that_training_on_images_uses(
     run = config(tiny_backbone, tmp_path / "features", data=data)
     precompute(run)
     source = open_source(data)
-    cached = CachedExample(open_cache(run), source, lambda text: np.array([int(text[6:])]))
+    cached = CachedExample(open_cache(run), source, data, lambda text: np.array([int(text[6:])]))
     direct = ImageTextExample(source, data, lambda text: np.array([int(text[6:])]))
     for epoch in (0, 1):
         for index in range(12):

@@ -1,0 +1,97 @@
+"""Images and captions that training uses: filters, caption columns and templates of a source."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dinotxt_jax.data.examples import SECTION, ColumnCaptions
+from dinotxt_jax.data.texts import filled, read_templates
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config.sources import SourceConfig
+    from dinotxt_jax.data.order import Draw
+
+
+class FilteredError(Exception):
+    """An example does not pass the filters of its source; training uses another one."""
+
+
+class Selection:
+    """The filters of a source, and the choice of one caption per draw.
+
+    Args:
+        settings: the settings of the source.
+        section: the command-line name for these settings, used in messages.
+
+    Raises:
+        UserError: the templates cannot be read.
+    """
+
+    def __init__(self, settings: SourceConfig, section: str = SECTION) -> None:
+        self._columns = settings.caption_columns
+        self._weights = settings.caption_weights or (1.0,) * len(self._columns)
+        self._shortest = settings.min_caption_length
+        self._longest = settings.max_caption_length or float("inf")
+        self._min_side = settings.min_side
+        self._max_aspect_ratio = settings.max_aspect_ratio or float("inf")
+        self._templates: Sequence[str] = ()
+        if settings.caption_templates:
+            name = f"{section}.caption_templates"
+            self._templates = read_templates(settings.caption_templates, name)
+
+    @property
+    def has_size_filter(self) -> bool:
+        """Whether the size of an image decides if training uses it."""
+        return self._min_side > 0 or self._max_aspect_ratio < float("inf")
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises `FilteredError` for an image that is too small or too long; in pixels."""
+        short, long = sorted((width, height))
+        if short < self._min_side or long > short * self._max_aspect_ratio:
+            raise FilteredError(f"{width} x {height} pixels")
+
+    def candidates(self, draw: Draw, captions: Sequence[str]) -> tuple[str, ...]:
+        """Returns the captions among which epochs alternate: those in the drawn column.
+
+        Each fills the drawn template, if there are templates.
+
+        Raises:
+            FilteredError: no caption has a length within the limits.
+        """
+        columns = (
+            captions.columns
+            if isinstance(captions, ColumnCaptions)
+            else (self._columns[0],) * len(captions)
+        )
+        by_column: dict[str, list[str]] = {}
+        for column, caption in zip(columns, captions, strict=True):
+            if self._shortest <= len(caption) <= self._longest:
+                by_column.setdefault(column, []).append(caption)
+        if not by_column:
+            raise FilteredError("no caption has a length within the limits")
+        chosen = by_column[self._drawn_column(draw, by_column)]
+        if not self._templates:
+            return tuple(chosen)
+        template = self._templates[int(draw.fraction("template") * len(self._templates))]
+        return tuple(filled(template, caption) for caption in chosen)
+
+    def caption(self, draw: Draw, captions: Sequence[str]) -> str:
+        """Returns the caption that training uses for a draw.
+
+        Raises:
+            FilteredError: no caption has a length within the limits.
+        """
+        candidates = self.candidates(draw, captions)
+        return candidates[draw.caption_index(len(candidates))]
+
+    def _drawn_column(self, draw: Draw, by_column: dict[str, list[str]]) -> str:
+        weights = dict(zip(self._columns, self._weights, strict=True))
+        columns = [column for column in by_column if column in weights] or [*by_column]
+        if len(columns) == 1:
+            return columns[0]
+        bounds = [*itertools.accumulate(weights[column] for column in columns)]
+        number = bisect.bisect_right(bounds, draw.fraction("column") * bounds[-1])
+        return columns[min(number, len(columns) - 1)]
