@@ -6,7 +6,9 @@ RUN := $(VENV)/bin/python
 QUICKSTART ?= runs/quickstart
 # Of both cores of a small machine; pretend devices keep a worker's core busy.
 PYTEST := -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
-# Byte code is compiled when a module is first imported: most modules never are.
+# Byte code is compiled when a module is first imported: most modules never are. It must be kept then,
+# or each command that a test starts compiles all of JAX again (container images often forbid it).
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := -m pip install --disable-pip-version-check --no-compile
 
 .PHONY: quickstart test slow lowest lint format docs clean
