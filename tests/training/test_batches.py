@@ -132,26 +132,47 @@ def test_the_next_batch_is_prepared_during_the_step_but_none_after_the_last(
 def test_only_waiting_while_the_devices_have_nothing_to_do_counts(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Result:
-        """A step that ends at a time."""
+    """Reading ends 0.3 s after the step, so that the result depends on no other process."""
 
-        def __init__(self, seconds: float):
-            self._end = time.monotonic() + seconds
+    class Result:
+        """A step that ends `busy` seconds after the first look."""
+
+        def __init__(self, busy: float):
+            self._busy, self._first_look = busy, 0.0
+            self.ended = threading.Event()
 
         def is_ready(self) -> bool:
-            return time.monotonic() > self._end
+            self._first_look = self._first_look or time.monotonic()
+            if time.monotonic() < self._first_look + self._busy:
+                return False
+            self.ended.set()
+            return True
 
     original = Batches._read
+    release = threading.Semaphore(0)
 
     def slow(self: Batches) -> Any:
-        time.sleep(0.6)
+        assert release.acquire(timeout=60)
         return original(self)
 
+    def waited(result: Result | None, seconds: float) -> tuple[float, float]:
+        """Returns the time that counts, and the time that `next` takes."""
+
+        def end_reading() -> None:
+            if result is None or result.ended.wait(seconds if result._busy > 60 else 60):
+                time.sleep(seconds)
+            release.release()
+
+        batches.in_flight = result  # type: ignore[assignment]
+        threading.Thread(target=end_reading).start()
+        started = time.perf_counter()
+        return next(batches).waited, time.perf_counter() - started
+
     monkeypatch.setattr(Batches, "_read", slow)
-    next(batches)
-    batches.in_flight = Result(20)  # type: ignore[assignment]
-    assert next(batches).waited == 0  # the step takes longer than reading
-    batches.in_flight = Result(0.4)  # type: ignore[assignment]
-    assert 0.05 < next(batches).waited < 0.5
-    batches.in_flight = Result(0)  # type: ignore[assignment]
-    assert next(batches).waited > 0.5
+    counted, _ = waited(None, 0.3)
+    assert counted >= 0.2  # the thread that ends reading may start first
+    counted, _ = waited(Result(1000), 0.3)
+    assert counted == 0  # the step takes longer than reading
+    counted, total = waited(Result(0.3), 0.3)
+    assert 0.25 <= counted <= total - 0.3
+    release.release()  # for the batch that is being prepared
