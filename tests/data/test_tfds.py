@@ -52,7 +52,7 @@ def tfds_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     [("captions/text", 2), ("texts", 2), ("caption", 1)],
 )
 def test_tfds_reads_encoded_images_and_nested_captions(tfds_folder, caption_key, texts):
-    source = TfdsSource("tiny", "train", tfds_folder, "image", caption_key)
+    source = TfdsSource("tiny", "train", tfds_folder, "image", (caption_key,))
     assert len(source) == 5
     visited = set()
     for i in range(5):
@@ -67,7 +67,7 @@ def test_tfds_reads_encoded_images_and_nested_captions(tfds_folder, caption_key,
 
 
 def test_tfds_reads_images_that_are_arrays(tfds_folder):
-    source = TfdsSource("tiny", "train", tfds_folder, "pixels", "texts")
+    source = TfdsSource("tiny", "train", tfds_folder, "pixels", ("texts",))
     number = int(source[0].captions[0].split()[-1])
     np.testing.assert_array_equal(
         decode_image(source[0].image), np.full((3, 4, 3), number, np.uint8)
@@ -75,17 +75,17 @@ def test_tfds_reads_images_that_are_arrays(tfds_folder):
 
 
 def test_tfds_works_without_tensorflow(tfds_folder):
-    TfdsSource("tiny", "train", tfds_folder, "image", "texts")
+    TfdsSource("tiny", "train", tfds_folder, "image", ("texts",))
     assert "tensorflow" not in sys.modules
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tiny", "val", "image", "texts"), r"tiny, split val, cannot be read \(Unknown split"),
-        (("no_such_set", "train", "image", "texts"), r"no_such_set.*cannot be read \(Dataset no"),
-        (("", "train", "image", "texts"), "config.data.name is empty"),
-        (("tiny", "", "image", "texts"), "config.data.split is empty"),
+        (("tiny", "val", "image", ("texts",)), r"tiny, split val, cannot be read \(Unknown split"),
+        (("no_such_set", "train", "image", ("texts",)), r"no_such_set.*cannot be read \(Dataset no"),
+        (("", "train", "image", ("texts",)), "config.data.name is empty"),
+        (("tiny", "", "image", ("texts",)), "config.data.split is empty"),
         (
             ("tiny", "train", "photo", "texts"),
             r"no feature photo: at photo it has caption, captions, image, .*; correct .*image_key",
@@ -100,7 +100,7 @@ def test_tfds_works_without_tensorflow(tfds_folder):
 def test_tfds_faults_are_user_errors(tfds_folder, arguments, message):
     name, split, image_key, caption_key = arguments
     with pytest.raises(UserError, match=message):
-        TfdsSource(name, split, tfds_folder, image_key, caption_key)
+        TfdsSource(name, split, tfds_folder, image_key, (caption_key,))
 
 
 def test_open_source_reads_captions_through_tfds(tfds_folder):
@@ -125,7 +125,7 @@ def test_a_damaged_record_is_a_bad_image(tmp_path):
     folder = prepare_tfds(tmp_path, "noise", kinds, values)
     (file,) = tmp_path.rglob("*.array_record*")
     flip(file)
-    source = TfdsSource("noise", "train", folder, "image", "caption")
+    source = TfdsSource("noise", "train", folder, "image", ("caption",))
     (bad,) = (index for index in range(12) if not readable_captions(source, index))
     for read in (source.__getitem__, source.captions):
         with pytest.raises(BadImageError, match=rf"noise\[train\]\[{bad}\] cannot be read"):
