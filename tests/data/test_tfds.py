@@ -82,10 +82,10 @@ def test_tfds_works_without_tensorflow(tfds_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tiny", "val", "image", ("texts",)), r"tiny, split val, cannot be read \(Unknown split"),
-        (("no_such_set", "train", "image", ("texts",)), r"no_such_set.*cannot be read \(Dataset no"),
-        (("", "train", "image", ("texts",)), "config.data.name is empty"),
-        (("tiny", "", "image", ("texts",)), "config.data.split is empty"),
+        (("tiny", "val", "image", "texts"), r"tiny, split val, cannot be read \(Unknown split"),
+        (("no_such_set", "train", "image", "texts"), r"no_such_set.*cannot be read \(Dataset no"),
+        (("", "train", "image", "texts"), "config.data.name is empty"),
+        (("tiny", "", "image", "texts"), "config.data.split is empty"),
         (
             ("tiny", "train", "photo", "texts"),
             r"no feature photo: at photo it has caption, captions, image, .*; correct .*image_key",
