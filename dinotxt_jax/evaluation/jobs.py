@@ -50,11 +50,15 @@ class PartialWork:
         sizes = processes.gathered([sum(array.nbytes for array in arrays.values()) % 2**31])
         return arrays if (sizes == sizes[0]).all() else {}
 
+    def is_due(self) -> bool:
+        """Returns whether this process writes the file with the next `save`."""
+        if self._file is None or not processes.is_first():
+            return False
+        return time.monotonic() - self._saved >= self._interval
+
     def save(self, arrays: Callable[[], Mapping[str, Any]]) -> None:
         """Stores `arrays()` in the file if `interval` seconds have passed since the last write."""
-        if self._file is None or not processes.is_first():
-            return
-        if time.monotonic() - self._saved < self._interval:
+        if self._file is None or not self.is_due():
             return
         with new_file(self._file) as partial, partial.open("wb") as stream:
             np.savez(stream, **{"origin": np.asarray(self._origin), **arrays()})

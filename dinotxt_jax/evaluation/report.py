@@ -32,8 +32,8 @@ def evaluate(
 ) -> list[Address]:
     """Evaluates a model directory.
 
-    With several processes, each batch is split between them; each process reads its images (all
-    images for segmentation), and the first process writes the files.
+    With several processes, each batch is split between them; each process reads its images, and the
+    first process writes the files.
 
     A task is skipped if the output folder already holds a result for the same model, settings,
     templates, image names and labels. An interrupted task resumes. Existing results for other tasks

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import collections
-import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Int, Shaped
 from PIL import Image
 
 from dinotxt_jax import visualize
@@ -23,11 +20,17 @@ from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.data.texts import check_several, read_list, read_templates
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.evaluation.confusion import (
+    ConfusionMatrix,
+    chance_scores,
+    intersections_over_unions,
+    scores,
+)
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
-from dinotxt_jax.inference.dense import DenseScores, DenseTexts, padded_side
+from dinotxt_jax.inference.dense import DenseScores, DenseTexts
 from dinotxt_jax.inference.prompts import placed_texts
 from dinotxt_jax.inference.protocols import PROTOCOLS, check_protocol
-from dinotxt_jax.inference.segmentation import segment
+from dinotxt_jax.inference.segmentation import segment, segment_batches
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.storage.addresses import Address
@@ -97,7 +100,7 @@ class SegmentationKind:
         return TaskResult(
             kind="segmentation",
             metrics=scores(confusion),
-            chance=_chance(confusion),
+            chance=chance_scores(confusion),
             protocol={
                 "protocol": task.segmentation.protocol,
                 "resolution": PROTOCOLS[task.segmentation.protocol].resolution(task.segmentation),
@@ -123,101 +126,108 @@ def _words(section: str, task: TaskConfig) -> tuple[str, ...]:
 
 
 def _counted_set(job: Job, texts: DenseTexts) -> tuple[Int[np.ndarray, "c c"], str]:
-    """Returns the total confusion matrix, and a SHA-256 over image names, class names and masks."""
-    task, source = job.task, job.source
-    before = job.partial.load()
-    done = int(before.get("done", 0))
-    fingerprint = str(before.get("fingerprint", digest(source.class_names)))
-    confusion = ConfusionMatrix(len(source.class_names), before.get("counts"))
-    rows = range(done, len(source))
-    pairs = in_threads(rows, source.load, task.data.threads, _AHEAD)
-    waiting: collections.deque[tuple[str, Int[np.ndarray, "h w"]]] = collections.deque()
+    """Returns the total confusion matrix, and a SHA-256 over image names, class names and masks.
+
+    Several processes each read and segment a share of the images.
+    """
+    counted = _Counted(job)
+    indices = counted.remaining_share()
+    pairs = in_threads(indices, job.source.load, job.task.data.threads, _AHEAD)
+    waiting: collections.deque[tuple[int, Int[np.ndarray, "h w"]]] = collections.deque()
 
     def images() -> Iterator[Image.Image]:
-        for index, (image, mask) in zip(rows, pairs, strict=True):
-            waiting.append((source.key(index), mask))
+        for index, (image, mask) in zip(indices, pairs, strict=True):
+            waiting.append((index, mask))
             yield image
 
-    def state() -> dict[str, Any]:
-        return {"done": done, "fingerprint": fingerprint, "counts": confusion.counts()}
+    settings = (texts, job.task.segmentation, job.batch_size)
+    with progress_bar(len(job.source), counted.finished, "image", job.name) as bar:
+        for completed in segment_batches(job.model, images(), *settings):
+            number = 0
+            for dense in completed:
+                counted.add(*waiting.popleft(), dense)
+                number += 1
+            everywhere = processes.gathered([number, job.partial.is_due()])
+            bar.update(int(everywhere[_leaders(job), 0].sum()))
+            if everywhere[0, 1]:
+                counted.merge()
+            job.end_batch(counted.arrays)
+    counted.merge()
+    return counted.confusion, counted.fingerprint()
 
-    with progress_bar(len(source), done, "image", job.name) as bar:
-        for dense in segment(job.model, images(), texts, task.segmentation, job.batch_size):
-            key, mask = waiting.popleft()
-            confusion.add(mask, dense)
-            fingerprint = digest([fingerprint, key, hashlib.sha256(mask.tobytes()).hexdigest()])
-            done += 1
-            bar.update()
-            job.end_batch(state)
-    return confusion.counts(), fingerprint
+
+def _leaders(job: Job) -> list[int]:
+    """Returns one process for each share of the images."""
+    return [group[0] for group in job.model.readers]
 
 
-class ConfusionMatrix:
-    """Counts pixels by true class (rows) and predicted class (columns), on the device.
+class _Counted:
+    """The counts of a task: those of all processes up to the last `merge`, and later ones of this.
 
-    Args:
-        classes: number of classes.
-        before: counts from earlier images.
+    Attributes:
+        confusion: int64 pixel counts up to the last `merge`, true class x predicted class.
     """
 
-    def __init__(self, classes: int, before: Int[np.ndarray, "c c"] | None = None):
-        self._classes = classes
-        self._counts = np.zeros((classes, classes), np.int64) if before is None else before
+    def __init__(self, job: Job):
+        self._job = job
+        classes = len(job.source.class_names)
+        before = job.partial.load()
+        self.confusion = before.get("confusion", np.zeros((classes, classes), np.int64))
+        # The finished images in any order, and the SHA-256 of each one's mask.
+        self._images = before.get("images", np.zeros(0, np.int64))
+        self._digests = before.get("digests", np.zeros((0, 32), np.uint8))
         self._clear()
 
     def _clear(self) -> None:
-        self._pixels = 0
-        self._on_device = jnp.zeros(self._classes**2 + 1, jnp.int32)
+        self._new = ConfusionMatrix(len(self.confusion))
+        self._new_digests: dict[int, bytes] = {}
 
-    def add(self, mask: Int[np.ndarray, "h w"], dense: DenseScores) -> None:
-        """Adds the pixels of an image, except the pixels that the mask marks as ignored."""
-        height, width = mask.shape
-        padding = ((0, padded_side(height) - height), (0, padded_side(width) - width))
-        padded = np.pad(mask.astype(np.uint8), padding, constant_values=IGNORED)
-        labels = dense.padded_labels(height, width)
-        if self._pixels + padded.size >= 2**31:
-            self.counts()
-        self._pixels += padded.size
-        self._on_device = _counted(self._on_device, padded, labels, self._classes)
+    @property
+    def finished(self) -> int:
+        """The number of images up to the last `merge`."""
+        return len(self._images)
 
-    def counts(self) -> Int[np.ndarray, "c c"]:
-        """Returns all counts so far."""
-        added = np.asarray(self._on_device)[:-1].reshape(self._counts.shape)
-        self._counts = self._counts + added
+    def remaining_share(self) -> list[int]:
+        """Returns the unfinished images that this process segments."""
+        share, count = self._job.model.share
+        remaining = np.setdiff1d(np.arange(len(self._job.source)), self._images)
+        # Interleaved, because neighbours often have similar sizes: a process with only large images
+        # would keep the others waiting.
+        return remaining[share::count].tolist()
+
+    def add(self, image: int, mask: Int[np.ndarray, "h w"], dense: DenseScores) -> None:
+        """Counts the pixels of an image."""
+        self._new.add(mask, dense)
+        self._new_digests[image] = hashlib.sha256(mask.tobytes()).digest()
+
+    def merge(self) -> None:
+        """Adds the new counts of all processes; all must call it."""
+        new: dict[str, np.ndarray] = {
+            "images": np.asarray(list(self._new_digests), np.int64),
+            "digests": np.frombuffer(b"".join(self._new_digests.values()), np.uint8).reshape(
+                -1, 32
+            ),
+            "confusion": self._new.counts(),
+        }
+        everywhere = processes.gathered_arrays(new)
+        parts = [self.arrays(), *(everywhere[process] for process in _leaders(self._job))]
+        self._images = np.concatenate([part["images"] for part in parts])
+        self._digests = np.concatenate([part["digests"] for part in parts])
+        self.confusion = np.sum([part["confusion"] for part in parts], axis=0)
         self._clear()
-        return self._counts
 
+    def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Returns what a later run continues from: the state of the last `merge`."""
+        return {"images": self._images, "digests": self._digests, "confusion": self.confusion}
 
-@functools.partial(jax.jit, static_argnames="classes", donate_argnums=0)
-def _counted(
-    counts: Int[Array, " k"], mask: Integer[Array, "h w"], labels: Int[Array, "h w"], classes: int
-) -> Int[Array, " k"]:
-    pairs = jnp.where(mask == IGNORED, classes**2, mask.astype(jnp.int32) * classes + labels)
-    return counts + jnp.bincount(pairs.ravel(), length=classes**2 + 1)
-
-
-def intersections_over_unions(confusion: Float[np.ndarray, "c c"]) -> Float[np.ndarray, " c"]:
-    """Returns the IoU of each class; nan for classes neither in the masks nor predicted."""
-    right = np.diag(confusion)
-    union = confusion.sum(axis=1) + confusion.sum(axis=0) - right
-    return np.divide(right, union, where=union > 0, out=np.full(len(right), np.nan))
-
-
-def scores(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
-    """Returns mean IoU and mean accuracy over occurring classes, and pixel accuracy, in percent."""
-    right, true = np.diag(confusion), confusion.sum(axis=1)
-    return {
-        "mean_iou": 100.0 * float(np.nanmean(intersections_over_unions(confusion))),
-        "mean_accuracy": 100.0 * float(np.mean(right[true > 0] / true[true > 0])),
-        "pixel_accuracy": 100.0 * float(right.sum()) / float(confusion.sum()),
-    }
-
-
-def _chance(confusion: Float[np.ndarray, "c c"]) -> dict[str, float]:
-    """Returns the expected scores of classes drawn uniformly at random for each pixel."""
-    true = confusion.sum(axis=1)
-    expected = np.repeat(true[:, None], len(true), axis=1) / len(true)
-    return scores(expected)
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 over class names, and image names and masks in order."""
+        source: MaskSource = self._job.source
+        result = digest(source.class_names)
+        for row in np.argsort(self._images):
+            key = source.key(int(self._images[row]))
+            result = digest([result, key, self._digests[row].tobytes().hex()])
+        return result
 
 
 def _background(source: MaskSource, config: SegmentationConfig, words: Sequence[str]) -> str:
@@ -234,15 +244,38 @@ def _background(source: MaskSource, config: SegmentationConfig, words: Sequence[
 def _draw_sheet(job: Job, texts: DenseTexts, path: Address) -> None:
     """Draws images spread over the set: photo, mask, and predicted labels."""
     count = len(job.source)
-    indices = dict.fromkeys(i * count // _SHEET_IMAGES for i in range(_SHEET_IMAGES))
-    pairs = [job.source.load(index) for index in indices]
-    images = (image for image, _ in pairs)
-    predictions = segment(job.model, images, texts, job.task.segmentation, job.batch_size)
-    entries = [
-        (image, mask, dense.labels(*mask.shape))
-        for (image, mask), dense in zip(pairs, predictions, strict=True)
-    ]
-    if processes.is_first():
-        sheet = visualize.segmentation_sheet(entries, job.source.class_names, title=job.title)
-        with new_file(path) as partial:
-            sheet.save(partial)
+    indices = list(dict.fromkeys(i * count // _SHEET_IMAGES for i in range(_SHEET_IMAGES)))
+    labels = _labels(job, texts, indices)
+    with processes.together():
+        if processes.is_first():
+            entries = [(*job.source.load(index), labels[index]) for index in indices]
+            sheet = visualize.segmentation_sheet(entries, job.source.class_names, title=job.title)
+            with new_file(path) as partial:
+                sheet.save(partial)
+
+
+def _labels(
+    job: Job, texts: DenseTexts, indices: Sequence[int]
+) -> dict[int, Int[np.ndarray, "h w"]]:
+    """Returns the predicted labels of some images, of which each process segments a share."""
+    share, count = job.model.share
+    mine = indices[share::count]
+    sizes: list[tuple[int, int]] = []
+
+    def images() -> Iterator[Image.Image]:
+        for index in mine:
+            image, mask = job.source.load(index)
+            sizes.append(mask.shape)
+            yield image
+
+    predictions = segment(job.model, images(), texts, job.task.segmentation, job.batch_size)
+    found = {
+        str(index): dense.labels(*sizes[position])
+        for position, (index, dense) in enumerate(zip(mine, predictions, strict=True))
+    }
+    everywhere = processes.gathered_arrays(found)
+    return {
+        int(index): labels
+        for process in _leaders(job)
+        for index, labels in everywhere[process].items()
+    }

@@ -129,17 +129,61 @@ class Encoder:
         for tokens in batches:
             yield self._embedded("describe_tokens", tokens, batch_size)
 
-    def window_tokens(
-        self, windows: UInt8[np.ndarray, "n h w 3"], batch_size: int
-    ) -> Float[Array, "b gh gw d"]:
-        """Returns the head's patch tokens of image windows, L2-normalised, float32, on device.
+    @functools.cached_property
+    def readers(self) -> list[list[int]]:
+        """Groups of processes that hold the same rows of a batch, in row order.
 
-        Windows are stretched bicubically to whole patches, and the batch is padded to `batch_size`.
+        The processes of a group read the same images; the groups share the images among them.
         """
-        placed = self._placed(windows, batch_size)
+        if self._mesh is None:
+            return [[jax.process_index()]]
+        return list(sharding.batch_readers(self._mesh).values())
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """The index of this process's group in `readers`, and the number of groups."""
+        me = jax.process_index()
+        (index,) = (i for i, group in enumerate(self.readers) if me in group)
+        return index, len(self.readers)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes take part in every computation."""
+        return sum(map(len, self.readers)) > 1
+
+    def window_rows(self, batch_size: int) -> int:
+        """Returns how many windows this process gives to `window_tokens`.
+
+        That is its share of `batch_size`, which is rounded up to a multiple of the device count.
+        """
+        return self._padded_size(batch_size) // len(self.readers)
+
+    def window_tokens(self, windows: UInt8[np.ndarray, "r h w 3"]) -> Float[Array, "b gh gw d"]:
+        """Returns the head's patch tokens of image windows, L2-normalised, float32, on the devices.
+
+        All processes that share the mesh must call it, each with `window_rows` windows of its own
+        (those of a group in `readers` with the same); `own_rows` finds them in the result. Windows
+        are stretched bicubically to whole patches.
+        """
+        if self._mesh is None:
+            placed = jnp.asarray(windows)
+        else:
+            placed = sharding.global_batch({"windows": windows}, self._mesh)["windows"]
         return unit_length(
             self._run("encode_patches", placed, pixels=self.description.preprocessing).patch_tokens
         )
+
+    def own_rows(self, batch: Float[Array, "b ..."]) -> Float[Array, "r ..."]:
+        """Returns the rows that belong to this process's windows, on its first device.
+
+        All processes that share the mesh must call it, with an array computed from
+        `window_tokens`.
+        """
+        if self._mesh is None or self._mesh.size == 1:
+            return batch
+        by_rows = jax.device_put(batch, sharding.batch_sharding(self._mesh))
+        shards = {shard.index[0].start or 0: shard.data for shard in by_rows.addressable_shards}
+        return jnp.asarray(np.concatenate([np.asarray(shards[start]) for start in sorted(shards)]))
 
     def embed_texts(
         self, texts: str | Sequence[str], batch_size: int = 256, trim: int = 8

@@ -8,6 +8,7 @@ files, except arrays, where each process writes its shards.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from dinotxt_jax import errors
 from dinotxt_jax.errors import UserError
@@ -157,16 +158,33 @@ def wait() -> None:
 
 def gathered_texts(text: str) -> list[str]:
     """Gathers one text per process; all processes must call it."""
+    return [data.decode() for data in _gathered_bytes(text.encode())]
+
+
+def gathered_arrays(
+    arrays: Mapping[str, Shaped[np.ndarray, "..."]],
+) -> list[dict[str, Shaped[np.ndarray, "..."]]]:
+    """Gathers arrays from the host, with any names, shapes and dtypes, of every process.
+
+    All processes must call it.
+    """
+    stream, named = io.BytesIO(), dict[str, Any](arrays)
+    np.savez(stream, **named)
+    everywhere = []
+    for data in _gathered_bytes(stream.getvalue()):
+        with np.load(io.BytesIO(data)) as stored:
+            everywhere.append(dict(stored))
+    return everywhere
+
+
+def _gathered_bytes(data: bytes) -> list[bytes]:
     if not several():
-        return [text]
-    encoded = np.frombuffer(text.encode(), np.uint8)
-    lengths = gathered([len(encoded)])[:, 0]
+        return [data]
+    lengths = gathered([len(data)])[:, 0]
     padded = np.zeros(max(lengths), np.uint8)
-    padded[: len(encoded)] = encoded
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
     everywhere = np.asarray(multihost_utils.process_allgather(padded))
-    return [
-        row[:length].tobytes().decode() for row, length in zip(everywhere, lengths, strict=True)
-    ]
+    return [row[:length].tobytes() for row, length in zip(everywhere, lengths, strict=True)]
 
 
 def first_says(flag: bool) -> bool:

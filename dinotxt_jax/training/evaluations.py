@@ -66,7 +66,7 @@ class Evaluations:
 
         Chance levels follow as "TASK/METRIC/chance".
 
-        All processes must call this method: they share every batch, and each reads all data.
+        All processes must call this method: they share every batch, and each reads its images.
         """
         model = self._exporter.model(state, frozen)
         results: dict[str, float] = {}

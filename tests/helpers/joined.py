@@ -1,4 +1,4 @@
-"""The code that each process runs in `test_processes.py`; started by `several.start`."""
+"""The code that each process runs in tests of several processes; started by `several.start`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import block_masks
 import jax
 import meshes
 import numpy as np
@@ -22,6 +23,7 @@ from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.data import evaluation_batches
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.masks import MaskFiles
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.evaluation.embedding import embed_source
 from dinotxt_jax.evaluation.jobs import Job
@@ -171,9 +173,29 @@ def shares(folder: Path) -> dict[str, Any]:
     return {"reads": once, "failure": failure}
 
 
+def segmented(folder: Path) -> dict[str, Any]:
+    """Evaluates segmentation on a mesh of both processes, and ends early in one process."""
+    mesh = block_masks.mesh_of((folder / "mesh").read_text())
+    result = block_masks.result_on(folder, mesh, "shared.png")
+    result["one_image"] = block_masks.result_of_one_image(folder, mesh)
+    load = MaskFiles.load
+
+    def damaged(self: MaskFiles, index: int) -> Any:
+        if index == 5:  # only process 1 reads it on most meshes, after other photos
+            raise UserError("5.png cannot be read.")
+        return load(self, index)
+
+    MaskFiles.load = damaged
+    try:
+        block_masks.result_of_the_rest(folder, mesh)
+    except processes.CommonError as error:
+        result["failure"] = str(error)
+    return result
+
+
 def _body() -> None:
     folder = Path(_FOLDER.value)
-    parts = (agreement, checkpoints, fallback, no_room, left_alone, told_to_end, shares)
+    parts = (agreement, checkpoints, fallback, no_room, left_alone, told_to_end, shares, segmented)
     result = {part.__name__: part for part in parts}[_PART.value](folder)
     (folder / f"found{jax.process_index()}.json").write_text(json.dumps(result))
 

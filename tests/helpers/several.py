@@ -7,12 +7,14 @@ import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import commands
 
 from dinotxt_jax.config import Config, EvaluationConfig
 
 ROOT = commands.ROOT
+_JOINED = str(ROOT / "tests/helpers/joined.py")
 # Per process; a machine with few cores may be busy with other work.
 LIMIT = 400.0
 
@@ -109,3 +111,16 @@ def config_file(config: Config | EvaluationConfig, file: Path) -> str:
         f"    return to_config_dict(from_dict({kind}, json.loads(VALUES)))\n"
     )
     return f"--config={file}"
+
+
+def joined(folder: Path, part: str, count: int, devices: int) -> Group:
+    """Runs a part of `joined.py` in `count` processes with `devices` simulated devices each."""
+    arguments = [_JOINED, f"--folder={folder}", f"--part={part}"]
+    return start(folder / "logs", count, devices, arguments)
+
+
+def found_by(group: Group, folder: Path) -> list[dict[str, Any]]:
+    """Returns the results from each process; asserts that none has failed."""
+    codes = group.finish()
+    assert set(codes) == {0}, group.everything()
+    return [json.loads((folder / f"found{i}.json").read_text()) for i in range(len(codes))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import sys
@@ -13,9 +12,9 @@ import jax
 import meshes
 import numpy as np
 import pytest
-import several
 import small_states
 from damage import empty, flip, largest, truncate
+from several import found_by, joined
 from small_runs import HELD_OUT
 from tolerances import SAME_LOSS, assert_same
 
@@ -30,7 +29,6 @@ from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.arrays import Checkpoints, save_arrays
 from dinotxt_jax.training.checkpoints import save_state
 
-JOINED = str(several.ROOT / "tests/helpers/joined.py")
 STEP_OF_TWO = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
 
 
@@ -99,18 +97,6 @@ def test_missing_values_come_from_the_launcher(monkeypatch: pytest.MonkeyPatch) 
     assert calls[0][3] == {"cluster_detection_method": None, "heartbeat_timeout_seconds": 7}
     assert calls[1][:3] == ("a:1", 3, 2)
     assert calls[1][3]["cluster_detection_method"] == "deactivate"
-
-
-def joined(folder: Path, part: str, count: int, devices: int) -> several.Group:
-    arguments = [JOINED, f"--folder={folder}", f"--part={part}"]
-    return several.start(folder / "logs", count, devices, arguments)
-
-
-def found_by(group: several.Group, folder: Path) -> list[dict[str, Any]]:
-    """Returns the results from each process; asserts that none has failed."""
-    codes = group.finish()
-    assert set(codes) == {0}, group.everything()
-    return [json.loads((folder / f"found{i}.json").read_text()) for i in range(len(codes))]
 
 
 def test_processes_agree(tmp_path: Path) -> None:
