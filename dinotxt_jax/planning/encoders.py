@@ -19,6 +19,7 @@ from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
 from dinotxt_jax.planning.abstract import AbstractRun, abstract_run
 from dinotxt_jax.planning.compiling import Compiled, Target, compile_for
+from dinotxt_jax.runtime.progress import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +99,14 @@ def plan_encoders(
     texts = jax.ShapeDtypeStruct((count, length), "int32", sharding=rows_sharding)
     encode = functools.partial(_encode, graphdef, "encode_text", {"normalize": True})
     jobs.append(("texts", encode, texts))
-    return [
-        EncoderPlan(name, count, compile_for(target, run.mesh, encode, (arrays, rows)))
-        for name, encode, rows in jobs
-    ]
+    plans = []
+    with progress_bar(len(jobs), 0, "encoder", "compiling the encoders") as bar:
+        for name, encode, rows in jobs:
+            with bar.stage(name):
+                compiled = compile_for(target, run.mesh, encode, (arrays, rows))
+            plans.append(EncoderPlan(name, count, compiled))
+            bar.update()
+    return plans
 
 
 def _encode(

@@ -104,7 +104,8 @@ def propose(
     ) as bar:
         for changes in changes_to_try:
             try:
-                plan = compile_step(changed(config, changes), target, caption_tokens)
+                with bar.stage(" ".join(f"{name}={value}" for name, value in changes.items())):
+                    plan = compile_step(changed(config, changes), target, caption_tokens)
             except UserError:  # the devices or the batch do not divide into this mesh
                 continue
             finally:

@@ -6,8 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from dinotxt_jax.config import DTYPE_NAMES, Config, EvaluationConfig, check
 from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.planning.abstract import abstract_run
@@ -24,7 +22,7 @@ from dinotxt_jax.planning.report import (
     encoder_json,
 )
 from dinotxt_jax.planning.topologies import parse_topology
-from dinotxt_jax.runtime.progress import watched
+from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import new_file, write_text
 
@@ -88,9 +86,12 @@ def plan(
         check_choice("dtype", evaluation_dtype, DTYPE_NAMES)
         evaluation_run(config, evaluation, targets[0])
     plans: list[Plan] = []
-    for candidate in watched(targets, "topology", "compiling the train step"):
-        plans.append(plan_step(config, candidate, caption_tokens))
-        tqdm.write("\n".join(described(plans[-1], price)))
+    with progress_bar(len(targets), 0, "topology", "compiling the train step") as bar:
+        for candidate in targets:
+            with bar.stage(candidate.name):
+                plans.append(plan_step(config, candidate, caption_tokens))
+            bar.write("\n".join(described(plans[-1], price)))
+            bar.update()
     fits = plans[0].memory.fits
     contents = {"plans": [as_json(planned, price) for planned in plans]}
     if evaluation is not None:

@@ -2,14 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from dinotxt_jax.runtime import processes
 
 ItemT = TypeVar("ItemT")
+
+_TICK = 1.0  # seconds between two redraws of a bar that does not advance
+
+
+class Bar(tqdm):
+    """A bar whose elapsed time moves on a terminal, also while no item ends (a compilation).
+
+    A file gets no more lines than from `tqdm`, because there every redraw would be one.
+    """
+
+    # Here, because tqdm draws before its `__init__` ends, and closes bars whose `__init__` fails.
+    _stage: tuple[str, float] | None = None
+    _ticker: threading.Thread | None = None
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self._closed = threading.Event()
+        if not self.disable and self.fp.isatty():
+            self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
+            self._ticker.start()
+
+    def _tick(self) -> None:
+        while not self._closed.wait(_TICK):
+            self.refresh()
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """The values of the line; a stage replaces what `set_postfix` has set."""
+        values = dict(super().format_dict)
+        if stage := self._stage:
+            name, begun = stage
+            values["postfix"] = f"{name}: {int(time.monotonic() - begun)} s"
+        return values
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A block in which nothing can advance: shows `name` and its seconds on a terminal."""
+        if self._ticker is not None:
+            self._stage = name, time.monotonic()
+            self.refresh()
+        try:
+            yield
+        finally:
+            self._stage = None
+
+    def compiling(self, function: Callable[..., ItemT]) -> Callable[..., ItemT]:
+        """Wraps a `jax.jit` function, so that the first call, which compiles it, is a stage."""
+        first = iter([self.stage("compiling")])
+
+        def call(*arguments: Any) -> ItemT:
+            with next(first, contextlib.nullcontext()):
+                return function(*arguments)
+
+        return call
+
+    def close(self) -> None:
+        """Draws the bar a last time."""
+        if self._ticker is not None:
+            self._closed.set()
+            self._ticker.join()  # it must not draw below what is printed next
+        super().close()
 
 
 def watched(items: Sequence[ItemT], unit: str, description: str) -> Iterator[ItemT]:
@@ -22,7 +86,7 @@ def watched(items: Sequence[ItemT], unit: str, description: str) -> Iterator[Ite
 
 def progress_bar(
     total: int | None, initial: int, unit: str, description: str, unit_scale: bool = False
-) -> tqdm:
+) -> Bar:
     """Creates a bar with rate and remaining time; only the first process shows it.
 
     Args:
@@ -32,7 +96,7 @@ def progress_bar(
         description: job name.
         unit_scale: show counts in thousands, millions, ...
     """
-    return tqdm(
+    return Bar(
         total=total,
         initial=initial,
         unit=unit,

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import jax
 from absl import logging
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import Config, DataConfig, check, check_image_size
@@ -25,7 +24,7 @@ from dinotxt_jax.data.mixture import Mixture, source_parts
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.evaluation.tasks import check_tasks, open_task
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.runtime.progress import Bar, progress_bar
 from dinotxt_jax.runtime.termination import NAMES, Terminated, Termination
 from dinotxt_jax.storage.addresses import Address, AddressLike, to_address, to_output
 from dinotxt_jax.storage.arrays import Checkpoints
@@ -225,6 +224,7 @@ class _Run:
             if first and self.evaluations.due(first) and not writer.has_evaluation(first):
                 evaluate(first)  # the previous run was interrupted during this evaluation
             with progress_bar(config.steps, first, "step", "training") as bar:
+                step_function = bar.compiling(step_function)
                 for step in range(first + 1, config.steps + 1):
                     with profiler.step(step):
                         batch = next(self.batches)
@@ -310,7 +310,7 @@ class _Run:
         return step % every == 0 or step == self.config.steps
 
 
-def _show(bar: tqdm, values: Mapping[str, float]) -> None:
+def _show(bar: Bar, values: Mapping[str, float]) -> None:
     """Puts loss and speed next to the progress bar."""
     bar.set_postfix(loss=f"{values['loss']:.4f}", pairs_s=f"{values['pairs_per_second']:.0f}")
 

@@ -192,6 +192,7 @@ def encode_source(config: Config, images: EncodedSet) -> None:
         progress_bar(sum(rows.values()), done, "image", f"encoding {images.title}") as bar,
         jax.set_mesh(mesh),
     ):
+        encode_batch = bar.compiling(encode)
         for view, shard in images.missing:
             first = shard * feature_cache.SHARD
             draws = [Draw(view, i, i, config.seed) for i in range(first, first + rows[view, shard])]
@@ -201,7 +202,7 @@ def encode_source(config: Config, images: EncodedSet) -> None:
             for rows_read in _batches(examples, batch_size):
                 pixels = np.stack([row.pop("image") for row in rows_read])
                 placed = jax.device_put(_padded(pixels, batch_size), sharding.batch_sharding(mesh))
-                tokens.append(np.asarray(encode(arrays, placed))[: len(pixels)])
+                tokens.append(np.asarray(encode_batch(arrays, placed))[: len(pixels)])
                 used += rows_read
                 bar.update(len(pixels))
             index, filtered = (np.stack([row[key] for row in used]) for key in _REPLACEMENT)
