@@ -28,8 +28,8 @@ CAPTIONS = [f"a photo of a {name}" for name in ("sky", "grass", "cow", "backgrou
 # second, and hold the same rows in the third.
 BATCH_SIZE = 10  # rounded up to 12 rows for four devices
 MESHES = {"data": (4, 1, 1), "fsdp": (1, 4, 1), "tensor": (1, 1, 4)}
-WIDTHS = (75, 180, 60, 75, 75, 240, 75)
-"""Widths of the photos in the tests with several processes, so that they have 4 to 20 windows."""
+WIDTHS = (75, 120, 75, 120, 75, 120, 75)
+"""Widths of the photos in tests with several processes: 6 or 10 windows, in one padded shape."""
 
 
 def write(folder: Path, widths: Sequence[int]) -> TaskConfig:
