@@ -2,8 +2,12 @@
 
 Trains two processes with four simulated devices each on cached backbone tokens, so that reading is
 fast and the exchange between the processes remains. Prints the share of the time that the devices
-of a process waited for a batch (`data_wait_fraction`), and the time of the exchange itself, over
-the coordination service and as a computation on the devices.
+of a process waited for a batch, by the run's own accounting (`data_wait_fraction`, of the first
+process) and by a trace of both processes (`device_trace`), and the time of the exchange itself,
+over the coordination service and as a computation on the devices.
+
+With `--delay=S`, the second process takes S seconds longer to read each batch: both measures have
+to show it, unless S is shorter than a step.
 
     python benchmarks/input_wait.py
 """
@@ -22,10 +26,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from device_trace import PREPARATIONS, device_times
 from machine import processor
 
 ROOT = Path(__file__).parent.parent
 PROCESSES, DEVICES = 2, 4
+LOG_EVERY = 10
 
 
 def started(arguments: list[str], index: int, port: int) -> subprocess.Popen[str]:
@@ -86,11 +92,53 @@ def exchanges() -> None:
     cli.run(body)
 
 
+def traced(folder: str, delay: float) -> None:
+    """Runs in each process: trains, and writes the trace into a folder of the process."""
+    import jax
+
+    from dinotxt_jax import train
+    from dinotxt_jax.training.batches import Batches
+
+    start_trace, read = jax.profiler.start_trace, Batches._read
+
+    def start_own_trace(_: object) -> None:
+        # Processes on one machine would write the same file. Python's calls are not recorded,
+        # because that slows the threads which read and start the steps.
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0
+        start_trace(f"{folder}/trace{jax.process_index()}", profiler_options=options)
+
+    def read_late(batches: Batches) -> object:
+        time.sleep(delay * (jax.process_index() == 1))
+        return read(batches)
+
+    jax.profiler.start_trace = start_own_trace
+    Batches._read = read_late
+    train.main()
+
+
+def print_traces(folder: str) -> None:
+    """Prints each device's shares of the time in which it executes nothing."""
+    print("device: idle by the trace, without a batch (read, agree, place), other")
+    for index in range(PROCESSES):
+        (file,) = Path(folder, f"trace{index}").glob("plugins/profile/*/*.xplane.pb")
+        for device, times in enumerate(device_times(file).values()):
+            idle, late = times.idle / times.seconds, times.without_batch / times.seconds
+            causes = ", ".join(f"{times.causes[n] / times.seconds:.2%}" for n in PREPARATIONS)
+            print(
+                f"process {index}, device {device}: {idle:.2%} of {times.seconds:.1f} s "
+                f"({times.steps} steps), {late:.2%} ({causes}), {idle - late:.2%}"
+            )
+
+
 def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--traced", type=int, default=20, help="the last of them are traced")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds, in the second process")
     options = parser.parse_args()
+    first_traced = options.steps - options.traced + 1
     with tempfile.TemporaryDirectory() as folder:
         config = [
             "--config=configs/quickstart.py",
@@ -99,8 +147,9 @@ def main() -> None:
             "--config.data.num_scenes=600",
             f"--config.steps={options.steps}",
             "--config.optimizer.warmup_steps=2",
-            "--config.log_every=10",
+            f"--config.log_every={LOG_EVERY}",
             "--config.evaluation.every=0",
+            f"--config.profile={first_traced}:{options.steps}",
         ]
         checkpoint = "tests/goldens/backbones/dinov2_tiny_reg.pth"
         convert = ["weights_convert", checkpoint, "--set", "num_heads=4"]
@@ -111,23 +160,32 @@ def main() -> None:
             subprocess.run(
                 [sys.executable, "-m", *arguments], cwd=ROOT, check=True, capture_output=True
             )
-        joined_run(["-m", "dinotxt_jax.train", *config, f"--workdir={folder}/run"])
+        part = f"--traced={folder},{options.delay}"
+        joined_run([__file__, part, *config, f"--workdir={folder}/run"])
         lines = Path(folder, "run/metrics.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "loss" in row][1:]  # without compilation
-    waits = [row["data_wait_fraction"] for row in rows]
-    steps = [row["wall_seconds"] / 10 for row in rows]
+        print(f"{PROCESSES} processes x {DEVICES} devices on {processor()}, {options.steps} steps")
+        rows = [row for row in map(json.loads, lines) if "loss" in row][1:]  # without compilation
+        waits = {row["step"]: row["data_wait_fraction"] for row in rows}
+        steps = [row["wall_seconds"] / LOG_EVERY for row in rows]
+        late = [wait for step, wait in waits.items() if step > first_traced]
+        print(f"step: {1e3 * np.median(steps):.0f} ms")
+        print(
+            "devices waited for a batch, by the accounting: "
+            f"{np.mean(list(waits.values())):.2%} of the time (at most {max(waits.values()):.2%}); "
+            f"{np.mean(late):.2%} in the traced steps"
+        )
+        print_traces(folder)
     times = json.loads(joined_run([__file__, "--exchanges"])[0].splitlines()[-1])
-    print(f"{PROCESSES} processes x {DEVICES} devices on {processor()}, {options.steps} steps")
-    print(f"step: {1e3 * np.median(steps):.0f} ms")
-    print(
-        f"devices waited for a batch: {np.mean(waits):.2%} of the time (at most {max(waits):.2%})"
-    )
     print(f"exchange over the coordination service: {times['service']:.2f} ms")
     print(f"exchange on the devices, when they are idle: {times['devices']:.2f} ms")
 
 
 if __name__ == "__main__":
-    if "--exchanges" in sys.argv:
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
+    if part == "--exchanges":
         exchanges()
+    elif part.startswith("--traced=") and "," in part:
+        folder, delay = sys.argv.pop(1).removeprefix("--traced=").rsplit(",", 1)
+        traced(folder, float(delay))
     else:
         main()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
+from jax.profiler import TraceAnnotation
 from jax.sharding import Mesh
 from jaxtyping import Int, Shaped, UInt8
 
@@ -201,7 +202,8 @@ class Batches(Iterator[Batch]):
         """
         self._run_check()
         prepared, self._next = self._next or self._thread.submit(self._prepare), None
-        waited = self._wait(prepared)
+        with TraceAnnotation("wait for a batch"):
+            waited = self._wait(prepared)
         batch, self._position = prepared.result()
         if self._position["data"]["next_step"] < self._steps:
             self._next = self._thread.submit(self._prepare)
@@ -230,8 +232,10 @@ class Batches(Iterator[Batch]):
     def _prepare(self) -> _Prepared:
         """Reads a batch, agrees on it with the other processes, and places it on the mesh."""
         before = self._read_position()
-        host, failure = self._read_unless(self._check_failure)
-        agreed = self._agree(host, failure, before)
+        with TraceAnnotation("read a batch"):
+            host, failure = self._read_unless(self._check_failure)
+        with TraceAnnotation("agree on a batch"):
+            agreed = self._agree(host, failure, before)
         assert host is not None  # otherwise there is a failure, which all processes have raised
         try:
             self._bad_images.update(self._pairs, agreed.skipped, agreed.filtered)
@@ -239,7 +243,8 @@ class Batches(Iterator[Batch]):
             raise ReadingError(error, before) from error
         pixels = host.images[:SAMPLES] if self._image_name == "image" else None
         samples = (pixels, host.texts.tokens[:SAMPLES])
-        arrays, rows = self._place(host, agreed.text_size)
+        with TraceAnnotation("place a batch"):
+            arrays, rows = self._place(host, agreed.text_size)
         counts = (self._bad_images.skipped, self._bad_images.filtered)
         batch = Batch(arrays, rows, 0.0, *counts, agreed.exit_code, host.indices, samples)
         return _Prepared(batch, self._read_position())
