@@ -25,16 +25,19 @@ class ConfigFlag(Generic[ConfigT]):
         name: flag name.
         cls: the settings dataclass.
         needs: settings that the command requires.
+        default: the settings if no file is given; None if there are none then.
     """
 
-    def __init__(self, name: str, cls: type[ConfigT], needs: Sequence[str]):
-        self.name, self.cls, self.needs = name, cls, tuple(needs)
+    def __init__(
+        self, name: str, cls: type[ConfigT], needs: Sequence[str], default: ConfigT | None = None
+    ):
+        self.name, self.cls, self.needs, self.default = name, cls, tuple(needs), default
         self.overrides: list[tuple[str, str | None]] = []
         self._value: ConfigT | None = None
 
     @property
     def value(self) -> ConfigT:
-        """The checked settings after flags are parsed; None if no file was given."""
+        """The checked settings after flags are parsed; `default` if no file was given."""
         return cast(ConfigT, self._value)
 
     def resolve(self) -> ConfigT | None:
@@ -44,7 +47,7 @@ class ConfigFlag(Generic[ConfigT]):
             UserError: the file cannot be used, or a setting does not exist.
         """
         file = flags.FLAGS[self.name].value
-        if file is None:
+        if file is None and self.default is None:
             if self.overrides:
                 key = f"--{self.name}.{self.overrides[0][0]}"
                 raise UserError(
@@ -52,7 +55,7 @@ class ConfigFlag(Generic[ConfigT]):
                     f"--{self.name}=FILE."
                 )
             return None
-        config = load_config(file, self.cls, self.name)
+        config = self.default if file is None else load_config(file, self.cls, self.name)
         for key, text in self.overrides:
             config = override(config, key, text, self.name)
         self._value = config
@@ -63,7 +66,13 @@ _CONFIGS: dict[str, ConfigFlag[Any]] = {}
 
 
 def define_config(
-    name: str, cls: type[ConfigT], text: str, *, needs: Sequence[str] = (), required: bool = True
+    name: str,
+    cls: type[ConfigT],
+    text: str,
+    *,
+    needs: Sequence[str] = (),
+    required: bool = True,
+    default: ConfigT | None = None,
 ) -> ConfigFlag[ConfigT]:
     """Defines a flag for a config file.
 
@@ -73,15 +82,16 @@ def define_config(
         text: description for --help.
         needs: settings that the command requires.
         required: whether the command exits if the flag is missing.
+        default: the settings if the flag is missing, which then is not required.
     """
-    flags.DEFINE_string(name, None, text, required=required)
+    flags.DEFINE_string(name, None, text, required=required and default is None)
     if "print_config" not in flags.FLAGS:
         flags.DEFINE_bool(
             "print_config",
             False,
             "Print all settings after applying the config file and the flags, and exit.",
         )
-    _CONFIGS[name] = ConfigFlag(name, cls, needs)
+    _CONFIGS[name] = ConfigFlag(name, cls, needs, default)
     return _CONFIGS[name]
 
 

@@ -16,6 +16,7 @@ FLOORS = (
     ("storage",),
     ("sharding",),
     ("tokenizers", "losses", "models", "data"),
+    ("ingestion",),
     ("visualize",),
     ("inference",),
     ("evaluation",),
@@ -24,7 +25,7 @@ FLOORS = (
     ("__init__",),
     ("cli_flags",),
     ("cli",),
-    ("train", "precompute", "plan", "status", "evaluate", "classify", "segment", "embed"),
+    ("train", "precompute", "plan", "status", "evaluate", "classify", "segment", "embed", "ingest"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

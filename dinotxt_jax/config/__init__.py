@@ -10,6 +10,7 @@ from dinotxt_jax.config.check import check
 from dinotxt_jax.config.checking import flatten, from_dict, to_config_dict
 from dinotxt_jax.config.data import DataConfig, TokenizerConfig, check_image_size
 from dinotxt_jax.config.evaluation import EvaluationConfig, SegmentationConfig, TaskConfig
+from dinotxt_jax.config.ingestion import IngestionConfig
 from dinotxt_jax.config.training import (
     DTYPE_NAMES,
     CheckpointConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "HeadTrainingConfig",
+    "IngestionConfig",
     "LossConfig",
     "MeshConfig",
     "OptimizerConfig",

@@ -7,6 +7,7 @@ from typing import Any
 
 from dinotxt_jax.config.checking import is_group, keys_of, type_name
 from dinotxt_jax.config.evaluation import EvaluationConfig, TaskConfig
+from dinotxt_jax.config.ingestion import IngestionConfig
 from dinotxt_jax.config.ranges import Setting, declared_settings
 from dinotxt_jax.config.sources import MixtureConfig, SourceConfig
 from dinotxt_jax.config.training import Config
@@ -47,11 +48,17 @@ _MIXTURE = """
 {meaning} Each has the settings of [config.data](#configdata) from `source` to `max_aspect_ratio`,
 and a weight. They are changed by the name of the source: `--config.data.mixture.NAME.KEY=VALUE`.
 """
+_INGESTION = """
+## Ingestion
+
+{meaning} `python -m dinotxt_jax.ingest` reads these settings, also without a config file.
+"""
 _PARTS = (
     (Config(), "config", _TRAINING),
     (MixtureConfig(), "config.data.mixture.NAME", _MIXTURE),
     (EvaluationConfig(), "config", _EVALUATION),
     (TaskConfig(), "config.tasks.NAME", _TASK),
+    (IngestionConfig(), "config", _INGESTION),
 )
 
 
@@ -64,6 +71,11 @@ def document() -> str:
         contents.append(f"- [{title}](#{_anchor(title)})")
         lines += [introduction.format(meaning=_meaning(defaults)), *_table(defaults, key)]
         for inner, inner_key in _groups(defaults, key):
+            if tables.get(type(inner)) == inner_key:
+                lines.append(
+                    f"\nThe settings of [{inner_key}](#{_anchor(inner_key)}) belong to it."
+                )
+                continue
             contents.append(f"  - [{inner_key}](#{_anchor(inner_key)})")
             lines += [f"\n### {inner_key}\n", _meaning(inner), ""]
             if type(inner) in tables:

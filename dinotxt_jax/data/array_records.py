@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,18 +22,19 @@ from dinotxt_jax.data.examples import (
     SECTION,
     ColumnCaptions,
     Example,
-    captions_of,
+    captions_or_bad,
     check_records,
-    checked_captions,
     nothing_left,
     shortened,
 )
 from dinotxt_jax.data.file_lists import data_files
+from dinotxt_jax.data.manifests import check_shard, expected_shards
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.storage.addresses import AddressLike
+from dinotxt_jax.storage.addresses import AddressLike, to_address
 from dinotxt_jax.storage.faults import is_passing
+from dinotxt_jax.storage.files import new_file
 from dinotxt_jax.storage.object_cache import local_copies
 from dinotxt_jax.storage.retries import retried
 
@@ -49,6 +49,7 @@ class ArrayRecordSource:
     read in sorted name order. Selecting one `split` reads every record once on opening, which is
     slow for large data: write one set of files per split instead. A damaged record counts as a bad
     image. Files in a bucket are copied first (`storage.object_cache`), as the library opens paths.
+    Ingested files are compared with their manifest (`manifests`) by number, size and record count.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ArrayRecordSource:
         self._caption_columns = tuple(caption_columns)
         try:
             files = data_files(path, ".array_record", "ArrayRecord", section)
+            shards = expected_shards(path, files)
             copies = local_copies(files, f"{section}.path")
             self._records = ArrayRecordDataSource([str(file) for file in copies])
         except RuntimeError as error:
@@ -72,6 +74,11 @@ class ArrayRecordSource:
                 f"{self._path} cannot be read as ArrayRecord ({error}), expected whole files "
                 f"written by write_array_record; write them again or correct {section}.path."
             ) from error
+        if shards:
+            counts = [part.num_records for part in self._records._read_instructions]
+            for file, copy, count in zip(files, copies, counts, strict=True):
+                if file in shards:
+                    check_shard(file, copy, count, shards[file])
         self._numbers = np.arange(len(self._records))
         if split:
             record_splits = [self._split(number) for number in range(len(self._records))]
@@ -130,7 +137,7 @@ class ArrayRecordSource:
         return record, self._captions(record, f"{self._path}, record {number}")
 
     def _captions(self, record: Mapping[str, Any], where: str) -> tuple[str, ...]:
-        captions = checked_captions(record["captions"], where)
+        captions = captions_or_bad({DEFAULT_CAPTION_KEY: record["captions"]}, where)
         if self._caption_columns == (DEFAULT_CAPTION_KEY,):
             return captions
         columns = record.get("columns")
@@ -144,10 +151,10 @@ class ArrayRecordSource:
             name: [text for column, text in zip(columns, captions, strict=True) if column == name]
             for name in self._caption_columns
         }
-        return captions_of(values, where)
+        return captions_or_bad(values, where)
 
 
-def write_array_record(path: str | Path, examples: Iterable[Example], *, split: str = "") -> int:
+def write_array_record(path: AddressLike, examples: Iterable[Example], *, split: str = "") -> int:
     """Writes examples to one ArrayRecord file, which appears under `path` only when complete.
 
     Pixel arrays are stored as lossless PNG.
@@ -155,33 +162,47 @@ def write_array_record(path: str | Path, examples: Iterable[Example], *, split: 
     Returns:
         The number of examples written.
     """
+    with new_file(to_address(path)) as partial:
+        return write_packed(partial, (packed(example, split) for example in examples))
+
+
+def packed(example: Example, split: str = "") -> bytes:
+    """Returns the record of an example.
+
+    Raises:
+        UnicodeEncodeError: a caption or the key is no valid Unicode.
+    """
     import msgpack
+
+    record: dict[str, Any] = {
+        "image": _encoded(example.image),
+        "captions": list(example.captions),
+        "key": example.key,
+    }
+    if isinstance(example.captions, ColumnCaptions):
+        record["columns"] = list(example.captions.columns)
+    if split:
+        record["split"] = split
+    return msgpack.packb(record)
+
+
+def write_packed(file: Path, records: Iterable[bytes]) -> int:
+    """Writes records to a local ArrayRecord file; equal records give equal bytes.
+
+    Returns:
+        The number of records written.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    partial = f"{path}.partial"
     # One record per group gives random access; images are already compressed.
-    writer = ArrayRecordWriter(partial, "group_size:1,uncompressed")
+    writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
     count = 0
     try:
-        for example in examples:
-            record: dict[str, Any] = {
-                "image": _encoded(example.image),
-                "captions": list(example.captions),
-                "key": example.key,
-            }
-            if isinstance(example.captions, ColumnCaptions):
-                record["columns"] = list(example.captions.columns)
-            if split:
-                record["split"] = split
-            writer.write(msgpack.packb(record))
+        for record in records:
+            writer.write(record)
             count += 1
+    finally:
         writer.close()
-        os.replace(partial, path)
-    except BaseException:
-        if writer.is_open():
-            writer.close()
-        Path(partial).unlink(missing_ok=True)
-        raise
     return count
 
 

@@ -35,6 +35,8 @@ _TURNS: dict[object, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Orientations that exchange width and height.
+_EXCHANGE = (5, 6, 7, 8)
 
 ArrayT = TypeVar("ArrayT", np.ndarray, "jax.Array")
 
@@ -76,23 +78,33 @@ def decode_image(
         raise BadImageError(f"{type(error).__name__}: {error}") from error
 
 
-def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
-    """Returns width and height, in pixels, without decoding; before any EXIF rotation.
+def image_header(image: bytes) -> tuple[str, int, int]:
+    """Returns the format of an image file, in Pillow's name, and its upright width and height.
 
     Raises:
-        BadImageError: the input is not an image.
+        BadImageError: the file does not begin like an image.
     """
-    if isinstance(image, np.ndarray):
-        return image.shape[1], image.shape[0]
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            return opened.size
-    except MemoryError:
-        raise
+        opened = Image.open(io.BytesIO(image))
+        width, height = opened.size
+        if opened.getexif().get(_EXIF_ORIENTATION) in _EXCHANGE:
+            width, height = height, width
     except UnidentifiedImageError as error:
         raise BadImageError(_unidentified(image)) from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...
         raise BadImageError(f"{type(error).__name__}: {error}") from error
+    return str(opened.format), width, height
+
+
+def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
+    """Returns the upright width and height of an image, in pixels, without decoding it.
+
+    Raises:
+        BadImageError: the file does not begin like an image.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[1], image.shape[0]
+    return image_header(image)[1:]
 
 
 def _limit_size(image: Image.Image, max_pixels: int) -> None:

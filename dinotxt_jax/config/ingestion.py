@@ -1,0 +1,61 @@
+"""Ingestion settings: which source is copied, and how its images are stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Annotated
+
+from dinotxt_jax.config.data import CAPTIONS, DataConfig
+from dinotxt_jax.config.ranges import Choice, Range
+
+# Setting -> Pillow's name of the image format.
+ENCODINGS = {"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}
+KEEP = "keep"
+DUPLICATES = ("none", "image", "pair")
+
+
+@dataclasses.dataclass(frozen=True)
+class IngestionConfig:
+    """Settings for copying a source into ArrayRecord shards."""
+
+    data: Annotated[DataConfig, "the examples to copy"] = DataConfig()
+    shard_size: Annotated[
+        int, Range(1, 1_000_000), "number of source examples per shard (shards hold those kept)"
+    ] = 10_000
+    resize: Annotated[
+        int,
+        Range(0, 16_384),
+        "maximum short side of stored images, pixels; larger images are reduced, smaller images "
+        "are not enlarged (0: keep all sizes)",
+    ] = 0
+    encoding: Annotated[
+        str,
+        Choice((KEEP, *ENCODINGS)),
+        "format of stored images; images that have this format and need no resizing are stored "
+        "unchanged (keep: the format of the source; pixels become PNG)",
+    ] = KEEP
+    quality: Annotated[int, Range(1, 100), "quality of images that are encoded as JPEG or WebP"] = (
+        90
+    )
+    verify: Annotated[
+        bool,
+        "whether every image is decoded, so that damaged ones go into the quarantine; otherwise "
+        "only the header of an image that is stored unchanged is read",
+    ] = True
+    deduplicate: Annotated[
+        str,
+        Choice(DUPLICATES),
+        "examples left out because an earlier one has exactly the same image file (image), or the "
+        "same image file and captions (pair); this reads the source twice",
+    ] = "none"
+    workers: Annotated[int, Range(0, 1024), "number of processes (0: one per CPU core)"] = 0
+
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Yields sentences about settings that cannot be combined; `key` is the group key."""
+        yield from self.data.content_conflicts(f"{key}.data", CAPTIONS, "ingestion")
+        if self.data.workers:
+            yield (
+                f"{key}.data.workers is {self.data.workers}, expected 0, because ingestion has "
+                f"its own processes; set {key}.workers instead."
+            )

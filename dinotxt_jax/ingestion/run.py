@@ -1,0 +1,72 @@
+"""The whole ingestion: checks, the two stages, and the manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dinotxt_jax.config import IngestionConfig, check
+from dinotxt_jax.config.ingestion import DUPLICATES
+from dinotxt_jax.data.examples import check_images_found
+from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.ingestion.duplicates import has_duplicates_of_all, remove_hashes
+from dinotxt_jax.ingestion.job import PARTS, IngestionJob
+from dinotxt_jax.ingestion.local import IngestionRunner
+from dinotxt_jax.ingestion.manifest import (
+    check_same_plan,
+    ingestion_plan,
+    write_manifest,
+    write_plan,
+)
+from dinotxt_jax.storage.addresses import Address, is_remote, to_output
+from dinotxt_jax.storage.locks import RunLock
+
+_NONE = DUPLICATES[0]
+
+
+def ingest(config: IngestionConfig, output: str, runner: IngestionRunner) -> dict[str, Any]:
+    """Copies a source into ArrayRecord shards, or continues, checks and repairs an earlier copy.
+
+    Args:
+        config: the settings.
+        output: the folder for the shards, local or in a bucket.
+        runner: runs the stages.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: the settings or the source cannot be used, or the folder holds something else;
+            nothing has been written then. Or: too many examples cannot be stored.
+    """
+    check(config)
+    folder = to_output(output, "--output")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, expected a folder for shards; correct --output.")
+    source = open_source(config.data)
+    check_images_found(source, config.data)
+    plan = ingestion_plan(config, source)
+    is_known = check_same_plan(folder, plan)
+    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    lock = RunLock(folder)
+    lock.acquire()
+    try:
+        _remove_partial(folder)
+        if not is_known:
+            write_plan(folder, plan)
+        job = IngestionJob(config, str(folder), len(source))
+        if config.deduplicate != _NONE and not has_duplicates_of_all(job):
+            runner.find_duplicates(job, source)
+        remove_hashes(job)
+        runner.write_shards(job, source)
+        lock.check()
+        return write_manifest(job, plan)
+    finally:
+        lock.release()
+
+
+def _remove_partial(folder: Address) -> None:
+    """Removes files that a killed run has left unfinished; uploads to buckets leave none."""
+    for place in () if is_remote(folder) else (folder, folder / PARTS):
+        for file in place.glob(".partial-*"):
+            file.unlink(missing_ok=True)
