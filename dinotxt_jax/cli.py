@@ -23,8 +23,8 @@ from dinotxt_jax.errors import UserError, closest, exit_with
 
 COMMANDS = {
     "convert": "weights_convert.__main__",
-    "ingest": "dinotxt_jax.ingest",
     "train": "dinotxt_jax.train",
+    "ingest": "dinotxt_jax.ingest",
     "precompute": "dinotxt_jax.precompute",
     "status": "dinotxt_jax.status",
     "plan": "dinotxt_jax.plan",

@@ -43,12 +43,12 @@ _BEAM = flags.DEFINE_string(
 
 
 def _runner() -> IngestionRunner:
-    from dinotxt_jax.ingestion.local import LocalRunner
+    from dinotxt_jax.ingestion.local import run_in_processes
 
     if not _RUNNER.value:
         if _BEAM.value:
             raise UserError("--beam_options is given without --runner; give the runner, too.")
-        return LocalRunner()
+        return run_in_processes
     if importlib.util.find_spec("apache_beam") is None:
         raise UserError(
             f"--runner={_RUNNER.value} needs Apache Beam, which is not installed; run pip install "

@@ -6,6 +6,7 @@ the output folder. Shards, part files and duplicates are those that `local` writ
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -52,7 +53,28 @@ class BeamRunner:
                 "a runner of Apache Beam and options that it knows; correct them."
             ) from error
 
-    def find_duplicates(self, job: IngestionJob, source: Source) -> None:
+    def __call__(self, job: IngestionJob, source: Source, is_finding: bool) -> None:
+        """Runs an ingestion; workers open the source themselves.
+
+        Args:
+            job: the job.
+            source: the source.
+            is_finding: find duplicates before the shards are written.
+
+        Raises:
+            UserError: the source has changed, or the pipeline failed.
+        """
+        if is_finding:
+            self._find_duplicates(job)
+        with _Running(self._options) as pipeline:
+            _ = (
+                pipeline
+                | "shards" >> beam.Create(job.shards)
+                | "spread shards" >> beam.Reshuffle()
+                | "write shards" >> beam.ParDo(_Write(job))
+            )
+
+    def _find_duplicates(self, job: IngestionJob) -> None:
         """Writes the duplicates of every shard."""
         with _Running(self._options) as pipeline:
             shards = pipeline | "shards" >> beam.Create(job.shards)
@@ -69,17 +91,7 @@ class BeamRunner:
                 (repeated, every_shard)
                 | beam.Flatten()
                 | "group by shard" >> beam.GroupByKey()
-                | "write duplicates" >> beam.MapTuple(_write_duplicates, job=job)
-            )
-
-    def write_shards(self, job: IngestionJob, source: Source) -> None:
-        """Writes every shard that is missing or damaged."""
-        with _Running(self._options) as pipeline:
-            _ = (
-                pipeline
-                | "shards" >> beam.Create(job.shards)
-                | "spread shards" >> beam.Reshuffle()
-                | "write shards" >> beam.ParDo(_Write(job))
+                | "write duplicates" >> beam.MapTuple(functools.partial(_write_duplicates, job))
             )
 
 
@@ -169,5 +181,5 @@ def _without_duplicate(shard: int) -> tuple[int, int]:
     return shard, _NO_DUPLICATE
 
 
-def _write_duplicates(shard: int, numbers: Iterable[int], job: IngestionJob) -> None:
+def _write_duplicates(job: IngestionJob, shard: int, numbers: Iterable[int]) -> None:
     write_duplicates(job, shard, (number for number in numbers if number != _NO_DUPLICATE))

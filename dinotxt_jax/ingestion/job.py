@@ -9,7 +9,7 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import Address, to_address
 
 # Files about single shards. They stay, so that a later run can check and repair every shard.
-PARTS = "parts"
+PART_FOLDER = "parts"
 HASHES = ".hashes"
 
 
@@ -54,21 +54,21 @@ class IngestionJob:
     def parts(self) -> list[Address]:
         """Returns the existing files about single shards."""
         try:
-            return list((self.folder / PARTS).iterdir())
+            return list((self.folder / PART_FOLDER).iterdir())
         except FileNotFoundError:
             return []
 
     def part_file(self, shard: int) -> Address:
         """Returns the file with the counts of a shard, which is written after the shard."""
-        return self.folder / PARTS / f"{shard:05d}.json"
+        return self.folder / PART_FOLDER / f"{shard:05d}.json"
 
     def hashes_file(self, shard: int) -> Address:
         """Returns the temporary file with the content hashes of the examples of a shard."""
-        return self.folder / PARTS / f"{shard:05d}{HASHES}"
+        return self.folder / PART_FOLDER / f"{shard:05d}{HASHES}"
 
     def duplicates_file(self, shard: int) -> Address:
         """Returns the file with the numbers of the duplicates among the examples of a shard."""
-        return self.folder / PARTS / f"{shard:05d}.duplicates.npy"
+        return self.folder / PART_FOLDER / f"{shard:05d}.duplicates.npy"
 
     def check_bad_fraction(self, bad: int, reason: str) -> None:
         """Raises `UserError` if too many examples cannot be stored; `reason` describes one."""

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Protocol
 
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.errors import UserError
@@ -24,59 +23,61 @@ from dinotxt_jax.runtime.progress import progress_bar
 _AHEAD = 2
 
 
-class IngestionRunner(Protocol):
-    """Runs the two stages of an ingestion, on this machine or on others."""
-
-    def find_duplicates(self, job: IngestionJob, source: Source) -> None:
-        """Writes the duplicates of every shard."""
-
-    def write_shards(self, job: IngestionJob, source: Source) -> None:
-        """Writes every shard that is missing or damaged.
-
-        Raises:
-            UserError: too many examples cannot be stored, or the source has changed.
-        """
+# Runs the stages of a job: (job, source, whether duplicates have to be found first).
+IngestionRunner = Callable[[IngestionJob, Source, bool], None]
+ShardAction = Callable[[ShardWriter, int], ShardResult]
 
 
-class LocalRunner:
-    """Uses `config.workers` processes; with one, everything happens in this process."""
+def run_in_processes(job: IngestionJob, source: Source, is_finding: bool) -> None:
+    """Runs an ingestion in `config.workers` processes; one worker is this process itself.
 
-    def find_duplicates(self, job: IngestionJob, source: Source) -> None:
-        for _ in _watched(job, source, ShardWriter.hash, "hashing"):
-            pass
-        with progress_bar(
-            2 ** partition_bits(job.examples), 0, "part", "finding duplicates"
-        ) as bar:
-            for _ in find_duplicates(job):
-                bar.update()
+    Args:
+        job: the job.
+        source: the source.
+        is_finding: find duplicates before the shards are written.
 
-    def write_shards(self, job: IngestionJob, source: Source) -> None:
+    Raises:
+        UserError: too many examples cannot be stored, the source has changed, or a process was
+            killed.
+    """
+    workers = min(job.config.workers or os.cpu_count() or 1, len(job.shards))
+    threads = -(-job.config.data.threads // workers)
+    with _workers(workers, (job, source, threads)) as results_of:
+        if is_finding:
+            for _ in _watched(job, results_of(ShardWriter.hash), "hashing"):
+                pass
+            parts = 2 ** partition_bits(job.examples)
+            with progress_bar(parts, 0, "part", "finding duplicates") as bar:
+                for _ in find_duplicates(job):
+                    bar.update()
         bad = 0
-        for result in _watched(job, source, ShardWriter.write, "writing"):
+        for result in _watched(job, results_of(ShardWriter.write), "writing"):
             bad += result.quarantined
             job.check_bad_fraction(bad, result.reason)
 
 
-ShardAction = Callable[[ShardWriter, int], ShardResult]
-
-
 def _watched(
-    job: IngestionJob, source: Source, action: ShardAction, title: str
+    job: IngestionJob, results: Iterator[ShardResult], title: str
 ) -> Iterator[ShardResult]:
-    """Yields the results of an action for all shards, in any order, with a progress bar."""
-    workers = min(job.config.workers or os.cpu_count() or 1, len(job.shards))
-    threads = -(-job.config.data.threads // workers)
-    with contextlib.ExitStack() as stack:
-        if workers == 1:
-            writer = ShardWriter(job, source, threads)
-            results: Iterator[ShardResult] = (action(writer, shard) for shard in job.shards)
-        else:
-            pool = stack.enter_context(_worker_pool(workers, (job, source, threads)))
-            results = _in_pool(pool, action, job.shards, _AHEAD * workers)
-        bar = stack.enter_context(progress_bar(job.examples, 0, "example", title, unit_scale=True))
+    """Yields results of shards and shows a progress bar."""
+    with progress_bar(job.examples, 0, "example", title, unit_scale=True) as bar:
         for result in results:
             yield result
             bar.update(result.examples)
+
+
+@contextlib.contextmanager
+def _workers(
+    count: int, arguments: tuple[IngestionJob, Source, int]
+) -> Iterator[Callable[[ShardAction], Iterator[ShardResult]]]:
+    """Yields a function that runs an action for all shards and yields the results in any order."""
+    shards = arguments[0].shards
+    if count == 1:
+        writer = ShardWriter(*arguments)
+        yield lambda action: (action(writer, shard) for shard in shards)
+        return
+    with _worker_pool(count, arguments) as pool:
+        yield lambda action: _in_pool(pool, action, shards, _AHEAD * count)
 
 
 @contextlib.contextmanager

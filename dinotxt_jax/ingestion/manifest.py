@@ -13,7 +13,7 @@ from dinotxt_jax.data.identity import data_identity, difference
 from dinotxt_jax.data.manifests import FORMAT, FORMAT_VERSION, MANIFEST, PLAN
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.ingestion.job import IngestionJob
-from dinotxt_jax.ingestion.shards import described, read_part
+from dinotxt_jax.ingestion.shards import read_part, rejection
 from dinotxt_jax.ingestion.statistics import PairStatistics
 from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import new_file, read_json, write_text
@@ -135,7 +135,7 @@ def write_manifest(job: IngestionJob, plan: dict[str, Any]) -> dict[str, Any]:
             counts["quarantined"] += len(part["quarantined"])
             lines.writelines(json.dumps(entry) + "\n" for entry in part["quarantined"])
             if part["quarantined"] and not reason:
-                reason = described(part["quarantined"][0])
+                reason = rejection(part["quarantined"][0])
     job.check_bad_fraction(counts["quarantined"], reason)
     data = job.config.data
     manifest = {

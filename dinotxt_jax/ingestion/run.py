@@ -10,8 +10,8 @@ from dinotxt_jax.data.examples import check_images_found
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.ingestion.duplicates import has_duplicates_of_all, remove_hashes
-from dinotxt_jax.ingestion.job import PARTS, IngestionJob
-from dinotxt_jax.ingestion.local import IngestionRunner
+from dinotxt_jax.ingestion.job import PART_FOLDER, IngestionJob
+from dinotxt_jax.ingestion.local import IngestionRunner, run_in_processes
 from dinotxt_jax.ingestion.manifest import (
     check_same_plan,
     ingestion_plan,
@@ -24,13 +24,15 @@ from dinotxt_jax.storage.locks import RunLock
 _NONE = DUPLICATES[0]
 
 
-def ingest(config: IngestionConfig, output: str, runner: IngestionRunner) -> dict[str, Any]:
+def ingest(
+    config: IngestionConfig, output: str, runner: IngestionRunner = run_in_processes
+) -> dict[str, Any]:
     """Copies a source into ArrayRecord shards, or continues, checks and repairs an earlier copy.
 
     Args:
         config: the settings.
         output: the folder for the shards, local or in a bucket.
-        runner: runs the stages.
+        runner: runs the stages, on this machine or on others.
 
     Returns:
         The manifest.
@@ -47,7 +49,7 @@ def ingest(config: IngestionConfig, output: str, runner: IngestionRunner) -> dic
     check_images_found(source, config.data)
     plan = ingestion_plan(config, source)
     is_known = check_same_plan(folder, plan)
-    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    (folder / PART_FOLDER).mkdir(parents=True, exist_ok=True)
     lock = RunLock(folder)
     lock.acquire()
     try:
@@ -55,11 +57,10 @@ def ingest(config: IngestionConfig, output: str, runner: IngestionRunner) -> dic
         if not is_known:
             write_plan(folder, plan)
         job = IngestionJob(config, str(folder), len(source))
-        if config.deduplicate != _NONE and not has_duplicates_of_all(job):
-            runner.find_duplicates(job, source)
-        remove_hashes(job)
-        runner.write_shards(job, source)
+        is_finding = config.deduplicate != _NONE and not has_duplicates_of_all(job)
+        runner(job, source, is_finding)
         lock.check()
+        remove_hashes(job)
         return write_manifest(job, plan)
     finally:
         lock.release()
@@ -67,6 +68,6 @@ def ingest(config: IngestionConfig, output: str, runner: IngestionRunner) -> dic
 
 def _remove_partial(folder: Address) -> None:
     """Removes files that a killed run has left unfinished; uploads to buckets leave none."""
-    for place in () if is_remote(folder) else (folder, folder / PARTS):
+    for place in () if is_remote(folder) else (folder, folder / PART_FOLDER):
         for file in place.glob(".partial-*"):
             file.unlink(missing_ok=True)

@@ -69,7 +69,7 @@ class ShardWriter:
             part = self._written(shard)
             write_text(self._job.part_file(shard), json.dumps(part) + "\n")
         reasons = part["quarantined"]
-        return ShardResult(part["examples"], len(reasons), described(reasons[0]) if reasons else "")
+        return ShardResult(part["examples"], len(reasons), rejection(reasons[0]) if reasons else "")
 
     def hash(self, shard: int) -> ShardResult:
         """Writes the content hashes of the examples of a shard, unless the file exists."""
@@ -184,7 +184,7 @@ _FIELDS = {
 }
 
 
-def described(quarantined: Mapping[str, Any]) -> str:
+def rejection(quarantined: Mapping[str, Any]) -> str:
     """Returns which example is in quarantine, and why."""
     name = f" ({quarantined['key']})" if quarantined["key"] else ""
     return f"example {quarantined['index']}{name}: {quarantined['reason']}"
