@@ -6,9 +6,10 @@ normalises there: this transfers a quarter of the bytes.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -61,7 +62,7 @@ def decode_image(
         BadImageError: the input is not an image, is truncated, has too many pixels, or has pixels
             without a defined range.
     """
-    try:
+    with _bad_image_errors(image):
         if isinstance(image, np.ndarray):
             return _to_rgb(_from_array(image))
         if isinstance(image, Image.Image):
@@ -70,30 +71,41 @@ def decode_image(
         if max_pixels is not None:
             _limit_size(opened, max_pixels)
         return _to_rgb(_upright(opened))
+
+
+def open_image(image: bytes, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Reads the header of an image file.
+
+    Args:
+        image: the file.
+        max_pixels: limit as in `decode_image`.
+
+    Returns:
+        The image for `decode_image`, and the width and height of the file after the EXIF
+        orientation is applied.
+
+    Raises:
+        BadImageError: the file does not begin like an image, or has too many pixels.
+    """
+    with _bad_image_errors(image):
+        opened = Image.open(io.BytesIO(image))
+        width, height = opened.size
+        _limit_size(opened, max_pixels)  # before `getexif`, which decodes a PNG
+        turned = opened.getexif().get(_EXIF_ORIENTATION) in _EXCHANGE
+    return opened, (height, width) if turned else (width, height)
+
+
+@contextlib.contextmanager
+def _bad_image_errors(image: object) -> Iterator[None]:
+    """Raises errors of PIL as `BadImageError`."""
+    try:
+        yield
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
         raise BadImageError(_unidentified(image)) from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...
         raise BadImageError(f"{type(error).__name__}: {error}") from error
-
-
-def image_header(image: bytes) -> tuple[str, int, int]:
-    """Returns the format of an image file, in Pillow's name, and its upright width and height.
-
-    Raises:
-        BadImageError: the file does not begin like an image.
-    """
-    try:
-        opened = Image.open(io.BytesIO(image))
-        width, height = opened.size
-        if opened.getexif().get(_EXIF_ORIENTATION) in _EXCHANGE:
-            width, height = height, width
-    except UnidentifiedImageError as error:
-        raise BadImageError(_unidentified(image)) from error
-    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, ...
-        raise BadImageError(f"{type(error).__name__}: {error}") from error
-    return str(opened.format), width, height
 
 
 def image_size(image: bytes | np.ndarray) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import dataclasses
 from dinotxt_jax.config import IngestionConfig
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import Address, to_address
+from dinotxt_jax.storage.retries import retried
 
 # Files about single shards. They stay, so that a later run can check and repair every shard.
 PART_FOLDER = "parts"
@@ -53,10 +54,9 @@ class IngestionJob:
 
     def parts(self) -> list[Address]:
         """Returns the existing files about single shards."""
-        try:
-            return list((self.folder / PART_FOLDER).iterdir())
-        except FileNotFoundError:
-            return []
+        folder = self.folder / PART_FOLDER
+        # A folder in a bucket does not exist before it holds an object.
+        return retried(lambda: list(folder.iterdir()) if folder.is_dir() else [])
 
     def part_file(self, shard: int) -> Address:
         """Returns the file with the counts of a shard, which is written after the shard."""

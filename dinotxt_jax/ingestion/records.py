@@ -15,7 +15,7 @@ from dinotxt_jax.config.ingestion import ENCODINGS, KEEP
 from dinotxt_jax.data.array_records import packed
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import Example, Source
-from dinotxt_jax.data.transforms import decode_image, image_header
+from dinotxt_jax.data.transforms import decode_image, open_image
 
 _BICUBIC = Image.Resampling.BICUBIC
 _LOSSLESS = "PNG"
@@ -101,15 +101,17 @@ def _stored_image(example: Example, config: IngestionConfig) -> _StoredImage:
     """
     image, target = example.image, ENCODINGS.get(config.encoding)
     if isinstance(image, bytes):
-        name, width, height = image_header(image)
-        name = "JPEG" if name == _SEVERAL_JPEGS else name
+        opened, (width, height) = open_image(image, config.data.max_pixels)
+        name = "JPEG" if opened.format == _SEVERAL_JPEGS else str(opened.format)
         is_small = not config.resize or min(width, height) <= config.resize
         if is_small and config.encoding in (KEEP, name.lower()):
             if config.verify:
-                decode_image(image, config.data.max_pixels)
+                decode_image(opened)
             return _StoredImage(image, width, height, name)
         target = target or (name if name in ENCODINGS.values() else _LOSSLESS)
-    picture = decode_image(image, config.data.max_pixels)
+        picture = decode_image(opened)
+    else:
+        picture = decode_image(image)
     return _encoded(_reduced(picture, config.resize), target or _LOSSLESS, config.quality)
 
 

@@ -1,0 +1,464 @@
+"""Ingestion: the same bytes for any number of processes and after a kill, and nothing is lost."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import commands
+import numpy as np
+import pytest
+from PIL import Image
+from small_sets import png, write_index
+
+from dinotxt_jax.config import DataConfig, IngestionConfig
+from dinotxt_jax.data.array_records import ArrayRecordSource
+from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.ingestion.duplicates import partition_bits
+from dinotxt_jax.ingestion.run import ingest
+from dinotxt_jax.storage.addresses import Address
+
+
+def photo(size: tuple[int, int], name: str, seed: int = 0, **options: Any) -> bytes:
+    """Returns a noise image file in a format."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+def write_pairs(folder: Path, images: list[bytes], captions: list[str] | None = None) -> DataConfig:
+    """Writes image files with a JSONL index and returns the settings for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, image in enumerate(images):
+        (folder / f"{number:03d}.img").write_bytes(image)
+        text = captions[number] if captions else f"text {number}"
+        lines.append({"image": f"{number:03d}.img", "captions": [text, "again"]})
+    index = write_index(folder, *lines)
+    return DataConfig(source="jsonl", path=str(index), threads=2, max_bad_fraction=0.5)
+
+
+def settings(data: DataConfig, **changes: Any) -> IngestionConfig:
+    return IngestionConfig(**({"data": data, "shard_size": 7, "workers": 1} | changes))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns all files of an output folder by their path in it."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def quarantine(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "quarantine.jsonl").open()]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> DataConfig:
+    """Writes 40 images: four cannot be stored, and six repeat earlier ones."""
+    images = [png(number) for number in range(34)]
+    images[3], images[11] = b"", b"no image at all"
+    images[20] = photo((30, 20), "PNG")[:400]
+    images += [png(number) for number in (0, 1, 2, 8, 9, 0)]
+    data = write_pairs(tmp_path / "pairs", images)
+    (tmp_path / "pairs" / "025.img").unlink()
+    return data
+
+
+def test_records_are_the_examples_in_order_and_the_rest_is_in_quarantine(
+    mixed: DataConfig, tmp_path: Path
+) -> None:
+    manifest = ingest(settings(mixed), str(tmp_path / "out"))
+    source, stored = open_source(mixed), ArrayRecordSource(tmp_path / "out")
+    kept = [index for index in range(40) if index not in (3, 11, 20, 25)]
+    assert [stored[i] for i in range(len(stored))] == [source[index] for index in kept]
+    rejected = quarantine(tmp_path / "out")
+    assert [entry["index"] for entry in rejected] == [3, 11, 20, 25]
+    assert [entry["key"] for entry in rejected] == ["003.img", "011.img", "020.img", "025.img"]
+    for entry, reason in zip(
+        rejected, ("the file is empty", "text, not an image", "truncated", "No such"), strict=True
+    ):
+        assert reason in entry["reason"]
+    assert manifest["counts"] == {
+        "examples": 40,
+        "records": 36,
+        "duplicates": 0,
+        "quarantined": 4,
+    }
+    statistics = manifest["statistics"]
+    assert statistics["formats"] == {"PNG": 36}
+    assert statistics["short_side"] == {"count": 36, "sum": 108, "min": 3, "max": 3,
+                                        "bins": {"3": 36}}  # fmt: skip
+    assert statistics["aspect_percent"]["bins"] == {"128": 36}  # 133 is in the bin from 128 to 159
+    assert statistics["captions_per_example"]["sum"] == 72
+    texts = [len(text) for index in kept for text in source.captions(index)]
+    assert statistics["caption_characters"]["sum"] == sum(texts)
+    assert sum(shard["records"] for shard in manifest["shards"]) == 36
+
+
+@pytest.mark.parametrize("kind", ["image", "pair"])
+def test_the_first_of_equal_examples_stays(kind: str, tmp_path: Path) -> None:
+    images = [png(number % 4) for number in range(20)]
+    captions = [f"text {number % 2 if number < 10 else number}" for number in range(20)]
+    data = write_pairs(tmp_path / "pairs", images, captions)
+    out = tmp_path / "out"
+    manifest = ingest(settings(data, shard_size=3, deduplicate=kind), str(out))
+    kept = list(range(4)) + (list(range(10, 20)) if kind == "pair" else [])
+    stored = ArrayRecordSource(out)
+    assert [stored.key(i) for i in range(len(stored))] == [f"{index:03d}.img" for index in kept]
+    assert manifest["counts"]["duplicates"] == 20 - len(kept)
+    assert not list(out.glob("parts/*.hashes"))
+
+
+def test_duplicates_are_found_in_every_partition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinotxt_jax.ingestion.duplicates._PARTITION", 200)
+    assert partition_bits(200) == 5
+    images = [png(number % 100) for number in range(200)]
+    data = write_pairs(tmp_path / "pairs", images)
+    ingest(settings(data, deduplicate="image"), str(tmp_path / "out"))
+    stored = ArrayRecordSource(tmp_path / "out")
+    assert [stored.key(i) for i in range(len(stored))] == [f"{i:03d}.img" for i in range(100)]
+
+
+def test_any_number_of_processes_writes_the_same_bytes(mixed: DataConfig, tmp_path: Path) -> None:
+    outputs = []
+    for workers in (1, 2):
+        out = tmp_path / f"out{workers}"
+        ingest(settings(mixed, deduplicate="image", encoding="jpeg", workers=workers), str(out))
+        outputs.append(contents(out))
+    assert outputs[0] == outputs[1]
+    # Threads change nothing either.
+    again = tmp_path / "again"
+    other = DataConfig(**(vars(mixed) | {"threads": 0, "prefetch": 0}))
+    ingest(settings(other, deduplicate="image", encoding="jpeg"), str(again))
+    assert contents(again) == outputs[0]
+
+
+def children(pid: int) -> list[int]:
+    """Returns the processes that a process has started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def killed_run(out: Path, workers: int) -> list[int]:
+    """Starts the command, kills it after two shards, and returns the processes it had started."""
+    process = commands.Process(
+        [
+            *("-m", "dinotxt_jax.ingest", f"--output={out}", "--config.data.num_scenes=300"),
+            *("--config.data.image_size=32", "--config.shard_size=10"),
+            f"--config.workers={workers}",
+        ],
+        cwd=out.parent,
+        env=commands.environment(DINOTXT_CACHE=str(out.parent / "cache")),
+        stdout=out.parent / "log",
+        stderr=out.parent / "errors",
+    )
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("parts/*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, (out.parent / "errors").read_text()
+    started = children(process.pid)
+    process.kill()
+    process.wait(10)
+    assert not (out / "manifest.json").exists()
+    return started
+
+
+def test_a_killed_run_continues_and_writes_the_same_bytes(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    killed_run(killed, workers=1)
+    with pytest.raises(UserError, match=r"holds an ingestion that has not finished, expected man"):
+        ArrayRecordSource(killed)
+    finished = min(killed.glob("parts/*.json"))
+    written = finished.stat().st_mtime_ns
+    (killed / ".partial-00000000-pairs-00009-of-00030.array_record").write_bytes(b"cut")
+    data = DataConfig(num_scenes=300, image_size=32)
+    for out in (killed, tmp_path / "whole"):
+        config = IngestionConfig(data=data, shard_size=10, workers=1)
+        assert ingest(config, str(out))["counts"]["records"] == 300
+    assert contents(killed) == contents(tmp_path / "whole")
+    assert finished.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_worker_processes_end_with_a_killed_run(tmp_path: Path) -> None:
+    started = killed_run(tmp_path / "out", workers=2)
+    assert len(started) >= 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_second_run_repairs_what_was_damaged_and_rewrites_nothing_else(
+    mixed: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, config = tmp_path / "out", settings(mixed, deduplicate="pair")
+    ingest(config, str(out))
+    before = contents(out)
+    shards = sorted(out.glob("*.array_record"))
+    content = bytearray(shards[1].read_bytes())
+    content[-1] ^= 1
+    shards[1].write_bytes(bytes(content))
+    shards[2].unlink()
+    (out / "parts" / "00003.json").write_text("{}")
+    (out / "parts" / "00004.json").write_text("cut")
+    times = {file: file.stat().st_mtime_ns for file in (shards[0], shards[5])}
+    ingest(config, str(out))
+    assert contents(out) == before
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    assert "pairs-00001-of-00006.array_record differs from what was written" in caplog.text
+    assert "00003.json has the fields , expected" in caplog.text
+    assert "00004.json is not JSON" in caplog.text
+
+
+def test_too_many_bad_examples_end_the_run_which_continues_with_a_higher_limit(
+    mixed: DataConfig, tmp_path: Path
+) -> None:
+    strict = DataConfig(**(vars(mixed) | {"max_bad_fraction": 0.05}))
+    with pytest.raises(UserError) as raised:
+        ingest(settings(strict), str(tmp_path / "out"))
+    assert "3 of 40 examples cannot be stored (for instance example 20 (020.img): " in str(
+        raised.value
+    )
+    assert "expected at most config.data.max_bad_fraction = 0.05" in str(raised.value)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert ingest(settings(mixed), str(tmp_path / "out"))["counts"]["quarantined"] == 4
+
+
+def test_large_images_are_reduced_and_small_ones_stay_as_they_are(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    images = [
+        photo((40, 30), "JPEG"),
+        photo((40, 30), "JPEG", exif=turned),
+        photo((9, 12), "JPEG"),
+        photo((40, 30), "PNG"),
+        photo((30, 60), "WEBP"),
+        photo((30, 30), "BMP"),
+        photo((10, 10), "BMP"),
+    ]
+    data = write_pairs(tmp_path / "pairs", images)
+    ingest(settings(data, resize=15), str(tmp_path / "out"))
+    source = ArrayRecordSource(tmp_path / "out")
+    stored = [source[i].image for i in range(len(source))]
+    opened = [Image.open(io.BytesIO(image)) for image in stored]
+    assert [(image.format, image.size) for image in opened] == [
+        ("JPEG", (20, 15)),
+        ("JPEG", (15, 20)),
+        ("JPEG", (9, 12)),
+        ("PNG", (20, 15)),
+        ("WEBP", (15, 30)),
+        ("PNG", (15, 15)),
+        ("BMP", (10, 10)),
+    ]
+    assert (stored[2], stored[6]) == (images[2], images[6])
+
+
+def test_images_get_the_chosen_format_and_quality(tmp_path: Path) -> None:
+    images = [photo((40, 30), "PNG"), photo((40, 30), "WEBP"), photo((40, 30), "JPEG", quality=30)]
+    data = write_pairs(tmp_path / "pairs", images)
+    sizes = {}
+    for quality in (40, 95):
+        out = tmp_path / str(quality)
+        manifest = ingest(settings(data, encoding="jpeg", quality=quality), str(out))
+        source = ArrayRecordSource(out)
+        sizes[quality] = len(source[0].image)
+        assert source[2].image == images[2]  # is a JPEG already
+        assert manifest["statistics"]["formats"] == {"JPEG": 3}
+    assert 2 * sizes[40] < sizes[95]
+
+
+def test_an_image_that_a_format_cannot_hold_goes_into_quarantine(tmp_path: Path) -> None:
+    long = Image.new("RGB", (16_384, 1))
+    buffer = io.BytesIO()
+    long.save(buffer, "PNG")
+    data = write_pairs(tmp_path / "pairs", [png(1), buffer.getvalue()])
+    ingest(settings(data, encoding="webp"), str(tmp_path / "out"))
+    (entry,) = quarantine(tmp_path / "out")
+    assert entry["index"] == 1
+    assert "16384 x 1 pixels cannot be stored as WEBP" in entry["reason"]
+
+
+def test_without_verification_only_headers_are_read(tmp_path: Path) -> None:
+    images = [photo((30, 20), "JPEG")[:700], b"text", png(3), png(4)]
+    data = write_pairs(tmp_path / "pairs", images)
+    ingest(settings(data, verify=False), str(tmp_path / "out"))
+    assert [entry["index"] for entry in quarantine(tmp_path / "out")] == [1]
+    ingest(settings(data), str(tmp_path / "verified"))
+    assert [entry["index"] for entry in quarantine(tmp_path / "verified")] == [0, 1]
+
+
+def test_texts_that_are_no_unicode_go_into_quarantine(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "pairs", [png(1), png(2)], ["half of a pair \ud83d", "whole"])
+    ingest(settings(data, deduplicate="pair"), str(tmp_path / "out"))
+    (entry,) = quarantine(tmp_path / "out")
+    assert entry["index"] == 0
+    assert "a text is no valid Unicode" in entry["reason"]
+
+
+def test_records_of_every_kind_of_damage_are_counted(tmp_path: Path) -> None:
+    """A damaged ArrayRecord as source: wrong schema, blank captions, no UTF-8, another byte."""
+    import msgpack
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    (tmp_path / "in").mkdir()
+    good = {"image": png(1), "captions": ["fine"], "key": "good"}
+    rows = [
+        msgpack.packb(good),
+        msgpack.packb({"picture": png(1)}),
+        msgpack.packb(good | {"captions": [" "]}),
+        msgpack.packb(good).replace(b"fine", b"f\xff\xfee"),
+        msgpack.packb(good | {"captions": []}),
+        b"",
+        msgpack.packb(good | {"image": b""}),
+    ]
+    writer = ArrayRecordWriter(str(tmp_path / "in" / "x.array_record"), "group_size:1")
+    for row in rows:
+        writer.write(row)
+    writer.close()
+    data = DataConfig(
+        source="array_record", path=str(tmp_path / "in"), threads=0, max_bad_fraction=0.9
+    )
+    manifest = ingest(settings(data), str(tmp_path / "out"))
+    assert manifest["counts"]["records"] == 1
+    entries = quarantine(tmp_path / "out")
+    assert [entry["index"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    for entry in entries[:-1]:
+        assert f"x.array_record, record {entry['index']}" in entry["reason"] or (
+            f"{tmp_path / 'in'}, record {entry['index']}" in entry["reason"]
+        )
+
+
+def test_other_settings_or_another_source_need_another_folder(
+    mixed: DataConfig, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    ingest(settings(mixed), out)
+    before = contents(tmp_path / "out")
+    with pytest.raises(UserError, match=r"with config.shard_size=7, expected 8 as in this command"):
+        ingest(settings(mixed, shard_size=8), out)
+    other = write_pairs(tmp_path / "other", [png(number) for number in range(40)])
+    other_names = DataConfig(**(vars(other) | {"path": str(tmp_path / "other" / "few.jsonl")}))
+    (tmp_path / "other" / "few.jsonl").write_text('{"image": "000.img", "caption": "x"}\n')
+    with pytest.raises(UserError, match=r"another source \(40 examples there, 1 here\)"):
+        ingest(settings(other_names), out)
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.array_record").write_bytes(b"mine")
+    with pytest.raises(UserError, match="holds other ArrayRecord files, such as a.array_record"):
+        ingest(settings(mixed), str(tmp_path / "records"))
+    assert contents(tmp_path / "out") == before
+    # Data may move.
+    (tmp_path / "pairs").rename(tmp_path / "moved")
+    moved = DataConfig(**(vars(mixed) | {"path": str(tmp_path / "moved" / "captions.jsonl")}))
+    ingest(settings(moved), out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shard_size": 0}, "config.shard_size is 0, expected a number from 1 to 1,000,000"),
+        ({"encoding": "jpg"}, "config.encoding is 'jpg', expected keep, jpeg, webp or png; did"),
+        ({"quality": 101}, "config.quality is 101"),
+        ({"deduplicate": "all"}, "config.deduplicate is 'all', expected none, image or pair"),
+        ({"data": DataConfig(workers=2)}, "config.data.workers is 2, expected 0, because"),
+        ({"data": DataConfig(source="jsonl")}, "config.data.path is empty"),
+        ({"data": DataConfig(source="masks", name="voc_20", path="x")}, "has no captions"),
+        ({"data": DataConfig(source="jsonl", path="absent.jsonl")}, "there is no file absent"),
+        ({"data": DataConfig(source="parquet", path="absent")}, "no Parquet file was found"),
+    ],
+)
+def test_mistakes_end_before_anything_is_written(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as raised:
+        ingest(IngestionConfig(**change), str(tmp_path / "out"))
+    assert message in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_addresses_end_before_anything_is_written(mixed: DataConfig, tmp_path: Path) -> None:
+    for output, message in (
+        ("s3://bucket/out", "only data is read from s3://"),
+        ("gx://bucket/out", "has the scheme gx://"),
+        (mixed.path, "is a file, expected a folder for shards"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ingest(settings(mixed), output)
+    lost = DataConfig(**(vars(mixed) | {"image_root": str(tmp_path)}))
+    with pytest.raises(UserError, match="none of 8 image paths tried"):
+        ingest(settings(lost), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_needs_no_config_file(tmp_path: Path) -> None:
+    environment = commands.environment(DINOTXT_CACHE=str(tmp_path / "cache"))
+
+    def command(*arguments: str) -> Any:
+        arguments = ("-m", "dinotxt_jax.cli", "ingest", *arguments)
+        return commands.run(list(arguments), cwd=tmp_path, env=environment)
+
+    result = command("--output=out", "--config.data.num_scenes=20", "--config.workers=1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ("out: 20 records of 20 examples (0 duplicates, 0 in quarantine)\n")
+    assert "writing" in result.stderr
+    assert len(ArrayRecordSource(tmp_path / "out")) == 20
+    printed = command("--config.resize=256", "--print_config")
+    assert printed.returncode == 0, printed.stderr
+    assert "config.resize=256  # default: 0" in printed.stdout
+    for arguments, message in (
+        (("--config.data.num_scenes=20",), "--output is missing"),
+        (("--output=x", "--config.resise=3"), "did you mean config.resize?"),
+        (("--output=x", "--beam_options=--a"), "--beam_options is given without --runner"),
+        (("--output=x", "--config.resize=-1"), "config.resize is -1, expected a number from 0"),
+    ):
+        result = command(*arguments)
+        assert result.returncode == 2
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_second_run_at_the_same_time_is_refused(mixed: DataConfig, tmp_path: Path) -> None:
+    from dinotxt_jax.storage.locks import RunLock
+
+    (tmp_path / "out").mkdir()
+    lock = RunLock(tmp_path / "out")
+    lock.acquire()
+    try:
+        with pytest.raises(UserError, match=rf"in use by another run \(process {os.getpid()}"):
+            ingest(settings(mixed), str(tmp_path / "out"))
+    finally:
+        lock.release()
+
+
+def test_a_bucket_gets_the_same_files_as_a_folder(
+    mixed: DataConfig, tmp_path: Path, bucket: Address
+) -> None:
+    config = settings(mixed, deduplicate="image")
+    ingest(config, str(tmp_path / "out"))
+    local = contents(tmp_path / "out")
+
+    def remote() -> dict[str, bytes]:
+        return {name: (bucket / name).read_bytes() for name in local}
+
+    ingest(config, str(bucket))
+    assert remote() == local
+    (bucket / "pairs-00002-of-00006.array_record").write_bytes(b"damaged")
+    (bucket / "parts" / "00004.json").unlink()
+    with pytest.raises(
+        UserError, match=r"pairs-00002-of-00006.* has 7 bytes|cannot be read as Arr"
+    ):
+        ArrayRecordSource(str(bucket))
+    ingest(config, str(bucket))
+    assert remote() == local
+    stored = ArrayRecordSource(str(bucket))
+    assert stored[3] == ArrayRecordSource(tmp_path / "out")[3]
