@@ -12,7 +12,8 @@ from dinotxt_jax.config.ranges import Choice, Range
 # Setting -> Pillow's name of the image format.
 ENCODINGS = {"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}
 KEEP = "keep"
-DUPLICATES = ("none", "image", "pair")
+# Values of `deduplicate`.
+NONE, IMAGE, PAIR = "none", "image", "pair"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +46,10 @@ class IngestionConfig:
     ] = True
     deduplicate: Annotated[
         str,
-        Choice(DUPLICATES),
+        Choice((NONE, IMAGE, PAIR)),
         "examples left out because an earlier one has exactly the same image file (image), or the "
         "same image file and captions (pair); this reads the source twice",
-    ] = "none"
+    ] = NONE
     workers: Annotated[int, Range(0, 1024), "number of processes (0: one per CPU core)"] = 0
 
     def conflicts(self, key: str) -> Iterator[str]:

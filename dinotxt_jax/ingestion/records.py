@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dinotxt_jax.config import IngestionConfig
-from dinotxt_jax.config.ingestion import ENCODINGS, KEEP
+from dinotxt_jax.config.ingestion import ENCODINGS, KEEP, PAIR
 from dinotxt_jax.data.array_records import packed
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import Example, Source
@@ -136,22 +136,35 @@ def _encoded(picture: Image.Image, target: str, quality: int) -> _StoredImage:
     return _StoredImage(buffer.getvalue(), picture.width, picture.height, target)
 
 
-def content_hash(example: Example, with_captions: bool) -> bytes:
-    """Returns 16 bytes that are equal for examples with the same image (and captions)."""
-    image = example.image
+def content_hash(source: Source, index: int, config: IngestionConfig) -> bytes | None:
+    """Returns 16 bytes that are equal for examples with the same image (and captions).
+
+    None for an example that cannot be read, has no image header, or has invalid texts: `to_record`
+    puts each of these into the quarantine, and none of them replaces a good one.
+
+    Raises:
+        UserError: the source has changed since it was opened.
+        OSError: the storage failed repeatedly.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    if isinstance(image, bytes):
-        _update(digest, image)
-    else:
-        pixels = np.ascontiguousarray(image)
-        _update(digest, f"{pixels.dtype}{pixels.shape}".encode())
-        _update(digest, pixels.tobytes())
-    for caption in example.captions if with_captions else ():
-        _update(digest, caption.encode(errors="surrogatepass"))
+    try:
+        example = source[index]
+        if isinstance(example.image, bytes):
+            open_image(example.image, config.data.max_pixels)
+            _update(digest, example.image)
+        else:
+            pixels = np.ascontiguousarray(example.image)
+            _update(digest, f"{pixels.dtype}{pixels.shape}".encode())
+            _update(digest, pixels.tobytes())
+        texts = [text.encode() for text in (example.key, *example.captions)]
+    except (BadImageError, UnicodeEncodeError):
+        return None
+    for text in texts[1:] if config.deduplicate == PAIR else ():
+        _update(digest, text)
     return digest.digest()
 
 
 def _update(digest: hashlib.blake2b, content: bytes) -> None:
-    """Adds a text and its length, so that different lists of texts differ as bytes."""
+    """Adds bytes after their number, so that different lists never give the same bytes."""
     digest.update(len(content).to_bytes(8, "little"))
     digest.update(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dinotxt_jax.config import IngestionConfig, check
-from dinotxt_jax.config.ingestion import DUPLICATES
+from dinotxt_jax.config.ingestion import NONE
 from dinotxt_jax.data.examples import check_images_found
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
@@ -20,8 +20,6 @@ from dinotxt_jax.ingestion.manifest import (
 )
 from dinotxt_jax.storage.addresses import Address, is_remote, to_output
 from dinotxt_jax.storage.locks import RunLock
-
-_NONE = DUPLICATES[0]
 
 
 def ingest(
@@ -57,7 +55,7 @@ def ingest(
         if not is_known:
             write_plan(folder, plan)
         job = IngestionJob(config, str(folder), len(source))
-        is_finding = config.deduplicate != _NONE and not has_duplicates_of_all(job)
+        is_finding = config.deduplicate != NONE and not has_duplicates_of_all(job)
         runner(job, source, is_finding)
         lock.check()
         remove_hashes(job)

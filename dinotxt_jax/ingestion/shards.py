@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from dinotxt_jax.config.ingestion import DUPLICATES
+from dinotxt_jax.config.ingestion import NONE
 from dinotxt_jax.data.array_records import write_packed
-from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.errors import UserError
@@ -28,7 +27,6 @@ from dinotxt_jax.storage.retries import retried
 
 # Examples that a thread reads at a time: more cost memory, fewer cost time for tiny images.
 _CHUNK = 8
-_NONE, _, _PAIR = DUPLICATES
 
 
 class ShardResult(NamedTuple):
@@ -79,14 +77,7 @@ class ShardWriter:
 
     def hashes(self, shard: int) -> Iterator[tuple[bytes, int]]:
         """Yields (content hash, index) for the examples of a shard that can be read."""
-        with_captions = self._job.config.deduplicate == _PAIR
-
-        def hashed(index: int) -> bytes | None:
-            try:
-                return content_hash(self._source[index], with_captions)
-            except BadImageError:
-                return None
-
+        hashed = functools.partial(content_hash, self._source, config=self._job.config)
         span = self._job.span(shard)
         for index, content in zip(span, self._in_order(hashed, list(span)), strict=True):
             if content is not None:
@@ -107,7 +98,7 @@ class ShardWriter:
         """Writes the ArrayRecord file of a shard and returns the content of the part file."""
         job, span = self._job, self._job.span(shard)
         duplicates: frozenset[int] = frozenset()
-        if job.config.deduplicate != _NONE:
+        if job.config.deduplicate != NONE:
             duplicates = read_duplicates(job, shard)
         indices = [index for index in span if index not in duplicates]
         statistics, quarantined = PairStatistics(), []

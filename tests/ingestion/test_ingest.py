@@ -116,6 +116,23 @@ def test_the_first_of_equal_examples_stays(kind: str, tmp_path: Path) -> None:
     assert not list(out.glob("parts/*.hashes"))
 
 
+def test_examples_that_cannot_be_stored_are_no_duplicates(tmp_path: Path) -> None:
+    """Equal damaged files all count as bad, and a good example never gives way to a bad one."""
+    images = [b"", png(1), b"", png(1), b"text", png(2), b"text", b""]
+    captions = [f"text {number}" for number in range(8)]
+    captions[1] = "half of a pair \ud83d"
+    data = write_pairs(tmp_path / "pairs", images, captions)
+    data = DataConfig(**(vars(data) | {"max_bad_fraction": 0.9}))
+    manifest = ingest(settings(data, deduplicate="image"), str(tmp_path / "out"))
+    assert manifest["counts"] == {
+        "examples": 8,
+        "records": 2,
+        "duplicates": 0,
+        "quarantined": 6,
+    }
+    assert [entry["index"] for entry in quarantine(tmp_path / "out")] == [0, 1, 2, 4, 6, 7]
+
+
 def test_duplicates_are_found_in_every_partition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
