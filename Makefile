@@ -11,7 +11,7 @@ PYTEST := -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reor
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: quickstart test slow lowest lint format docs clean
+.PHONY: quickstart test slow lowest beam lint format docs clean
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,12 @@ lowest:
 	$(PYTHON_LOWEST) $(INSTALL) --editable '.[test]' --constraint $(VENV)-lowest/constraints.txt
 	$(PYTHON_LOWEST) $(PYTEST)
 
+# Ingestion through Apache Beam, which excludes the newest versions of what the other tests use.
+beam:
+	$(PYTHON) -m venv --clear $(VENV)-beam
+	$(VENV)-beam/bin/python $(INSTALL) --editable '.[test,beam]'
+	$(VENV)-beam/bin/python -m pytest tests/ingestion -m 'slow or not slow'
+
 lint: $(VENV)/installed-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -65,4 +71,4 @@ docs: $(VENV)/installed-plots
 	$(RUN) -m dinotxt_jax.config > docs/configuration.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest runs
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-beam runs

@@ -14,7 +14,9 @@ from dinotxt_jax.config import (
     Config,
     DataConfig,
     EvaluationConfig,
+    IngestionConfig,
     TaskConfig,
+    check,
     flatten,
     from_dict,
     to_config_dict,
@@ -44,6 +46,12 @@ def test_shipped_training_configs_are_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.py")), ids=lambda path: path.stem)
 def test_shipped_evaluation_configs_are_valid(path: Path) -> None:
     assert from_dict(EvaluationConfig, load_config(path).to_dict()).tasks
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("ingest/*.py")), ids=lambda path: path.stem)
+def test_shipped_ingestion_configs_need_only_a_path(path: Path) -> None:
+    config = from_dict(IngestionConfig, load_config(path).to_dict())
+    check(dataclasses.replace(config, data=dataclasses.replace(config.data, path="x")))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dinotxt_jax.config import Config, EvaluationConfig, TaskConfig
+from dinotxt_jax.config import Config, EvaluationConfig, IngestionConfig, TaskConfig
 from dinotxt_jax.config.checking import keys_of
 from dinotxt_jax.config.document import document
 
@@ -21,7 +21,12 @@ def test_the_page_is_up_to_date() -> None:
 
 @pytest.mark.parametrize(
     ("cls", "prefix"),
-    [(Config, "config"), (EvaluationConfig, "config"), (TaskConfig, "config.tasks.NAME")],
+    [
+        (Config, "config"),
+        (EvaluationConfig, "config"),
+        (TaskConfig, "config.tasks.NAME"),
+        (IngestionConfig, "config"),
+    ],
 )
 def test_every_setting_has_a_row(cls: type, prefix: str) -> None:
     rows = set(re.findall(r"^\| `([\w.]+)` \|", document(), re.MULTILINE))
