@@ -137,7 +137,7 @@ class RunLock:
         return UserError(
             f"{self._folder} is in use by another run (process {owner.get('pid', 'unknown')} on "
             f"{owner.get('host', 'an unknown host')}, since {owner.get('since', 'unknown')}); end "
-            "that run first, or take another --workdir."
+            "that run first, or take another folder."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,11 +18,13 @@ from small_sets import png, write_index
 
 from dinotxt_jax.config import DataConfig, IngestionConfig
 from dinotxt_jax.data.array_records import ArrayRecordSource
+from dinotxt_jax.data.examples import Example
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.ingestion.duplicates import partition_bits
 from dinotxt_jax.ingestion.run import ingest
 from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.faults import storage_fault
 
 
 def photo(size: tuple[int, int], name: str, seed: int = 0, **options: Any) -> bytes:
@@ -57,6 +60,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def quarantine(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "quarantine.jsonl").open()]
+
+
+class FailingSource:
+    """A source on a disk that fails at example 22."""
+
+    def __init__(self, data: DataConfig):
+        self._source = open_source(data)
+        self.captions, self.key = self._source.captions, self._source.key
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        if index == 22:
+            raise OSError(errno.EIO, "the disk is gone", "disk")
+        return self._source[index]
 
 
 @pytest.fixture
@@ -100,6 +119,8 @@ def test_records_are_the_examples_in_order_and_the_rest_is_in_quarantine(
     texts = [len(text) for index in kept for text in source.captions(index)]
     assert statistics["caption_characters"]["sum"] == sum(texts)
     assert sum(shard["records"] for shard in manifest["shards"]) == 36
+    whole = ingest(settings(mixed, shard_size=40), str(tmp_path / "whole"))
+    assert whole["statistics"] == statistics  # adding up over shards changes nothing
 
 
 @pytest.mark.parametrize("kind", ["image", "pair"])
@@ -249,6 +270,22 @@ def test_too_many_bad_examples_end_the_run_which_continues_with_a_higher_limit(
     assert "expected at most config.data.max_bad_fraction = 0.05" in str(raised.value)
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert ingest(settings(mixed), str(tmp_path / "out"))["counts"]["quarantined"] == 4
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_failing_storage_ends_the_run_and_loses_nothing(
+    workers: int, mixed: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(mixed, workers=workers)
+    monkeypatch.setattr("dinotxt_jax.ingestion.run.open_source", FailingSource)
+    with pytest.raises(OSError, match="the disk is gone") as raised:
+        ingest(config, str(tmp_path / "out"))
+    assert storage_fault(raised.value).exit_code == 74  # type: ignore[union-attr]
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.undo()
+    for out in ("out", "whole"):
+        ingest(config, str(tmp_path / out))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_large_images_are_reduced_and_small_ones_stay_as_they_are(tmp_path: Path) -> None:
