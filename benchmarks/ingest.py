@@ -3,12 +3,13 @@
     python benchmarks/ingest.py [--examples=1000000] [--small=100000] [--workers=1,2] \\
         [--beam=20000] [--deduplicate=none] [--folder=DIR]
 
-Generated examples (32 x 32 JPEGs with a caption) are in an ArrayRecord file that is listed
-several times: it opens at once, and readers keep nothing of it in memory. Each run is the command
-itself, in a new process: the rate includes its start, and the memory is the highest sum of the resident sizes of all its processes. At
-most 1.2 times as much memory with --examples as with --small means that memory does not grow with
-the input. A run is also killed halfway and started again. --beam examples go through Beam's direct
-runner as well (0: none; it needs the extra `beam`). All shards of equal input must be equal.
+Generated examples (32 x 32 JPEGs with a caption) are in an ArrayRecord file that is listed several
+times: it opens at once, and readers keep nothing of it in memory. Each run is the command itself,
+in a new process: the rate includes its start, and the memory is the highest sum of the resident
+sizes of all its processes. At most 1.2 times as much memory with --examples as with --small means
+that memory does not grow with the input. A run is also killed halfway and started again. --beam
+examples go through Beam's direct runner as well (0: none; it needs the extra `beam`). All shards of
+equal input must be equal.
 """
 
 from __future__ import annotations
