@@ -140,7 +140,7 @@ class DataConfig(SourceConfig):
             yield from settings.source_content_conflicts(source_key, content, use)
 
     def training_only(self, key: str) -> Iterator[str]:
-        """Yields sentences about settings that only training uses, for evaluation tasks."""
+        """Yields sentences about settings that only training uses, for other commands."""
         for name in ("mixture", *TRAINING_FIELDS):
             if getattr(self, name) != getattr(DataConfig(), name):
                 yield (

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Annotated
 
-from dinotxt_jax.config.data import CAPTIONS, DataConfig
+from dinotxt_jax.config.data import DataConfig
 from dinotxt_jax.config.ranges import Choice, Range
+from dinotxt_jax.config.sources import CAPTIONS
 
 # Setting -> Pillow's name of the image format.
 ENCODINGS = {"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}
@@ -54,6 +55,7 @@ class IngestionConfig:
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""
+        yield from self.data.training_only(f"{key}.data")
         yield from self.data.content_conflicts(f"{key}.data", CAPTIONS, "ingestion")
         if self.data.workers:
             yield (

@@ -109,14 +109,15 @@ def _bad_image_errors(image: object) -> Iterator[None]:
 
 
 def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
-    """Returns the upright width and height of an image, in pixels, without decoding it.
+    """Returns width and height, in pixels, without decoding; before any EXIF rotation.
 
     Raises:
         BadImageError: the file does not begin like an image.
     """
     if isinstance(image, np.ndarray):
         return image.shape[1], image.shape[0]
-    return image_header(image)[1:]
+    with _bad_image_errors(image):
+        return Image.open(io.BytesIO(image)).size
 
 
 def _limit_size(image: Image.Image, max_pixels: int) -> None:

@@ -27,6 +27,7 @@ _SCHEMA = {
         "Pillow reads)",
         "captions": "list of str: at least one, none blank",
         "key": "str: name of the example",
+        "columns": "list of str, optional: the column that each caption comes from",
     },
 }
 # Settings that do not change the stored examples: where and how fast the source is read, the limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -183,7 +184,11 @@ def test_any_number_of_processes_writes_the_same_bytes(mixed: DataConfig, tmp_pa
 def children(pid: int) -> list[int]:
     """Returns the processes that a process has started."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    result: list[int] = []
+    for task in tasks:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            result += map(int, (task / "children").read_text().split())
+    return result
 
 
 def killed_run(out: Path, workers: int) -> list[int]:
@@ -349,6 +354,20 @@ def test_without_verification_only_headers_are_read(tmp_path: Path) -> None:
     assert [entry["index"] for entry in quarantine(tmp_path / "out")] == [1]
     ingest(settings(data), str(tmp_path / "verified"))
     assert [entry["index"] for entry in quarantine(tmp_path / "verified")] == [0, 1]
+
+
+def test_captions_of_several_columns_keep_them(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    row = {"image": "a.png", "alt": "an alt text", "synthetic": ["s", "t"]}
+    path = str(write_index(tmp_path, row))
+    ingest(
+        settings(DataConfig(source="jsonl", path=path, caption_key="alt+synthetic")),
+        str(tmp_path / "out"),
+    )
+    output = str(tmp_path / "out")
+    stored = DataConfig(source="array_record", path=output, caption_key="synthetic")
+    assert open_source(stored).captions(0) == ("s", "t")
+    assert ArrayRecordSource(output).captions(0) == ("an alt text", "s", "t")
 
 
 def test_texts_that_are_no_unicode_go_into_quarantine(tmp_path: Path) -> None:
