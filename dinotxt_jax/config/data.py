@@ -20,6 +20,7 @@ SMALLEST_VOCABULARY = 260
 # 8192 x 8192 pixels, which take 200 MB in memory.
 MAX_PIXELS = 2**26
 AUGMENTATIONS = ("random_resized_crop", "center_crop", "squash")
+FAST, EXACT = "fast", "exact"
 TOKENIZER_KINDS = ("clip", "bpe")
 
 
@@ -75,11 +76,24 @@ class DataConfig(SourceConfig):
         "examples have changed: it continues at the same step and position, so that in the "
         "current epoch examples may be repeated or left out",
     ] = False
-    threads: Annotated[int, Range(0, 1024), "number of decoding threads (0: none)"] = 16
+    decoder: Annotated[
+        str,
+        Choice((FAST, EXACT)),
+        "random_resized_crop: decoder for JPEG files. fast: libjpeg-turbo at the size that the "
+        "crop needs, SIMD resize; exact: Pillow, whole image. All other images are decoded exactly",
+    ] = FAST
+    threads: Annotated[
+        int,
+        Range(-1, 1024),
+        "number of decoding threads, over all workers (0: none; -1: from the CPUs of the process)",
+    ] = -1
     prefetch: Annotated[int, Range(0, 1_000_000), "number of examples decoded in advance"] = 64
     workers: Annotated[
-        int, Range(0, 1024), "number of additional decoding processes (0: threads only)"
-    ] = 0
+        int,
+        Range(-1, 1024),
+        "number of additional decoding processes for training (0: threads only; -1: from the CPUs "
+        "of the process)",
+    ] = -1
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""

@@ -9,7 +9,8 @@ from jaxtyping import Shaped, UInt8
 
 from dinotxt_jax.data.bad_images import BadImageError, bad_in_evaluation
 from dinotxt_jax.data.examples import Source
-from dinotxt_jax.data.pipeline import decoded_image, in_threads
+from dinotxt_jax.data.pipeline import in_threads
+from dinotxt_jax.data.train_views import decoded_image
 from dinotxt_jax.data.transforms import EvalTransform
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dinotxt_jax.config import Config, DataConfig
+from dinotxt_jax.config.data import EXACT
 from dinotxt_jax.data.examples import Source, readable_captions
 from dinotxt_jax.data.mixture import part_number, source_parts
 from dinotxt_jax.data.order import Draw
@@ -97,7 +98,8 @@ def cache_description(
         "views": views,
         "examples": count,
         "captions": hashlib.sha256(json.dumps(sample).encode()).hexdigest(),
-        "data": {key: getattr(data, key) for key in _DATA_KEYS} | {"mixture": _mixture(data)},
+        "data": {key: getattr(data, key) for key in _DATA_KEYS}
+        | {"decoder": _decoder(data), "mixture": _mixture(data)},
     }
     return json.loads(json.dumps(description))
 
@@ -108,6 +110,11 @@ def _mixture(data: DataConfig) -> dict[str, dict[str, Any]]:
         name: {key: getattr(source, key) for key in _DATA_KEYS if hasattr(source, key)}
         for name, source in data.mixture.items()
     }
+
+
+def _decoder(data: DataConfig) -> str:
+    """Returns the decoder of the views; fixed views are exact with every setting."""
+    return data.decoder if is_random(data) else EXACT
 
 
 class FeatureCache:
@@ -254,8 +261,9 @@ def stored_description(folder: Address) -> dict[str, Any] | None:
 
 def check_same_cache(folder: Address, stored: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raises a `UserError` that names every difference between two cache descriptions."""
-    # A setting added after the cache was written counts as having the default value.
-    defaults = json.loads(json.dumps(dataclasses.asdict(DataConfig())))
+    # A setting added after the cache was written counts as having the default value, except for
+    # the decoder: the first one was exact, and the default is another.
+    defaults = json.loads(json.dumps(dataclasses.asdict(DataConfig(decoder=EXACT))))
     before = {"products": "none", **defaults, **stored, **stored["data"]}
     now = {**expected, **expected["data"]}
     changed = [

@@ -150,3 +150,27 @@ class Turns:
             seed = _hashed("order", self.seed, epoch, *([number] if number else [])) % 2**32
             index = _shuffled(index, share.size, seed)
         return Draw(epoch, share.first + index, position, self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dealt:
+    """The draws of `turns`, reordered so that each of W workers gets whole chunks of C rows.
+
+    Worker w uses the elements w, w + W, w + 2W, ... and batches C of them at a time. Taking a chunk
+    from each worker in turn then gives the rows of `turns` in order:
+
+        element  0 1 2 3 4 5 6 7  (W = 2)      worker 0: rows 0 1 | 4 5
+        row      0 2 1 3 4 6 5 7  (C = 2)      worker 1: rows 2 3 | 6 7
+    """
+
+    turns: Turns
+    workers: int
+    chunk: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, number: int) -> Draw:
+        count, worker = divmod(number, self.workers)
+        round_, row = divmod(count, self.chunk)
+        return self.turns[(round_ * self.workers + worker) * self.chunk + row]

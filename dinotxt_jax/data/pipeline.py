@@ -7,6 +7,7 @@ workers, and wherever a run was interrupted (see `dinotxt_jax.data.order`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Generator, Sequence, Sized
@@ -15,8 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grain
 import numpy as np
 from absl import flags, logging
-from grain.experimental import ThreadPrefetchIterDataset
-from PIL import Image
+from grain.experimental import RebatchIterDataset, ThreadPrefetchIterDataset
 
 from dinotxt_jax.data.bad_images import (
     BadImageError,
@@ -26,13 +26,14 @@ from dinotxt_jax.data.bad_images import (
     nothing_passes,
     too_many_bad,
 )
-from dinotxt_jax.data.examples import Example, Source
+from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.mixture import Part, part_number, shares_of, source_parts
-from dinotxt_jax.data.order import MAX_EXAMPLES, Draw, Turns
+from dinotxt_jax.data.order import MAX_EXAMPLES, Dealt, Draw, Turns
+from dinotxt_jax.data.parallelism import decoding_threads, decoding_workers, start_worker
 from dinotxt_jax.data.selection import FilteredError, Selection
-from dinotxt_jax.data.transforms import TrainTransform, decode_image, image_size
+from dinotxt_jax.data.train_views import TrainViews
+from dinotxt_jax.data.transforms import image_size
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.runtime import termination
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -51,6 +52,9 @@ _KILLED = re.compile(r"worker process( \d+)? was terminated unexpectedly", re.IG
 _RESTARTS = 3
 # Filtered examples in a row, drawn at random, after which a filter passes practically nothing.
 _MOST_FILTERED = 10_000
+# Rows that a worker passes on at once: 10 MB of images of 224 px. A worker holds at most three
+# chunks, so that a hundred workers need no more memory than a large model's batches.
+_CHUNK = 64
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -112,19 +116,20 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
         split = max(1, self._workers)
         threads = -(-self._threads // split)
         prefetch = max(threads, -(-self._prefetch // split))
-        examples = (
-            grain.MapDataset.source(turns)
-            .map(self._make_example)
-            .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch))
-        )
-        if self._workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads flags, which only absl.app parses
-                flags.FLAGS.mark_as_parsed()
-            # Workers return single examples in round-robin order. If workers built batches, the
-            # rows in a batch would depend on the number of workers.
-            options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=prefetch)
-            examples = examples.mp_prefetch(options, worker_init_fn=termination.ignore)
-        batches = examples.batch(turns.rows, drop_remainder=True)
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+        chunk = min(turns.rows, _CHUNK)
+        draws = turns if not self._workers else Dealt(turns, self._workers, chunk)
+        examples = grain.MapDataset.source(draws).map(self._make_example).to_iter_dataset(reading)
+        if not self._workers:
+            batches = examples.batch(turns.rows, drop_remainder=True)
+            return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+        if not flags.FLAGS.is_parsed():  # Grain reads flags, which only absl.app parses
+            flags.FLAGS.mark_as_parsed()
+        # A worker passes on a whole chunk at once, through one block of shared memory per array.
+        options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=1)
+        start = functools.partial(start_worker, threads)
+        chunks = examples.batch(chunk, drop_remainder=True).mp_prefetch(options, start)
+        batches = RebatchIterDataset(chunks, turns.rows)
         return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
 
     def get_state(self) -> dict[str, int]:
@@ -188,9 +193,11 @@ def make_training_iterator(
         seed: non-negative seed for the order, the augmentation and the caption choice.
         parts: indices, ascending, into the `part_count` equal parts that the batch rows are split
             into (the parts that `sharding.batch_readers` lists for this process).
-        threads: total threads that call `make_example`, over all workers (0: none).
+        threads: total threads that call `make_example`, over all workers (0: none, -1: from the
+            CPUs, as `decoding_threads` says).
         prefetch: number of examples prepared ahead.
-        workers: number of processes that prepare examples (0: only threads).
+        workers: number of processes that prepare examples (0: only threads, -1: from the CPUs, as
+            `decoding_workers` says).
         shuffle: whether to shuffle each epoch differently or always keep the source order.
 
     Raises:
@@ -210,7 +217,11 @@ def make_training_iterator(
     shares = shares_of(source)
     turns = Turns(shares, batch_size, seed, shuffle, tuple(parts), part_count, first_step=0)
     return TrainingIterator(
-        turns, make_example, threads=threads, prefetch=prefetch, workers=workers
+        turns,
+        make_example,
+        threads=decoding_threads(threads),
+        prefetch=prefetch,
+        workers=decoding_workers(workers),
     )
 
 
@@ -239,29 +250,26 @@ class ImageTextExample:
     ) -> None:
         self._source = source
         self._parts = source_parts(source, config)
-        self._transform = TrainTransform(config)
+        self._views = TrainViews(config)
         self._tokenize = tokenize
         self._evaluated = evaluated
         self._max_bad_fraction = config.max_bad_fraction
-        self._max_pixels = config.max_pixels
         self._named: dict[int, object] = {}
 
     def __call__(self, draw: Draw) -> dict[str, np.ndarray]:
         part = self._parts[part_number(self._parts, draw.index)]
-        image, caption, used, first_error = self._first_good(draw, part)
+        pixels, caption, used, first_error = self._first_good(draw, part)
         filtered = isinstance(first_error, FilteredError)
         return {
-            "image": self._transform(image, used.rng()),
+            "image": pixels,
             "tokens": np.asarray(self._tokenize(caption), np.int32),
             "index": np.asarray(used.index, np.int64),
             "skipped": np.asarray(first_error is not None and not filtered, np.int32),
             "filtered": np.asarray(filtered, np.int32),
         }
 
-    def _first_good(
-        self, draw: Draw, part: Part
-    ) -> tuple[Image.Image, str, Draw, Exception | None]:
-        """Returns image, caption, the draw used, and why that is not the first draw."""
+    def _first_good(self, draw: Draw, part: Part) -> tuple[np.ndarray, str, Draw, Exception | None]:
+        """Returns pixels, caption, the draw used, and why that is not the first draw."""
         share = part.share
         most = most_tries(self._max_bad_fraction, share.size)
         bad = filtered = 0
@@ -286,12 +294,12 @@ class ImageTextExample:
         limit = self._max_bad_fraction
         raise too_many_bad(bad, share.size if most >= limit * share.size else bad, limit)
 
-    def _read(self, draw: Draw, selection: Selection) -> tuple[Image.Image, str]:
+    def _read(self, draw: Draw, selection: Selection) -> tuple[np.ndarray, str]:
         example = self._source[draw.index]
         caption = selection.caption(draw, example.captions)
         if selection.has_size_filter:
             selection.check_size(*image_size(example.image))  # before the image is decoded
-        return decoded_image(example, self._max_pixels), caption
+        return self._views.finish(self._views.decode(example, draw)), caption
 
     def _name_once(self, index: int, error: BadImageError) -> None:
         ours = object()
@@ -299,18 +307,14 @@ class ImageTextExample:
             logging.warning("skipped a bad image, example %d: %s", index, error)
 
 
-def decoded_image(example: Example, max_pixels: int | None) -> Image.Image:
-    """Decodes the image of an example; the message of a `BadImageError` names the example."""
-    try:
-        return decode_image(example.image, max_pixels)
-    except BadImageError as error:
-        raise BadImageError(f"{example.key} does not decode: {error}") from error
-
-
 def in_threads(
     items: Sequence[ItemT], function: Callable[[ItemT], ResultT], threads: int, prefetch: int
 ) -> Generator[ResultT, None, None]:
-    """Yields function(item) for every item, in order, with up to `prefetch` computed ahead."""
+    """Yields function(item) for every item, in order, with up to `prefetch` computed ahead.
+
+    `threads` is a number of threads, or -1 for the number that `decoding_threads` returns.
+    """
+    threads = decoding_threads(threads)
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))
     results = iter(grain.MapDataset.source(items).map(function).to_iter_dataset(reading))
     try:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _CROP_TRIES = 10
 _BICUBIC = Image.Resampling.BICUBIC
-_EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -150,7 +150,7 @@ def _unidentified(image: object) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
     # ImageOps.exif_transpose also rewrites the EXIF block, and fails if a camera corrupted it.
-    turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
+    turn = _TURNS.get(image.getexif().get(EXIF_ORIENTATION))
     return image if turn is None else image.transpose(turn)
 
 

@@ -15,7 +15,8 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool
 
-from dinotxt_jax.config import Config, flatten
+from dinotxt_jax.config import Config, DataConfig, flatten
+from dinotxt_jax.config.data import EXACT
 from dinotxt_jax.data.identity import difference
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
@@ -96,8 +97,10 @@ def check_workdir(
         )
     # Convert through JSON, so that tuples compare equal to the lists stored for them.
     now = flatten(json.loads(json.dumps(dataclasses.asdict(config))))
-    # A setting added after the stored run counts as the default.
-    before = flatten(json.loads(json.dumps(dataclasses.asdict(Config())))) | flatten(
+    # A setting added after the stored run counts as the default, except for the decoder: the first
+    # one was exact, and the default is another.
+    defaults = Config(data=DataConfig(decoder=EXACT))
+    before = flatten(json.loads(json.dumps(dataclasses.asdict(defaults)))) | flatten(
         stored["config"]
     )
     changed = [

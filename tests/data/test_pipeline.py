@@ -18,6 +18,7 @@ from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import most_tries
 from dinotxt_jax.data.evaluation_batches import evaluation_batches
 from dinotxt_jax.data.examples import Example
+from dinotxt_jax.data.order import Dealt, Turns
 from dinotxt_jax.data.pipeline import (
     BadImageMonitor,
     Draw,
@@ -122,12 +123,12 @@ def test_workers_change_nothing_survive_sigterm_and_are_started_again_after_sigk
     iterator = make_training_iterator(
         range(10), draw_as_arrays, batch_size=4, seed=0, workers=2, threads=2, prefetch=2
     )
-    made = [next(iterator)]
+    made = [next(iterator), next(iterator)]
     workers = set(joined(made, "process"))
     assert len(workers - {os.getpid()}) == 2
     for worker in workers:
         os.kill(worker, signal.SIGTERM)
-    made += itertools.islice(iterator, 9)
+    made += itertools.islice(iterator, 8)
     assert set(joined(made, "process")) == workers
     os.kill(min(workers), signal.SIGKILL)
     made += itertools.islice(iterator, 15)
@@ -135,6 +136,39 @@ def test_workers_change_nothing_survive_sigterm_and_are_started_again_after_sigk
     for name in ("index", "noise"):
         assert joined(made, name) == joined(batches(25), name)
     assert set(joined(made, "process")) > workers  # others took over
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_give_the_rows_of_one_thread_in_order_also_where_chunks_end_within_batches(workers):
+    """Batches of 100 rows need chunks of 64, so that a chunk belongs to two batches."""
+    options = {"size": 1000, "batch_size": 100}
+    alone = batches(7, threads=0, **options)
+    shared = batches(7, threads=2, workers=workers, **options)
+    for name in ("position", "index", "epoch", "noise"):
+        assert joined(shared, name) == joined(alone, name)
+    # Whole chunks come from one process; all processes take part.
+    processes = np.array(joined(shared, "process"))[: 10 * 64].reshape(10, 64)
+    assert (processes == processes[:, :1]).all()
+    assert len(set(processes[:, 0].tolist())) == workers
+
+
+def test_dealt_draws_are_whole_chunks_for_each_worker_in_turn():
+    turns = Turns(50, 10, 0, True, (0,), 1, first_step=2)
+    dealt = Dealt(turns, workers=3, chunk=4)
+    shares = [[dealt[number] for number in range(worker, 36, 3)] for worker in range(3)]
+    chunks = [shares[k % 3][k // 3 * 4 : k // 3 * 4 + 4] for k in range(9)]
+    assert list(itertools.chain(*chunks)) == [turns[row] for row in range(36)]
+
+
+def test_workers_continue_a_run_of_threads_within_a_chunk():
+    alone = batches(9, size=1000, batch_size=100)
+    iterator = make_training_iterator(
+        range(1000), draw_as_arrays, batch_size=100, seed=0, workers=2, threads=2
+    )
+    iterator.set_state(iterator.get_state() | {"next_step": 5})
+    resumed = list(itertools.islice(iterator, 4))
+    iterator.close()
+    assert joined(resumed, "noise") == joined(alone[5:], "noise")
 
 
 def test_workers_that_are_killed_again_and_again_are_a_sentence(monkeypatch):

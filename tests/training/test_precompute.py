@@ -177,6 +177,29 @@ def test_a_cache_older_than_a_setting_is_good_for_the_default(
         open_cache(changed)
 
 
+def test_a_cache_older_than_the_fast_decoder_holds_exact_views(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    run = config(tiny_backbone, tmp_path / "features")
+    precompute(run)
+    file = tmp_path / "features" / "features.json"
+    description = json.loads(file.read_text())
+    assert description["data"].pop("decoder") == "fast"
+    file.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"decoder 'exact' \(this run: 'fast'\)"):
+        open_cache(run)
+    exact = dataclasses.replace(run, data=dataclasses.replace(run.data, decoder="exact"))
+    assert len(open_cache(exact)) == 20
+
+
+def test_the_decoder_of_fixed_views_does_not_matter(tiny_backbone: Path, tmp_path: Path) -> None:
+    fixed = DataConfig(num_scenes=20, image_size=56, augmentation="squash", threads=2)
+    run = config(tiny_backbone, tmp_path / "features", data=fixed, feature_views=1)
+    precompute(run)
+    exact = dataclasses.replace(run, data=dataclasses.replace(fixed, decoder="exact"))
+    assert len(open_cache(exact)) == 20
+
+
 def test_the_seed_matters_only_where_crops_are_random(tiny_backbone: Path, tmp_path: Path) -> None:
     fixed = DataConfig(num_scenes=20, image_size=56, augmentation="squash", threads=2)
     run = config(tiny_backbone, tmp_path / "features", data=fixed, feature_views=1)

@@ -49,6 +49,22 @@ def test_a_work_directory_older_than_a_setting_resumes(finished: Path, tiny_back
     file.write_text(before)
 
 
+def test_a_run_from_before_the_fast_decoder_continues_with_the_exact_one(
+    finished: Path, tiny_backbone: Path
+) -> None:
+    file = finished / "run.json"
+    before = file.read_text()
+    run = json.loads(before)
+    del run["config"]["data"]["decoder"]
+    file.write_text(json.dumps(run))
+    now = config(tiny_backbone)
+    with pytest.raises(UserError, match=r"config.data.decoder \('exact' there, 'fast' here\)"):
+        check_workdir(finished, now, run["fingerprint"], run["data"])
+    exact = dataclasses.replace(now, data=dataclasses.replace(now.data, decoder="exact"))
+    check_workdir(finished, exact, run["fingerprint"], run["data"])
+    file.write_text(before)
+
+
 def test_a_work_directory_of_another_backbone_is_refused(
     finished: Path, tmp_path: Path, tiny_backbone: Path
 ) -> None:

@@ -1,0 +1,72 @@
+"""Training views from examples, in two parts: decoding, then crop and resize."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dinotxt_jax.config.data import FAST
+from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.jpeg_crops import decode_jpeg_crop, resize_crop
+from dinotxt_jax.data.transforms import TrainTransform, decode_image, is_random
+
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
+    from dinotxt_jax.data.examples import Example
+    from dinotxt_jax.data.order import Draw
+
+
+class Decoded(NamedTuple):
+    """An image that is decoded and not yet resized.
+
+    Attributes:
+        pixels: the crop alone (fast decoder) or the whole image (exact decoder).
+        rng: the generator for the random choices that remain.
+    """
+
+    pixels: UInt8[np.ndarray, "h w 3"] | Image.Image
+    rng: np.random.Generator
+
+
+class TrainViews:
+    """Makes training views with the decoder that `config.decoder` names.
+
+    The fast decoder leaves fixed views, and everything but undamaged JPEG files, to the exact one.
+    """
+
+    def __init__(self, config: DataConfig):
+        self._config = config
+        self._transform = TrainTransform(config)
+        self._is_fast = config.decoder == FAST and is_random(config)
+
+    def decode(self, example: Example, draw: Draw) -> Decoded:
+        """Decodes the image of an example.
+
+        Raises:
+            BadImageError: the image does not decode; the message names the example.
+        """
+        if self._is_fast:
+            rng = draw.rng()
+            crop = decode_jpeg_crop(example.image, self._config, rng)
+            if crop is not None:
+                return Decoded(crop, rng)
+        return Decoded(decoded_image(example, self._config.max_pixels), draw.rng())
+
+    def finish(self, decoded: Decoded) -> UInt8[np.ndarray, "s s 3"]:
+        """Returns the view from a decoded image: cropped, resized and perhaps flipped."""
+        pixels, rng = decoded
+        if isinstance(pixels, Image.Image):
+            return self._transform(pixels, rng)
+        view = resize_crop(pixels, self._config.image_size)
+        return view[:, ::-1] if rng.random() < self._config.flip_probability else view
+
+
+def decoded_image(example: Example, max_pixels: int | None) -> Image.Image:
+    """Decodes the image of an example; the message of a `BadImageError` names the example."""
+    try:
+        return decode_image(example.image, max_pixels)
+    except BadImageError as error:
+        raise BadImageError(f"{example.key} does not decode: {error}") from error
