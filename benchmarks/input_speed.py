@@ -219,7 +219,9 @@ def measure_pipeline(options: argparse.Namespace) -> NoReturn:
         threads, workers = map(int, arguments.split(","))
         batches = ours(files, name, threads, workers)
     print(json.dumps(measure(batches, options.batches)), flush=True)
-    os._exit(0)  # the pipelines are endless; nothing remains to be written
+    if hasattr(batches, "close"):
+        batches.close()
+    sys.exit()
 
 
 def main() -> None:
@@ -268,6 +270,7 @@ def compare(options: argparse.Namespace) -> None:
                 if done.returncode:
                     sys.exit(f"{name} failed: {done.stderr[-2000:]}")
                 results[name].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{name}: {results[name][-1]}", file=sys.stderr, flush=True)
     kind = "progressive" if options.progressive else "baseline"
     print(f"{options.count} {kind} JPEG files, short side {options.side}, {processor()}")
     print(
