@@ -27,7 +27,7 @@ SMALL: dict[str, list[Any]] = {
     "data.num_scenes": [1, 5, 100],
     "data.image_size": [32, 48, 33, 20],
     "data.resize": [1, 32, 100],
-    "data.threads": [0, 1, 3],
+    "data.threads": [-1, 0, 1, 3],
     "data.prefetch": [0, 1, 100],
     "data.workers": [0],
     "tokenizer.vocabulary_size": [300, 260],
