@@ -57,7 +57,7 @@ class IngestionConfig:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""
         yield from self.data.training_only(f"{key}.data")
         yield from self.data.content_conflicts(f"{key}.data", CAPTIONS, "ingestion")
-        if self.data.workers:
+        if self.data.workers > 0:
             yield (
                 f"{key}.data.workers is {self.data.workers}, expected 0, because ingestion has "
                 f"its own processes; set {key}.workers instead."

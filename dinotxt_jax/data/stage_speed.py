@@ -14,6 +14,7 @@ from dinotxt_jax.config import DataConfig
 from dinotxt_jax.config.data import EXACT, FAST
 from dinotxt_jax.data.bad_images import BadImageError, too_many_bad
 from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.mixture import shares_of
 from dinotxt_jax.data.order import Draw, Turns
 from dinotxt_jax.data.parallelism import decoding_threads, decoding_workers
 from dinotxt_jax.data.pipeline import ImageTextExample, make_training_iterator
@@ -204,7 +205,7 @@ def _measure_stages(
     stages = {name: Stage(name) for name in (READ, DECODE, RESIZE, TOKENIZE, ASSEMBLE)}
     views, bad = TrainViews(config), 0
     rows: list[np.ndarray] = []
-    turns = Turns(len(source), _ROWS, seed, True, (0,), 1, first_step=0)
+    turns = Turns(shares_of(source), _ROWS, seed, True, (0,), 1, first_step=0)
 
     def timed(name: str, function: Callable[[], ResultT]) -> ResultT:
         stage, wall, cpu = stages[name], time.perf_counter(), time.process_time()

@@ -91,7 +91,7 @@ def open_image(image: bytes, max_pixels: int) -> tuple[Image.Image, tuple[int, i
         opened = Image.open(io.BytesIO(image))
         width, height = opened.size
         _limit_size(opened, max_pixels)  # before `getexif`, which decodes a PNG
-        turned = opened.getexif().get(_EXIF_ORIENTATION) in _EXCHANGE
+        turned = opened.getexif().get(EXIF_ORIENTATION) in _EXCHANGE
     return opened, (height, width) if turned else (width, height)
 
 

@@ -13,10 +13,12 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 
 from dinotxt_jax.data.examples import Source
+from dinotxt_jax.data.parallelism import decoding_threads
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.ingestion.duplicates import find_duplicates, partition_bits
 from dinotxt_jax.ingestion.job import IngestionJob
 from dinotxt_jax.ingestion.shards import ShardResult, ShardWriter
+from dinotxt_jax.runtime.cpus import available_cpus
 from dinotxt_jax.runtime.progress import progress_bar
 
 # Shards per process that are submitted ahead, so that the queue does not grow with the input.
@@ -40,8 +42,8 @@ def run_in_processes(job: IngestionJob, source: Source, is_finding: bool) -> Non
         UserError: too many examples cannot be stored, the source has changed, or a process was
             killed.
     """
-    workers = min(job.config.workers or os.cpu_count() or 1, len(job.shards))
-    threads = -(-job.config.data.threads // workers)
+    workers = min(job.config.workers or available_cpus(), len(job.shards))
+    threads = -(-decoding_threads(job.config.data.threads) // workers)
     with _workers(workers, (job, source, threads)) as results_of:
         if is_finding:
             for _ in _watched(job, results_of(ShardWriter.hash), "hashing"):

@@ -26,6 +26,7 @@ from dinotxt_jax.data.pipeline import (
     in_threads,
     make_training_iterator,
 )
+from dinotxt_jax.data.shares import Share
 from dinotxt_jax.data.transforms import EvalTransform
 from dinotxt_jax.errors import UserError
 
@@ -153,7 +154,7 @@ def test_workers_give_the_rows_of_one_thread_in_order_also_where_chunks_end_with
 
 
 def test_dealt_draws_are_whole_chunks_for_each_worker_in_turn():
-    turns = Turns(50, 10, 0, True, (0,), 1, first_step=2)
+    turns = Turns((Share(0, 50, 1),), 10, 0, True, (0,), 1, first_step=2)
     dealt = Dealt(turns, workers=3, chunk=4)
     shares = [[dealt[number] for number in range(worker, 36, 3)] for worker in range(3)]
     chunks = [shares[k % 3][k // 3 * 4 : k // 3 * 4 + 4] for k in range(9)]
