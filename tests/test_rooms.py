@@ -19,13 +19,16 @@ FLOORS = (
     ("ingestion",),
     ("visualize",),
     ("inference",),
-    ("evaluation",),
+    ("evaluation", "curation"),
     ("training",),
     ("planning",),
     ("__init__",),
     ("cli_flags",),
     ("cli",),
-    ("train", "precompute", "plan", "status", "evaluate", "classify", "segment", "embed", "ingest"),
+    (
+        *("train", "precompute", "plan", "status", "evaluate", "curate", "classify", "segment"),
+        *("embed", "ingest"),
+    ),
     ("data.benchmark",),
 )
 # Commands that stand beside their subject; nothing imports them.

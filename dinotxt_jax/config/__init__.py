@@ -8,6 +8,7 @@ cannot be combined. docs/configuration.md lists all settings (`python -m dinotxt
 
 from dinotxt_jax.config.check import check
 from dinotxt_jax.config.checking import flatten, from_dict, to_config_dict
+from dinotxt_jax.config.curation import CurationConfig
 from dinotxt_jax.config.data import DataConfig, TokenizerConfig, check_image_size
 from dinotxt_jax.config.evaluation import EvaluationConfig, SegmentationConfig, TaskConfig
 from dinotxt_jax.config.ingestion import IngestionConfig
@@ -27,6 +28,7 @@ __all__ = [
     "DTYPE_NAMES",
     "CheckpointConfig",
     "Config",
+    "CurationConfig",
     "DataConfig",
     "EvaluationConfig",
     "HeadTrainingConfig",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dinotxt_jax.config.checking import is_group, keys_of, type_name
+from dinotxt_jax.config.curation import CurationConfig
 from dinotxt_jax.config.evaluation import EvaluationConfig, TaskConfig
 from dinotxt_jax.config.ingestion import IngestionConfig
 from dinotxt_jax.config.ranges import Setting, declared_settings
@@ -48,6 +49,11 @@ _MIXTURE = """
 {meaning} Each has the settings of [config.data](#configdata) from `source` to `max_aspect_ratio`,
 and a weight. They are changed by the name of the source: `--config.data.mixture.NAME.KEY=VALUE`.
 """
+_CURATION = """
+## Curation
+
+{meaning} `python -m dinotxt_jax.curate` reads these settings, also without a config file.
+"""
 _INGESTION = """
 ## Ingestion
 
@@ -58,6 +64,7 @@ _PARTS = (
     (MixtureConfig(), "config.data.mixture.NAME", _MIXTURE),
     (EvaluationConfig(), "config", _EVALUATION),
     (TaskConfig(), "config.tasks.NAME", _TASK),
+    (CurationConfig(), "config", _CURATION),
     (IngestionConfig(), "config", _INGESTION),
 )
 
@@ -148,5 +155,6 @@ def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "none"
     if isinstance(value, tuple):
-        return f"`({', '.join(f'{item:.4g}' for item in value)})`"
+        items = [repr(item) if isinstance(item, str) else f"{item:.4g}" for item in value]
+        return f"`({', '.join(items)}{',' * (len(items) == 1)})`"
     return '`""`' if value == "" else f"`{value}`"

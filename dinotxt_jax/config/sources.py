@@ -127,6 +127,11 @@ class SourceConfig:
         "examples; present: only classes that have an example (empty: all)",
     ] = ""
     num_scenes: Annotated[int, Range(1, 2**40), "scenes: number of scenes"] = 4096
+    kept: Annotated[
+        str,
+        "training: list of the examples to use, written by `python -m dinotxt_jax.curate` (empty: "
+        "all)",
+    ] = ""
     caption_weights: Annotated[
         tuple[float, ...],
         Range(0, 1_000_000, open_low=True),
@@ -219,6 +224,7 @@ class SourceConfig:
 
 # Settings that choose images and captions in training; evaluation uses every example.
 TRAINING_FIELDS = (
+    "kept",
     "caption_weights",
     "caption_templates",
     "min_caption_length",

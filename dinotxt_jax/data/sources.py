@@ -20,6 +20,7 @@ from dinotxt_jax.data.examples import SECTION, Source, nothing_left
 from dinotxt_jax.data.hf_datasets import HF_DATASETS
 from dinotxt_jax.data.jsonl import JSONL
 from dinotxt_jax.data.karpathy import KARPATHY
+from dinotxt_jax.data.kept import kept_examples
 from dinotxt_jax.data.labelled import LabelledSource, with_classes
 from dinotxt_jax.data.mask_folders import MASK_FOLDERS
 from dinotxt_jax.data.masks import MaskSource
@@ -70,8 +71,9 @@ def open_source(config: DataConfig, section: str = SECTION) -> Source:
         ]
         return Mixture(opened, config)
     kind = _kind(config, CAPTIONS, section)
-    source = None if kind.captions is None else kind.captions(config, section)
-    return open_labelled(config, section) if source is None else source
+    source: Source | None = None if kind.captions is None else kind.captions(config, section)
+    source = open_labelled(config, section) if source is None else source
+    return kept_examples(source, config.kept, f"{section}.kept") if config.kept else source
 
 
 def open_labelled(config: DataConfig, section: str = SECTION) -> LabelledSource:

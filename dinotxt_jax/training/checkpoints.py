@@ -35,6 +35,7 @@ FREE_SETTINGS = (
     "config.checkpoint.",
     "config.data.accept_changed",
     "config.data.image_root",
+    "config.data.kept",
     "config.data.max_bad_fraction",
     "config.data.path",
     "config.data.prefetch",

@@ -1,0 +1,1 @@
+"""Curation: choosing training pairs from a pool by their captions and images."""
