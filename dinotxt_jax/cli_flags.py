@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from absl import flags
 
@@ -14,6 +15,9 @@ from dinotxt_jax.config.files import load_config
 from dinotxt_jax.config.overrides import as_lines, override
 from dinotxt_jax.config.ranges import declared_settings
 from dinotxt_jax.errors import UserError, closest
+
+if TYPE_CHECKING:
+    from dinotxt_jax.runtime.beam_pipelines import BeamPipelines
 
 ConfigT = TypeVar("ConfigT")
 
@@ -93,6 +97,40 @@ def define_config(
         )
     _CONFIGS[name] = ConfigFlag(name, cls, needs, default)
     return _CONFIGS[name]
+
+
+def define_beam() -> Callable[[], BeamPipelines | None]:
+    """Defines --runner and --beam_options.
+
+    Returns:
+        A function for the time after parsing, which returns None without --runner. It raises
+        `UserError` if Beam is not installed, or if the runner or an option cannot be used.
+    """
+    runner = flags.DEFINE_string(
+        "runner",
+        "",
+        "Apache Beam runner, such as DirectRunner, DataflowRunner, FlinkRunner or SparkRunner; by "
+        "default processes on this machine do the work.",
+    )
+    options = flags.DEFINE_string(
+        "beam_options", "", 'Options for the runner: "--project=P --region=R ...".'
+    )
+
+    def pipelines() -> BeamPipelines | None:
+        if not runner.value:
+            if options.value:
+                raise UserError("--beam_options is given without --runner; give the runner, too.")
+            return None
+        if importlib.util.find_spec("apache_beam") is None:
+            raise UserError(
+                f"--runner={runner.value} needs Apache Beam, which is not installed; run pip "
+                "install 'dinotxt_jax[beam]', or leave out --runner."
+            )
+        from dinotxt_jax.runtime.beam_pipelines import BeamPipelines
+
+        return BeamPipelines(runner.value, options.value)
+
+    return pipelines
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

@@ -12,15 +12,13 @@ ones again. With --runner, the same work is an Apache Beam pipeline, for cluster
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from dinotxt_jax import cli
-from dinotxt_jax.cli_flags import define_config
+from dinotxt_jax.cli_flags import define_beam, define_config
 from dinotxt_jax.config import IngestionConfig
-from dinotxt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dinotxt_jax.ingestion.local import IngestionRunner
@@ -31,32 +29,18 @@ _CONFIG = define_config(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the shards, local or gs://BUCKET/....", required=True
 )
-_RUNNER = flags.DEFINE_string(
-    "runner",
-    "",
-    "Apache Beam runner, such as DirectRunner, DataflowRunner, FlinkRunner or SparkRunner; by "
-    "default processes on this machine do the work.",
-)
-_BEAM = flags.DEFINE_string(
-    "beam_options", "", 'Options for the runner: "--project=P --region=R ...".'
-)
+_PIPELINES = define_beam()
 
 
 def _runner() -> IngestionRunner:
     from dinotxt_jax.ingestion.local import run_in_processes
 
-    if not _RUNNER.value:
-        if _BEAM.value:
-            raise UserError("--beam_options is given without --runner; give the runner, too.")
+    pipelines = _PIPELINES()
+    if pipelines is None:
         return run_in_processes
-    if importlib.util.find_spec("apache_beam") is None:
-        raise UserError(
-            f"--runner={_RUNNER.value} needs Apache Beam, which is not installed; run pip install "
-            "'dinotxt_jax[beam]', or leave out --runner."
-        )
     from dinotxt_jax.ingestion.beam_pipeline import BeamRunner
 
-    return BeamRunner(_RUNNER.value, _BEAM.value)
+    return BeamRunner(pipelines)
 
 
 def _body() -> None:

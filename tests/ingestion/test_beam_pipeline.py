@@ -16,6 +16,7 @@ from dinotxt_jax.ingestion.run import ingest
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed (make beam)")
 from dinotxt_jax.ingestion.beam_pipeline import BeamRunner
+from dinotxt_jax.runtime.beam_pipelines import BeamPipelines
 
 
 @pytest.fixture
@@ -44,7 +45,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_beam_writes_the_same_bytes(kind: str, config: IngestionConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(config, deduplicate=kind)
     manifest = ingest(config, str(tmp_path / "local"))
-    assert ingest(config, str(tmp_path / "beam"), BeamRunner("DirectRunner", "")) == manifest
+    assert (
+        ingest(config, str(tmp_path / "beam"), BeamRunner(BeamPipelines("DirectRunner", "")))
+        == manifest
+    )
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")
     assert manifest["counts"]["quarantined"] == 2
     assert (manifest["counts"]["duplicates"] > 0) == (kind != "none")
@@ -59,13 +63,13 @@ def test_beam_continues_what_processes_began(config: IngestionConfig, tmp_path: 
         (out / name).unlink()
     kept = out / "pairs-00001-of-00007.array_record"
     written = kept.stat().st_mtime_ns
-    ingest(config, str(out), BeamRunner("DirectRunner", "--direct_num_workers=1"))
+    ingest(config, str(out), BeamRunner(BeamPipelines("DirectRunner", "--direct_num_workers=1")))
     assert contents(out) == before
     assert kept.stat().st_mtime_ns == written
 
 
 def test_errors_of_workers_stay_one_sentence(config: IngestionConfig, tmp_path: Path) -> None:
-    runner = BeamRunner("DirectRunner", "")
+    runner = BeamRunner(BeamPipelines("DirectRunner", ""))
     few = dataclasses.replace(config.data, max_bad_fraction=0.01)
     with pytest.raises(UserError, match=r"^2 of 50 examples cannot be stored \(for instance exam"):
         ingest(dataclasses.replace(config, data=few), str(tmp_path / "few"), runner)
@@ -96,7 +100,7 @@ def test_wrong_runners_end_before_anything_is_written(
     runner: str, options: str, message: str
 ) -> None:
     with pytest.raises(UserError) as raised:
-        BeamRunner(runner, options)
+        BeamPipelines(runner, options)
     assert message in str(raised.value)
 
 
