@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dinotxt_jax.evaluation.published import comparable
 from dinotxt_jax.evaluation.retrieval import RECALLS
 from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.visualize.web_page import Table, picture_element, text_element, web_page
 
 _NAMES = {
     "top1": "top-1",
@@ -56,28 +54,6 @@ _PICTURES = {
 Results = Mapping[str, Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Table cells as text; the first row is the heading."""
-
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """Returns the table in Markdown."""
-        lines = ["| " + " | ".join(_flat(cell) for cell in row) + " |" for row in self.rows]
-        lines.insert(1, "|" + "---|" * len(self.rows[0]))
-        return "\n".join(line.replace("|  |", "| |") for line in lines)
-
-    def html(self) -> str:
-        """Returns the table in HTML."""
-        kinds = ["th"] + ["td"] * (len(self.rows) - 1)
-        lines = [
-            "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row) + "</tr>"
-            for kind, row in zip(kinds, self.rows, strict=True)
-        ]
-        return "<table>\n" + "\n".join(lines) + "\n</table>"
-
-
 def markdown_page(title: str, results: Results, pictures: Mapping[str, Address]) -> str:
     """Returns the page in Markdown, with links to the pictures in the same folder."""
     parts = [f"# {title}", *(table.markdown() for table in _tables(results))]
@@ -93,33 +69,19 @@ def markdown_page(title: str, results: Results, pictures: Mapping[str, Address])
 
 def html_page(title: str, results: Results, pictures: Mapping[str, Address]) -> str:
     """Returns the page in HTML, with embedded pictures, so that one file can be shared."""
-    parts = [f"<h1>{html.escape(title)}</h1>", *(table.html() for table in _tables(results))]
-    items = "".join(f"<li>{html.escape(meaning)}</li>" for meaning in _meanings(results))
-    parts += [f"<ul>{items}</ul>", f"<p>{html.escape(_ROWS)}</p>"]
+    parts = [table.html() for table in _tables(results)]
+    items = "".join(text_element("li", meaning) for meaning in _meanings(results))
+    parts += [f"<ul>{items}</ul>", text_element("p", _ROWS)]
     for name, result in results.items():
-        parts.append(f"<h2>{html.escape(name)}</h2>")
-        parts += [f"<p>{html.escape(text)}</p>" for text in _texts(result)]
+        parts.append(text_element("h2", name))
+        parts += [text_element("p", text) for text in _texts(result)]
         if name in pictures:
-            parts.append(f"<p>{html.escape(_PICTURES.get(result['kind'], ''))}</p>")
-            content = base64.b64encode(pictures[name].read_bytes()).decode()
-            parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{content}">')
+            parts.append(text_element("p", _PICTURES.get(result["kind"], "")))
+            parts.append(picture_element(pictures[name].read_bytes(), name))
         if result.get("per_class"):
             table = Table([["class", "%"], *_per_class(result)])
             parts.append(f"<details><summary>classes</summary>{table.html()}</details>")
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}'
-        f"</title>\n<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"
-    )
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 }
-th, td { border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: left }
-td { font-variant-numeric: tabular-nums }
-img { max-width: 100% }
-@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } }
-"""
+    return web_page(title, parts)
 
 
 def _tables(results: Results) -> Iterator[Table]:
@@ -185,8 +147,3 @@ def _described(result: Mapping[str, Any]) -> str:
 def _per_class(result: Mapping[str, Any]) -> list[list[str]]:
     ordered = sorted(result["per_class"], key=lambda pair: -1 if pair[1] is None else -pair[1])
     return [[name, "none" if value is None else f"{value:.1f}"] for name, value in ordered]
-
-
-def _flat(cell: str) -> str:
-    """Removes line breaks and escapes pipes: class and task names may contain any character."""
-    return " ".join(cell.split()).replace("|", "\\|")
