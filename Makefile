@@ -56,7 +56,7 @@ lowest:
 beam:
 	$(PYTHON) -m venv --clear $(VENV)-beam
 	$(VENV)-beam/bin/python $(INSTALL) --editable '.[test,beam]'
-	$(VENV)-beam/bin/python -m pytest tests/ingestion -m 'slow or not slow'
+	$(VENV)-beam/bin/python -m pytest tests/ingestion tests/curation -m 'slow or not slow'
 
 lint: $(VENV)/installed-test
 	$(RUN) -m ruff check .

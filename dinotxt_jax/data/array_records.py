@@ -65,7 +65,7 @@ class ArrayRecordSource:
         self._path = str(path)
         self._caption_columns = tuple(caption_columns)
         try:
-            files = data_files(path, ".array_record", "ArrayRecord", section)
+            files = data_files(path, ".array_record", "ArrayRecord", f"{section}.path")
             shards = expected_shards(path, files)
             copies = local_copies(files, f"{section}.path")
             self._records = ArrayRecordDataSource([str(file) for file in copies])

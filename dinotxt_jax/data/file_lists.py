@@ -19,14 +19,14 @@ _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 _ENDINGS = ", ".join(sorted(_IMAGES))
 
 
-def data_files(path: AddressLike, ending: str, title: str, section: str) -> list[Address]:
+def data_files(path: AddressLike, ending: str, title: str, setting: str) -> list[Address]:
     """Returns the file at an address, or the files in a folder or of a glob, sorted by name.
 
     Args:
         path: the address or the glob.
         ending: what the names in a folder hold, such as ".tar".
         title: the name of the file format, for the message.
-        section: command-line name for the data settings, for the message.
+        setting: the setting that holds the path, for the message.
 
     Raises:
         UserError: there is none.
@@ -41,7 +41,7 @@ def data_files(path: AddressLike, ending: str, title: str, section: str) -> list
     if not files:
         raise UserError(
             f"no {title} file was found at {path}, expected a file, a folder of *{ending} files "
-            f"or a glob; correct {section}.path."
+            f"or a glob; correct {setting}."
         )
     return sorted(files)
 

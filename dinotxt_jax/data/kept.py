@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Integer, UInt8
 
 from dinotxt_jax.data.examples import Example, Source
 from dinotxt_jax.data.identity import data_identity, difference
@@ -93,7 +93,7 @@ class KeptList(NamedTuple):
 
 def write_kept(
     path: Address,
-    counts: Int64[np.ndarray, " n"],
+    counts: Integer[np.ndarray, " n"],
     pool: Mapping[str, Any],
     origin: Mapping[str, Any],
 ) -> None:

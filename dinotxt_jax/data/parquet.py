@@ -71,7 +71,7 @@ class ParquetRows:
     """
 
     def __init__(self, path: str, image_root: str, section: str) -> None:
-        self._files = data_files(path, ".parquet", "Parquet", section)
+        self._files = data_files(path, ".parquet", "Parquet", f"{section}.path")
         footers = _footers(self._files)
         self.name = str(path)
         self.columns: Sequence[str] = footers[0].columns

@@ -72,7 +72,7 @@ class WebDatasetSource:
         section: str = SECTION,
     ) -> None:
         self._caption_columns = caption_columns
-        self._files = data_files(path, ".tar", "tar", section)
+        self._files = data_files(path, ".tar", "tar", f"{section}.path")
         indexes, left_out = [], Counter[str]()
         threads = ThreadPoolExecutor(_THREADS)
         try:
