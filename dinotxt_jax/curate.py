@@ -1,10 +1,16 @@
 """Chooses training examples from a pool, by their captions and images.
 
-    python -m dinotxt_jax.curate combine LIST LIST ... --output=LIST [--config=FILE] \\
-        [--config.KEY=VALUE ...]
+    python -m dinotxt_jax.curate metadata --output=DIR
+    python -m dinotxt_jax.curate text METADATA --output=DIR [--runner=RUNNER]
+    python -m dinotxt_jax.curate cluster EMBEDDINGS --output=CLUSTERS
+    python -m dinotxt_jax.curate deduplicate EMBEDDINGS CLUSTERS --output=LIST
+    python -m dinotxt_jax.curate sample CLUSTERS [LIST ...] --output=LIST --config.target=N
+    python -m dinotxt_jax.curate combine LIST LIST ... --output=LIST
+    python -m dinotxt_jax.curate report RESULT ... --output=FILE.html
 
-The result is a list for --config.data.kept in training; images are not copied. --config.data names
-the pool. docs/curation.md explains the steps and all settings.
+Every step takes [--config=FILE] [--config.KEY=VALUE ...]; --config.data names the pool. EMBEDDINGS
+is a folder that python -m dinotxt_jax.embed has written. A LIST is for --config.data.kept in
+training; images are not copied. docs/curation.md explains the steps and all settings.
 """
 
 from __future__ import annotations
@@ -14,18 +20,21 @@ from collections.abc import Sequence
 from absl import flags
 
 from dinotxt_jax import cli
-from dinotxt_jax.cli_flags import define_config
+from dinotxt_jax.cli_flags import define_beam, define_config
 from dinotxt_jax.config import CurationConfig
 from dinotxt_jax.errors import UserError, closest
 
 _CONFIG = define_config(
     "config", CurationConfig, "File with get_config().", default=CurationConfig()
 )
+cli.define_process_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.", required=True)
+_PIPELINES = define_beam()
 
 
 def _body(arguments: Sequence[str]) -> None:
     from dinotxt_jax.curation.steps import CURATION_STEPS
+    from dinotxt_jax.runtime import processes
     from dinotxt_jax.storage.addresses import to_output
 
     name, *rest = arguments or ("",)
@@ -37,7 +46,15 @@ def _body(arguments: Sequence[str]) -> None:
             else f"choose among {', '.join(CURATION_STEPS)}."
         )
         raise UserError(f"{name!r} is not a step of curate; {advice}")
-    print(CURATION_STEPS[name].run(_CONFIG.value, rest, to_output(_OUTPUT.value, "--output")))
+    step = CURATION_STEPS[name]
+    if processes.several() and not step.is_shared:
+        raise UserError(
+            f"several processes run {name}, expected one; start it once, or with --num_processes=1."
+        )
+    output = to_output(_OUTPUT.value, "--output")
+    result = step.run(_CONFIG.value, rest, output, _PIPELINES())
+    if processes.is_first():
+        print(result)
 
 
 def main() -> None:

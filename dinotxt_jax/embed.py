@@ -1,11 +1,15 @@
-"""Writes image descriptors or text features as Parquet or npz.
+"""Writes image descriptors or text features as Parquet or npz, or embeds a pool for curation.
 
     python -m dinotxt_jax.embed IMAGE or FOLDER [...] --model=DIR --output=FILE.parquet
     python -m dinotxt_jax.embed --texts=FILE.txt --model=DIR --output=FILE.npz
+    python -m dinotxt_jax.embed --config=FILE --model=DIR --output=FOLDER
 
 Vectors are L2-normalised, so that the dot product of an image and a text is the cosine
 similarity. Columns, or arrays: `name` (image path, or text) and `embedding`. Images that cannot
 be read are reported and skipped. Parquet needs pip install 'dinotxt_jax[parquet]'.
+
+With --config, FOLDER gets the backbone's class token of every image in --config.data, for python -m
+dinotxt_jax.curate (docs/curation_images.md); after an interruption, run the same command again.
 """
 
 from __future__ import annotations
@@ -15,11 +19,18 @@ from collections.abc import Sequence
 from absl import flags
 
 from dinotxt_jax import cli
-from dinotxt_jax.config import DTYPE_NAMES
+from dinotxt_jax.cli_flags import define_config
+from dinotxt_jax.config import DTYPE_NAMES, CurationConfig
 from dinotxt_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "FILE.parquet or FILE.npz.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "FILE.parquet or FILE.npz, or a folder with --config.", required=True
+)
+_CONFIG = define_config(
+    "config", CurationConfig, "File with get_config(): the pool to embed.", required=False
+)
+cli.define_process_flags()
 _TEXTS = flags.DEFINE_string("texts", "", "Text file with one text per line, instead of images.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images, or texts, per batch.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 8, "Decoding threads.", lower_bound=1)
@@ -32,8 +43,17 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax.data.texts import read_list
     from dinotxt_jax.inference import load
     from dinotxt_jax.inference.embeddings import embed_lines, embedded_files, new_embeddings
+    from dinotxt_jax.runtime import processes
     from dinotxt_jax.storage.addresses import to_output
 
+    if _CONFIG.value is not None:
+        _embed_pool(paths)
+        return
+    if processes.several():
+        raise UserError(
+            "several processes embed files, expected one; start it once, with --num_processes=1, "
+            "or embed a pool with --config."
+        )
     if bool(paths) == bool(_TEXTS.value):
         inputs = "both images and --texts are" if paths else "neither images nor --texts are"
         raise UserError(f"{inputs} given, expected either images or --texts; see --help.")
@@ -49,9 +69,25 @@ def _body(paths: Sequence[str]) -> None:
     print(_OUTPUT.value)
 
 
+def _embed_pool(paths: Sequence[str]) -> None:
+    from dinotxt_jax.curation.embed_pool import embed_pool
+    from dinotxt_jax.runtime import processes
+    from dinotxt_jax.storage.addresses import to_output
+
+    if paths or _TEXTS.value:
+        raise UserError(
+            "--config and images or texts are given, expected only one of them; --config.data "
+            "names the images of a pool."
+        )
+    folder = to_output(_OUTPUT.value, "--output")
+    result = embed_pool(_CONFIG.value, _MODEL.value, folder, _BATCH.value, _DTYPE.value)
+    if processes.is_first():
+        print(result)
+
+
 def main() -> None:
     """The command."""
-    cli.run_with_paths(_body)
+    cli.run_with_paths(_body, "files are written when complete; a pool continues when run again")
 
 
 if __name__ == "__main__":

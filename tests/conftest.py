@@ -64,7 +64,9 @@ settings.load_profile("fast")
 
 # Shapes and dtypes are checked at run time, in tests only; the hook must be installed before the
 # imports. `visualize` is excluded: it checks shapes itself, with messages for users.
-ARRAY_ROOMS = "data evaluation inference ingestion losses models sharding tokenizers training"
+ARRAY_ROOMS = (
+    "curation data evaluation inference ingestion losses models sharding tokenizers training"
+)
 jaxtyping.install_import_hook(
     [f"dinotxt_jax.{room}" for room in ARRAY_ROOMS.split(" ")], "shape_checks.checked"
 )

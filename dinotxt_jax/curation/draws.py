@@ -24,9 +24,9 @@ def hashes(seed: int, names: Sequence[str]) -> UInt64[np.ndarray, " n"]:
 
 
 def uniform(
-    first: UInt64[np.ndarray, "*n"], second: UInt64[np.ndarray, "*n"]
-) -> Float64[np.ndarray, "*n"]:
-    """Returns a number in [0, 1) for each pair of hashes."""
+    first: UInt64[np.ndarray, "*#n"], second: UInt64[np.ndarray, "*#n"]
+) -> Float64[np.ndarray, "..."]:
+    """Returns a number in [0, 1) for each pair of hashes, which are broadcast."""
     with np.errstate(over="ignore"):  # the multiplications are modulo 2^64
         bits: np.ndarray = first ^ ((second << np.uint64(32)) | (second >> np.uint64(32)))
         for multiplier, shift in zip(_MULTIPLIERS, _SHIFTS[:2], strict=True):
