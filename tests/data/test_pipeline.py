@@ -139,7 +139,7 @@ def test_workers_change_nothing_survive_sigterm_and_are_started_again_after_sigk
     assert set(joined(made, "process")) > workers  # others took over
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_workers_give_the_rows_of_one_thread_in_order_also_where_chunks_end_within_batches(workers):
     """Batches of 100 rows need chunks of 64, so that a chunk belongs to two batches."""
     options = {"size": 1000, "batch_size": 100}
