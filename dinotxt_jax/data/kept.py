@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
 from dinotxt_jax.data.examples import Example, Source
-from dinotxt_jax.data.identity import data_identity, difference
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import Address, to_address
 from dinotxt_jax.storage.files import new_file
@@ -198,6 +197,9 @@ def kept_examples(source: Source, path: str, setting: str) -> KeptSource:
     Raises:
         UserError: the list cannot be read, keeps nothing, or belongs to another pool.
     """
+    # Imported here, because it reads with Grain, and the table of sources must import no reader.
+    from dinotxt_jax.data.identity import data_identity, difference
+
     kept = read_kept(to_address(path), setting)
     changes = difference(kept.description["pool"], data_identity(source, _THREADS))
     if changes:
