@@ -16,12 +16,13 @@ ALL = list(range(len(WIDTHS)))
 SHARES = [ALL[0::2], ALL[1::2]]
 
 
+@pytest.mark.slow  # half a minute: three processes, each of which compiles
 @pytest.mark.parametrize(
     ("mesh", "reads", "stopped"),
     [
         ("fsdp", SHARES, "process 1 stopped: "),
-        pytest.param("data", SHARES, "process 1 stopped: ", marks=pytest.mark.slow),
-        pytest.param("tensor", [ALL, ALL], "", marks=pytest.mark.slow),
+        ("data", SHARES, "process 1 stopped: "),
+        ("tensor", [ALL, ALL], ""),
     ],
 )
 def test_processes_share_the_images_and_give_the_result_of_one(
