@@ -89,9 +89,7 @@ class Selection:
 
     def _drawn_column(self, draw: Draw, by_column: dict[str, list[str]]) -> str:
         weights = dict(zip(self._columns, self._weights, strict=True))
-        columns = [column for column in by_column if column in weights] or [*by_column]
-        if len(columns) == 1:
-            return columns[0]
+        columns = [*by_column]
         bounds = [*itertools.accumulate(weights[column] for column in columns)]
         number = bisect.bisect_right(bounds, draw.fraction("column") * bounds[-1])
         return columns[min(number, len(columns) - 1)]

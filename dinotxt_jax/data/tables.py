@@ -101,10 +101,13 @@ class TableSource:
     def __init__(self, rows: TableRows, config: DataConfig, section: str) -> None:
         self._rows, self._section = rows, section
         self._image = chosen_column(rows, (config.image_key,), f"{section}.image_key")
-        self._captions = [
-            chosen_column(rows, caption_columns(name, _CAPTION_COLUMNS), f"{section}.caption_key")
+        # Keyed by the names in `caption_key`, to which its weights belong.
+        self._captions = {
+            name: chosen_column(
+                rows, caption_columns(name, _CAPTION_COLUMNS), f"{section}.caption_key"
+            )
             for name in config.caption_columns
-        ]
+        }
         check_records(self.captions, len(self))
 
     def __len__(self) -> int:
@@ -115,7 +118,7 @@ class TableSource:
         return Example(image, self.captions(index), self.key(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        values = {column: self._rows.value(index, column) for column in self._captions}
+        values = {name: self._rows.value(index, column) for name, column in self._captions.items()}
         return captions_or_bad(values, self.key(index))
 
     def key(self, index: int) -> str:

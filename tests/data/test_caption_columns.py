@@ -17,6 +17,8 @@ from dinotxt_jax import UserError
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import ColumnCaptions, Source
+from dinotxt_jax.data.order import Draw
+from dinotxt_jax.data.selection import Selection
 from dinotxt_jax.data.sources import open_source
 
 # Three examples: both columns, only the second, and none.
@@ -100,6 +102,16 @@ def test_an_example_without_a_caption_in_any_column_is_bad(name: str, tmp_path: 
 def test_a_column_that_does_not_exist_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other"):
         opened(name, tmp_path, [{"alt": "a", "synthetic": ""}], "other+another")
+
+
+def test_a_stand_in_for_the_default_column_keeps_its_weight(tmp_path: Path) -> None:
+    path = str(_parquet(tmp_path, [{"caption": "c", "synthetic": "s"}]))
+    config = DataConfig(
+        source="parquet", path=path, caption_key="captions+synthetic", caption_weights=(1, 1)
+    )
+    captions = open_source(config).captions(0)
+    used = {Selection(config).caption(Draw(0, index, 0, 0), captions) for index in range(50)}
+    assert used == {"c", "s"}
 
 
 def test_a_text_file_in_a_tar_is_a_column(tmp_path: Path) -> None:
