@@ -103,7 +103,7 @@ def resident(pid: int) -> int:
 
 
 def run(arguments: list[str], output: Path, killed_after: int = 0) -> Measured:
-    """Runs a command to the end; with `killed_after`, kills it first when it has so many shards."""
+    """Runs a command to the end, or kills it when `killed_after` shards are written."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     peak, start = 0, time.perf_counter()
     with (output.parent / "log").open("w") as log:
@@ -152,6 +152,7 @@ def main() -> None:
     peaks: dict[tuple[str, int], float] = {}
 
     def measured(count: int, title: str, *flags: str, killed_after: int = 0) -> None:
+        """Ingests `count` examples and prints rate and memory."""
         source, output = folder / f"source-{count}", folder / "output"
         if not source.exists():
             write_examples(source, count)

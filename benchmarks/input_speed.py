@@ -150,6 +150,7 @@ def tf_data(files: Sequence[Path], cpus: int) -> Iterator[Any]:
     import tensorflow as tf
 
     def prepared(name: Any) -> Any:
+        """Decodes, crops, resizes and flips a photo."""
         data = tf.io.read_file(name)
         height, width = tf.unstack(tf.image.extract_jpeg_shape(data)[:2])
         w, h = tf.cast(width, tf.float32), tf.cast(height, tf.float32)

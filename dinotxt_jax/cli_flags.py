@@ -117,6 +117,7 @@ def define_beam() -> Callable[[], BeamPipelines | None]:
     )
 
     def pipelines() -> BeamPipelines | None:
+        """Returns the runner that the flags name, or None."""
         if not runner.value:
             if options.value:
                 raise UserError("--beam_options is given without --runner; give the runner, too.")

@@ -134,7 +134,7 @@ class DataConfig(SourceConfig):
                 )
 
     def sources(self, key: str) -> list[tuple[str, SourceConfig]]:
-        """Returns the key and the settings of each source: those of the mixture, or the only one.
+        """Returns the key and the settings of each source in the mixture, or of the only source.
 
         Args:
             key: the key of this group, such as "config.data".

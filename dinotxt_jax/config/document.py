@@ -117,7 +117,7 @@ def _table(defaults: Any, key: str) -> Iterator[str]:
     yield "| key | default | values | meaning |"
     yield "|---|---|---|---|"
     cls: type = type(defaults)
-    # The settings of each source in a mixture are those of an only source, in another table.
+    # The table of config.data lists the settings that a mixture repeats for each source.
     elsewhere = keys_of(SourceConfig) if cls is MixtureConfig else []
     for setting in declared_settings(cls):
         if not is_group(setting.type) and setting.name not in elsewhere:

@@ -49,7 +49,7 @@ class ClusterFolder:
         self.path = path
 
     def start(self, description: Mapping[str, Any]) -> None:
-        """Writes clusters.json, or compares it with that of an earlier run.
+        """Writes clusters.json, or compares the existing file with this run.
 
         If there are several processes, all must call it.
 

@@ -40,7 +40,7 @@ def cluster_groups(sizes: Int[np.ndarray, " k"], most: float) -> list[range]:
 
 
 def gathered_group(points: Points, index: Int32[np.ndarray, " n"], clusters: range) -> ClusterGroup:
-    """Reads all points once and returns those of some clusters.
+    """Reads all points once and returns the points of some clusters.
 
     Args:
         points: the points.
@@ -67,7 +67,7 @@ def gathered_group(points: Points, index: Int32[np.ndarray, " n"], clusters: ran
 
 
 def ranks(groups: Int[np.ndarray, " n"], keys: Float[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Returns the rank of each element among those of its group, by ascending key."""
+    """Returns the rank of each element within its group, by ascending key."""
     order = np.lexsort((keys, groups))
     ordered = groups[order]
     starts = np.searchsorted(ordered, ordered)

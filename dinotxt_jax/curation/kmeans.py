@@ -194,6 +194,8 @@ def _programs(
         )
 
     def add(centroids: Array, chunk: PlacedChunk, totals: tuple[Array, Array]) -> tuple:
+        """Assigns the points of a chunk and adds them to the totals."""
+
         def local(centroids: Array, points: Array, weights: Array) -> tuple[Array, Array, Array]:
             prepared = _prepared(points, method)
             index, distances = nearest(prepared, centroids, jnp.ones(count, bool), method.dtype)

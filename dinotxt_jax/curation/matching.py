@@ -104,7 +104,7 @@ class Matches(NamedTuple):
 
 
 def joined_matches(parts: Iterable[Matches]) -> Matches:
-    """Returns the matches of several groups of captions as those of one group."""
+    """Joins the matches of several groups of captions."""
     parts = [Matches(np.zeros(0, np.int64), np.zeros(0, np.int32)), *parts]
     sizes = [len(part.entries) for part in parts]
     starts = itertools.accumulate(sizes[:-1], initial=0)

@@ -58,8 +58,8 @@ class Metadata(NamedTuple):
 def cleaned_entries(candidates: Mapping[str, list[str]], most: int) -> dict[str, list[str]]:
     """Returns the new entries of each source, in order.
 
-    Left out are blank ones, those of punctuation only, those longer than 256 characters, and
-    repetitions by exact text. Line breaks and runs of blanks become one blank.
+    Blank entries, entries with punctuation only, entries longer than 256 characters and exact
+    repetitions are left out. Line breaks and runs of blanks become one blank.
 
     Args:
         candidates: texts by source; earlier sources come first.

@@ -55,6 +55,8 @@ def nearest(
     tile_norms = jnp.pad(norms, (0, padding), constant_values=jnp.inf).reshape(-1, size)
 
     def block(rows: Float[Array, "r d"]) -> Int32[Array, " r"]:
+        """Returns the nearest centroid of each row, tile by tile of centroids."""
+
         def tile(
             best: tuple[Float[Array, " r"], Int32[Array, " r"]], inputs: tuple[Array, Array, Array]
         ) -> tuple[tuple[Float[Array, " r"], Int32[Array, " r"]], None]:

@@ -46,6 +46,7 @@ def initial_centroids(
     def choose(
         step: Int32[Array, ""], carry: tuple[Float[Array, "k d"], Float[Array, " n"]]
     ) -> tuple[Float[Array, "k d"], Float[Array, " n"]]:
+        """Adds the candidate that reduces the sum of squared distances most."""
         centroids, closest = carry
         draws = jax.random.uniform(jax.random.fold_in(key, step), (candidates,))
         # The first centroid is drawn uniformly, and so are those beyond the different points.

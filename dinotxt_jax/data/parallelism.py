@@ -9,8 +9,8 @@ from dinotxt_jax.runtime.cpus import available_cpus
 
 # Threads also wait for storage, for which two CPUs need more than two.
 _FEWEST_THREADS = 16
-# Of the CPU time of an example, about a quarter holds Python's global lock, so that more threads
-# in a process than this cannot compute at the same time.
+# An assumption, not measured: Python's global lock lets about this many threads of a process
+# compute at the same time.
 _CPUS_PER_PROCESS = 4
 
 

@@ -161,6 +161,7 @@ def measure_input(
         stages = _measure_stages(source, config, tokenize, examples, seed, bar)
 
         def rate(workers: int) -> PipelineRate:
+            """Measures the whole pipeline with a number of worker processes."""
             iterator = make_training_iterator(
                 source,
                 make_example,
