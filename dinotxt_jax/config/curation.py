@@ -120,4 +120,5 @@ class CurationConfig:
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""
+        yield from self.data.training_only(f"{key}.data", allowed=("mixture", "kept"))
         yield from self.data.content_conflicts(f"{key}.data", CAPTIONS, "curation")

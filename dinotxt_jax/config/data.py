@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated
 
 from dinotxt_jax.config.ranges import Choice, Range
@@ -153,13 +153,23 @@ class DataConfig(SourceConfig):
         for source_key, settings in self.sources(key):
             yield from settings.source_content_conflicts(source_key, content, use)
 
-    def training_only(self, key: str) -> Iterator[str]:
-        """Yields sentences about settings that only training uses, for other commands."""
-        for name in ("mixture", *TRAINING_FIELDS):
-            if getattr(self, name) != getattr(DataConfig(), name):
+    def training_only(self, key: str, allowed: Collection[str] = ()) -> Iterator[str]:
+        """Yields sentences about settings that only training uses, for other commands.
+
+        Args:
+            key: the key of this group.
+            allowed: the settings among them that the command uses as well.
+        """
+        names = [(f"{key}.mixture", bool(self.mixture) and "mixture" not in allowed)]
+        for source_key, settings in self.sources(key):
+            for name in TRAINING_FIELDS:
+                is_set = getattr(settings, name) != getattr(SourceConfig(), name)
+                names.append((f"{source_key}.{name}", is_set and name not in allowed))
+        for name, is_refused in names:
+            if is_refused:
                 yield (
-                    f"{key}.{name} is set, expected its default, since only training mixes, "
-                    f"filters and chooses captions; remove {key}.{name}."
+                    f"{name} is set, expected its default, since only training mixes, "
+                    f"filters and chooses captions; remove {name}."
                 )
 
     def preparation_conflicts(self, key: str) -> Iterator[str]:

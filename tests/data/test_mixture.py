@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from dinotxt_jax import UserError
-from dinotxt_jax.config import Config, DataConfig, check, from_dict, to_config_dict
+from dinotxt_jax.config import (
+    Config,
+    CurationConfig,
+    DataConfig,
+    IngestionConfig,
+    check,
+    from_dict,
+    to_config_dict,
+)
 from dinotxt_jax.config.overrides import override
 from dinotxt_jax.config.sources import MixtureConfig
 from dinotxt_jax.data.mixture import Mixture, whole_weights
@@ -226,6 +234,20 @@ def test_wrong_settings_are_named_before_anything_is_read(
     values["data"] |= changes
     with pytest.raises(UserError, match=message):
         check(from_dict(Config, values))
+
+
+def test_commands_besides_training_refuse_filters_and_templates() -> None:
+    check(CurationConfig(data=scenes()))
+    part = MixtureConfig(num_scenes=9, min_side=3)
+    for config in (CurationConfig, IngestionConfig):
+        with pytest.raises(
+            UserError, match=r"config\.data\.caption_templates is set, expected its"
+        ):
+            check(config(data=DataConfig(caption_templates="a {}")))
+    with pytest.raises(UserError, match=r"config\.data\.mixture\.a\.min_side is set"):
+        check(CurationConfig(data=DataConfig(mixture={"a": part})))
+    with pytest.raises(UserError, match=r"config\.data\.mixture is set"):
+        check(IngestionConfig(data=scenes()))
 
 
 def test_a_weight_is_changed_on_the_command_line() -> None:
