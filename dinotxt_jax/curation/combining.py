@@ -9,7 +9,8 @@ from jaxtyping import Int64
 
 from dinotxt_jax.config import CurationConfig
 from dinotxt_jax.curation.draws import hashes, uniform
-from dinotxt_jax.data.identity import data_identity, difference
+from dinotxt_jax.curation.embeddings import check_pool
+from dinotxt_jax.data.identity import data_identity
 from dinotxt_jax.data.kept import read_kept, write_kept
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
@@ -43,12 +44,7 @@ def combine(config: CurationConfig, files: Sequence[str], output: Address) -> st
     combined: Int64[np.ndarray, " n"] | None = None
     for file in files:
         kept = read_kept(to_address(file), "the lists to combine")
-        changes = difference(kept.description["pool"], identity)
-        if changes:
-            raise UserError(
-                f"{file} was made for another pool: {changes}; curate the pool of config.data "
-                "again, or correct config.data."
-            )
+        check_pool(kept.description["pool"], identity, to_address(file))
         counts = kept.rows.counts(len(source))
         if combined is None:
             combined = counts

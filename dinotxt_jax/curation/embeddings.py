@@ -101,19 +101,19 @@ def read_embeddings_description(folder: Address) -> dict[str, Any]:
     return description
 
 
-def check_pool(stored: Mapping[str, Any], current: Mapping[str, Any], folder: Address) -> None:
-    """Raises `UserError` if embeddings or clusters belong to another pool.
+def check_pool(stored: Mapping[str, Any], current: Mapping[str, Any], path: Address) -> None:
+    """Raises `UserError` if embeddings, clusters or a list belong to another pool.
 
     Args:
         stored: the pool's identity when they were made.
         current: the identity of `config.data`.
-        folder: their folder.
+        path: their folder or file.
     """
     changes = difference(stored, current)
     if changes:
         raise UserError(
-            f"{folder} was made for another pool: {changes}; embed and cluster this pool in a new "
-            "folder, or correct config.data."
+            f"{path} was made for another pool: {changes}; curate this pool with another --output, "
+            "or correct config.data."
         )
 
 

@@ -1,24 +1,21 @@
-"""The report about a list of kept examples: share, origin, and captions of some examples."""
+"""The report about lists of kept examples: shares, examples, and how two lists differ."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Int64
 
-from dinotxt_jax.config import CurationConfig
-from dinotxt_jax.data.examples import Source, readable_captions
-from dinotxt_jax.data.identity import data_identity, difference
-from dinotxt_jax.data.kept import KeptList, read_kept
-from dinotxt_jax.data.sources import open_source
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.curation.report_pool import ReportPool, spaced
+from dinotxt_jax.data.kept import KeptList
 from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.retries import retried
 from dinotxt_jax.visualize.web_page import Table, text_element
 
-# Examples that are shown, and characters of each caption.
-_SHOWN, _LONGEST = 20, 200
+# Examples of each kind that are shown.
+_SHOWN = 16
 
 
 def is_list(path: Address) -> bool:
@@ -26,61 +23,58 @@ def is_list(path: Address) -> bool:
     return path.suffix == ".npz" and retried(path.is_file)
 
 
-def list_section(config: CurationConfig, path: Address) -> list[str]:
-    """Returns the elements about a list.
-
-    Raises:
-        UserError: the list is damaged or belongs to another pool.
-    """
-    kept = read_kept(path, "the paths after report")
-    source = pool_of(config, path, kept)
+def list_section(pool: ReportPool, path: Address) -> list[str]:
+    """Returns the elements about a list."""
+    kept = pool.lists[str(path)]
     origin = json.dumps(kept.description["origin"], ensure_ascii=False)
     return [
         text_element("h2", str(path)),
-        text_element("p", kept_share(len(kept.rows), kept.examples)),
+        text_element("p", kept_share(kept)),
         text_element("p", f"Origin: {origin}"),
-        *shown_examples(source, kept),
+        *shown_examples(pool, kept),
     ]
 
 
-def kept_share(kept: int, examples: int) -> str:
+def kept_share(kept: KeptList) -> str:
     """Returns a sentence about the share of kept examples."""
-    return f"{kept:,} of {examples:,} examples are kept ({kept / max(examples, 1):.1%})."
+    number = len(kept.rows)
+    return f"{number:,} of {kept.examples:,} examples are kept ({_share(number, kept.examples)})."
 
 
-def pool_of(config: CurationConfig, path: Address, kept: KeptList) -> Source:
-    """Opens the pool of a list.
-
-    Raises:
-        UserError: `config.data` is another pool.
-    """
-    source = open_source(config.data)
-    changes = difference(kept.description["pool"], data_identity(source, config.data.threads))
-    if changes:
-        raise UserError(f"{path} was made for another pool: {changes}; correct config.data.")
-    return source
-
-
-def shown_examples(source: Source, kept: KeptList) -> list[str]:
-    """Returns tables with the captions of evenly spaced kept and dropped examples."""
+def shown_examples(pool: ReportPool, kept: KeptList) -> list[str]:
+    """Returns evenly spaced kept and dropped examples."""
     counts = kept.rows.counts(kept.examples)
-    elements = []
-    for title, indices in (
-        ("Kept", np.flatnonzero(counts)),
-        ("Dropped", np.flatnonzero(counts == 0)),
-    ):
-        elements.append(text_element("h3", f"{title}: {len(indices):,} examples"))
-        rows = [[source.key(i), _captions(source, i)] for i in _spaced(indices)]
-        if rows:
-            elements.append(Table([["example", "captions"], *rows]).html())
-    return elements
+    return [
+        *_examples(pool, "Kept", counts > 0),
+        *_examples(pool, "Dropped", counts == 0),
+    ]
 
 
-def _spaced(indices: Int64[np.ndarray, " n"]) -> list[int]:
-    shown = min(_SHOWN, len(indices))
-    return [int(indices[number * len(indices) // shown]) for number in range(shown)]
+def comparison(pool: ReportPool) -> Iterator[str]:
+    """Yields the elements about each pair of lists: what both keep, one keeps, and none keeps."""
+    for (first, a), (second, b) in itertools.combinations(pool.lists.items(), 2):
+        in_a, in_b = (kept.rows.counts(kept.examples) > 0 for kept in (a, b))
+        yield text_element("h2", f"{first} and {second}")
+        kinds = {
+            "In both": in_a & in_b,
+            f"Only in {first}": in_a & ~in_b,
+            f"Only in {second}": in_b & ~in_a,
+            "In neither": ~in_a & ~in_b,
+        }
+        rows = [
+            [kind, f"{mask.sum():,}", _share(int(mask.sum()), len(mask))]
+            for kind, mask in kinds.items()
+        ]
+        yield Table([["", "examples", "share of the pool"], *rows]).html()
+        for kind, mask in kinds.items():
+            yield from _examples(pool, kind, mask)
 
 
-def _captions(source: Source, index: int) -> str:
-    texts = readable_captions(source, index) or ("(cannot be read)",)
-    return " / ".join(t if len(t) <= _LONGEST else f"{t[:_LONGEST]}..." for t in texts)
+def _examples(pool: ReportPool, title: str, mask: np.ndarray) -> list[str]:
+    indices = np.flatnonzero(mask)
+    heading = text_element("h3", f"{title}: {len(indices):,} examples")
+    return [heading, pool.gallery(spaced(indices, _SHOWN))] if len(indices) else [heading]
+
+
+def _share(number: int, total: int) -> str:
+    return f"{number / max(total, 1):.1%}"

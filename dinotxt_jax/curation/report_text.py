@@ -7,12 +7,12 @@ import io
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
-from dinotxt_jax.config import CurationConfig
-from dinotxt_jax.curation.report_lists import kept_share, pool_of, shown_examples
+from dinotxt_jax.curation.report_curves import balance_curves, top_share
+from dinotxt_jax.curation.report_lists import kept_share, shown_examples
+from dinotxt_jax.curation.report_pool import ReportPool
 from dinotxt_jax.curation.text_step import COLUMNS, ENTRIES, KEPT, SUMMARY
-from dinotxt_jax.data.kept import read_kept
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.storage.files import read_json
@@ -20,7 +20,6 @@ from dinotxt_jax.storage.retries import retried
 from dinotxt_jax.visualize.web_page import Table, picture_element, text_element
 
 _SHOWN = 25
-_POINTS = 400  # points of a curve
 _CURE = "run python -m dinotxt_jax.curate text again with the same --output"
 
 
@@ -43,19 +42,25 @@ def is_text_result(path: Address) -> bool:
     return retried((path / SUMMARY).is_file)
 
 
-def text_section(config: CurationConfig, path: Address) -> list[str]:
+def text_list(path: Address) -> Address:
+    """Returns the list in a folder that the step `text` has written."""
+    return path / KEPT
+
+
+def text_section(pool: ReportPool, path: Address) -> list[str]:
     """Returns the elements about a folder that the step `text` has written.
 
     Raises:
-        UserError: a file is damaged, another pool is configured, or matplotlib is not installed.
+        UserError: a file is damaged, or matplotlib is not installed.
     """
     summary = read_json(path / SUMMARY, "the summary of a balancing", _CURE)
-    kept = read_kept(path / KEPT, "the paths after report")
-    source = pool_of(config, path, kept)
+    kept = pool.lists[str(text_list(path))]
     counts = read_entry_counts(path / ENTRIES)
+    numbers = {"before": counts.before, "after": counts.after}
+    curves = balance_curves(numbers, "entry", "captions")
     return [
         text_element("h2", f"Balancing by text: {path}"),
-        text_element("p", kept_share(len(kept.rows), kept.examples)),
+        text_element("p", kept_share(kept)),
         _numbers(summary, counts),
         text_element("h3", "Captions by entry"),
         text_element(
@@ -64,12 +69,12 @@ def text_section(config: CurationConfig, path: Address) -> list[str]:
             "the most frequent entries have together; the nearer to the diagonal, the more "
             "balanced.",
         ),
-        picture_element(_curves(counts), "captions by entry before and after balancing"),
+        picture_element(curves, "captions by entry before and after balancing"),
         text_element("h3", "Least balanced before: most captions dropped"),
         _table(counts, np.argsort(counts.after - counts.before, kind="stable")[:_SHOWN]),
         text_element("h3", "Most frequent of the entries that keep every caption"),
         _table(counts, _unchanged(counts)[:_SHOWN]),
-        *shown_examples(source, kept),
+        *shown_examples(pool, kept),
     ]
 
 
@@ -105,16 +110,10 @@ def _numbers(summary: dict[str, Any], counts: EntryCounts) -> str:
         ["threshold t (before a target changes it)", thresholds],
         ["entries", f"{len(counts.entries):,}"],
         ["entries without a caption in the pool", f"{int((counts.before == 0).sum()):,}"],
-        ["share of the most frequent 1 % of entries, before", f"{_top_share(counts.before):.1%}"],
-        ["share of the most frequent 1 % of entries, after", f"{_top_share(counts.after):.1%}"],
+        ["share of the most frequent 1 % of entries, before", f"{top_share(counts.before):.1%}"],
+        ["share of the most frequent 1 % of entries, after", f"{top_share(counts.after):.1%}"],
     ]
     return Table([["", ""], *rows]).html()
-
-
-def _top_share(counts: Int64[np.ndarray, " e"]) -> float:
-    """Returns the share of all matches that the most frequent 1 % of entries have."""
-    top = np.sort(counts)[::-1][: max(len(counts) // 100, 1)]
-    return float(top.sum() / max(int(counts.sum()), 1))
 
 
 def _unchanged(counts: EntryCounts) -> Int64[np.ndarray, " k"]:
@@ -134,49 +133,3 @@ def _table(counts: EntryCounts, chosen: Int64[np.ndarray, " k"]) -> str:
         for entry in chosen.tolist()
     ]
     return Table([["entry", "before", "after", "kept"], *rows]).html()
-
-
-def _curves(counts: EntryCounts) -> bytes:
-    """Draws captions by rank, and the share of the most frequent entries, as a PNG file.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "the report needs matplotlib, which is not installed; run pip install "
-            "'dinotxt_jax[plots]'."
-        ) from error
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    by_rank, shares = figure.subplots(1, 2)
-    for label, numbers in (("before", counts.before), ("after", counts.after)):
-        ordered = np.sort(numbers)[::-1]
-        ranks = _ranks(len(ordered))
-        by_rank.plot(ranks + 1, ordered[ranks], label=label)
-        shares.plot(*_cumulative(ordered), label=label)
-    by_rank.set(xscale="log", yscale="log", xlabel="rank of the entry", ylabel="captions")
-    shares.plot([0, 100], [0, 100], color="0.6", linestyle="--", linewidth=1)
-    shares.set(xlabel="most frequent entries, %", ylabel="share of all matches, %")
-    for axis in (by_rank, shares):
-        axis.grid(alpha=0.3)
-        axis.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
-
-
-def _ranks(entries: int) -> Int64[np.ndarray, " k"]:
-    """Returns ranks from 0, evenly spaced on a logarithmic axis."""
-    spaced = np.geomspace(1, max(entries, 1), _POINTS).astype(np.int64) - 1
-    return np.unique(spaced[spaced < entries])
-
-
-def _cumulative(
-    ordered: Int64[np.ndarray, " e"],
-) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
-    """Returns shares of entries and of matches, in percent."""
-    places = np.linspace(0, len(ordered), _POINTS).astype(np.int64)
-    sums = np.concatenate([[0], np.cumsum(ordered)])
-    return 100 * places / max(len(ordered), 1), 100 * sums[places] / max(int(sums[-1]), 1)

@@ -13,6 +13,10 @@ table { border-collapse: collapse; margin: 1rem 0 }
 th, td { border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: left }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 img { max-width: 100% }
+.gallery { display: flex; flex-wrap: wrap; gap: .8rem; margin: .5rem 0 1.5rem }
+figure { width: 11rem; margin: 0 }
+figcaption { font-size: .8rem; line-height: 1.3; overflow-wrap: anywhere }
+.absent { height: 6rem; display: grid; place-items: center; background: #8883 }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } }
 """
 
@@ -49,10 +53,46 @@ def text_element(tag: str, text: str) -> str:
     return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
-def picture_element(png: bytes, title: str) -> str:
-    """Returns an element with a picture inside."""
-    content = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{content}">'
+def picture_element(content: bytes, title: str, file_type: str = "png") -> str:
+    """Returns an element with a picture inside.
+
+    Args:
+        content: an image file.
+        title: what the picture shows.
+        file_type: "png" or "jpeg".
+    """
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{html.escape(title)}" src="data:image/{file_type};base64,{data}">'
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture with a text.
+
+    Attributes:
+        jpeg: an image file, or None if there is no image.
+        title: name of the picture.
+        text: the text below it.
+    """
+
+    jpeg: bytes | None
+    title: str
+    text: str
+
+
+def gallery_element(pictures: Sequence[Picture]) -> str:
+    """Returns an element with pictures in rows, each above its title and text."""
+    return '<div class="gallery">\n' + "\n".join(map(_figure, pictures)) + "\n</div>"
+
+
+def _figure(picture: Picture) -> str:
+    image = (
+        '<div class="absent">(no image)</div>'
+        if picture.jpeg is None
+        else picture_element(picture.jpeg, picture.title, "jpeg")
+    )
+    title, text = html.escape(picture.title), html.escape(picture.text)
+    return f"<figure>{image}<figcaption><b>{title}</b><br>{text}</figcaption></figure>"
 
 
 def web_page(title: str, elements: Sequence[str]) -> str:
