@@ -104,7 +104,8 @@ def define_beam() -> Callable[[], BeamPipelines | None]:
 
     Returns:
         A function for the time after parsing, which returns None without --runner. It raises
-        `UserError` if Beam is not installed, or if the runner or an option cannot be used.
+        `UserError` if Beam is not installed, if the runner or an option cannot be used, or if
+        several processes were started.
     """
     runner = flags.DEFINE_string(
         "runner",
@@ -127,8 +128,14 @@ def define_beam() -> Callable[[], BeamPipelines | None]:
                 f"--runner={runner.value} needs Apache Beam, which is not installed; run pip "
                 "install 'dinotxt_jax[beam]', or leave out --runner."
             )
+        from dinotxt_jax.runtime import processes
         from dinotxt_jax.runtime.beam_pipelines import BeamPipelines
 
+        if processes.several():
+            raise UserError(
+                f"--runner={runner.value} is given to several processes, expected one that submits "
+                "the pipeline; start the command once, with --num_processes=1."
+            )
         return BeamPipelines(runner.value, options.value)
 
     return pipelines

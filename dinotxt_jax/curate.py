@@ -10,7 +10,8 @@
 
 Every step takes [--config=FILE] [--config.KEY=VALUE ...]; --config.data names the pool. EMBEDDINGS
 is a folder that python -m dinotxt_jax.embed has written. A LIST is for --config.data.kept in
-training; images are not copied. docs/curation.md explains the steps and all settings.
+training; images are not copied. docs/curation.md explains the steps and all settings. Of several
+processes that are started together, all work on text and cluster, and the first on other steps.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _PIPELINES = define_beam()
 def _body(arguments: Sequence[str]) -> None:
     from dinotxt_jax.curation.steps import CURATION_STEPS
     from dinotxt_jax.runtime import processes
+    from dinotxt_jax.runtime.team import Team
     from dinotxt_jax.storage.addresses import to_output
 
     name, *rest = arguments or ("",)
@@ -47,12 +49,12 @@ def _body(arguments: Sequence[str]) -> None:
         )
         raise UserError(f"{name!r} is not a step of curate; {advice}")
     step = CURATION_STEPS[name]
-    if processes.several() and not step.is_shared:
-        raise UserError(
-            f"several processes run {name}, expected one; start it once, or with --num_processes=1."
-        )
-    output = to_output(_OUTPUT.value, "--output")
-    result = step.run(_CONFIG.value, rest, output, _PIPELINES())
+    output, pipelines = to_output(_OUTPUT.value, "--output"), _PIPELINES()
+
+    def run() -> str:
+        return step.run(_CONFIG.value, rest, output, pipelines)
+
+    result = run() if step.is_shared else Team().first(run)
     if processes.is_first():
         print(result)
 

@@ -6,7 +6,8 @@
 Training reads the result with --config.data.source=array_record --config.data.path=DIR. Examples
 that cannot be stored are listed with reasons in DIR/quarantine.jsonl. After an interruption, run
 the same command again to continue; run on a finished DIR, it verifies all shards and writes damaged
-ones again. With --runner, the same work is an Apache Beam pipeline, for clusters
+ones again. Several processes that are started together, such as those of a pod's hosts, share the
+work. With --runner, the same work is an Apache Beam pipeline, for clusters
 (pip install 'dinotxt_jax[beam]').
 """
 
@@ -29,6 +30,7 @@ _CONFIG = define_config(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the shards, local or gs://BUCKET/....", required=True
 )
+cli.define_process_flags()
 _PIPELINES = define_beam()
 
 
@@ -45,8 +47,11 @@ def _runner() -> IngestionRunner:
 
 def _body() -> None:
     from dinotxt_jax.ingestion.run import ingest
+    from dinotxt_jax.runtime import processes
 
     counts = ingest(_CONFIG.value, _OUTPUT.value, _runner())["counts"]
+    if not processes.is_first():
+        return
     print(
         f"{_OUTPUT.value}: {counts['records']} records of {counts['examples']} examples "
         f"({counts['duplicates']} duplicates, {counts['quarantined']} in quarantine)"

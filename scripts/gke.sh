@@ -33,7 +33,7 @@ Flags:
   --config=FILE         config file, relative to the checkout
   --workdir=DIR         gs://BUCKET/..., or the absolute path of a folder that all pods share (see
                         --xpk-flag=--storage=)
-  --run=COMMAND         train (default), precompute, evaluate, embed or convert
+  --run=COMMAND         train (default), precompute, evaluate, embed, ingest, curate or convert
   --env=NAME=VALUE      environment variable of the command, such as LIBTPU_INIT_ARGS or XLA_FLAGS;
                         repeatable
   --python=FILE         interpreter here that checks the settings; default: .venv/bin/python

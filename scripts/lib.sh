@@ -173,9 +173,10 @@ need_tpu_type() {
 command_words() {
   local variable name=${setting[run]-train} module
   case $name in
-    train | precompute | evaluate | embed) module=dinotxt_jax.$name ;;
+    train | precompute | evaluate | embed | ingest | curate) module=dinotxt_jax.$name ;;
     convert) module=weights_convert ;;
-    *) fail "--run=$name is unknown; choose among train, precompute, evaluate, embed, convert." ;;
+    *) fail "--run=$name is unknown; choose among train, precompute, evaluate, embed, ingest, curate," \
+      "convert." ;;
   esac
   for variable in "${envs[@]}"; do
     [[ $variable =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] ||

@@ -31,7 +31,7 @@ Flags:
   --logs=DIR            default: runs/slurm
   --config=FILE         config file, relative to the checkout
   --workdir=DIR         a folder, relative to the checkout or absolute, or gs://BUCKET/...
-  --run=COMMAND         train (default), precompute, evaluate, embed or convert
+  --run=COMMAND         train (default), precompute, evaluate, embed, ingest, curate or convert
   --env=NAME=VALUE      environment variable of the command, such as XLA_FLAGS; repeatable
   --lines=N --follow    number of lines of the log (default: 50), and follow it
   --sbatch-flag=FLAG    additional flag of sbatch; repeatable

@@ -30,7 +30,8 @@ class Step:
         run: takes settings, the arguments after the step's name, the output, and the Beam runner
             if the user names one; returns a sentence about the result.
         summary: one line for `--help`.
-        is_shared: whether several processes may run it together.
+        is_shared: whether several processes that were started together share the work; else the
+            first one does it.
     """
 
     run: Callable[[CurationConfig, Sequence[str], Address, BeamPipelines | None], str]
@@ -68,7 +69,7 @@ def _text(
 
 CURATION_STEPS: dict[str, Step] = {
     "metadata": _local("metadata", write_entries, "metadata: write entries to balance over"),
-    "text": Step(_text, "text METADATA: balance a pool over entries by its captions"),
+    "text": Step(_text, "text METADATA: balance a pool over entries by its captions", True),
     "cluster": _local(
         "cluster",
         cluster,

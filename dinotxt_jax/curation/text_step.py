@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from dinotxt_jax.config import CurationConfig
+from dinotxt_jax.config import CurationConfig, flatten
 from dinotxt_jax.curation.balancing import (
     SparseCounts,
     merge,
@@ -39,11 +39,14 @@ from dinotxt_jax.curation.text_job import (
     read_npz,
     write_npz,
 )
+from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.identity import data_identity, difference
 from dinotxt_jax.data.kept import write_kept
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.progress import progress_bar, watched
+from dinotxt_jax.runtime.team import Team
 from dinotxt_jax.storage.addresses import Address, remove_folder
 from dinotxt_jax.storage.files import new_file, read_json, write_text
 from dinotxt_jax.storage.locks import RunLock
@@ -55,9 +58,10 @@ _FORMAT = "dinotxt_jax text balance 1"
 
 
 class _Counted(NamedTuple):
-    """Numbers about the pool: captions per entry, matched and unreadable examples."""
+    """Numbers about the pool: captions and threshold per entry, matched and unreadable examples."""
 
     counts: Int64[np.ndarray, " e"]
+    thresholds: Int64[np.ndarray, " e"]
     matched: int
     unreadable: int
 
@@ -66,6 +70,9 @@ def balance_text(
     config: CurationConfig, arguments: Sequence[str], output: Address, runner: TextRunner
 ) -> str:
     """Balances a pool; returns a sentence about the result.
+
+    If several processes were started together, all must call it with the same settings; each works
+    on its share of the ranges.
 
     Args:
         config: the pool, `balance`, `target` and `seed`.
@@ -82,41 +89,65 @@ def balance_text(
             f"{len(arguments)} paths are given, expected the metadata after text; write it with "
             "python -m dinotxt_jax.curate metadata."
         )
-    if retried(output.is_file):
-        raise UserError(f"{output} is a file, expected a folder for results; correct --output.")
-    metadata = read_metadata(arguments[0])
-    source = open_source(config.data)
-    if config.target > len(source):
-        raise UserError(
-            f"config.target is {config.target}, expected at most the {len(source)} examples of "
-            "config.data; lower it."
-        )
-    pool = data_identity(source, config.data.threads)
+    with processes.together():
+        if retried(output.is_file):
+            raise UserError(f"{output} is a file, expected a folder for results; correct --output.")
+        metadata = read_metadata(arguments[0])
+        source = open_source(config.data)
+        if config.target > len(source):
+            raise UserError(
+                f"config.target is {config.target}, expected at most the {len(source)} examples of "
+                "config.data; lower it."
+            )
+        plan = _plan(config, metadata, data_identity(source, config.data.threads))
+    processes.check_same(
+        {
+            "examples in config.data": plan["pool"],
+            "metadata": plan["metadata"],
+            "config.seed": config.seed,
+            "config.target": config.target,
+            **flatten(config.balance, "config.balance"),
+        }
+    )
     job = TextJob(config, arguments[0], str(output), len(source))
-    output.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(output)
-    lock.acquire()
-    try:
-        _check_plan(output, _plan(config, metadata, pool))
-        with runner(job, source) as run:
-            _in_ranges(job, run, TextWorker.match, MATCHES, "matching")
-            counted = _counted(job, len(metadata.entries))
-            if not counted.matched:
-                raise UserError(
-                    f"no caption of the pool matches an entry of {arguments[0]}, expected many; "
-                    "give metadata in the language of the captions, or correct config.data."
-                )
-            thresholds = _thresholds(config, metadata, counted.counts)
-            _write_thresholds(job, counted.counts / thresholds)
-            _in_ranges(job, run, TextWorker.draw, DRAWS, "drawing")
-        is_kept = _kept(job)
+    return _balanced(job, source, metadata, plan, runner)
+
+
+def _balanced(
+    job: TextJob, source: Source, metadata: Metadata, plan: dict[str, Any], runner: TextRunner
+) -> str:
+    """Runs all stages; returns a sentence about the result."""
+    lock, team = RunLock(job.folder), Team()
+
+    def start() -> None:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        _check_plan(job.folder, plan)
+
+    def finish() -> str:
+        assert counted is not None  # the first process
         lock.check()
-        numbers = _write_results(job, metadata, counted, thresholds, is_kept, pool)
-        remove_folder(output / DRAWS)
+        return _finished(job, metadata, counted, plan["pool"])
+
+    try:
+        team.only_first(start)
+        processes.check_shared(job.folder / PLAN)
+        with runner(job, source) as run:
+            _in_ranges(job, team, run, TextWorker.match, MATCHES, "matching")
+            counted = team.only_first(lambda: _counted(job, metadata))
+            _in_ranges(job, team, run, TextWorker.draw, DRAWS, "drawing")
+        return team.first(finish)
     finally:
-        lock.release()
+        if processes.is_first():
+            lock.release()
+
+
+def _finished(job: TextJob, metadata: Metadata, counted: _Counted, pool: Mapping[str, Any]) -> str:
+    """Writes the results; returns a sentence about them."""
+    numbers = _write_results(job, metadata, counted, _kept(job), pool)
+    remove_folder(job.folder / DRAWS)
     return (
-        f"{output}: {numbers['kept']} of {numbers['examples']} examples are kept; "
+        f"{job.folder}: {numbers['kept']} of {numbers['examples']} examples are kept; "
         f"{numbers['matched']} match an entry."
     )
 
@@ -156,17 +187,25 @@ def _check_plan(folder: Address, plan: dict[str, Any]) -> None:
             )
 
 
-def _in_ranges(job: TextJob, run: RangeRunner, action: RangeAction, kind: str, title: str) -> None:
-    """Runs an action for the ranges that have no file yet."""
-    missing = job.missing(kind)
-    done = job.examples - sum(len(job.span(number)) for number in missing)
-    with progress_bar(job.examples, done, "example", title, unit_scale=True) as bar:
+def _in_ranges(
+    job: TextJob, team: Team, run: RangeRunner, action: RangeAction, kind: str, title: str
+) -> None:
+    """Runs an action for the ranges that have no file yet, until all processes have done theirs."""
+    mine, absent = team.mine(job.ranges), set(job.missing(kind))
+    missing = [number for number in mine if number in absent]
+    total, left = (sum(len(job.span(number)) for number in part) for part in (mine, missing))
+    with progress_bar(total, total - left, "example", title, unit_scale=True) as bar:
         for examples in run(action, missing):
             bar.update(examples)
+    team.wait()
 
 
-def _counted(job: TextJob, entries: int) -> _Counted:
-    """Adds up the counts of all ranges."""
+def _counted(job: TextJob, metadata: Metadata) -> _Counted:
+    """Adds up the counts of all ranges, and stores the thresholds for the draws.
+
+    Raises:
+        UserError: no caption matches.
+    """
     matched = unreadable = 0
 
     def parts() -> Iterator[SparseCounts]:
@@ -177,8 +216,15 @@ def _counted(job: TextJob, entries: int) -> _Counted:
             unreadable += part.unreadable
             yield part.counted, part.counts
 
-    counts = merge(parts(), entries)
-    return _Counted(counts, matched, unreadable)
+    counts = merge(parts(), len(metadata.entries))
+    if not matched:
+        raise UserError(
+            f"no caption of the pool matches an entry of {job.metadata}, expected many; give "
+            "metadata in the language of the captions, or correct config.data."
+        )
+    thresholds = _thresholds(job.config, metadata, counts)
+    _write_thresholds(job, counts / thresholds)
+    return _Counted(counts, thresholds, matched, unreadable)
 
 
 def _thresholds(
@@ -215,7 +261,6 @@ def _write_results(
     job: TextJob,
     metadata: Metadata,
     counted: _Counted,
-    thresholds: Int64[np.ndarray, " e"],
     is_kept: Bool[np.ndarray, " n"],
     pool: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -227,7 +272,7 @@ def _write_results(
         span, part = job.span(number), read_matched(job, number)
         rows = np.repeat(is_kept[span.start : span.stop], part.matches.lengths)
         after += np.bincount(part.matches.entries[rows], minlength=len(after))
-    _write_entries(folder / ENTRIES, metadata, counted.counts, after, thresholds)
+    _write_entries(folder / ENTRIES, metadata, counted, after)
     numbers = {
         "examples": job.examples,
         "kept": int(is_kept.sum()),
@@ -235,7 +280,7 @@ def _write_results(
         "unreadable": counted.unreadable,
         "target": config.target,
         "thresholds": {
-            language: int(thresholds[start])
+            language: int(counted.thresholds[start])
             for language, start in zip(metadata.languages, metadata.starts, strict=False)
         },
     }
@@ -246,17 +291,13 @@ def _write_results(
 
 
 def _write_entries(
-    file: Address,
-    metadata: Metadata,
-    before: Int64[np.ndarray, " e"],
-    after: Int64[np.ndarray, " e"],
-    thresholds: Int64[np.ndarray, " e"],
+    file: Address, metadata: Metadata, counted: _Counted, after: Int64[np.ndarray, " e"]
 ) -> None:
     """Writes the table of entries."""
     languages = np.repeat(metadata.languages, np.diff(metadata.starts))
-    chances = probabilities(before, t=thresholds)
+    chances = probabilities(counted.counts, t=counted.thresholds)
     with new_file(file) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write("\t".join(COLUMNS) + "\n")
-        for row in zip(metadata.entries, languages, before, after, chances, strict=True):
+        for row in zip(metadata.entries, languages, counted.counts, after, chances, strict=True):
             entry, language, captions, kept, chance = row
             stream.write(f"{entry}\t{language}\t{captions}\t{kept}\t{chance:.6g}\n")

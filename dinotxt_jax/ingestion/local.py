@@ -1,9 +1,9 @@
-"""Runs an ingestion in processes on this machine."""
+"""Runs an ingestion in processes on this machine, or its share on one of several machines."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.parallelism import decoding_threads
@@ -12,6 +12,7 @@ from dinotxt_jax.ingestion.job import IngestionJob
 from dinotxt_jax.ingestion.shards import ShardResult, ShardWriter
 from dinotxt_jax.runtime.cpus import available_cpus
 from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.runtime.team import Team
 from dinotxt_jax.runtime.worker_pool import worker_pool
 
 # Runs the stages of a job: (job, source, whether duplicates have to be found first).
@@ -22,6 +23,9 @@ _LESS_MEMORY = "lower config.workers, config.data.threads or config.data.prefetc
 def run_in_processes(job: IngestionJob, source: Source, is_finding: bool) -> None:
     """Runs an ingestion in `config.workers` processes; one worker is this process itself.
 
+    If several processes were started together (`runtime.processes`), all must call it: each writes
+    its share of the shards, and the first one finds the duplicates.
+
     Args:
         job: the job.
         source: the source.
@@ -31,28 +35,37 @@ def run_in_processes(job: IngestionJob, source: Source, is_finding: bool) -> Non
         UserError: too many examples cannot be stored, the source has changed, or a process was
             killed.
     """
-    workers = min(job.config.workers or available_cpus(), len(job.shards))
+    team = Team()
+    shards = team.mine(job.shards)
+    workers = max(1, min(job.config.workers or available_cpus(), len(shards)))
     threads = -(-decoding_threads(job.config.data.threads) // workers)
     start = functools.partial(ShardWriter, job, source, threads)
     with worker_pool(workers, start, _LESS_MEMORY) as run:
         if is_finding:
-            for _ in _watched(job, run(ShardWriter.hash, job.shards), "hashing"):
+            for _ in _watched(job, shards, run(ShardWriter.hash, shards), "hashing"):
                 pass
-            parts = 2 ** partition_bits(job.examples)
-            with progress_bar(parts, 0, "part", "finding duplicates") as bar:
-                for _ in find_duplicates(job):
-                    bar.update()
+            team.wait()
+            team.only_first(functools.partial(_find_duplicates, job))
         bad = 0
-        for result in _watched(job, run(ShardWriter.write, job.shards), "writing"):
+        for result in _watched(job, shards, run(ShardWriter.write, shards), "writing"):
             bad += result.quarantined
             job.check_bad_fraction(bad, result.reason)
+    team.wait()
+
+
+def _find_duplicates(job: IngestionJob) -> None:
+    parts = 2 ** partition_bits(job.examples)
+    with progress_bar(parts, 0, "part", "finding duplicates") as bar:
+        for _ in find_duplicates(job):
+            bar.update()
 
 
 def _watched(
-    job: IngestionJob, results: Iterator[ShardResult], title: str
+    job: IngestionJob, shards: Sequence[int], results: Iterator[ShardResult], title: str
 ) -> Iterator[ShardResult]:
     """Yields results of shards and shows a progress bar."""
-    with progress_bar(job.examples, 0, "example", title, unit_scale=True) as bar:
+    examples = sum(len(job.span(shard)) for shard in shards)
+    with progress_bar(examples, 0, "example", title, unit_scale=True) as bar:
         for result in results:
             yield result
             bar.update(result.examples)

@@ -114,11 +114,8 @@ def write_plan(folder: Address, plan: dict[str, Any]) -> None:
     write_text(folder / PLAN, json.dumps(plan, indent=2) + "\n")
 
 
-def write_manifest(job: IngestionJob, plan: dict[str, Any]) -> dict[str, Any]:
+def write_manifest(job: IngestionJob, plan: dict[str, Any]) -> None:
     """Adds up the part files of all shards; writes the quarantine file and, last, the manifest.
-
-    Returns:
-        The manifest.
 
     Raises:
         UserError: a part file is damaged, or too many examples cannot be stored.
@@ -149,7 +146,6 @@ def write_manifest(job: IngestionJob, plan: dict[str, Any]) -> dict[str, Any]:
         "shards": shards,
     }
     write_text(job.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    return manifest
 
 
 def _parts(job: IngestionJob) -> Iterator[dict[str, Any]]:

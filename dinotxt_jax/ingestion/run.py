@@ -7,6 +7,7 @@ from typing import Any
 from dinotxt_jax.config import IngestionConfig, check
 from dinotxt_jax.config.ingestion import NONE
 from dinotxt_jax.data.examples import check_images_found
+from dinotxt_jax.data.manifests import PLAN, read_manifest
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.ingestion.duplicates import has_duplicates_of_all, remove_hashes
@@ -18,6 +19,8 @@ from dinotxt_jax.ingestion.manifest import (
     write_manifest,
     write_plan,
 )
+from dinotxt_jax.runtime import processes
+from dinotxt_jax.runtime.team import Team
 from dinotxt_jax.storage.addresses import Address, is_remote, to_output
 from dinotxt_jax.storage.locks import RunLock
 
@@ -26,6 +29,8 @@ def ingest(
     config: IngestionConfig, output: str, runner: IngestionRunner = run_in_processes
 ) -> dict[str, Any]:
     """Copies a source into ArrayRecord shards, or continues, checks and repairs an earlier copy.
+
+    If several processes were started together, all must call it with the same settings.
 
     Args:
         config: the settings.
@@ -43,25 +48,41 @@ def ingest(
     folder = to_output(output, "--output")
     if folder.is_file():
         raise UserError(f"{folder} is a file, expected a folder for shards; correct --output.")
-    source = open_source(config.data)
-    check_images_found(source, config.data)
-    plan = ingestion_plan(config, source)
-    is_known = check_same_plan(folder, plan)
-    (folder / PART_FOLDER).mkdir(parents=True, exist_ok=True)
-    lock = RunLock(folder)
-    lock.acquire()
-    try:
+    with processes.together():
+        source = open_source(config.data)
+        check_images_found(source, config.data)
+        plan = ingestion_plan(config, source)
+        is_known = check_same_plan(folder, plan)
+    processes.check_same({**plan["settings"], "examples in config.data": plan["source"]})
+    job = IngestionJob(config, str(folder), len(source))
+    lock, team = RunLock(folder), Team()
+
+    def start() -> None:
+        (folder / PART_FOLDER).mkdir(parents=True, exist_ok=True)
+        lock.acquire()
         _remove_partial(folder)
         if not is_known:
             write_plan(folder, plan)
-        job = IngestionJob(config, str(folder), len(source))
-        is_finding = config.deduplicate != NONE and not has_duplicates_of_all(job)
-        runner(job, source, is_finding)
+
+    def finish() -> None:
         lock.check()
         remove_hashes(job)
-        return write_manifest(job, plan)
+        write_manifest(job, plan)
+
+    try:
+        team.only_first(start)
+        processes.check_shared(folder / PLAN)
+        is_finding = team.first(
+            lambda: config.deduplicate != NONE and not has_duplicates_of_all(job)
+        )
+        runner(job, source, is_finding)
+        team.only_first(finish)
     finally:
-        lock.release()
+        if processes.is_first():
+            lock.release()
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return manifest
 
 
 def _remove_partial(folder: Address) -> None:

@@ -144,6 +144,11 @@ def test_other_commands_run_on_pods_with_variables(cloud: Cloud) -> None:
         *("env", "XLA_FLAGS=--a=1 --b=2", "LIBTPU_INIT_ARGS=--c"),
         *("python", "-m", "weights_convert", "gs://b/dinov2.pth", "--output=gs://b/model"),
     ]
+    curate = ("--run=curate", "--", "text", "gs://b/metadata", "--output=gs://b/text")
+    (create,) = dry(cloud, "gke.sh", "train", *GKE, *curate)
+    assert shlex.split(flags(create)["command"]) == [
+        *("python", "-m", "dinotxt_jax.curate", "text", "gs://b/metadata", "--output=gs://b/text"),
+    ]
     evaluate = ("--run=evaluate", "--config=configs/eval/c.py", variables[1], "--", "--model=m")
     _, submit = dry(cloud, "slurm.sh", "train", "--name=big", *evaluate)
     assert submit[-4:] == [
