@@ -54,13 +54,21 @@ def ours(files: Sequence[Path], decoder: str, threads: int, workers: int) -> Ite
     import numpy as np
 
     from dinotxt_jax.config import DataConfig
+    from dinotxt_jax.data.parallelism import training_threads
     from dinotxt_jax.data.pipeline import ImageTextExample, make_training_iterator
 
-    config = DataConfig(image_size=SIZE, crop_scale=SCALE, crop_ratio=RATIO, decoder=decoder)
+    config = DataConfig(
+        image_size=SIZE, crop_scale=SCALE, crop_ratio=RATIO, decoder=decoder, threads=threads
+    )
     source = PhotoFiles(files)
     make_example = ImageTextExample(source, config, NoTokens(np.zeros(1, np.int32)))
     return make_training_iterator(
-        source, make_example, batch_size=BATCH, seed=0, threads=threads, workers=workers
+        source,
+        make_example,
+        batch_size=BATCH,
+        seed=0,
+        threads=training_threads(config),
+        workers=workers,
     )
 
 

@@ -1,22 +1,40 @@
-"""How many threads and worker processes decode images, and how a worker process starts."""
+"""How many threads and worker processes decode images."""
 
 from __future__ import annotations
 
-import os
+from typing import TYPE_CHECKING
 
-from dinotxt_jax.runtime import termination
 from dinotxt_jax.runtime.cpus import available_cpus
+from dinotxt_jax.storage.addresses import is_remote, to_address
 
-# Threads also wait for storage, for which two CPUs need more than two.
-_FEWEST_THREADS = 16
+if TYPE_CHECKING:
+    from dinotxt_jax.config import DataConfig
+
+# Threads also wait for storage: little for a disk, long for a bucket.
+_FEWEST_THREADS, _FEWEST_FOR_BUCKETS = 2, 16
 # An assumption, not measured: Python's global lock lets about this many threads of a process
 # compute at the same time.
 _CPUS_PER_PROCESS = 4
 
 
-def decoding_threads(threads: int) -> int:
-    """Returns the number of threads that a setting means; -1 means one per CPU, at least 16."""
-    return threads if threads >= 0 else max(_FEWEST_THREADS, available_cpus())
+def decoding_threads(threads: int, from_disk: bool = False) -> int:
+    """Returns the number of threads that a setting means.
+
+    -1 means one per CPU and at least 16, or at least 2 where everything is read `from_disk`: more
+    threads than CPUs take Python's lock from each other (on two CPUs, 16 threads are a third
+    slower than 2).
+    """
+    if threads >= 0:
+        return threads
+    return max(_FEWEST_THREADS if from_disk else _FEWEST_FOR_BUCKETS, available_cpus())
+
+
+def training_threads(data: DataConfig) -> int:
+    """Returns the number of threads that decode images for training."""
+    sources = [settings for _, settings in data.sources("config.data")]
+    paths = [path for part in sources for path in (part.path, part.image_root) if path]
+    from_disk = not any(is_remote(to_address(path)) for path in paths)
+    return decoding_threads(data.threads, from_disk)
 
 
 def decoding_workers(workers: int) -> int:
@@ -28,16 +46,3 @@ def decoding_workers(workers: int) -> int:
         return workers
     cpus = available_cpus()
     return cpus // _CPUS_PER_PROCESS if cpus >= 2 * _CPUS_PER_PROCESS else 0
-
-
-def start_worker(threads: int, worker: int, count: int) -> None:
-    """Prepares a worker process, before it decodes.
-
-    Args:
-        threads: number of decoding threads in this process.
-        worker: number of this process.
-        count: number of worker processes.
-    """
-    termination.ignore(worker, count)
-    # The library that resizes has threads of its own, by default one per CPU in every process.
-    os.environ.setdefault("RAYON_NUM_THREADS", str(min(max(1, threads), available_cpus())))

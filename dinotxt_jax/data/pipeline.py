@@ -7,7 +7,6 @@ workers, and wherever a run was interrupted (see `dinotxt_jax.data.order`).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import re
 from collections.abc import Callable, Generator, Sequence, Sized
@@ -29,11 +28,12 @@ from dinotxt_jax.data.bad_images import (
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.mixture import Part, part_number, shares_of, source_parts
 from dinotxt_jax.data.order import MAX_EXAMPLES, Dealt, Draw, Turns
-from dinotxt_jax.data.parallelism import decoding_threads, decoding_workers, start_worker
+from dinotxt_jax.data.parallelism import decoding_threads, decoding_workers
 from dinotxt_jax.data.selection import FilteredError, Selection
 from dinotxt_jax.data.train_views import TrainViews
 from dinotxt_jax.data.transforms import image_size
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.runtime import termination
 
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
@@ -127,8 +127,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
             flags.FLAGS.mark_as_parsed()
         # A worker passes on a whole chunk at once, through one block of shared memory per array.
         options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=1)
-        start = functools.partial(start_worker, threads)
-        chunks = examples.batch(chunk, drop_remainder=True).mp_prefetch(options, start)
+        chunks = examples.batch(chunk, drop_remainder=True).mp_prefetch(options, termination.ignore)
         batches = RebatchIterDataset(chunks, turns.rows)
         return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
 

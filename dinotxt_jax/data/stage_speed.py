@@ -16,7 +16,7 @@ from dinotxt_jax.data.bad_images import BadImageError, too_many_bad
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.mixture import shares_of
 from dinotxt_jax.data.order import Draw, Turns
-from dinotxt_jax.data.parallelism import decoding_threads, decoding_workers
+from dinotxt_jax.data.parallelism import decoding_workers, training_threads
 from dinotxt_jax.data.pipeline import ImageTextExample, make_training_iterator
 from dinotxt_jax.data.train_views import TrainViews
 from dinotxt_jax.data.transforms import is_random
@@ -155,7 +155,7 @@ def measure_input(
         UserError: too many images are bad.
     """
     make_example = ImageTextExample(source, config, tokenize)
-    threads, workers = decoding_threads(config.threads), decoding_workers(config.workers)
+    threads, workers = training_threads(config), decoding_workers(config.workers)
     others = 0 if workers else available_cpus()
     with progress_bar(3 * examples, 0, "image", "measuring") as bar:
         stages = _measure_stages(source, config, tokenize, examples, seed, bar)

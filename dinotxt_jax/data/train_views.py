@@ -60,8 +60,8 @@ class TrainViews:
         pixels, rng = decoded
         if isinstance(pixels, Image.Image):
             return self._transform(pixels, rng)
-        view = resize_crop(pixels, self._config.image_size)
-        return view[:, ::-1] if rng.random() < self._config.flip_probability else view
+        flipped = rng.random() < self._config.flip_probability
+        return resize_crop(pixels, self._config.image_size, flipped)
 
 
 def decoded_image(example: Example, max_pixels: int | None) -> Image.Image:

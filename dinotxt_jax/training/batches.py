@@ -18,6 +18,7 @@ from dinotxt_jax import sharding
 from dinotxt_jax.config import Config
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.feature_cache import CachedExample, FeatureCache
+from dinotxt_jax.data.parallelism import training_threads
 from dinotxt_jax.data.pipeline import (
     BadImageMonitor,
     ImageTextExample,
@@ -188,7 +189,7 @@ class Batches(Iterator[Batch]):
             seed=config.seed,
             parts=next(parts for parts, group in self._readers.items() if process in group),
             part_count=sharding.batch_parts(self._mesh),
-            threads=config.data.threads,
+            threads=training_threads(config.data),
             prefetch=config.data.prefetch,
             workers=config.data.workers if cache is None else 0,
         )

@@ -134,7 +134,7 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize(
     ("config", "saves"),
-    [(CONFIG, 7), (STAGED, 5)],
+    [(CONFIG, 7), pytest.param(STAGED, 5, marks=pytest.mark.slow)],
     ids=["flat", "two stages"],
 )
 def test_an_interrupted_run_continues_to_the_same_result(

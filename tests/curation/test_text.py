@@ -382,6 +382,7 @@ def test_a_killed_command_continues(config: CurationConfig, metadata: str, tmp_p
     assert kept_keys(config, tmp_path / "out") == kept_keys(config, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_bucket_gets_the_same_files_as_a_folder(
     config: CurationConfig, metadata: str, tmp_path: Path, bucket: Address
 ) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dinotxt_jax.data.parallelism import decoding_threads, decoding_workers
+from dinotxt_jax.config import DataConfig
+from dinotxt_jax.config.sources import MixtureConfig
+from dinotxt_jax.data.parallelism import decoding_threads, decoding_workers, training_threads
 from dinotxt_jax.runtime import cpus
 
 
@@ -59,13 +61,22 @@ def test_version_1_of_control_groups_is_read(machine: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "threads", "workers"),
-    [(1, 16, 0), (2, 16, 0), (7, 16, 0), (8, 16, 2), (112, 112, 28)],
+    ("count", "threads", "disk", "workers"),
+    [(1, 16, 2, 0), (2, 16, 2, 0), (7, 16, 7, 0), (8, 16, 8, 2), (112, 112, 112, 28)],
 )
 def test_default_threads_and_workers_follow_the_cpus(
-    monkeypatch: pytest.MonkeyPatch, machine: Path, count: int, threads: int, workers: int
+    monkeypatch: pytest.MonkeyPatch,
+    machine: Path,
+    count: int,
+    threads: int,
+    disk: int,
+    workers: int,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(count), raising=False)
     assert (decoding_threads(-1), decoding_workers(-1)) == (threads, workers)
     assert (decoding_threads(0), decoding_workers(0)) == (0, 0)
+    part = MixtureConfig(source="jsonl", path="gs://bucket/pairs.jsonl")
+    local, mixed = DataConfig(path="pairs"), DataConfig(mixture={"a": MixtureConfig(), "b": part})
+    assert (training_threads(local), training_threads(mixed)) == (disk, threads)
+    assert training_threads(DataConfig(path="pairs", threads=3)) == 3
     assert (decoding_threads(5), decoding_workers(3)) == (5, 3)

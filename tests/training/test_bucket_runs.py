@@ -39,6 +39,7 @@ def backbone(tiny_backbone: Path, bucket: Address) -> str:
     return str(bucket / "backbone")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_in_a_bucket_makes_the_steps_of_a_local_run(
     finished: Path,
     backbone: str,
