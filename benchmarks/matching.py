@@ -31,38 +31,10 @@ from dinotxt_jax.curation.report_text import EntryCounts, read_entry_counts
 from dinotxt_jax.curation.runners import OnBeam, TextRunner, in_processes
 from dinotxt_jax.curation.text_step import ENTRIES, KEPT, balance_text
 from dinotxt_jax.data.kept import read_kept
+from dinotxt_jax.planning.curation_rates import drawn_captions, drawn_entries
 
-_LETTERS = list("etaoinshrdlucmfwypvbgkjqxz")
 _NAIVE = 40  # captions for the naive loop, which takes a twentieth of a second for each
 _PASSES = 5
-
-
-def drawn_entries(count: int) -> list[str]:
-    """Returns words, most frequent first, then pairs of words."""
-    rng = np.random.default_rng(0)
-    weights = 1 / np.arange(1, len(_LETTERS) + 1) ** 0.6
-    words: dict[str, None] = {}
-    while len(words) < count * 3 // 5:
-        lengths = rng.integers(3, 10, 10_000)
-        letters = rng.choice(_LETTERS, lengths.sum(), p=weights / weights.sum())
-        words |= dict.fromkeys("".join(part) for part in np.split(letters, np.cumsum(lengths)[:-1]))
-    singles = list(words)[: count * 3 // 5]
-    pairs: dict[str, None] = {}
-    while len(pairs) < count - len(singles):
-        both = rng.integers(0, len(singles), (10_000, 2))
-        pairs |= dict.fromkeys(f"{singles[a]} {singles[b]}" for a, b in both)
-    return singles + list(pairs)[: count - len(singles)]
-
-
-def drawn_captions(entries: list[str], count: int, least: int = 4, most: int = 20) -> list[str]:
-    """Returns captions of `least` to `most` words, with frequencies by Zipf's law."""
-    rng = np.random.default_rng(1)
-    words = len(entries) * 3 // 5
-    chances = 1 / np.arange(1, words + 1)
-    lengths = rng.integers(least, most + 1, count)
-    drawn = rng.choice(words, lengths.sum(), p=chances / chances.sum())
-    parts = np.split(drawn, np.cumsum(lengths)[:-1])
-    return [", ".join([entries[part[0]], " ".join(entries[w] for w in part[1:])]) for part in parts]
 
 
 def _ours(entries: list[str]) -> Callable[[list[str]], int]:

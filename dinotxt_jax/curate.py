@@ -7,6 +7,7 @@
     python -m dinotxt_jax.curate sample CLUSTERS [LIST ...] --output=LIST --config.target=N
     python -m dinotxt_jax.curate combine LIST LIST ... --output=LIST
     python -m dinotxt_jax.curate report RESULT ... --output=FILE.html
+    python -m dinotxt_jax.curate plan [METADATA] --pairs=2.3e9 --output=PLAN.md
 
 Every step takes [--config=FILE] [--config.KEY=VALUE ...]; --config.data names the pool. EMBEDDINGS
 is a folder that python -m dinotxt_jax.embed has written. A LIST is for --config.data.kept in
@@ -16,13 +17,14 @@ processes that are started together, all work on text and cluster, and the first
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from absl import flags
 
 from dinotxt_jax import cli
 from dinotxt_jax.cli_flags import define_beam, define_config
-from dinotxt_jax.config import CurationConfig
+from dinotxt_jax.config import CurationConfig, check
 from dinotxt_jax.errors import UserError, closest
 
 _CONFIG = define_config(
@@ -33,26 +35,52 @@ _OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.", requir
 _PIPELINES = define_beam()
 
 
+_PAIRS = flags.DEFINE_list(
+    "pairs", [], "plan: numbers of pairs, such as 1e6,2.3e9, instead of config.plan.pairs."
+)
+
+
+def _settings(step: str) -> CurationConfig:
+    """Returns the settings, with the numbers of --pairs."""
+    config: CurationConfig = _CONFIG.value
+    if not _PAIRS.value:
+        return config
+    if step != "plan":
+        raise UserError(f"--pairs is given, but {step} reads the pool; remove --pairs.")
+    try:
+        pairs = tuple(int(float(text)) for text in _PAIRS.value)
+    except (ValueError, OverflowError) as error:
+        raise UserError(
+            f"--pairs={','.join(_PAIRS.value)} is no list of numbers, expected some such as "
+            "1e6,2.3e9; correct it."
+        ) from error
+    changed = dataclasses.replace(config, plan=dataclasses.replace(config.plan, pairs=pairs))
+    check(changed)
+    return changed
+
+
 def _body(arguments: Sequence[str]) -> None:
-    from dinotxt_jax.curation.steps import CURATION_STEPS
+    from dinotxt_jax.curation.steps import CURATION_STEPS, local_step
+    from dinotxt_jax.planning.curation import plan_curation
     from dinotxt_jax.runtime import processes
     from dinotxt_jax.runtime.team import Team
     from dinotxt_jax.storage.addresses import to_output
 
     name, *rest = arguments or ("",)
-    if name not in CURATION_STEPS:
-        suggestion = closest(name, CURATION_STEPS)
+    # Planning is above curation, whose programs it compiles.
+    plan = local_step("plan", plan_curation, "plan [METADATA]: what a curation will take")
+    steps = {**CURATION_STEPS, "plan": plan}
+    if name not in steps:
+        suggestion = closest(name, steps)
         advice = (
-            f"did you mean {suggestion}?"
-            if suggestion
-            else f"choose among {', '.join(CURATION_STEPS)}."
+            f"did you mean {suggestion}?" if suggestion else f"choose among {', '.join(steps)}."
         )
         raise UserError(f"{name!r} is not a step of curate; {advice}")
-    step = CURATION_STEPS[name]
+    step, config = steps[name], _settings(name)
     output, pipelines = to_output(_OUTPUT.value, "--output"), _PIPELINES()
 
     def run() -> str:
-        return step.run(_CONFIG.value, rest, output, pipelines)
+        return step.run(config, rest, output, pipelines)
 
     result = run() if step.is_shared else Team().first(run)
     if processes.is_first():

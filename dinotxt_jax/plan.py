@@ -17,8 +17,6 @@ everything fits on --topology, 1 if not, 2 for unusable input.
 
 from __future__ import annotations
 
-import os
-
 from absl import flags
 
 from dinotxt_jax import cli
@@ -62,10 +60,11 @@ _PRICE = flags.DEFINE_float(
 
 
 def _body() -> None:
-    _prepare()
+    from dinotxt_jax.planning.compiling import keep_from_devices
     from dinotxt_jax.planning.run import named_targets, plan
     from dinotxt_jax.storage.addresses import to_output
 
+    keep_from_devices()
     config = _CONFIG.value
     fits = plan(
         config,
@@ -79,24 +78,6 @@ def _body() -> None:
     )
     if not fits:
         raise SystemExit(1)
-
-
-def _prepare() -> None:
-    """Keeps JAX and libtpu from looking for a TPU, which would take one that is there."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    # A program that is read back from a cache cannot always say what it costs.
-    jax.config.update("jax_enable_compilation_cache", False)
-    # Nothing is run, so that several compilers may use the library at the same time. The last three
-    # keep it from complaining that it cannot find out where it is.
-    os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-    }
 
 
 def main() -> None:

@@ -97,6 +97,28 @@ class BalanceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CurationPlanConfig:
+    """Planning a curation."""
+
+    pairs: Annotated[
+        tuple[int, ...], Range(1, 2**62), "plan: numbers of pairs, or give --pairs"
+    ] = (1_000_000, 100_000_000, 2_300_000_000)
+    topology: Annotated[
+        str,
+        "plan: TPU topology that embeds and clusters, KIND:AxB or KIND:AxBxC; kinds are v4, v5e, "
+        "v5p, v6e and tpu7x",
+    ] = "v5p:4x4x8"
+    backbone: Annotated[
+        str, "plan: model directory that embeds, or the name of an architecture"
+    ] = "dinov2_vitl14_reg"
+
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Yields sentences about settings that cannot be combined; `key` is the group key."""
+        if not self.pairs:
+            yield f"{key}.pairs is empty, expected numbers of pairs; set it."
+
+
+@dataclasses.dataclass(frozen=True)
 class CurationConfig:
     """Settings for choosing training examples from a pool."""
 
@@ -117,6 +139,7 @@ class CurationConfig:
     ] = "intersection"
     image: Annotated[ImageCurationConfig, "curation by image"] = ImageCurationConfig()
     mesh: Annotated[MeshConfig, "embed, cluster: device mesh"] = MeshConfig()
+    plan: Annotated[CurationPlanConfig, "planning"] = CurationPlanConfig()
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""

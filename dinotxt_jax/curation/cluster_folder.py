@@ -116,8 +116,11 @@ class ClusterFolder:
 
     def save(self, name: str, /, **arrays: Any) -> None:
         """Writes arrays to a file; only the first process writes."""
-        if not processes.is_first():
-            return
+        if processes.is_first():
+            self.save_share(name, **arrays)
+
+    def save_share(self, name: str, /, **arrays: Any) -> None:
+        """Writes arrays to a file that belongs to this process."""
         with new_file(self.path / f"{name}.npz") as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 

@@ -184,7 +184,6 @@ def _programs(
     """
     shards = sharding.batch_shards(rows)
     options = compiler_options([method.dtype])
-    batch = ("batch",)
 
     def start() -> tuple[Array, Array]:
         sums, counts = jnp.zeros((shards.count, count, width)), jnp.zeros((shards.count, count))
@@ -193,19 +192,6 @@ def _programs(
             sharding.constrain(counts.astype("int32"), "batch", None),
         )
 
-    def add(centroids: Array, chunk: PlacedChunk, totals: tuple[Array, Array]) -> tuple:
-        """Assigns the points of a chunk and adds them to the totals."""
-
-        def local(centroids: Array, points: Array, weights: Array) -> tuple[Array, Array, Array]:
-            prepared = _prepared(points, method)
-            index, distances = nearest(prepared, centroids, jnp.ones(count, bool), method.dtype)
-            sums, counts = cluster_sums(prepared, weights, index, count)
-            return sums[None], counts[None], shards.sum(jnp.sum(distances * weights))
-
-        run = shards.map(local, [(None,), batch, batch], [batch, batch, ()])
-        sums, counts, inertia = run(centroids, *chunk)
-        return (sums + totals[0], counts + totals[1]), inertia
-
     def move(centroids: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
         sums, counts = (jnp.sum(total, axis=0) for total in totals)
         moved = jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts[:, None], 1), centroids)
@@ -213,8 +199,40 @@ def _programs(
             moved = unit(moved)
         return sharding.constrain(moved, None, None), jnp.all(moved == centroids)
 
+    add = functools.partial(add_chunk, method)
     compiled = jax.jit(add, compiler_options=options, donate_argnums=2)
     return jax.jit(start), compiled, jax.jit(move)
+
+
+def add_chunk(
+    method: Method,
+    centroids: Float[Array, "k d"],
+    chunk: PlacedChunk,
+    totals: tuple[Float[Array, "p k d"], Int32[Array, "p k"]],
+) -> tuple[tuple[Float[Array, "p k d"], Int32[Array, "p k"]], Float[Array, ""]]:
+    """Assigns the points of a chunk and adds them to the totals: the inner loop of a Lloyd step.
+
+    Args:
+        method: how distances are computed.
+        centroids: the centroids, on every device.
+        chunk: the chunk.
+        totals: sum and number of the points of each cluster, per part of the mesh, which is set.
+
+    Returns:
+        The new totals, and the sum of squared distances of the chunk.
+    """
+    count, batch = len(centroids), ("batch",)
+    shards = sharding.batch_shards(len(chunk.points))
+
+    def local(centroids: Array, points: Array, weights: Array) -> tuple[Array, Array, Array]:
+        prepared = _prepared(points, method)
+        index, distances = nearest(prepared, centroids, jnp.ones(count, bool), method.dtype)
+        sums, counts = cluster_sums(prepared, weights, index, count)
+        return sums[None], counts[None], shards.sum(jnp.sum(distances * weights))
+
+    run = shards.map(local, [(None,), batch, batch], [batch, batch, ()])
+    sums, counts, inertia = run(centroids, *chunk)
+    return (sums + totals[0], counts + totals[1]), inertia
 
 
 def _prepared(points: Float[Array, "n d"], method: Method) -> Float[Array, "n d"]:

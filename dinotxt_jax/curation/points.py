@@ -15,7 +15,7 @@ from dinotxt_jax import sharding
 from dinotxt_jax.curation.seeding import DRAW_BLOCK
 from dinotxt_jax.data.pipeline import in_threads
 
-# Rows that are read, placed and compared at a time.
+# Rows that are read at a time, and that a device compares at a time.
 CHUNK = 2**16
 # Threads that read chunks, and chunks that are read ahead.
 _THREADS = 2
@@ -107,6 +107,15 @@ def padded_size(count: int, multiple: int) -> int:
     return -(-rounded // multiple) * multiple
 
 
+def chunk_rows(count: int, parts: int) -> int:
+    """Returns the number of rows in each chunk of `count` points, of which a part gets `CHUNK`.
+
+    Many rows per device, because each chunk reads and writes all centroids and their sums.
+    """
+    chunks = -(-count // (CHUNK * parts))
+    return padded_size(-(-count // max(chunks, 1)), parts)
+
+
 class PlacedChunk(NamedTuple):
     """A chunk on the devices, sharded by rows.
 
@@ -133,8 +142,7 @@ class PlacedPoints:
     def __init__(self, points: Points, mesh: Mesh, memory: float) -> None:
         self.points, self.mesh = points, mesh
         self._parts = sharding.batch_parts(mesh)
-        count = -(-len(points) // CHUNK)
-        self.chunk = padded_size(-(-len(points) // count), self._parts)
+        self.chunk = chunk_rows(len(points), self._parts)
         self._kept: list[PlacedChunk] = []
         self._keeps = len(points) * points.width * points.itemsize <= memory
 

@@ -25,9 +25,11 @@ from dinotxt_jax.curation.kmeans import Clustering, Method, check_finite
 from dinotxt_jax.curation.nearest import cluster_sums, nearest, unit
 from dinotxt_jax.curation.points import HeldPoints, Points, padded_size
 from dinotxt_jax.curation.seeding import DRAW_BLOCK, initial_centroids
+from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.runtime.compiler_options import compiler_options
 from dinotxt_jax.runtime.progress import progress_bar
+from dinotxt_jax.runtime.team import Team
 
 
 def shares(sizes: Int[np.ndarray, " c"], count: int) -> Int64[np.ndarray, " c"]:
@@ -64,6 +66,9 @@ def split_clusters(
 ) -> Clustering:
     """Splits coarse clusters into `count` clusters; each point stays in its coarse cluster.
 
+    With several processes, each splits its share of the groups of coarse clusters on its own
+    devices, so that every group is read by one process only.
+
     Args:
         points: the points, read once per group of coarse clusters that fits in `memory`.
         coarse: the coarse clusters.
@@ -73,30 +78,58 @@ def split_clusters(
         seed: seed of all draws.
         method: how distances are computed.
         mesh: the mesh; each part of a batch splits a coarse cluster at a time.
-        memory: most bytes of points that are held at once.
+        memory: most bytes of points that a process holds at once.
         folder: holds the finished groups of an interrupted run.
     """
     sizes = coarse.sizes
     counts = shares(sizes, count)
-    offsets = np.cumsum(counts) - counts
-    centroids = np.zeros((count, points.width), np.float32)
-    index, distances = np.full(len(points), -1, np.int32), np.zeros(len(points), np.float32)
     groups = cluster_groups(sizes, memory / (points.width * points.itemsize))
-    with progress_bar(int(sizes.sum()), 0, "point", "splitting coarse clusters", True) as bar:
-        for number, clusters in enumerate(groups):
-            name = f"split{number:05d}"
-            done = folder.load(name)
-            if not done:
+    team = Team()
+    mine = team.mine(range(len(groups)))
+    if processes.several():
+        mesh = sharding.make_mesh(devices=jax.local_devices())
+    total = sum(int(sizes[groups[number]].sum()) for number in mine)
+    with progress_bar(total, 0, "point", "splitting coarse clusters", True) as bar:
+        for number in mine:
+            clusters = groups[number]
+            if not folder.exists(_group_name(number)):
                 group = gathered_group(points, coarse.labels, clusters)
                 done = _split_group(
                     group, clusters, counts, iterations, per_cluster, seed, method, mesh
                 )
-                folder.save(name, **done)
-            first = offsets[clusters.start]
-            centroids[first : first + len(done["centroids"])] = done["centroids"]
-            index[done["indices"]] = first + done["index"]
-            distances[done["indices"]] = done["distances"]
-            bar.update(len(done["indices"]))
+                folder.save_share(_group_name(number), **done)
+            bar.update(int(sizes[clusters].sum()))
+    team.wait()
+    return _joined_groups(points, groups, counts, folder)
+
+
+def _group_name(number: int) -> str:
+    """Returns the name of the file of a group."""
+    return f"split{number:05d}"
+
+
+def _joined_groups(
+    points: Points, groups: list[range], counts: Int64[np.ndarray, " c"], folder: ClusterFolder
+) -> Clustering:
+    """Reads the clusters of all groups.
+
+    Raises:
+        UserError: a file is damaged or missing.
+    """
+    offsets = np.cumsum(counts) - counts
+    centroids = np.zeros((int(counts.sum()), points.width), np.float32)
+    index, distances = np.full(len(points), -1, np.int32), np.zeros(len(points), np.float32)
+    for number, clusters in enumerate(groups):
+        done = folder.load(_group_name(number))
+        if not done:
+            raise UserError(
+                f"{folder.path} lacks {_group_name(number)}.npz, which another process wrote; give "
+                "all processes a folder that they share, and run the same command again."
+            )
+        first = offsets[clusters.start]
+        centroids[first : first + len(done["centroids"])] = done["centroids"]
+        index[done["indices"]] = first + done["index"]
+        distances[done["indices"]] = done["distances"]
     return Clustering(centroids, index, distances)
 
 

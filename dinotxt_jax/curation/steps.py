@@ -42,7 +42,7 @@ class Step:
 LocalStep = Callable[[CurationConfig, Sequence[str], Address], str]
 
 
-def _local(name: str, run: LocalStep, summary: str, is_shared: bool = False) -> Step:
+def local_step(name: str, run: LocalStep, summary: str, is_shared: bool = False) -> Step:
     """Returns a step that runs on this machine only."""
 
     def checked(
@@ -68,27 +68,29 @@ def _text(
 
 
 CURATION_STEPS: dict[str, Step] = {
-    "metadata": _local("metadata", write_entries, "metadata: write entries to balance over"),
+    "metadata": local_step("metadata", write_entries, "metadata: write entries to balance over"),
     "text": Step(_text, "text METADATA: balance a pool over entries by its captions", True),
-    "cluster": _local(
+    "cluster": local_step(
         "cluster",
         cluster,
         "cluster EMBEDDINGS: hierarchical k-means on image embeddings",
         is_shared=True,
     ),
-    "deduplicate": _local(
+    "deduplicate": local_step(
         "deduplicate",
         deduplicate,
         "deduplicate EMBEDDINGS CLUSTERS: leave out near-duplicate images",
     ),
-    "sample": _local(
+    "sample": local_step(
         "sample",
         sample_clusters,
         "sample CLUSTERS [LIST ...]: draw target examples, balanced over clusters",
     ),
-    "combine": _local(
+    "combine": local_step(
         "combine", combine, "combine LIST LIST ...: keep the examples in all lists, or in any"
     ),
-    "report": _local("report", write_report, "report RESULT ...: a page about results, in HTML"),
+    "report": local_step(
+        "report", write_report, "report RESULT ...: a page about results, in HTML"
+    ),
 }
 """All steps; to add one, write a module with its function and add a row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,25 @@ from jax.sharding import Mesh
 from dinotxt_jax.planning.hlo import Program, parse
 from dinotxt_jax.planning.topologies import Topology, parse_topology
 from dinotxt_jax.runtime.chips import CHIPS, Chip
+
+
+def keep_from_devices() -> None:
+    """Keeps JAX and libtpu from looking for a TPU, which would take one that is there.
+
+    Must be called before the first computation.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    # A program that is read back from a cache cannot always say what it costs.
+    jax.config.update("jax_enable_compilation_cache", False)
+    # Nothing is run, so that several compilers may use the library at the same time. The last three
+    # keep it from complaining that it cannot find out where it is.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+    }
 
 
 @dataclasses.dataclass(frozen=True)

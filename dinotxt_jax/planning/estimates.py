@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from dinotxt_jax.config import Config
 from dinotxt_jax.planning import costs
 from dinotxt_jax.planning.abstract import abstract_run
-from dinotxt_jax.planning.compiling import Memory, Target, compile_for
+from dinotxt_jax.planning.compiling import Compiled, Memory, Target, compile_for
 from dinotxt_jax.runtime.flops import matmul_flops
 
 # The fraction of peak rates that well-written programs reach; used in the second estimate.
@@ -96,6 +97,19 @@ class Plan:
         return self.steps * self.step_seconds(reached) * self.target.chips / 3600
 
 
+def work_of(compiled: Compiled, mesh: Mesh) -> Work | None:
+    """Counts the work of a compiled program; None if it did not fit."""
+    program = compiled.program
+    if program is None:
+        return None
+    return Work(
+        flops=costs.product_flops(program),
+        hbm_bytes=costs.memory_traffic(program),
+        collectives=tuple(costs.collectives(program, dict(mesh.shape))),
+        unknown_loops=program.unknown_loops(),
+    )
+
+
 def settings_of(config: Config) -> dict[str, Any]:
     """Returns the settings that decide whether a step fits, by command-line key."""
     return {
@@ -122,14 +136,6 @@ def plan_step(config: Config, target: Target, caption_tokens: float) -> Plan:
     with jax.set_mesh(run.mesh):
         traced = matmul_flops(run.trainer.train_step, *arguments)
     compiled = compile_for(target, run.mesh, run.trainer.train_step, arguments, donated=(0,))
-    work = None
-    if compiled.program is not None:
-        work = Work(
-            flops=costs.product_flops(compiled.program),
-            hbm_bytes=costs.memory_traffic(compiled.program),
-            collectives=tuple(costs.collectives(compiled.program, dict(run.mesh.shape))),
-            unknown_loops=compiled.program.unknown_loops(),
-        )
     return Plan(
         target=target,
         settings=settings_of(config),
@@ -139,6 +145,6 @@ def plan_step(config: Config, target: Target, caption_tokens: float) -> Plan:
         memory=compiled.memory,
         parts=run.bytes_by_part(),
         traced_flops=traced,
-        work=work,
+        work=work_of(compiled, run.mesh),
         compile_seconds=compiled.seconds,
     )
