@@ -51,7 +51,7 @@ def test_lloyd_steps_equal_a_plain_implementation(devices: int, fsdp: int) -> No
 
 
 def test_points_streamed_in_chunks_give_the_same(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dinotxt_jax.curation.points.CHUNK", 256)
+    monkeypatch.setattr("dinotxt_jax.curation.points.CHUNK", 32)  # for each of 8 devices
     write_embeddings(tmp_path / "e", ROWS, bad=[3, 699])
     initial = ROWS[::100].astype(np.float32)
     embeddings = Embeddings(tmp_path / "e")
