@@ -8,14 +8,15 @@ The pool is made of the 6000 training photos of Flickr8k, unbalanced and dirty o
 - originals: every photo once, with its five captions;
 - repeats by Zipf's law: words of more than two letters are ranked by the photos whose captions hold
   them; a photo of the word of rank r (its best-ranked word among the 50 first that is no function
-  word) is repeated round(6 / r) more times, each time with one of its captions;
-- duplicates: 50 photos, each 30 more times under other names, with captions of other photos;
+  word) is repeated round(5 / r) more times, each time as another crop of half to all of its area
+  and with one of its captions;
+- duplicates: 50 photos, each 30 more times in other JPEG qualities, with captions of other photos;
 - boilerplate: 1500 more photos, drawn at random, with captions such as "IMG_0042" or "click here to
   enlarge".
 
-All lists hold the same number of examples (`--target`). text: `curate text` with entries from the
-pool's captions. image: `embed`, `curate cluster`, `deduplicate` and `sample`. both: what a text
-list and an image list of twice the size have in common. random: drawn at random, as a control. all:
+All lists hold the same number of examples: `--target`, or fewer if both has fewer. text: `curate
+text` with entries from the pool's captions. image: `embed`, `curate cluster`, `deduplicate` and
+`sample`. both: what a text list and an image list of twice the size have in common. random: drawn at random, as a control. all:
 the whole pool. Each is trained for the same number of steps with the same settings, and
 evaluated by retrieval on Flickr8k's test photos (mean of six recalls) and segmentation of MSRC
 (protocol whole). Finished runs in --output are kept, so that the script may be interrupted.
@@ -38,6 +39,7 @@ from pathlib import Path
 
 import numpy as np
 from machine import processor
+from PIL import Image
 
 from dinotxt_jax.config import (
     CheckpointConfig,
@@ -91,7 +93,7 @@ def write_pool(flickr8k: Path, folder: Path) -> list[str]:
     for number, photo in enumerate(photos):
         examples.append((ORIGINAL, number, photo["captions"]))
         best = min((ranks[word] for word in words[number] if word in ranks), default=99)
-        for repeat in range(round(6 / best)):
+        for repeat in range(round(5 / best)):
             examples.append((REPEAT, number, [photo["captions"][repeat % 5]]))
     for number in rng.choice(len(photos), 50, replace=False).tolist():
         for other in rng.choice(len(photos), 30).tolist():
@@ -103,12 +105,29 @@ def write_pool(flickr8k: Path, folder: Path) -> list[str]:
     order = rng.permutation(len(examples)).tolist()
     with (folder / "pool.jsonl").open("w") as index:
         for place, row in enumerate(order):
-            _, number, captions = examples[row]
+            kind, number, captions = examples[row]
             name = f"images/{place:05d}.jpg"
-            if not (folder / name).exists():
-                shutil.copyfile(flickr8k / photos[number]["image"], folder / name)
+            write_photo(flickr8k / photos[number]["image"], folder / name, kind, place)
             index.write(json.dumps({"image": name, "captions": captions}) + "\n")
     return [examples[row][0] for row in order]
+
+
+def write_photo(source: Path, target: Path, kind: str, seed: int) -> None:
+    """Writes an original, a crop of it (repeats), or a copy in another quality (the others)."""
+    if target.exists():
+        return
+    if kind == ORIGINAL:
+        shutil.copyfile(source, target)
+        return
+    rng = np.random.default_rng(seed)
+    with Image.open(source) as image:
+        photo = image.convert("RGB")
+    if kind == REPEAT:
+        share = rng.uniform(0.5, 1) ** 0.5
+        width, height = round(share * photo.width), round(share * photo.height)
+        left, top = rng.integers(photo.width - width + 1), rng.integers(photo.height - height + 1)
+        photo = photo.crop((left, top, left + width, top + height))
+    photo.save(target, "JPEG", quality=int(rng.integers(60, 96)))
 
 
 def lists(
@@ -138,19 +157,25 @@ def lists(
     print(cluster(config, [str(embeddings)], clusters))
     both_folders = [str(embeddings), str(clusters)]
     unique = made("unique.npz", lambda output: deduplicate(config, both_folders, output))
-    result = {"all": None, "text": text(target), "image": image(target)}
     wide = [str(text(2 * target)), str(image(2 * target))]
     combine(config, wide, folder / "common.npz")
     common = len(read_kept(folder / "common.npz", "both").rows)
     print(f"{common} examples are in both lists of {2 * target}")
-    settings = dataclasses.replace(config, target=min(target, common))
+    target = min(target, common)
+    result: dict[str, Path | None] = {"all": None, "text": text(target), "image": image(target)}
+    settings = dataclasses.replace(config, target=target)
     result["both"] = made("both.npz", lambda output: combine(settings, wide, output) and None)
     source = open_source(config.data)
     chosen = np.random.default_rng(1).permutation(len(source))[:target]
     counts = np.bincount(chosen, minlength=len(source))
     identity = data_identity(source, 2)
     result["random"] = made("random.npz", lambda out: write_kept(out, counts, identity, {}))
-    paths = [str(result["text"].parent), str(clusters), str(result["image"]), str(result["both"])]
+    paths = [
+        str(folder / f"text{target}"),
+        str(clusters),
+        str(result["image"]),
+        str(result["both"]),
+    ]
     made("report.html", lambda output: write_report(config, paths, output))
     return result
 

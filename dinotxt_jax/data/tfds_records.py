@@ -1,6 +1,7 @@
 """TensorFlow Datasets through `tfds.data_source`: random access, without TensorFlow or download.
 
-The data set must already be prepared in a random-access format. Features are named by key; a path
+The data set must already be prepared in a random-access format; from a bucket, the files of the
+split are copied first (`data.tfds_copies`). Features are named by key; a path
 such as `captions/text` selects a nested feature. Encoded images are not decoded on read; this
 includes images in unused features.
 """
@@ -31,6 +32,7 @@ from dinotxt_jax.data.examples import (
     shortened,
 )
 from dinotxt_jax.data.source_kind import SourceKind
+from dinotxt_jax.data.tfds_copies import copied_data_set
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import is_remote, to_address
 from dinotxt_jax.storage.faults import is_passing
@@ -68,14 +70,15 @@ class TfdsRecords:
                 )
         self.name = f"{name}[{split}]"
         self._image_key, self.section = image_key, section
-        if is_remote(to_address(data_dir)):
-            raise UserError(
-                f"{section}.path is {data_dir}, but TFDS data is read from local folders only; "
-                "copy it, or use another source."
-            )
+        address = to_address(data_dir)
+        copied = is_remote(address) and copied_data_set(address, name, split, section)
         options: dict[str, Any] = {"split": split, "data_dir": data_dir or None, "download": False}
         try:
-            self._records = tfds.data_source(name, **options)
+            self._records = (
+                tfds.builder_from_directory(copied).as_data_source(split=split)
+                if copied
+                else tfds.data_source(name, **options)
+            )
             # The image features are known only after the data set is opened.
             self._records.decoders = _images_left_alone(self._records.dataset_info.features)
         except Exception as error:  # TFDS raises ValueError, RuntimeError, AssertionError, ...

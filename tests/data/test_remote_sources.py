@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mask_trees import ade20k
-from small_sets import examples, png, write_index
+from small_sets import examples, png, prepare_tfds, write_index
 
 from dinotxt_jax.config import DataConfig
 from dinotxt_jax.data import webdataset
@@ -207,10 +207,32 @@ def test_a_forbidden_bucket_is_no_missing_file(served_buckets: None) -> None:
             open_source(DataConfig(source=source, path="gs://denied/a"))
 
 
-def test_tfds_in_a_bucket_is_refused(bucket: Address) -> None:
-    config = DataConfig(source="tfds", name="mnist", path=str(bucket), split="train")
-    with pytest.raises(UserError, match=r"TFDS data is read from local folders only; copy it"):
-        open_source(config)
+@pytest.fixture
+def tiny_tfds(tmp_path: Path, bucket: Address) -> tuple[str, Address]:
+    """Prepares a TFDS data set of three examples here, and copies it to the bucket."""
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(), "text": tfds.features.Text()}
+    values = ({"image": io.BytesIO(png(i)), "text": f"text {i}"} for i in range(3))
+    folder = prepare_tfds(tmp_path / "tfds", "tiny", features, values)
+    copy_tree(Path(folder), bucket / "tfds")
+    return folder, bucket / "tfds"
+
+
+def test_a_split_of_tfds_in_a_bucket_is_read(tiny_tfds: tuple[str, Address]) -> None:
+    _, there = tiny_tfds
+    settings = {"source": "tfds", "name": "tiny", "split": "train", "caption_key": "text"}
+    # A split that is not asked for, of which no shard is copied.
+    (there / "tiny/1.0.0/tiny-test.array_record-00000-of-00001").write_bytes(b"damaged")
+    local, remote = (open_source(DataConfig(path=str(path), **settings)) for path in tiny_tfds)
+    assert [remote[index] for index in range(3)] == [local[index] for index in range(3)]
+    assert pickle.loads(pickle.dumps(remote))[2] == local[2]
+    part = DataConfig(path=str(there), **{**settings, "name": "tiny:1.0.0", "split": "train[:2]"})
+    assert len(open_source(part)) == 2
+    with pytest.raises(UserError, match=r"tiny holds 1.0.0, expected a folder .* \(2.0.0\) with"):
+        open_source(DataConfig(path=str(there), **{**settings, "name": "tiny:2.0.0"}))
+    with pytest.raises(UserError, match=r"tfds/none holds nothing, expected a folder named after"):
+        open_source(DataConfig(path=str(there), **{**settings, "name": "none"}))
 
 
 def test_images_and_tars_are_read_from_a_web_server(web: Any, tmp_path: Path) -> None:

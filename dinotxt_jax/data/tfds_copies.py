@@ -1,0 +1,81 @@
+"""TFDS data sets in buckets: the files of a split are copied, because TFDS opens local paths.
+
+DATA_DIR/NAME[/CONFIG]/VERSION/dataset_info.json, features.json, NAME-SPLIT.array_record-*
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from dinotxt_jax.errors import UserError
+from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.object_cache import files_folder, local_copies
+from dinotxt_jax.storage.retries import retried
+
+_INFO = "dataset_info.json"
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_SHARD = re.compile(r"-(?P<split>[^-]+)\.(array_record|riegeli)-\d+-of-\d+$")
+
+
+def copied_data_set(data_dir: Address, name: str, split: str, section: str) -> Path:
+    """Returns a local folder with the metadata of a data set and the shards of a split.
+
+    Args:
+        data_dir: the folder of all data sets, in a bucket.
+        name: NAME, NAME/CONFIG, and either with :VERSION; the default is the newest version.
+        split: the split, possibly a part such as train[:10%].
+        section: command-line name for these settings, for messages.
+
+    Raises:
+        UserError: the data set does not exist, or is larger than the limit of the local copies.
+    """
+    folder = _version_folder(data_dir, name, section)
+    wanted = set(re.findall(r"\w+", re.sub(r"\[[^]]*\]", "", split)))
+    files = [file for file in retried(lambda: list(folder.iterdir())) if retried(file.is_file)]
+    needed = [
+        file
+        for file in files
+        if (shard := _SHARD.search(file.name)) is None or shard["split"] in wanted
+    ]
+    copies = local_copies(needed, f"{section}.path")
+    # TFDS expects all files in one folder. Links do not count towards the limit of the copies.
+    digest = hashlib.sha256("\n".join(map(str, copies)).encode()).hexdigest()[:32]
+    together = files_folder().parent / "tfds" / digest / folder.parent.name / folder.name
+    together.mkdir(parents=True, exist_ok=True)
+    for file, copy in zip(needed, copies, strict=True):
+        link = together / file.name
+        if not link.is_symlink():
+            partial = together / f".{file.name}.{os.getpid()}"
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(copy.absolute())
+            partial.replace(link)  # another process may have made the same link
+    return together
+
+
+def _version_folder(data_dir: Address, name: str, section: str) -> Address:
+    """Returns the folder of the version that `name` asks for.
+
+    Raises:
+        UserError: there is none.
+    """
+    path, _, version = name.partition(":")
+    folder = data_dir / path
+    names = [child.name for child in retried(lambda: list(folder.iterdir()))] if _is(folder) else []
+    versions = [found for found in names if _VERSION.fullmatch(found)]
+    chosen = version or max(versions, key=lambda text: [*map(int, text.split("."))], default="")
+    if not chosen or not retried((folder / chosen / _INFO).is_file):
+        choices = ", ".join(sorted(names)) or "nothing"
+        raise UserError(
+            f"{folder} holds {choices}, expected a folder named after a version"
+            f"{f' ({version})' if version else ''} with {_INFO}; run tfds build {path} "
+            f"--file_format=array_record, or correct {section}.name or path."
+        )
+    return folder / chosen
+
+
+def _is(folder: Address) -> bool:
+    """Returns whether the folder exists."""
+    return bool(retried(folder.is_dir))
