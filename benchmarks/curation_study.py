@@ -16,10 +16,11 @@ The pool is made of the 6000 training photos of Flickr8k, unbalanced and dirty o
 
 All lists hold the same number of examples: `--target`, or fewer if both has fewer. text: `curate
 text` with entries from the pool's captions. image: `embed`, `curate cluster`, `deduplicate` and
-`sample`. both: what a text list and an image list of twice the size have in common. random: drawn at random, as a control. all:
-the whole pool. Each is trained for the same number of steps with the same settings, and
-evaluated by retrieval on Flickr8k's test photos (mean of six recalls) and segmentation of MSRC
-(protocol whole). Finished runs in --output are kept, so that the script may be interrupted.
+`sample`. both: what a text list and an image list of twice the size have in common. random: drawn
+at random, as a control. all: the whole pool. Each is trained for the same number of steps with the
+same settings, and evaluated by retrieval on Flickr8k's test photos (mean of six recalls) and
+segmentation of MSRC (protocol whole). Finished runs in --output are kept, so that the script may be
+interrupted.
 """
 
 from __future__ import annotations
