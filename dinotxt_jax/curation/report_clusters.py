@@ -75,7 +75,7 @@ def _level(
         "Left: clusters from the largest to the smallest. Right: share of all examples that the "
         "largest clusters have together; the nearer to the diagonal, the more balanced.",
     )
-    picture = balance_curves(counts, "cluster", "examples")
+    picture = balance_curves(counts, "clusters", "examples")
     yield picture_element(picture, f"examples by cluster, level {number}")
     yield text_element(
         "p",

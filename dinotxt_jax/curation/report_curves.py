@@ -13,12 +13,12 @@ from dinotxt_jax.errors import UserError
 _POINTS = 400  # points of a curve
 
 
-def balance_curves(counts: Mapping[str, Int64[np.ndarray, " e"]], unit: str, of: str) -> bytes:
+def balance_curves(counts: Mapping[str, Int64[np.ndarray, " e"]], groups: str, of: str) -> bytes:
     """Draws counts by rank, and the share of the most frequent groups, as a PNG file.
 
     Args:
         counts: number of examples in each group, by the name of a selection, such as "before".
-        unit: what the groups are, such as "entry".
+        groups: what the groups are, such as "entries".
         of: what is counted, such as "captions".
 
     Raises:
@@ -38,9 +38,9 @@ def balance_curves(counts: Mapping[str, Int64[np.ndarray, " e"]], unit: str, of:
         ranks = _ranks(len(ordered))
         by_rank.plot(ranks + 1, ordered[ranks], label=label)
         shares.plot(*_cumulative(ordered), label=label)
-    by_rank.set(xscale="log", yscale="log", xlabel=f"rank of the {unit}", ylabel=of)
+    by_rank.set(xscale="log", yscale="log", xlabel=f"{groups} by rank", ylabel=of)
     shares.plot([0, 100], [0, 100], color="0.6", linestyle="--", linewidth=1)
-    shares.set(xlabel=f"largest first, % (one {unit} each)", ylabel=f"share of all {of}, %")
+    shares.set(xlabel=f"largest {groups}, %", ylabel=f"share of all {of}, %")
     for axis in (by_rank, shares):
         axis.grid(alpha=0.3)
         axis.legend()

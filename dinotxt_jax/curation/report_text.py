@@ -57,7 +57,7 @@ def text_section(pool: ReportPool, path: Address) -> list[str]:
     kept = pool.lists[str(text_list(path))]
     counts = read_entry_counts(path / ENTRIES)
     numbers = {"before": counts.before, "after": counts.after}
-    curves = balance_curves(numbers, "entry", "captions")
+    curves = balance_curves(numbers, "entries", "captions")
     return [
         text_element("h2", f"Balancing by text: {path}"),
         text_element("p", kept_share(kept)),

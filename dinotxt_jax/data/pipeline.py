@@ -115,6 +115,8 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
         turns = dataclasses.replace(self._turns, first_step=self._next_step)
         split = max(1, self._workers)
         threads = -(-self._threads // split)
+        if self._workers and threads == 1:
+            threads = 0  # the worker's own thread, which would only wait for the other
         prefetch = max(threads, -(-self._prefetch // split))
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         chunk = min(turns.rows, _CHUNK)
