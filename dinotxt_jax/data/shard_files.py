@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from typing import BinaryIO
 
 import ml_dtypes
@@ -16,6 +17,9 @@ from dinotxt_jax.storage.byte_ranges import ByteRanges
 from dinotxt_jax.storage.checksums import row_checksums
 from dinotxt_jax.storage.retries import retried
 
+# numpy parses a header as Python, which before 3.11.8 raises SystemError if another thread does the
+# same and memory is collected meanwhile (github.com/python/cpython/issues/106905).
+_PARSING = threading.Lock()
 # Longer than the header of a shard, which numpy pads to a multiple of 64 bytes.
 _MOST_HEADER = 1024
 REPAIR = "run python -m dinotxt_jax.precompute with this config, which encodes these shards"
@@ -141,7 +145,8 @@ def _header(path: Address, stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
             raise ValueError(f"version {version} of the npy format")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        with _PARSING:
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     except ValueError as error:
         raise damaged_shard(path, f"it is no npy file: {error}") from error
     return shape, dtype
