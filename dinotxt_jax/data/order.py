@@ -156,21 +156,25 @@ class Turns:
 class Dealt:
     """The draws of `turns`, reordered so that each of W workers gets whole chunks of C rows.
 
-    Worker w uses the elements w, w + W, w + 2W, ... and batches C of them at a time. Taking a chunk
-    from each worker in turn then gives the rows of `turns` in order:
+    Elements come in parts of `together` consecutive rows. Worker w uses the parts w, w + W, w + 2W,
+    ... and joins them to chunks of C rows. Taking a chunk from each worker in turn then gives the
+    rows of `turns` in order:
 
-        element  0 1 2 3 4 5 6 7  (W = 2)      worker 0: rows 0 1 | 4 5
-        row      0 2 1 3 4 6 5 7  (C = 2)      worker 1: rows 2 3 | 6 7
+        part  0 1 2 3 4 5 6 7  (W = 2)                worker 0: rows 0 1 | 4 5
+        row   0 2 1 3 4 6 5 7  (C = 2, together = 1)  worker 1: rows 2 3 | 6 7
     """
 
     turns: Turns
     workers: int
     chunk: int
+    together: int = 1
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, number: int) -> Draw:
-        count, worker = divmod(number, self.workers)
-        round_, row = divmod(count, self.chunk)
-        return self.turns[(round_ * self.workers + worker) * self.chunk + row]
+        part, row = divmod(number, self.together)
+        count, worker = divmod(part, self.workers)
+        round_, piece = divmod(count, self.chunk // self.together)
+        start = (round_ * self.workers + worker) * self.chunk
+        return self.turns[start + piece * self.together + row]

@@ -153,10 +153,14 @@ def test_workers_give_the_rows_of_one_thread_in_order_also_where_chunks_end_with
     assert len(set(processes[:, 0].tolist())) == workers
 
 
-def test_dealt_draws_are_whole_chunks_for_each_worker_in_turn():
+@pytest.mark.parametrize("together", [1, 2])
+def test_dealt_draws_are_whole_chunks_for_each_worker_in_turn(together):
     turns = Turns((Share(0, 50, 1),), 10, 0, True, (0,), 1, first_step=2)
-    dealt = Dealt(turns, workers=3, chunk=4)
-    shares = [[dealt[number] for number in range(worker, 36, 3)] for worker in range(3)]
+    dealt = Dealt(turns, workers=3, chunk=4, together=together)
+    shares = [
+        [dealt[part * together + row] for part in range(worker, 36, 3) for row in range(together)]
+        for worker in range(3)
+    ]
     chunks = [shares[k % 3][k // 3 * 4 : k // 3 * 4 + 4] for k in range(9)]
     assert list(itertools.chain(*chunks)) == [turns[row] for row in range(36)]
 
