@@ -51,7 +51,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import jax  # noqa: E402, F401
+import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from buckets import serve  # noqa: E402
@@ -84,6 +84,21 @@ _FIRST = ("training", "runtime", "evaluation", "planning", "inference", "models"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts the slowest test files to the front; `--dist loadfile` keeps this order."""
     items.sort(key=lambda item: [folder != item.path.parent.name for folder in _FIRST])
+
+
+# A process may map 65,530 areas of memory, of which each compiled program takes several: LLVM
+# crashes beyond that, and all that maps memory becomes slow before.
+_MOST_AREAS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forgets compiled programs when the tests so far have left too many."""
+    yield
+    areas = Path("/proc/self/maps")
+    if areas.exists() and areas.read_text().count("\n") > _MOST_AREAS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

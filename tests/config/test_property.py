@@ -152,6 +152,8 @@ def accepted(key: str, value: Any) -> bool:
         if setting.type is str and right and "\0" in value:
             return False
         return right and (rule is None or rule.accepts(value))
+    if rule is None:  # the sources of a mixture: without any, no mixture
+        return isinstance(value, Mapping) and not value
     if not isinstance(value, list | tuple):
         return False
     kind = int if setting.type == tuple[int, ...] else (int, float)
