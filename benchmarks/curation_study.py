@@ -229,7 +229,8 @@ def evaluation(flickr8k: Path, msrc: Path) -> EvaluationConfig:
 def scores(file: Path) -> tuple[float, float]:
     """Returns mean recall and mIoU of a finished evaluation, in percent."""
     results = json.loads(file.read_text())
-    return 100 * results["flickr8k"]["mean_recall"], 100 * results["msrc"]["miou"]
+    recall, iou = results["flickr8k"]["metrics"], results["msrc"]["metrics"]
+    return recall["mean_recall"], iou["mean_iou"]
 
 
 def main() -> None:
