@@ -1,7 +1,7 @@
 """Trains on a dirty pool, and on what curation keeps of it: does curation help?
 
     python benchmarks/curation_study.py --flickr8k=DIR --msrc=DIR --backbone=FILE --output=DIR
-        [--steps=240] [--seeds=3]
+        [--steps=120] [--seeds=3]
 
 The pool is made of the 6000 training photos of Flickr8k, unbalanced and dirty on purpose:
 
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--backbone", required=True, help="weights to convert, such as ViT-Ti")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--target", type=int, default=4000, help="examples in each list")
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
