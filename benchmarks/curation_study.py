@@ -184,7 +184,7 @@ def lists(
 def training(
     data: DataConfig, backbone: str, features: Path, steps: int, batch: int, seed: int
 ) -> Config:
-    """Returns the settings of a run, those of configs/flickr8k_vit_tiny.py at a smaller size."""
+    """Returns the settings of a run: configs/flickr8k_vit_tiny.py with smaller images."""
     return Config(
         steps=steps,
         batch_size=batch,
@@ -233,6 +233,20 @@ def scores(file: Path) -> tuple[float, float]:
     return recall["mean_recall"], iou["mean_iou"]
 
 
+def print_lists(files: dict[str, Path | None], kinds: np.ndarray) -> None:
+    """Prints how many examples of each kind the lists hold."""
+    names = (ORIGINAL, REPEAT, DUPLICATE, BOILERPLATE)
+    print("| list | examples | " + " | ".join(names) + " |")
+    print("|---|---|" + "---|" * len(names))
+    for arm in ARMS:
+        file = files[arm]
+        kept = np.ones(len(kinds), int)
+        if file is not None:
+            kept = read_kept(file, arm).rows.counts(len(kinds))
+        numbers = " | ".join(str(int(kept[kinds == name].sum())) for name in names)
+        print(f"| {arm} | {int(kept.sum())} | {numbers} |", flush=True)
+
+
 def main() -> None:
     """Prints what each list holds, and a table of results."""
     parser = argparse.ArgumentParser(
@@ -268,16 +282,7 @@ def main() -> None:
     )
     files = lists(config, backbone, folder, arguments.target)
     print(f"{processor()}; {len(kinds)} examples, {arguments.steps} steps of {arguments.batch}")
-    names = (ORIGINAL, REPEAT, DUPLICATE, BOILERPLATE)
-    print("| list | examples | " + " | ".join(names) + " |")
-    print("|---|---|" + "---|" * len(names))
-    for arm in ARMS:
-        file = files[arm]
-        kept = np.ones(len(kinds), int)
-        if file is not None:
-            kept = read_kept(file, arm).rows.counts(len(kinds))
-        numbers = " | ".join(str(int(kept[kinds == name].sum())) for name in names)
-        print(f"| {arm} | {int(kept.sum())} | {numbers} |", flush=True)
+    print_lists(files, kinds)
     tasks = evaluation(arguments.flickr8k, arguments.msrc)
     for seed in range(arguments.seeds):
         for arm in ARMS:

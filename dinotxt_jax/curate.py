@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -27,14 +28,15 @@ from dinotxt_jax.cli_flags import define_beam, define_config
 from dinotxt_jax.config import CurationConfig, check
 from dinotxt_jax.errors import UserError, closest
 
+if TYPE_CHECKING:
+    from dinotxt_jax.storage.addresses import Address
+
 _CONFIG = define_config(
     "config", CurationConfig, "File with get_config().", default=CurationConfig()
 )
 cli.define_process_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "File or folder to write.", required=True)
 _PIPELINES = define_beam()
-
-
 _PAIRS = flags.DEFINE_list(
     "pairs", [], "plan: numbers of pairs, such as 1e6,2.3e9, instead of config.plan.pairs."
 )
@@ -59,16 +61,21 @@ def _settings(step: str) -> CurationConfig:
     return changed
 
 
+def _plan(config: CurationConfig, arguments: Sequence[str], output: Address) -> str:
+    # Above curation, whose programs it compiles; other steps do not wait for the import.
+    from dinotxt_jax.planning.curation import plan_curation
+
+    return plan_curation(config, arguments, output)
+
+
 def _body(arguments: Sequence[str]) -> None:
     from dinotxt_jax.curation.steps import CURATION_STEPS, local_step
-    from dinotxt_jax.planning.curation import plan_curation
     from dinotxt_jax.runtime import processes
     from dinotxt_jax.runtime.team import Team
     from dinotxt_jax.storage.addresses import to_output
 
     name, *rest = arguments or ("",)
-    # Planning is above curation, whose programs it compiles.
-    plan = local_step("plan", plan_curation, "plan [METADATA]: what a curation will take")
+    plan = local_step("plan", _plan, "plan [METADATA]: what a curation will take")
     steps = {**CURATION_STEPS, "plan": plan}
     if name not in steps:
         suggestion = closest(name, steps)

@@ -135,6 +135,7 @@ class _Machine:
             refuse("its pickle sets attributes other than the _metadata of a state dict")
 
     def set_items(self, items: list[Any]) -> None:
+        """Adds keys and values, which alternate in `items`, to the dictionary on the stack."""
         target = self.stack[-1] if self.stack else None
         if not isinstance(target, dict) or len(items) % 2:
             refuse("its pickle is damaged (entries without a dictionary)")

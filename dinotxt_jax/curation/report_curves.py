@@ -19,7 +19,7 @@ def balance_curves(counts: Mapping[str, Int64[np.ndarray, " e"]], groups: str, o
     Args:
         counts: number of examples in each group, by the name of a selection, such as "before".
         groups: what the groups are, such as "entries".
-        of: what is counted, such as "captions".
+        of: the elements of the groups, such as "captions".
 
     Raises:
         UserError: matplotlib is not installed.

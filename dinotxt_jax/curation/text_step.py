@@ -190,7 +190,7 @@ def _check_plan(folder: Address, plan: dict[str, Any]) -> None:
 def _in_ranges(
     job: TextJob, team: Team, run: RangeRunner, action: RangeAction, kind: str, title: str
 ) -> None:
-    """Runs an action for the ranges that have no file yet, until all processes have done theirs."""
+    """Runs an action for the ranges without a file, and waits for the other processes."""
     mine, absent = team.mine(job.ranges), set(job.missing(kind))
     missing = [number for number in mine if number in absent]
     total, left = (sum(len(job.span(number)) for number in part) for part in (mine, missing))

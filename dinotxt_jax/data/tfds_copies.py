@@ -26,7 +26,7 @@ def copied_data_set(data_dir: Address, name: str, split: str, section: str) -> P
     Args:
         data_dir: the folder of all data sets, in a bucket.
         name: NAME, NAME/CONFIG, and either with :VERSION; the default is the newest version.
-        split: the split, possibly a part such as train[:10%].
+        split: the split, a part such as train[:10%], a sum such as train+test, or all.
         section: command-line name for these settings, for messages.
 
     Raises:
@@ -38,7 +38,7 @@ def copied_data_set(data_dir: Address, name: str, split: str, section: str) -> P
     needed = [
         file
         for file in files
-        if (shard := _SHARD.search(file.name)) is None or shard["split"] in wanted
+        if (shard := _SHARD.search(file.name)) is None or wanted & {shard["split"], "all"}
     ]
     copies = local_copies(needed, f"{section}.path")
     # TFDS expects all files in one folder. Links do not count towards the limit of the copies.

@@ -23,7 +23,7 @@ def keep_from_devices() -> None:
     Must be called before the first computation.
     """
     jax.config.update("jax_platforms", "cpu")
-    # A program that is read back from a cache cannot always say what it costs.
+    # Programs from the cache do not always report their memory.
     jax.config.update("jax_enable_compilation_cache", False)
     # Nothing is run, so that several compilers may use the library at the same time. The last three
     # keep it from complaining that it cannot find out where it is.

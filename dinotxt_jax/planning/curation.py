@@ -50,7 +50,7 @@ class CompiledWork:
     """A program compiled for the topology, and how often it runs.
 
     Attributes:
-        name: what it does.
+        name: title in the table.
         runs: how often it runs.
         flops: FLOPs of matrix products in a run, all devices.
         seconds: seconds of a run at peak rates.

@@ -1,4 +1,4 @@
-"""Divides a job between processes that were started together, such as those of a pod's hosts.
+"""Divides a job between processes that were started together, for instance on the hosts of a pod.
 
 The job needs no devices. Each process works on every n-th part; between stages all wait for each
 other through the coordination service, for as long as the slowest takes.

@@ -70,6 +70,21 @@ def test_processes_embed_and_cluster_together_and_one_continues(
         assert below.sizes.sum() == 1500
         assert above.sizes.sum() == (below.sizes > 0).sum()
 
+    # In two stages: each process splits coarse clusters of its own, in groups of few points.
+    stages = ["--config.image.coarse=4", "--config.image.memory_gib=1e-4"]
+    staged = several.start(
+        tmp_path / "logs5", 2, 2, ["-m", *cluster, *stages, f"--output={tmp_path / 'staged'}"]
+    )
+    assert staged.finish() == [0, 0], staged.everything()
+    assert "1500 examples are in 40, 5 clusters." in staged.output(0)
+    assert "1500 examples are in 40, 5 clusters." in run(
+        *cluster, *stages, f"--output={tmp_path / 'alone'}"
+    )
+    first, second = (ClusterFolder(tmp_path / name).levels()[0] for name in ("staged", "alone"))
+    # Coarse centroids round differently on four devices, which may move points on a border.
+    assert (first.labels == second.labels).mean() > 0.9
+    assert not list((tmp_path / "staged").glob("split*"))
+
     output = tmp_path / "list.npz"
     sample = ["dinotxt_jax.curate", "sample", str(folder), *POOL, "--config.target=200"]
     sampling = several.start(tmp_path / "logs4", 2, 1, ["-m", *sample, f"--output={output}"])

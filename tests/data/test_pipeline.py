@@ -23,6 +23,7 @@ from dinotxt_jax.data.pipeline import (
     BadImageMonitor,
     Draw,
     ImageTextExample,
+    _examples_together,
     in_threads,
     make_training_iterator,
 )
@@ -151,6 +152,13 @@ def test_workers_give_the_rows_of_one_thread_in_order_also_where_chunks_end_with
     processes = np.array(joined(shared, "process"))[: 10 * 64].reshape(10, 64)
     assert (processes == processes[:, :1]).all()
     assert len(set(processes[:, 0].tolist())) == workers
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "expected"), [(256, 32, 8), (250, 32, 5), (11, 32, 1), (64, 3, 2), (4, 0, 1)]
+)
+def test_examples_made_together_never_belong_to_two_batches(rows, most, expected):
+    assert _examples_together(rows, most) == expected
 
 
 @pytest.mark.parametrize("together", [1, 2])

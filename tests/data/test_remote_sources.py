@@ -229,6 +229,9 @@ def test_a_split_of_tfds_in_a_bucket_is_read(tiny_tfds: tuple[str, Address]) -> 
     assert pickle.loads(pickle.dumps(remote))[2] == local[2]
     part = DataConfig(path=str(there), **{**settings, "name": "tiny:1.0.0", "split": "train[:2]"})
     assert len(open_source(part)) == 2
+    (there / "tiny/1.0.0/tiny-test.array_record-00000-of-00001").unlink()
+    whole = DataConfig(path=str(there), **{**settings, "split": "all"})
+    assert len(open_source(whole)) == 3
     with pytest.raises(UserError, match=r"tiny holds 1.0.0, expected a folder .* \(2.0.0\) with"):
         open_source(DataConfig(path=str(there), **{**settings, "name": "tiny:2.0.0"}))
     with pytest.raises(UserError, match=r"tfds/none holds nothing, expected a folder named after"):
