@@ -5,10 +5,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dinotxt_jax.config.architecture import HeadConfig, TextConfig, VisionConfig
+from dinotxt_jax.config.architecture import (
+    POSITION_INTERPOLATIONS,
+    HeadConfig,
+    TextConfig,
+    VisionConfig,
+)
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models import presets
-from dinotxt_jax.models.vit import POSITION_INTERPOLATIONS
 from dinotxt_jax.storage.model_directory import Preprocessing
 from weights_convert.layouts.rules import Layout
 from weights_convert.matching import Match

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dinotxt_jax.models.vit import cubic_weights
+from dinotxt_jax.models.positions import cubic_weights
 
 
 class Taps(NamedTuple):

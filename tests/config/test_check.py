@@ -338,7 +338,7 @@ def test_choices_equal_the_tables_of_the_rooms_above() -> None:
     from dinotxt_jax.evaluation.published import FIGURES
     from dinotxt_jax.evaluation.tasks import KINDS
     from dinotxt_jax.inference.protocols import PROTOCOLS
-    from dinotxt_jax.models import vit
+    from dinotxt_jax.models import positions
     from dinotxt_jax.models.attention import IMPLEMENTATIONS
 
     assert ("auto", *IMPLEMENTATIONS) == ATTENTIONS
@@ -357,7 +357,7 @@ def test_choices_equal_the_tables_of_the_rooms_above() -> None:
     assert len(tokenizers._BYTES) + 3 + 1 == SMALLEST_VOCABULARY
     classes = (tokenizers.ClipTokenizer, tokenizers.TrainedTokenizer)
     assert tuple(cls.kind for cls in classes) == TOKENIZER_KINDS
-    assert ("antialias", *vit._SCALE_OFFSETS) == POSITION_INTERPOLATIONS
+    assert ("antialias", *positions._SCALE_OFFSETS) == POSITION_INTERPOLATIONS
 
 
 def test_the_results_of_retrieval_are_those_it_promises() -> None:

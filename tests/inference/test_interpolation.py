@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dinotxt_jax.inference.interpolation import linear_taps, resampled
-from dinotxt_jax.models.vit import cubic_weights
+from dinotxt_jax.models.positions import cubic_weights
 
 # PyTorch computes positions in float32: up to 24 samples, each off by 1e-6.
 TOLERANCE = 2.4e-5

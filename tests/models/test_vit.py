@@ -15,12 +15,9 @@ from tolerances import FEATURES, assert_same
 import dinotxt_jax as dt
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.positions import POSITION_INTERPOLATIONS, interpolate_positions
 from dinotxt_jax.models.presets import PRESETS
-from dinotxt_jax.models.vit import (
-    POSITION_INTERPOLATIONS,
-    VisionTransformer,
-    interpolate_positions,
-)
+from dinotxt_jax.models.vit import VisionTransformer
 from weights_convert.architecture import parse_settings
 from weights_convert.convert import convert
 
