@@ -31,8 +31,8 @@ from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.storage.model_arrays import load_parts
 from dinotxt_jax.storage.model_directory import Preprocessing, read_description
 from dinotxt_jax.training.step import make_trainer
-from weights_convert.architecture import parse_settings
 from weights_convert.convert import convert
+from weights_convert.settings import parse_settings
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
 

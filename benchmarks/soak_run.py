@@ -23,8 +23,8 @@ from small_sets import jsonl  # noqa: E402
 from dinotxt_jax.config import CheckpointConfig, Config, OptimizerConfig  # noqa: E402
 from dinotxt_jax.data.array_records import write_array_record  # noqa: E402
 from dinotxt_jax.data.jsonl import JsonlSource  # noqa: E402
-from weights_convert.architecture import Settings  # noqa: E402
 from weights_convert.convert import convert  # noqa: E402
+from weights_convert.settings import Settings  # noqa: E402
 
 STEPS = 5000
 # Seconds until a start counts as hanging.

@@ -23,9 +23,9 @@ import torch
 from safetensors.numpy import save_file
 
 import dinotxt_jax as dt
-from weights_convert.architecture import Settings
 from weights_convert.convert import convert
 from weights_convert.export import export
+from weights_convert.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))

@@ -167,8 +167,8 @@ def tiny_dinotxt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _converted(tmp_path_factory: pytest.TempPathFactory, *files: str) -> Path:
-    from weights_convert.architecture import parse_settings
     from weights_convert.convert import convert
+    from weights_convert.settings import parse_settings
 
     output = tmp_path_factory.mktemp("models") / "model"
     heads = ["num_heads=4", "text_num_heads=4"][: 1 + (len(files) > 1)]

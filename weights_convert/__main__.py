@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     # Imported here, with JAX, so that help and mistakes in flags do not wait for it.
     from weights_convert import describe, export
-    from weights_convert.architecture import parse_settings
     from weights_convert.convert import convert
+    from weights_convert.settings import parse_settings
 
     if arguments.describe:
         settings = parse_settings(arguments.set)

@@ -28,12 +28,13 @@ from dinotxt_jax.storage.model_directory import (
 )
 from dinotxt_jax.storage.pieces import Piece, save_in_pieces
 from weights_convert import architecture
-from weights_convert.architecture import Architecture, Settings
+from weights_convert.architecture import Architecture
 from weights_convert.choices import DTYPES
 from weights_convert.fetching import display_name, fetch
 from weights_convert.layouts.rules import Rule
 from weights_convert.matching import LayoutArray, Match, recognise
 from weights_convert.messages import listed, quoted
+from weights_convert.settings import Settings, completed
 from weights_convert.sources import Checkpoint, open_checkpoint
 
 _PARTS = ("backbone", "head", "text")
@@ -110,7 +111,7 @@ def convert(
     problems = [match.problems for match in matches if match.problems]
     if problems:
         raise UserError("the arrays do not fit: " + "; and ".join(problems) + ".")
-    settings = architecture.completed(settings, matches)
+    settings = completed(settings, matches)
     inferred = architecture.infer(matches, settings)
     if preset is not None:
         architecture.check_preset(preset, inferred.vision)

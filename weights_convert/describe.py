@@ -16,10 +16,11 @@ from dinotxt_jax.storage.model_directory import (
     read_description,
 )
 from weights_convert import architecture
-from weights_convert.architecture import Architecture, Settings
+from weights_convert.architecture import Architecture
 from weights_convert.fetching import display_name, fetch
 from weights_convert.matching import recognise
 from weights_convert.messages import quoted
+from weights_convert.settings import Settings, completed
 from weights_convert.sources import open_checkpoint
 
 
@@ -92,7 +93,7 @@ def _source(path: str, settings: Settings, layout: str | None, prefix: str | Non
             component = entry.rule.component
             counts[component] = counts.get(component, 0) + math.prod(array.shape)
             dtypes[array.dtype.name] = None
-    settings = architecture.completed(settings, [match])
+    settings = completed(settings, [match])
     if "backbone" in match.layout.components:
         yield from _architecture(architecture.infer([match], settings))
     else:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from dinotxt_jax.errors import UserError
+from weights_convert.configs import described_beside
 from weights_convert.layouts import LAYOUTS
 from weights_convert.layouts.rules import FIXED_AXES, Layout, Rule, source_pattern
 from weights_convert.messages import listed, quoted
@@ -249,7 +250,7 @@ def _rules_for(
     switches = {}
     # A config that cannot be read is an error only if the layout that needs it is chosen.
     with contextlib.suppress(UserError):
-        switches = source.settings_beside(prefix).get("switches", {})
+        switches = described_beside(source.files[0], prefix).get("switches", {})
     return tuple(rule.as_in(inside, switches) for rule in layout.rules)
 
 

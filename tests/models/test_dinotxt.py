@@ -165,8 +165,8 @@ def test_reading_packed_texts_crosses_no_devices(model: DinoTxt, data: int, fsdp
 def test_every_size_and_shape_on_the_full_reference_set(
     shared_goldens: Path, tmp_path: Path
 ) -> None:
-    from weights_convert.architecture import parse_settings
     from weights_convert.convert import convert
+    from weights_convert.settings import parse_settings
 
     folder = shared_goldens / "dinotxt_v2"
     names = ("backbone.pth", "vision_head.pth", "text_encoder.pth")

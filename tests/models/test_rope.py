@@ -13,8 +13,8 @@ from tolerances import FEATURES, NORMALIZED, ROUNDING
 
 import dinotxt_jax as dt
 from dinotxt_jax.models.rope import make_periods, make_rotation, rotate
-from weights_convert.architecture import Settings
 from weights_convert.convert import convert
+from weights_convert.settings import Settings
 
 # Angles up to 2 pi in float32, after a division and two products on both sides.
 ANGLES = 2 * math.pi * 8 * ROUNDING

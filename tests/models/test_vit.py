@@ -18,8 +18,8 @@ from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.models.positions import POSITION_INTERPOLATIONS, interpolate_positions
 from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.models.vit import VisionTransformer
-from weights_convert.architecture import parse_settings
 from weights_convert.convert import convert
+from weights_convert.settings import parse_settings
 
 SIZES = ("98x98", "56x84", "126x126")
 

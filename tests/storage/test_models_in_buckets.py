@@ -19,10 +19,10 @@ from dinotxt_jax.storage.model_directory import (
     read_description,
     write_model_directory,
 )
-from weights_convert.architecture import Settings
 from weights_convert.convert import convert
 from weights_convert.describe import describe
 from weights_convert.export import export
+from weights_convert.settings import Settings
 
 
 @pytest.fixture

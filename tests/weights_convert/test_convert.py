@@ -18,9 +18,10 @@ from dinotxt_jax.models import presets
 from dinotxt_jax.storage.model_directory import fingerprint, read_description
 from weights_convert import convert as convert_module
 from weights_convert.__main__ import main
-from weights_convert.architecture import Settings, check_heads, infer, parse_settings, tokenizer
+from weights_convert.architecture import check_heads, infer, tokenizer
 from weights_convert.convert import convert, round_to
 from weights_convert.matching import recognise
+from weights_convert.settings import Settings, parse_settings
 from weights_convert.sources import open_checkpoint
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "backbones"

@@ -15,10 +15,10 @@ from stored import stored_tree
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.model_directory import read_description
-from weights_convert.architecture import Settings
 from weights_convert.convert import convert
 from weights_convert.export import export
 from weights_convert.layouts import LAYOUTS
+from weights_convert.settings import Settings
 
 HEADS = Settings(num_heads=4, text_num_heads=2)
 BACKBONES = [name for name, layout in LAYOUTS.items() if layout.components == ("backbone",)]

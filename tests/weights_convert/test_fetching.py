@@ -15,9 +15,10 @@ from safetensors.numpy import save_file
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.model_directory import read_description
-from weights_convert.architecture import Settings
+from weights_convert.configs import described_beside
 from weights_convert.convert import convert
 from weights_convert.fetching import fetch
+from weights_convert.settings import Settings
 from weights_convert.sources import open_checkpoint
 
 ONE_HEAD = Settings(num_heads=1)
@@ -295,7 +296,7 @@ def test_timm_says_the_heads_in_arguments_or_in_the_name(
     save_file(checkpoint("timm_dinov2"), tmp_path / "model.safetensors")
     config = {"architecture": architecture, "model_args": arguments, "pretrained_cfg": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert open_checkpoint(tmp_path).settings_beside().get("num_heads") == heads
+    assert described_beside(tmp_path / "model.safetensors").get("num_heads") == heads
 
 
 def test_dinov2_with_registers_but_none_of_them_keeps_the_rule_for_positions(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import dinotxt_jax as dt
-from weights_convert.architecture import parse_settings
 from weights_convert.convert import convert
+from weights_convert.settings import parse_settings
 
 CASES = ("hf_dpt_backbone", "timm_model_args_heads", "neg_view", "hf_reg_0_registers", "expanded")
 

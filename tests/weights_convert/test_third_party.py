@@ -13,8 +13,8 @@ from tolerances import FEATURES
 
 import dinotxt_jax as dt
 from dinotxt_jax.errors import UserError
-from weights_convert.architecture import Settings
 from weights_convert.convert import convert
+from weights_convert.settings import Settings
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "third_party" / "tokens.npz"
 

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 import dinotxt_jax as dt
 from dinotxt_jax.errors import UserError
 from weights_convert.__main__ import main
-from weights_convert.architecture import Settings
 from weights_convert.convert import convert
+from weights_convert.settings import Settings
 from weights_convert.verify import compare
 
 HEADS = Settings(num_heads=4, text_num_heads=2)

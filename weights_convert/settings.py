@@ -1,0 +1,107 @@
+"""Settings that array shapes do not determine: from `--set`, or from files next to a checkpoint."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from dinotxt_jax.config.architecture import POSITION_INTERPOLATIONS
+from dinotxt_jax.errors import UserError
+from weights_convert.configs import described_beside
+from weights_convert.matching import Match
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings that array shapes do not determine; None selects the default.
+
+    Attributes:
+        num_heads: attention heads in backbone and vision head; known for released models.
+        text_num_heads: attention heads in the text transformer; known for the released one.
+        layer_norm_epsilon: LayerNorm epsilon in the backbone; default: the layout's usual value.
+        rope_theta: longest rotary period, for periods that are not stored; default 100.
+        position_interpolation: rule that resizes learned positions; default: the rule in the
+            library that the layout belongs to.
+        mean, std: pixel statistics in the backbone's training, in [0, 1] per channel.
+        resize, crop: short side, then side of the center crop, pixels.
+    """
+
+    num_heads: int | None = None
+    text_num_heads: int | None = None
+    layer_norm_epsilon: float | None = None
+    rope_theta: float | None = None
+    position_interpolation: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    resize: int | None = None
+    crop: int | None = None
+
+
+def parse_settings(pairs: Iterable[str]) -> Settings:
+    """Reads `--set KEY=VALUE` arguments.
+
+    Raises:
+        UserError: an unknown key, or an invalid value.
+    """
+    values: dict[str, Any] = {}
+    keys = [field.name for field in dataclasses.fields(Settings)]
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key not in keys:
+            raise UserError(
+                f"--set {pair!r} is not known; give KEY=VALUE with a KEY of {', '.join(keys)}."
+            )
+        if key in ("mean", "std"):
+            values[key] = _three_numbers(key, value)
+        elif key in ("layer_norm_epsilon", "rope_theta"):
+            values[key] = _positive_number(key, value)
+        elif key == "position_interpolation":
+            if value not in POSITION_INTERPOLATIONS:
+                raise UserError(
+                    f"--set {key} takes one of {', '.join(POSITION_INTERPOLATIONS)}, not {value!r}."
+                )
+            values[key] = value
+        else:
+            if not (value.isascii() and value.isdigit() and 0 < int(value[:9]) == int(value)):
+                raise UserError(f"--set {key} takes a positive whole number, not {value!r}.")
+            values[key] = int(value)
+    return Settings(**values)
+
+
+def _positive_number(key: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise UserError(f"--set {key} takes a number above zero, not {value!r}.")
+    return number
+
+
+def _three_numbers(key: str, value: str) -> tuple[float, float, float]:
+    try:
+        first, second, third = (float(part) for part in value.split(","))
+    except ValueError:
+        first = second = third = math.nan
+    if not all(map(math.isfinite, (first, second, third))) or min(first, second, third) < 0:
+        raise UserError(f"--set {key} takes three numbers like 0.5,0.5,0.5, not {value!r}.")
+    if key == "std" and min(first, second, third) == 0:
+        raise UserError(f"--set std takes three numbers above zero, not {value!r}.")
+    return first, second, third
+
+
+def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
+    """Returns the user's settings, falling back to config files next to the checkpoint."""
+    explicit = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
+    backbone = next((m for m in matches if "backbone" in m.layout.components), None)
+    beside = {} if backbone is None else settings_beside(backbone)
+    for key in ("activation", "switches"):
+        beside.pop(key, None)
+    return Settings(**(beside | explicit))
+
+
+def settings_beside(match: Match) -> dict[str, Any]:
+    """Returns settings from config files that transformers or timm saved next to a checkpoint."""
+    if not match.layout.described_by_config:
+        return {}
+    return described_beside(match.source.files[0], match.prefix)
