@@ -25,6 +25,7 @@ from dinotxt_jax.evaluation.jobs import Job, TaskResult
 from dinotxt_jax.evaluation.retrieval import RetrievalKind
 from dinotxt_jax.evaluation.tasks import KINDS, open_task, run_task
 from dinotxt_jax.inference.protocols import PROTOCOLS
+from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.planning.encoders import image_sizes
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +123,7 @@ def test_a_new_source_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_source(config)[2].captions == ("brightness 2",)
     task = TaskConfig(kind="retrieval", data=config, max_examples=2)
     check(EvaluationConfig(tasks={"a": task}))
-    KINDS[task.kind].check("config.tasks.a", task, 14)
+    KINDS[task.kind].check("config.tasks.a", task, PRESETS["dinov2_vits14"])
     assert len(KINDS[task.kind].open_set("config.tasks.a", task)) == 2
     segmentation = dataclasses.replace(task, kind="segmentation")
     with pytest.raises(UserError, match="config.tasks.a.data.source='greys' has no masks"):

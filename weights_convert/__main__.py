@@ -174,9 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         "sources",
         metavar="SOURCE",
         nargs="*",
-        help="a .pth or .safetensors file, the index of a sharded one, a folder that transformers "
-        "saved, https://..., or hf://ORG/NAME[@REVISION][/FILE]; one backbone, or all parts of a "
-        "dino.txt",
+        help="a .pth, .pt, .safetensors or .npz file, the index of a sharded one, a folder that "
+        "transformers saved, https://..., or hf://ORG/NAME[@REVISION][/FILE]; one backbone, or "
+        "all parts of a model",
     )
     _add_modes(parser.add_mutually_exclusive_group())
     _add_settings(parser)
@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_modes(mode: argparse._MutuallyExclusiveGroup) -> None:
     mode.add_argument(
-        "--export", action="store_true", help="write a model directory as .safetensors"
+        "--export", action="store_true", help="write a model directory as .safetensors or .npz"
     )
     mode.add_argument(
         "--verify",
@@ -235,9 +235,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         help="settings that the arrays do not determine: num_heads (backbone and vision head) "
-        "and text_num_heads (both known for released models), layer_norm_epsilon, rope_theta, "
-        "position_interpolation, mean and std (three numbers each, for pixels in [0, 1]), resize "
-        "and crop in pixels; after the sources, repeatable",
+        "and text_num_heads (both known for released models), activation and text_activation "
+        "(gelu, gelu_tanh, quick_gelu, relu), layer_norm_epsilon, text_layer_norm_epsilon, end_id, "
+        "rope_theta, position_interpolation, mean and std (three numbers each, for pixels in "
+        "[0, 1]), resize and crop in pixels; after the sources, repeatable",
     )
     parser.add_argument(
         "--dtype",
@@ -266,6 +267,8 @@ def _report(conversion: "Conversion", output: str) -> None:
     for match in conversion.matches:
         count = sum(len(entry.present) for entry in match.entries)
         print(f"{match.name}: {match.layout.title}, {count} arrays")
+        if match.layout.note:
+            print(f"  {match.layout.note}")
         if match.prefix:
             print(f"  found under {quoted(match.prefix)}")
         for reason in dict.fromkeys(match.ignored.values()):

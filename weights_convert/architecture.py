@@ -2,14 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dinotxt_jax.config.architecture import HeadConfig, TextConfig, VisionConfig
+from dinotxt_jax.config.architecture import (
+    ACTIVATIONS,
+    HeadConfig,
+    TextConfig,
+    VisionConfig,
+    descriptor_dim,
+    swiglu_hidden_dim,
+)
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.models import presets
 from dinotxt_jax.storage.model_directory import Preprocessing
-from weights_convert.layouts.rules import Layout
 from weights_convert.matching import Match
 from weights_convert.settings import Settings, settings_beside
 
@@ -24,56 +30,104 @@ class Architecture:
     vision: VisionConfig
     head: HeadConfig | None = None
     text: TextConfig | None = None
+    logit_bias: bool = False
 
 
 def infer(matches: Sequence[Match], settings: Settings) -> Architecture:
     """Infers the architecture from sources that fit their layouts.
 
     Args:
-        matches: a backbone alone, or all parts of a dino.txt.
+        matches: a backbone alone, or all parts of a model.
         settings: settings that the arrays do not determine.
 
     Raises:
         UserError: a number of heads that does not divide the width, a position table that is
-            not square, or components with different widths.
+            not square, components with different widths, or arrays that contradict a config file
+            next to them.
     """
+    for match in matches:
+        _check_sizes(match)
     by_component = {part: match for match in matches for part in match.layout.components}
     vision = _vision(by_component["backbone"], settings)
-    if "head" not in by_component:
+    if "text" not in by_component:
         return Architecture(vision)
-    head_match, text_match = by_component["head"], by_component["text"]
-    head_dim = head_match.sizes["head"]["d"]
+    text_match = by_component["text"]
+    head = _head(by_component, vision)
+    text = _text(text_match, settings)
+    token_dim = head.projection or vision.dim
+    expected = descriptor_dim(token_dim, head.pooling)
+    if text.embed_dim != expected:
+        descriptor = f"2 x {token_dim}" if expected == 2 * token_dim else f"{token_dim}"
+        raise UserError(
+            f"{text_match.name} makes text features of {text.embed_dim} dimensions, but the image "
+            f"descriptor has {descriptor}; take the files that were released together."
+        )
+    return Architecture(vision, head, text, "logit_bias" in by_component)
+
+
+def _check_sizes(match: Match) -> None:
+    """Raises `UserError` if a config file next to the arrays describes other arrays."""
+    for (component, axis), size in settings_beside(match).get("sizes", {}).items():
+        actual = match.sizes.get(component, {}).get(axis, size)
+        if actual != size:
+            raise UserError(
+                f"{match.name} has {component} arrays with {_AXIS_NAMES[axis]} {actual}, but the "
+                f"config file next to it says {size}; take the files that belong together."
+            )
+
+
+_AXIS_NAMES = {
+    "d": "width",
+    "f": "MLP hidden width",
+    "p": "patch side",
+    "v": "vocabulary size",
+    "t": "context length",
+}
+
+
+def _head(by_component: Mapping[str, Match], vision: VisionConfig) -> HeadConfig:
+    """Returns the head: blocks (dino.txt), a projection (CLIP), or nothing (SigLIP, TIPS)."""
+    match = by_component.get("head", by_component["text"])
+    if match.layout.headless:
+        return HeadConfig(
+            num_blocks=0,
+            num_heads=vision.num_heads,
+            mlp_hidden_dim=swiglu_hidden_dim(vision.dim),
+            pooling="none",
+            projection=match.sizes["head"]["e"] if "head" in by_component else 0,
+        )
+    head_dim = match.sizes["head"]["d"]
     if head_dim != vision.dim:
         raise UserError(
-            f"{head_match.name} is a head for backbones of width {head_dim}, but "
+            f"{match.name} is a head for backbones of width {head_dim}, but "
             f"{by_component['backbone'].name} has width {vision.dim}; take the pair that was "
             "released together."
         )
-    text = _text(text_match, settings)
-    if text.embed_dim != 2 * vision.dim:
-        raise UserError(
-            f"{text_match.name} makes text features of {text.embed_dim} dimensions, but the image "
-            f"descriptor has 2 x {vision.dim}; take the files that were released together."
-        )
-    head = HeadConfig(
-        num_blocks=head_match.depths["head"],
+    return HeadConfig(
+        num_blocks=match.depths["head"],
         num_heads=vision.num_heads,
-        mlp_hidden_dim=head_match.sizes["head"]["f"],
+        mlp_hidden_dim=match.sizes["head"]["f"],
     )
-    return Architecture(vision, head, text)
+
+
+def _places(match: Match, component: str) -> set[str]:
+    """Returns the places of the component's arrays in our tree, without the component's name."""
+    rules = [entry.rule for entry in match.entries if entry.rule.component == component]
+    return {place.removeprefix(f"{component}/") for rule in rules for place in rule.places}
+
+
+def _depth(match: Match, component: str) -> int:
+    """Returns the number of blocks; scanned files have it as an axis."""
+    return match.depths[component] or match.sizes[component].get("l", 0)
 
 
 def _vision(match: Match, settings: Settings) -> VisionConfig:
-    sizes = match.sizes["backbone"]
-    rules = [entry.rule for entry in match.entries if entry.rule.component == "backbone"]
-    features = {rule.feature for rule in rules}
-    places = {place.removeprefix("backbone/") for rule in rules for place in rule.places}
+    sizes, places = match.sizes["backbone"], _places(match, "backbone")
+    features = {entry.rule.feature for entry in match.entries}
     if sizes["p"] != sizes["q"]:
         raise UserError(
             f"{match.name} has patches of {sizes['p']}x{sizes['q']} pixels; only square ones work."
         )
-    mlp = "swiglu" if "blocks/mlp/gate/kernel" in places else "mlp"
-    _check_activation(match, mlp)
     shared: dict[str, Any] = dict(match.layout.vision)
     if "position_embedding" in places:
         shared["position_grid"] = _position_grid(match, shared.get("class_position", True))
@@ -82,16 +136,18 @@ def _vision(match: Match, settings: Settings) -> VisionConfig:
     for name in ("layer_norm_epsilon", "rope_theta", "position_interpolation"):
         if getattr(settings, name) is not None:
             shared[name] = getattr(settings, name)
+    mlp = "swiglu" if "blocks/mlp/gate/kernel" in places else "mlp"
+    shared["activation"] = _activation(match, mlp, settings)
     return VisionConfig(
         patch_size=sizes["p"],
         dim=sizes["d"],
-        depth=match.depths["backbone"],
+        depth=_depth(match, "backbone"),
         num_heads=_vision_heads(match, settings),
         mlp=mlp,
         mlp_hidden_dim=sizes["f"],
-        num_registers=sizes["r"] if "register_tokens" in places else 0,
+        num_registers=sizes.get("r", 1) if "register_tokens" in places else 0,
         layer_scale="blocks/layer_scale1/scale" in places,
-        qkv_bias="qkv_bias" in features,
+        qkv_bias="blocks/attention/qkv/bias" in places,
         qkv_bias_mask="bias_mask" in features,
         mask_token="mask_token" in places,
         local_class_norm="local_class_norm" in features,
@@ -99,20 +155,35 @@ def _vision(match: Match, settings: Settings) -> VisionConfig:
     )
 
 
-def _check_activation(match: Match, mlp: str) -> None:
-    """Checks the activation that `config.json` names; the arrays do not determine it."""
-    activation = settings_beside(match).get("activation")
-    expected = {"mlp": "gelu", "swiglu": "silu"}[mlp]
-    ignored = mlp == "swiglu" and not match.layout.gate_follows_config
-    if activation is not None and activation != expected and not ignored:
+def _activation(match: Match, mlp: str, settings: Settings) -> str:
+    """Returns the activation function of the MLPs; gated ones always have silu."""
+    layout = match.layout
+    default = str(layout.vision.get("activation", VisionConfig.activation))
+    activation = settings.activation or default
+    if mlp == "mlp":
+        expected, is_possible = " or ".join(ACTIVATIONS), activation in ACTIVATIONS
+    else:
+        follows = layout.gate_follows_config and settings.activation is not None
+        expected, is_possible = "silu", activation == "silu" or not follows
+        activation = default
+    if not is_possible:
         raise UserError(
-            f"{match.name} is used with hidden_act={activation}, but such a backbone is computed "
-            f"with {expected} here; it cannot be converted."
+            f"{match.name} is used with hidden_act={settings.activation}, but such a backbone is "
+            f"computed with {expected} here; it cannot be converted."
         )
+    return activation
 
 
 def _position_grid(match: Match, class_position: bool) -> int:
-    positions = match.sizes["backbone"]["n"]
+    sizes = match.sizes["backbone"]
+    if "n" not in sizes:  # the file has an axis for the rows and one for the columns
+        if sizes["g"] != sizes["j"]:
+            raise UserError(
+                f"{match.name} has {sizes['g']}x{sizes['j']} positions; only square position "
+                "tables can be converted."
+            )
+        return sizes["g"]
+    positions = sizes["n"]
     patches = positions - class_position
     grid = math.isqrt(max(patches, 0))
     if grid**2 != patches or not grid:
@@ -131,7 +202,7 @@ def _vision_heads(match: Match, settings: Settings) -> int:
     """
     sizes = match.sizes["backbone"]
     if "o" not in sizes:
-        heads = _heads(match, sizes["d"], settings.num_heads, "num_heads")
+        heads = _heads(match, "backbone", settings.num_heads, "num_heads")
         if match.layout.vision.get("positions") == "rope" and sizes["d"] // heads % 4:
             raise UserError(
                 f"{match.name} has {heads} heads of width {sizes['d'] // heads}"
@@ -156,26 +227,55 @@ def _vision_heads(match: Match, settings: Settings) -> int:
 
 
 def _text(match: Match, settings: Settings) -> TextConfig:
-    sizes = match.sizes["text"]
+    sizes, places = match.sizes["text"], _places(match, "text")
+    fields: dict[str, Any] = {**match.layout.text, **settings_beside(match).get("text", {})}
+    if "t" in sizes:
+        fields["context_length"] = sizes["t"]
+    if settings.end_id is not None:
+        fields["end_id"] = settings.end_id
+    if settings.text_layer_norm_epsilon is not None:
+        fields["layer_norm_epsilon"] = settings.text_layer_norm_epsilon
+    # A layout that asks for an activation function asks for that of both transformers.
+    shared = settings.activation if "activation" in match.layout.asked else None
+    if activation := settings.text_activation or shared:
+        fields["activation"] = activation
+    if "projection/kernel" not in places:
+        fields["projection"] = "none"
     return TextConfig(
         vocabulary_size=sizes["v"],
-        context_length=sizes["t"],
         width=sizes["d"],
-        depth=match.depths["text"],
-        num_heads=_heads(match, sizes["d"], settings.text_num_heads, "text_num_heads"),
+        depth=_depth(match, "text"),
+        num_heads=_heads(match, "text", settings.text_num_heads, "text_num_heads"),
         mlp_hidden_dim=sizes["f"],
-        embed_dim=sizes["e"],
+        embed_dim=sizes.get("e", sizes["d"]),
+        **fields,
     )
 
 
-def _heads(match: Match, width: int, explicit: int | None, key: str) -> int:
-    """Returns the given number of heads, or width / 64: array shapes do not determine it."""
-    if explicit is None and width % _HEAD_WIDTH:
+def _known_heads(match: Match, component: str) -> int | None:
+    """Returns the number of heads that the arrays or the layout's released sizes determine."""
+    sizes = match.sizes[component]
+    layout = match.layout
+    released = layout.text_heads if component == "text" else layout.vision_heads
+    return sizes.get("h", released.get((sizes["d"], _depth(match, component))))
+
+
+def _heads(match: Match, component: str, explicit: int | None, key: str) -> int:
+    """Returns the number of heads: as stored or given, as released, or width / 64."""
+    width, known = match.sizes[component]["d"], _known_heads(match, component)
+    stored = match.sizes[component].get("h")
+    if None not in (explicit, stored) and explicit != stored:
+        raise UserError(
+            f"{match.name} has arrays of {stored} heads, but {key}={explicit}"
+            f"{_origin(match, key, explicit)} is given; correct that number."
+        )
+    heads = explicit or known
+    if heads is None and width % _HEAD_WIDTH:
         raise UserError(
             f"{match.name} has width {width}, which is not a multiple of {_HEAD_WIDTH}, so that "
             f"the number of heads cannot be guessed; give it with --set {key}=NUMBER."
         )
-    heads = width // _HEAD_WIDTH if explicit is None else explicit
+    heads = heads or width // _HEAD_WIDTH
     if width % heads:
         raise UserError(
             f"{key}={heads}{_origin(match, key, heads)} does not divide the width {width} of "
@@ -187,7 +287,7 @@ def _heads(match: Match, width: int, explicit: int | None, key: str) -> int:
 def _origin(match: Match, key: str, value: int | None) -> str:
     """Says, for a sentence, where a number comes from."""
     if settings_beside(match).get(key) == value:
-        return " (from config.json next to it)"
+        return " (from the config file next to it)"
     return " (from --set)"
 
 
@@ -212,13 +312,15 @@ def check_heads(matches: Sequence[Match], settings: Settings, architecture: Arch
     vision, text = architecture.vision, architecture.text
     match = _with_component(matches, "backbone")
     is_known = settings.num_heads is not None or "o" in match.sizes["backbone"]
+    is_known = is_known or _known_heads(match, "backbone") is not None
     if not is_known and presets.find_preset(vision) is None:
         raise _unknown_heads(match, vision.num_heads, "num_heads")
     if text is None or settings.text_num_heads is not None:
         return
-    released = TextConfig()
-    if (text.width, text.depth) != (released.width, released.depth):
-        raise _unknown_heads(_with_component(matches, "text"), text.num_heads, "text_num_heads")
+    match, released = _with_component(matches, "text"), TextConfig()
+    is_known = _known_heads(match, "text") is not None
+    if not is_known and (text.width, text.depth) != (released.width, released.depth):
+        raise _unknown_heads(match, text.num_heads, "text_num_heads")
 
 
 def _with_component(matches: Sequence[Match], component: str) -> Match:
@@ -245,14 +347,18 @@ def check_preset(name: str, vision: VisionConfig) -> None:
         )
 
 
-def preprocessing(layout: Layout, settings: Settings) -> Preprocessing:
-    """Returns the preprocessing: the layout's defaults, overridden by the user's settings."""
+def preprocessing(match: Match, vision: VisionConfig, settings: Settings) -> Preprocessing:
+    """Returns the preprocessing: the layout's defaults, a config file's, and the user's settings.
+
+    A layout without a size means images as large as the stored position grid.
+    """
+    side = vision.position_grid * vision.patch_size
     explicit = {
         field.name: value
         for field in dataclasses.fields(Preprocessing)
-        if (value := getattr(settings, field.name)) is not None
+        if (value := getattr(settings, field.name, None)) is not None
     }
-    return Preprocessing(**{**layout.preprocessing, **explicit})
+    return Preprocessing(**{"resize": side, "crop": side, **match.layout.preprocessing, **explicit})
 
 
 def tokenizer(text: TextConfig | None) -> dict[str, Any] | None:

@@ -13,5 +13,7 @@ EXPORT_DTYPES = {
 }
 # Of an export: `trained` is head and text transformer.
 PARTS = ("backbone", "head", "text", "trained")
+# Components of a model that hold one number.
+SCALARS = ("logit_scale", "logit_bias")
 # Largest difference from a reference file, relative to the size of a quantity.
 TOLERANCE = 1e-3

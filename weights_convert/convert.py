@@ -29,7 +29,7 @@ from dinotxt_jax.storage.model_directory import (
 from dinotxt_jax.storage.pieces import Piece, save_in_pieces
 from weights_convert import architecture
 from weights_convert.architecture import Architecture
-from weights_convert.choices import DTYPES
+from weights_convert.choices import DTYPES, SCALARS
 from weights_convert.fetching import display_name, fetch
 from weights_convert.layouts.rules import Rule
 from weights_convert.matching import LayoutArray, Match, recognise
@@ -123,7 +123,8 @@ def convert(
             vision=inferred.vision,
             head=inferred.head,
             text=inferred.text,
-            preprocessing=architecture.preprocessing(_backbone(matches).layout, settings),
+            logit_bias=inferred.logit_bias,
+            preprocessing=architecture.preprocessing(_backbone(matches), inferred.vision, settings),
             fingerprint=fingerprint,
             checksums=checksums,
             tokenizer=architecture.tokenizer(inferred.text),
@@ -173,12 +174,14 @@ def _check_components(matches: Sequence[Match]) -> None:
                     f"{owners[component]} and {match.name} both hold a {component}; pass one."
                 )
             owners[component] = match.name
-    components = set(owners) - {"logit_scale"}
-    if components not in ({"backbone"}, set(_PARTS)):
-        lacking = [component for component in _PARTS if component not in owners]
+    components = set(owners) - set(SCALARS)
+    headless = any(match.layout.headless for match in matches)
+    required = tuple(part for part in _PARTS if part != "head" or not headless)
+    if components != {"backbone"} and not components >= set(required):
+        lacking = [component for component in required if component not in owners]
         raise UserError(
             f"the sources hold {' and '.join(owners)} but no {' and no '.join(lacking)}; pass a "
-            "backbone alone, or all parts of a dino.txt together."
+            "backbone alone, or all parts of a model together."
         )
 
 
@@ -191,11 +194,11 @@ def _planned(
     for match in matches:
         for entry in match.entries:
             rule = entry.rule
-            shape = rule.shape(sizes[rule.component])
-            if rule.stacked:
-                shape = (match.depths[rule.component], *shape)
             stored = DTYPES["float32"] if _keeps_float32(rule) else dtype
             for number, place in enumerate(rule.paths):
+                shape = rule.shape(sizes[rule.component], number)
+                if rule.stacked:
+                    shape = (match.depths[rule.component], *shape)
                 array = planned.get(place) or _Array(place, shape, stored)
                 planned[place] = dataclasses.replace(
                     array, entries=(*array.entries, (match, entry, number))
@@ -224,7 +227,7 @@ def _number(text: str) -> float | None:
 
 
 def _keeps_float32(rule: Rule) -> bool:
-    return rule.keeps_float32 or rule.component == "logit_scale"
+    return rule.keeps_float32 or rule.component in SCALARS
 
 
 def _write(

@@ -103,7 +103,8 @@ def _source(path: str, settings: Settings, layout: str | None, prefix: str | Non
     yield f"stored as: {', '.join(dtypes)}"
     yield "fingerprint of the backbone: available after conversion"
     if "backbone" in match.layout.components:
-        yield from _preprocessing(architecture.preprocessing(match.layout, settings))
+        vision = architecture.infer([match], settings).vision
+        yield from _preprocessing(architecture.preprocessing(match, vision, settings))
 
 
 def _architecture(whole: Architecture) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Exports a model directory to files for PyTorch, one array at a time.
+"""Exports a model directory to files for other libraries, one array at a time.
 
 The key tables are applied in reverse. A file gets the source file's dtypes if the stored arrays can
 represent them exactly, so a round trip returns every array bit by bit.
@@ -7,6 +7,7 @@ represent them exactly, so a round trip returns every array bit by bit.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,10 +20,11 @@ from dinotxt_jax.storage.addresses import Address, AddressLike, to_output
 from dinotxt_jax.storage.model_arrays import stored_arrays
 from dinotxt_jax.storage.model_directory import ModelDescription, read_description
 from dinotxt_jax.storage.pieces import StoredArray
+from weights_convert.choices import SCALARS
 from weights_convert.layouts import LAYOUTS
 from weights_convert.layouts.rules import Layout, Rule
 from weights_convert.messages import listed
-from weights_convert.writing import FilePlan, FileRow, Place, Readable, write_safetensors
+from weights_convert.writing import WRITERS, FilePlan, FileRow, Place, Readable, write_planned
 
 _LOGIT_SCALE = ("logit_scale",)
 _BIAS = ("backbone", "blocks", "attention", "qkv", "bias")
@@ -92,7 +94,7 @@ def export(
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> list[Written]:
-    """Writes a model directory as `.safetensors` with a released layout's array names.
+    """Writes a model directory as `.safetensors` or `.npz` with a released layout's array names.
 
     Args:
         model: the model directory.
@@ -113,7 +115,7 @@ def export(
     if part not in (None, "backbone"):
         description.dinotxt  # noqa: B018 (raises for a backbone alone)
     stored = stored_arrays(model, description)
-    files = _files(description, to_output(output, "--output"), layout, part)
+    files = _files(description, stored, to_output(output, "--output"), layout, part)
     for path in files:
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists already; choose another --output, or add --overwrite.")
@@ -126,7 +128,7 @@ def export(
     bar = tqdm(total=total, desc="exporting", unit="array", disable=not show_progress)
     with bar:
         for plan in plans:
-            write_safetensors(plan, dtype, bar)
+            write_planned(plan, dtype, bar)
     return [Written(plan.path, plan.layout, plan.notes) for plan in plans]
 
 
@@ -139,15 +141,25 @@ def _verify(stored: Mapping[Place, StoredArray], show_progress: bool) -> None:
 
 
 def _files(
-    description: ModelDescription, output: Address, layout: str | None, part: str | None
+    description: ModelDescription,
+    stored: Mapping[Place, StoredArray],
+    output: Address,
+    layout: str | None,
+    part: str | None,
 ) -> dict[Address, Layout]:
     """Returns the files to write, each with its layout."""
-    if output.suffix != ".safetensors":
-        raise UserError(f"--output={output} does not end in .safetensors; only these are written.")
+    if output.suffix not in WRITERS:
+        raise UserError(
+            f"--output={output} ends in neither of {' and '.join(WRITERS)}; name one of these."
+        )
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"--layout={layout} is not known; known are: {', '.join(LAYOUTS)}.")
-    whole = ("backbone", "head", "text") if description.head is not None else ("backbone",)
-    chosen = {None: whole, "trained": ("head", "text")}.get(part, (part or "",))
+    present = {place[0] for place in stored}
+    whole = tuple(name for name in ("backbone", "head", "text") if name in present)
+    trained = tuple(name for name in whole if name != "backbone")
+    chosen = {None: whole, "trained": trained}.get(part, (part or "",))
+    if missing := [name for name in chosen if name not in present]:
+        raise UserError(f"the model has no arrays of a {missing[0]}; choose another --part.")
     names = dict.fromkeys(layout or _default_layout(name, description, part) for name in chosen)
     tables = [LAYOUTS[name] for name in names]
     for table in tables:
@@ -166,7 +178,7 @@ def _files(
 
 
 def _main_parts(layout: Layout) -> tuple[str, ...]:
-    return tuple(part for part in layout.components if part != "logit_scale")
+    return tuple(part for part in layout.components if part not in SCALARS)
 
 
 def _default_layout(name: str, description: ModelDescription, part: str | None) -> str:
@@ -210,6 +222,9 @@ def _planned(
         for rule in layout.rules
         if not rule.feature or all(place in arrays for place in rule.paths)
     ]
+    # Of two names that files may have for one array, the table's first is written.
+    first = {rule.place: rule for rule in reversed(rules)}
+    rules = [rule for rule in rules if first[rule.place] is rule]
     used = {place for rule in rules for place in rule.paths}
     notes = []
     for place in sorted(set(arrays) - used):
@@ -228,7 +243,7 @@ def _planned(
             "omit it."
         )
     metadata = {"format": "pt"}
-    left_out = sorted({place[0] for place in stored} - set(layout.components) - {"logit_scale"})
+    left_out = sorted({place[0] for place in stored} - set(layout.components) - set(SCALARS))
     if left_out and layout_is_chosen:
         notes.append(f"the {' and '.join(left_out)} of the model are not part of this layout")
     if "head" in layout.components and "logit_scale" not in layout.components:
@@ -305,5 +320,9 @@ def _sizes(
     for rule in rules:
         if rule.component == component:
             shape = arrays[rule.paths[0]].shape
-            sizes |= dict(zip(rule.axis_names(), shape[int(rule.stacked) :], strict=True))
+            for axis, size in zip(rule.axis_names(), shape[int(rule.stacked) :], strict=True):
+                if axis.startswith("("):  # rows and columns of a square grid
+                    sizes |= dict.fromkeys(axis.strip("()").split(), math.isqrt(size))
+                else:
+                    sizes[axis] = size
     return sizes

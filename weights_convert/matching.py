@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -128,6 +129,7 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
     best = min(matches, key=lambda match: match.badness)
     considered = sum(not reason.startswith("outside") for reason in best.ignored.values())
     considered += len(best.unexpected) + best.known
+    _check_no_other_model(source, arrays)
     by_chance = best.prefix and best.known < len(best.missing)
     if by_chance or best.known < max(_FEWEST_KNOWN * considered, 1):
         names = ", ".join(quoted(key) for key in list(arrays)[:6]) or "none"
@@ -137,7 +139,24 @@ def recognise(source: Checkpoint, layout: str | None = None, prefix: str | None 
             f"known are: {layouts}."
         )
     _check_one_model(best, matches)
-    return best
+    return _without_rival(best, matches)
+
+
+# Names of arrays in models that exist but are not read, with a description.
+_OTHER_MODELS = {
+    "attnpool.": "a ResNet of CLIP",
+    "visual.trunk.stages.": "a convolutional network of open_clip",
+}
+
+
+def _check_no_other_model(source: Checkpoint, arrays: Iterable[str]) -> None:
+    for key in arrays:
+        for name, description in _OTHER_MODELS.items():
+            if name in key:
+                raise UserError(
+                    f"{source.name} is {description} (it has {quoted(key)}), expected a model "
+                    "with a vision transformer; convert one of these."
+                )
 
 
 def _without_wrappers(source: Checkpoint) -> dict[str, SourceArray]:
@@ -183,6 +202,28 @@ def _check_one_model(best: Match, matches: Iterable[Match]) -> None:
             f"{best.name} holds {len(equal)} models of one kind, under {choices}; choose one with "
             "--prefix."
         )
+
+
+def _without_rival(best: Match, matches: Iterable[Match]) -> Match:
+    """Returns the match of the layout that a file has if its arrays fit two.
+
+    Raises:
+        UserError: neither the arrays nor the format decide, and the outputs differ.
+    """
+    for other in matches:
+        if other.badness != best.badness or best.problems:
+            continue
+        for one, two in ((best, other), (other, best)):
+            if two.layout.name not in one.layout.rivals:
+                continue
+            if one.source.format == one.layout.native_format:
+                return one
+            raise UserError(
+                f"{best.name} may be a {one.layout.title} or a {two.layout.title}, whose outputs "
+                f"differ at other image sizes; say which with --layout={one.layout.name} or "
+                f"--layout={two.layout.name}."
+            )
+    return best
 
 
 @functools.cache
@@ -250,7 +291,7 @@ def _rules_for(
     switches = {}
     # A config that cannot be read is an error only if the layout that needs it is chosen.
     with contextlib.suppress(UserError):
-        switches = described_beside(source.files[0], prefix).get("switches", {})
+        switches = described_beside(source.files[0], layout.config, prefix).get("switches", {})
     return tuple(rule.as_in(inside, switches) for rule in layout.rules)
 
 
@@ -287,6 +328,10 @@ def _measure(
                 for axis, size in zip(axes, shape, strict=True):
                     if len(axis) == 1 and axis[0] not in {"1", *FIXED_AXES}:
                         votes[entry.rule.component, axis[0]][size] += 1
+                    elif axis == ["p", "q", "rgb"]:  # a patch in one axis is square
+                        for name in ("p", "q"):
+                            side = math.isqrt(size // FIXED_AXES["rgb"])
+                            votes[entry.rule.component, name][side] += 1
     sizes: dict[str, dict[str, int]] = {component: {} for component in layout.components}
     for (component, name), counter in votes.items():
         sizes[component][name] = counter.most_common(1)[0][0]
@@ -300,7 +345,7 @@ def _misfits(
 ) -> Iterable[str]:
     for entry in entries:
         axis_sizes = dict(sizes[entry.rule.component])
-        if "d" in axis_sizes:
+        if "d" in axis_sizes and "h" not in axis_sizes:
             # The shape in the file does not depend on how the width is split into heads.
             axis_sizes |= {"h": 1, "k": axis_sizes["d"]}
         expected = entry.rule.source_shape(axis_sizes)

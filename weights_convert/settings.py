@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from dinotxt_jax.config.architecture import POSITION_INTERPOLATIONS
+from dinotxt_jax.config.architecture import ACTIVATIONS, POSITION_INTERPOLATIONS
 from dinotxt_jax.errors import UserError
 from weights_convert.configs import described_beside
 from weights_convert.matching import Match
@@ -18,7 +18,11 @@ class Settings:
     Attributes:
         num_heads: attention heads in backbone and vision head; known for released models.
         text_num_heads: attention heads in the text transformer; known for the released one.
+        activation: activation function of the MLPs, in both transformers.
+        text_activation: the same for the text transformer alone, if it differs.
         layer_norm_epsilon: LayerNorm epsilon in the backbone; default: the layout's usual value.
+        text_layer_norm_epsilon: the same for the text transformer.
+        end_id: ID of the end-of-text token; default: the largest ID in a row.
         rope_theta: longest rotary period, for periods that are not stored; default 100.
         position_interpolation: rule that resizes learned positions; default: the rule in the
             library that the layout belongs to.
@@ -28,13 +32,24 @@ class Settings:
 
     num_heads: int | None = None
     text_num_heads: int | None = None
+    activation: str | None = None
+    text_activation: str | None = None
     layer_norm_epsilon: float | None = None
+    text_layer_norm_epsilon: float | None = None
+    end_id: int | None = None
     rope_theta: float | None = None
     position_interpolation: str | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     resize: int | None = None
     crop: int | None = None
+
+
+_CHOICES = {
+    "position_interpolation": POSITION_INTERPOLATIONS,
+    "activation": ACTIVATIONS,
+    "text_activation": ACTIVATIONS,
+}
 
 
 def parse_settings(pairs: Iterable[str]) -> Settings:
@@ -53,12 +68,12 @@ def parse_settings(pairs: Iterable[str]) -> Settings:
             )
         if key in ("mean", "std"):
             values[key] = _three_numbers(key, value)
-        elif key in ("layer_norm_epsilon", "rope_theta"):
+        elif key in ("layer_norm_epsilon", "text_layer_norm_epsilon", "rope_theta"):
             values[key] = _positive_number(key, value)
-        elif key == "position_interpolation":
-            if value not in POSITION_INTERPOLATIONS:
+        elif key in _CHOICES:
+            if value not in _CHOICES[key]:
                 raise UserError(
-                    f"--set {key} takes one of {', '.join(POSITION_INTERPOLATIONS)}, not {value!r}."
+                    f"--set {key} takes one of {', '.join(_CHOICES[key])}, not {value!r}."
                 )
             values[key] = value
         else:
@@ -91,17 +106,34 @@ def _three_numbers(key: str, value: str) -> tuple[float, float, float]:
 
 
 def completed(settings: Settings, matches: Iterable[Match]) -> Settings:
-    """Returns the user's settings, falling back to config files next to the checkpoint."""
+    """Returns the user's settings, falling back to config files next to the checkpoint.
+
+    Raises:
+        UserError: a setting that the layout asks for is not known, or a config file names a
+            function that is not known here.
+    """
     explicit = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
-    backbone = next((m for m in matches if "backbone" in m.layout.components), None)
-    beside = {} if backbone is None else settings_beside(backbone)
-    for key in ("activation", "switches"):
-        beside.pop(key, None)
-    return Settings(**(beside | explicit))
+    known: dict[str, Any] = {}
+    keys = {field.name for field in dataclasses.fields(Settings)}
+    for match in matches:
+        found = {k: v for k, v in settings_beside(match).items() if k in keys}
+        # Marks in the arrays themselves count less than what the user or a file says.
+        known = implied_by_arrays(match) | known | found
+        for key, reason in match.layout.asked.items():
+            if key not in known | explicit:
+                raise UserError(
+                    f"{match.name} does not say its {key}: {reason}; give it with --set "
+                    f"{key}=VALUE."
+                )
+    return Settings(**(known | explicit))
+
+
+def implied_by_arrays(match: Match) -> dict[str, Any]:
+    """Returns settings that follow from arrays that only one publisher writes."""
+    marks = match.layout.marks
+    return {k: v for name in marks if name in match.arrays for k, v in marks[name].items()}
 
 
 def settings_beside(match: Match) -> dict[str, Any]:
-    """Returns settings from config files that transformers or timm saved next to a checkpoint."""
-    if not match.layout.described_by_config:
-        return {}
-    return described_beside(match.source.files[0], match.prefix)
+    """Returns what config files next to a checkpoint say (`configs.described_beside`)."""
+    return described_beside(match.source.files[0], match.layout.config, match.prefix)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ import safetensors
 from dinotxt_jax.errors import UserError
 from weights_convert.configs import read_json_object
 from weights_convert.messages import listed, quoted
+from weights_convert.npz_file import is_npz, open_npz
 from weights_convert.torch_file import read_arrays
 
 SAFETENSORS_DTYPES = {
@@ -85,12 +86,14 @@ class Checkpoint:
         name: the name that the user gave.
         files: all files with arrays.
         arrays: array by name, in file order.
+        format: "safetensors", "torch" or "npz".
         metadata: metadata in a `.safetensors` header.
     """
 
     name: str
     files: tuple[Path, ...]
     arrays: Mapping[str, SourceArray]
+    format: str
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -115,20 +118,27 @@ def open_checkpoint(path: Path, name: str = "") -> Checkpoint:
         files, arrays = _open_sharded(file)
     else:
         arrays = _open_file(file)
-    return Checkpoint(name, files, arrays, _metadata(file))
+    kind = "safetensors" if file.name.endswith(_INDEX) else _format(file)
+    return Checkpoint(name, files, arrays, kind, _metadata(file))
 
 
 def _open_file(file: Path) -> dict[str, SourceArray]:
-    return _open_safetensors(file) if _is_safetensors(file) else dict(read_arrays(file))
+    openers: dict[str, Callable[[Path], Mapping[str, SourceArray]]] = {
+        "safetensors": _open_safetensors,
+        "npz": open_npz,
+        "torch": read_arrays,
+    }
+    return dict(openers[_format(file)](file))
 
 
-def _is_safetensors(file: Path) -> bool:
-    """Decides by the first bytes, and by the ending if they show neither format."""
+def _format(file: Path) -> str:
+    """Decides by the first bytes, and by the ending if they show no format."""
     with file.open("rb") as stream:
         beginning = stream.read(9)
     if beginning.startswith(b"PK"):
-        return False
-    return beginning[8:] == b"{" or file.suffix.lower() == ".safetensors"
+        return "npz" if is_npz(file) else "torch"
+    is_safetensors = beginning[8:] == b"{" or file.suffix.lower() == ".safetensors"
+    return "safetensors" if is_safetensors else "torch"
 
 
 def _in_folder(folder: Path) -> Path:
@@ -172,7 +182,7 @@ def _open_sharded(index: Path) -> tuple[tuple[Path, ...], dict[str, SourceArray]
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    if path.name.endswith(_INDEX) or not _is_safetensors(path):
+    if path.name.endswith(_INDEX) or _format(path) != "safetensors":
         return {}
     with safetensors.safe_open(path, "np") as file:
         return dict(file.metadata() or {})

@@ -17,8 +17,10 @@ from weights_convert.torch_refs import (
     Global,
     Other,
     RefusedPickleError,
+    ScriptObject,
     StorageRef,
     check_global,
+    is_script_class,
     refuse,
     result_of,
     storage_ref,
@@ -38,7 +40,8 @@ def load_refs(pickled: bytes) -> Any:
     """Interprets a pickle and returns its value, in which every tensor is a `TensorRef`.
 
     Args:
-        pickled: the bytes of `data.pkl`.
+        pickled: the bytes of `data.pkl`. That of a TorchScript archive holds objects of compiled
+            classes, whose attributes are read as a dictionary; their code is not read.
 
     Returns:
         Plain values: None, bool, int, float, str, bytes, list, tuple, dict, OrderedDict and
@@ -114,6 +117,13 @@ class _Machine:
             refuse("its pickle calls something that is not a tensor rebuild")
         self.stack.append(result_of(function.name, arguments))
 
+    def push_script_object(self, _: Any) -> None:
+        """Stands an empty dictionary for an object of a TorchScript class, `BUILD` fills it."""
+        kind, arguments = self.pop(2)
+        if not isinstance(kind, Global) or not is_script_class(kind.name) or arguments != ():
+            refuse("its pickle builds an object that is not a module of TorchScript")
+        self.stack.append(ScriptObject())
+
     def add_to_set(self, _: Any) -> None:
         self.pop_to_mark()
         if not self.stack or self.stack[-1] is not OTHER:
@@ -124,9 +134,12 @@ class _Machine:
         self.stack.append(OTHER)
 
     def build(self, _: Any) -> None:
-        """Ignores `_metadata` (layer versions), the only attribute that torch writes."""
+        """Fills a TorchScript object; else ignores `_metadata`, the only attribute torch writes."""
         state = self.pop(1)[0]
         target = self.stack[-1] if self.stack else None
+        if isinstance(target, ScriptObject) and isinstance(state, dict) and not target:
+            target.update(state)
+            return
         if (
             not isinstance(target, OrderedDict)
             or not isinstance(state, dict)
@@ -189,6 +202,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "STACK_GLOBAL": _Machine.push_stack_global,
     "BINPERSID": _Machine.push_storage,
     "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.push_script_object,
     "BUILD": _Machine.build,
     "ADDITEMS": _Machine.add_to_set,
     "FROZENSET": _Machine.push_frozen_set,

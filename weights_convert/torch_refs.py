@@ -113,6 +113,10 @@ class Other:
 OTHER = Other()
 
 
+class ScriptObject(dict[str, Any]):
+    """The attributes of an object in a TorchScript archive."""
+
+
 @dataclass(frozen=True)
 class Global:
     """A name that the pickle asks to import; it is never imported."""
@@ -124,10 +128,15 @@ def refuse(reason: str) -> NoReturn:
     raise RefusedPickleError(reason)
 
 
+def is_script_class(name: str) -> bool:
+    """Returns whether a name is that of a TorchScript class, which exists only in the archive."""
+    return name.startswith("__torch__.")
+
+
 def check_global(argument: str) -> Global:
-    """Returns the import's name, "MODULE NAME", if the closed table contains it."""
+    """Returns the import's name, "MODULE NAME", if it is in the closed table or a script class."""
     name = argument.replace(" ", ".", 1)
-    if name not in _ALLOWED:
+    if name not in _ALLOWED and not is_script_class(name):
         refuse(f"it asks to import {quoted(name)}, and only tensor rebuilds are allowed")
     return Global(name)
 

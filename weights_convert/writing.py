@@ -1,12 +1,13 @@
-"""Writes a planned `.safetensors` file one array at a time."""
+"""Writes a planned `.safetensors` or `.npz` file one array at a time."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -68,18 +69,38 @@ class FilePlan:
     notes: tuple[str, ...]
 
 
-def write_safetensors(plan: FilePlan, dtype: str | None, bar: tqdm) -> None:
+def write_planned(plan: FilePlan, dtype: str | None, bar: tqdm) -> None:
+    """Writes a planned file in the format that its suffix names (a key of `WRITERS`)."""
+    dtypes = {
+        key: _dtype(key, plan.arrays[row.rule.paths[0]].dtype, plan.source, dtype)
+        for row in plan.rows
+        for key in filter(None, row.keys)
+    }
+    with new_file(plan.path) as partial, partial.open("wb") as file:
+        WRITERS[plan.path.suffix](file, plan, dtypes, bar)
+
+
+def _written_arrays(
+    plan: FilePlan, dtypes: Mapping[str, np.dtype], bar: tqdm
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields all arrays of a file as they are written."""
+    for row in plan.rows:
+        for key, array in _arrays(row, plan.arrays):
+            yield key, _rounded(key, array, dtypes[key])
+        bar.update()
+
+
+def _write_safetensors(
+    file: IO[bytes], plan: FilePlan, dtypes: Mapping[str, np.dtype], bar: tqdm
+) -> None:
     """Writes the size of a JSON header, the header, and all arrays in sequence.
 
     The safetensors library needs all arrays in memory at once, so it is not used here.
     """
     header: dict[str, object] = {"__metadata__": plan.metadata}
-    dtypes: dict[str, np.dtype] = {}
     end = 0
     for row in plan.rows:
-        stored_dtype = plan.arrays[row.rule.paths[0]].dtype
         for key in filter(None, row.keys):
-            dtypes[key] = _dtype(key, stored_dtype, plan.source, dtype)
             start, end = end, end + math.prod(row.shape) * dtypes[key].itemsize
             header[key] = {
                 "dtype": _KINDS[dtypes[key]],
@@ -88,12 +109,24 @@ def write_safetensors(plan: FilePlan, dtype: str | None, bar: tqdm) -> None:
             }
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    with new_file(plan.path) as partial, partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for row in plan.rows:
-            for key, array in _arrays(row, plan.arrays):
-                file.write(_rounded(key, array, dtypes[key]).tobytes())
-            bar.update()
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, array in _written_arrays(plan, dtypes, bar):
+        file.write(array.tobytes())
+
+
+def _write_npz(file: IO[bytes], plan: FilePlan, dtypes: Mapping[str, np.dtype], bar: tqdm) -> None:
+    """Writes one `.npy` member per array; `np.savez` needs all arrays in memory at once."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for key, array in _written_arrays(plan, dtypes, bar):
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+WRITERS: dict[str, Callable[[IO[bytes], FilePlan, Mapping[str, np.dtype], tqdm], None]] = {
+    ".safetensors": _write_safetensors,
+    ".npz": _write_npz,
+}
+"""What writes a file, by its suffix."""
 
 
 def _arrays(row: FileRow, arrays: Mapping[Place, Readable]) -> Iterator[tuple[str, np.ndarray]]:

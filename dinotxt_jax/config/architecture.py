@@ -15,7 +15,11 @@ from dinotxt_jax.config.ranges import Choice, Range
 POOLINGS = ("mean", "max", "gem", "none")
 MLPS = ("mlp", "swiglu")
 POSITION_KINDS = ("learned", "rope")
-POSITION_INTERPOLATIONS = ("antialias", "bicubic", "offset")
+POSITION_INTERPOLATIONS = ("antialias", "bicubic", "offset", "bilinear")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
+TEXT_POOLINGS = ("end", "last", "mean")
+TEXT_POSITION_KINDS = ("learned", "sinusoid")
+TEXT_PROJECTIONS = ("linear", "biased", "none")
 
 _WIDTH = Range(1, 2**20)
 _DEPTH = Range(1, 1000)
@@ -37,7 +41,8 @@ class BlockConfig:
 
     Attributes:
         dim, num_heads, mlp_hidden_dim: widths; `num_heads` divides `dim`.
-        mlp: "mlp" (fc1, exact GELU, fc2) or "swiglu" (silu(gate) * up, down).
+        mlp: "mlp" (fc1, activation, fc2) or "swiglu" (silu(gate) * up, down).
+        activation: activation function between fc1 and fc2 (`blocks.activation`).
         qkv_bias: whether the query/key/value projection has a bias (other projections always do).
         qkv_bias_mask: whether the bias is multiplied by a stored mask.
         layer_scale: initial LayerScale factor, or None for no LayerScale.
@@ -52,6 +57,7 @@ class BlockConfig:
     num_heads: int
     mlp_hidden_dim: int
     mlp: str = "mlp"
+    activation: str = "gelu"
     qkv_bias: bool = True
     qkv_bias_mask: bool = False
     layer_scale: float | None = None
@@ -77,6 +83,21 @@ class VisionConfig:
     num_heads: Annotated[int, _HEADS, "attention heads per block"]
     mlp_hidden_dim: Annotated[int, _WIDTH, "MLP hidden width"]
     mlp: Annotated[str, Choice(MLPS), "MLP type"] = "mlp"
+    activation: Annotated[
+        str,
+        Choice(ACTIVATIONS),
+        "mlp: activation function: gelu (exact), gelu_tanh, quick_gelu (x sigmoid(1.702 x), as in "
+        "OpenAI's CLIP) or relu",
+    ] = "gelu"
+    attention_pooling: Annotated[
+        bool,
+        "whether the class token is no learned token but computed from the patch tokens after the "
+        "final norm, by SigLIP's attention pooling head",
+    ] = False
+    pre_norm: Annotated[
+        bool, "whether the tokens pass through a LayerNorm before the first block (CLIP)"
+    ] = False
+    patch_bias: Annotated[bool, "whether the patch embedding has a bias"] = True
     num_registers: Annotated[
         int, Range(0, 1024), "register tokens between the class token and the patch tokens"
     ] = 0
@@ -124,12 +145,22 @@ class VisionConfig:
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about values that cannot be combined; `key` is the group key."""
         yield from divides(f"{key}.num_heads", self.num_heads, self.dim, f"{key}.dim={self.dim}")
+        if self.attention_pooling and self.class_position and self.positions == "learned":
+            yield (
+                f"{key}.class_position is True, expected False with {key}.attention_pooling, whose "
+                "class token has no position; correct it."
+            )
         if self.positions == "rope" and self.dim // self.num_heads % 4:
             yield (
                 f"{key}.num_heads is {self.num_heads}, which gives heads of "
                 f"{self.dim // self.num_heads} channels, expected a multiple of 4 for rope; "
                 "correct it."
             )
+
+    @property
+    def num_learned_tokens(self) -> int:
+        """Number of tokens that enter the blocks in front of the patch tokens."""
+        return int(not self.attention_pooling) + self.num_registers
 
     def block(self, attention: str = "xla") -> BlockConfig:
         """Returns the configuration for one block."""
@@ -138,6 +169,7 @@ class VisionConfig:
             num_heads=self.num_heads,
             mlp_hidden_dim=self.mlp_hidden_dim,
             mlp=self.mlp,
+            activation=self.activation,
             qkv_bias=self.qkv_bias,
             qkv_bias_mask=self.qkv_bias_mask,
             layer_scale=1e-5 if self.layer_scale else None,
@@ -164,12 +196,63 @@ class TextConfig:
     layer_norm_epsilon: Annotated[float, _EPSILON, "constant added to the LayerNorm variance"] = (
         1e-5
     )
+    activation: Annotated[
+        str, Choice(ACTIVATIONS), "activation function of the MLP, as in the vision transformer"
+    ] = "gelu"
+    qkv_bias: Annotated[bool, "whether the query/key/value projection has a bias"] = False
+    causal: Annotated[
+        bool, "whether each token attends only to itself and earlier tokens (CLIP, dino.txt)"
+    ] = True
+    pad_id: Annotated[
+        int,
+        Range(-1, 10_000_000),
+        "ID of padding that no other token attends to (TIPS); -1: padding is input like any other "
+        "token (SigLIP), or follows the end of the text in a causal model",
+    ] = -1
+    pooling: Annotated[
+        str,
+        Choice(TEXT_POOLINGS),
+        "token that represents the text: end (the end-of-text token), last (the last position, "
+        "even if it is padding) or mean (over the tokens that are not padding)",
+    ] = "end"
+    end_id: Annotated[
+        int,
+        Range(-1, 10_000_000),
+        "pooling end: end-of-text ID, whose first position is used (-1: the largest ID in the row)",
+    ] = -1
+    positions: Annotated[
+        str,
+        Choice(TEXT_POSITION_KINDS),
+        "position embeddings: learned, or fixed sinusoids with token embeddings times the square "
+        "root of the width (TIPS)",
+    ] = "learned"
+    projection: Annotated[
+        str,
+        Choice(TEXT_PROJECTIONS),
+        "projection of the pooled token to the embedding: linear, biased (with a bias), or none "
+        "(the embedding is as wide as the residual stream)",
+    ] = "linear"
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about values that cannot be combined; `key` is the group key."""
         yield from divides(
             f"{key}.num_heads", self.num_heads, self.width, f"{key}.width={self.width}"
         )
+        if self.projection == "none" and self.embed_dim != self.width:
+            yield (
+                f"{key}.embed_dim is {self.embed_dim}, expected {key}.width={self.width} with "
+                f"{key}.projection=none; correct one of them."
+            )
+        if self.pooling == "mean" and self.pad_id < 0:
+            yield (
+                f"{key}.pad_id is {self.pad_id}, expected the ID of padding, which "
+                f"{key}.pooling=mean leaves out; set it."
+            )
+
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether features do not depend on padding, so that token rows may be shortened."""
+        return self.pooling != "last" and (self.causal or self.pad_id >= 0)
 
     def flops(self, rows: int, length: int) -> float:
         """Returns the floating-point operations of all blocks on token rows, forward pass only.
@@ -187,8 +270,9 @@ class TextConfig:
             dim=self.width,
             num_heads=self.num_heads,
             mlp_hidden_dim=self.mlp_hidden_dim,
-            qkv_bias=False,
-            causal=True,
+            activation=self.activation,
+            qkv_bias=self.qkv_bias,
+            causal=self.causal,
             layer_norm_epsilon=self.layer_norm_epsilon,
             initialization="clip",
             num_layers=self.depth,
@@ -212,6 +296,12 @@ class HeadConfig:
         Choice(POOLINGS),
         "patch token pooling: mean, max or gem; none excludes patch tokens from the descriptor",
     ] = "mean"
+    projection: Annotated[
+        int,
+        Range(0, 2**20),
+        "width to which class and patch tokens are projected linearly, without a bias (CLIP); 0: "
+        "no projection",
+    ] = 0
     layer_scale: Annotated[float, Range(0, 10), "initial LayerScale factor"] = 1e-5
     layer_norm_epsilon: Annotated[float, _EPSILON, "constant added to the LayerNorm variance"] = (
         1e-5
@@ -230,11 +320,22 @@ def descriptor_dim(dim: int, pooling: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class DinoTxtConfig:
-    """Architecture of a complete dino.txt model."""
+    """Architecture of a complete model: dino.txt, LiT, CLIP, SigLIP or TIPS.
+
+    Attributes:
+        vision, head, text: architecture of the three parts.
+        logit_bias: whether the model has a bias that is added to logits (SigLIP).
+    """
 
     vision: VisionConfig
     head: HeadConfig
     text: TextConfig
+    logit_bias: bool = False
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the head's class and patch tokens."""
+        return self.head.projection or self.vision.dim
 
     @property
     def head_dims(self) -> tuple[int, int, int]:
@@ -246,7 +347,7 @@ class DinoTxtConfig:
         )
 
     def __post_init__(self) -> None:
-        expected = descriptor_dim(self.vision.dim, self.head.pooling)
+        expected = descriptor_dim(self.token_dim, self.head.pooling)
         if self.text.embed_dim != expected:
             raise ValueError(
                 f"text features of {self.text.embed_dim} dimensions cannot be compared with image "

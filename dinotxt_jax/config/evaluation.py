@@ -52,6 +52,18 @@ PROTOCOL_SIDES: dict[str, str] = {"slide": "short_side", "whole": "", "highres":
 PUBLISHED_SETS = ("imagenet1k", "coco", "ade20k_150", "cityscapes_19")
 
 
+DENSE_FEATURE_NAMES = (
+    "auto",
+    "plain",
+    "backbone",
+    "value",
+    "csa",
+    "kk",
+    "map_values",
+    "map_values_csa",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class SegmentationConfig:
     """Semantic segmentation protocol."""
@@ -84,6 +96,14 @@ class SegmentationConfig:
         "highres: number of clusters of similar patches; all patches in a cluster get the same "
         "class (0: each patch is classified separately)",
     ] = 0
+    features: Annotated[
+        str,
+        Choice(DENSE_FEATURE_NAMES),
+        "patch tokens that are compared with texts: auto (map_values for SigLIP, otherwise plain), "
+        "plain (through the model's head), backbone (before the head), value, csa or kk (another "
+        "attention in the last block: MaskCLIP, SCLIP, ClearCLIP), map_values or map_values_csa "
+        "(each token through SigLIP's attention pooling head)",
+    ] = "auto"
     background_score: Annotated[
         float,
         Range(-1, 1),

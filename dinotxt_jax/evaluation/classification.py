@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax.config import TaskConfig, check_image_size
+from dinotxt_jax.config.architecture import VisionConfig
 from dinotxt_jax.config.evaluation import KIND_SETTINGS
 from dinotxt_jax.data.examples import check_images_found, limited
 from dinotxt_jax.data.labelled import LabelledSource
@@ -31,8 +32,8 @@ class ClassificationKind:
     metrics = KIND_SETTINGS["classification"].metrics
     encodes_whole_images = True
 
-    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
-        check_image_size(task.data.image_size, patch_size, f"{section}.data.image_size")
+    def check(self, section: str, task: TaskConfig, vision: VisionConfig) -> None:
+        check_image_size(task.data.image_size, vision.patch_size, f"{section}.data.image_size")
         self.texts(section, task)
 
     def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:

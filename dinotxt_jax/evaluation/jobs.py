@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from dinotxt_jax.config import TaskConfig
+from dinotxt_jax.config.architecture import VisionConfig
 from dinotxt_jax.data.feature_cache import FeatureCache
 from dinotxt_jax.inference import Model
 from dinotxt_jax.runtime import processes
@@ -88,7 +89,7 @@ class TaskKind(Protocol[SourceT]):
     metrics: tuple[str, ...]
     encodes_whole_images: bool
 
-    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
+    def check(self, section: str, task: TaskConfig, vision: VisionConfig) -> None:
         """Raises `UserError` if settings do not fit the backbone or texts are missing.
 
         `section`, here and below, names the task's settings on the command line, such as

@@ -58,7 +58,7 @@ def evaluate(
     output = to_output(output, "--output")
     file = output / "results.json"
     with processes.together():
-        check_tasks(config, read_description(model_path).vision.patch_size, mesh, "config")
+        check_tasks(config, read_description(model_path).vision, mesh, "config")
         opened = [open_task(name, task, "config") for name, task in config.tasks.items()]
         results = _read(file)
         for task in opened:

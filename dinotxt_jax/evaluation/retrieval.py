@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dinotxt_jax import visualize
 from dinotxt_jax.config import TaskConfig, check_image_size
+from dinotxt_jax.config.architecture import VisionConfig
 from dinotxt_jax.config.evaluation import KIND_SETTINGS
 from dinotxt_jax.data.bad_images import BadImageError, bad_in_evaluation
 from dinotxt_jax.data.examples import Source, check_images_found, limited
@@ -129,8 +130,8 @@ class RetrievalKind:
     metrics = KIND_SETTINGS["retrieval"].metrics
     encodes_whole_images = True
 
-    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
-        check_image_size(task.data.image_size, patch_size, f"{section}.data.image_size")
+    def check(self, section: str, task: TaskConfig, vision: VisionConfig) -> None:
+        check_image_size(task.data.image_size, vision.patch_size, f"{section}.data.image_size")
 
     def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
         return []

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dinotxt_jax import visualize
 from dinotxt_jax.config import SegmentationConfig, TaskConfig
+from dinotxt_jax.config.architecture import VisionConfig
 from dinotxt_jax.config.evaluation import KIND_SETTINGS
 from dinotxt_jax.data.examples import limited
 from dinotxt_jax.data.masks import IGNORED, MaskSource
@@ -49,8 +50,8 @@ class SegmentationKind:
     metrics = KIND_SETTINGS["segmentation"].metrics
     encodes_whole_images = False
 
-    def check(self, section: str, task: TaskConfig, patch_size: int) -> None:
-        check_protocol(task.segmentation, patch_size, f"{section}.segmentation")
+    def check(self, section: str, task: TaskConfig, vision: VisionConfig) -> None:
+        check_protocol(task.segmentation, vision, f"{section}.segmentation")
         self.texts(section, task)
 
     def texts(self, section: str, task: TaskConfig) -> list[tuple[str, ...]]:
@@ -93,6 +94,9 @@ class SegmentationKind:
         source: MaskSource = job.source
         templates, words = _templates(where, task), _words(where, task)
         score = task.segmentation.background_score
+        features = job.model.dense_features(
+            task.segmentation.features, f"tasks.{job.name}.segmentation"
+        )
         names, background = source.class_names, source.background
         texts = placed_texts(job.model, names, templates, background, score, words)
         counts, fingerprint = _counted_set(job, texts)
@@ -103,6 +107,7 @@ class SegmentationKind:
             chance=chance_scores(confusion),
             protocol={
                 "protocol": task.segmentation.protocol,
+                "features": features,
                 "resolution": PROTOCOLS[task.segmentation.protocol].resolution(task.segmentation),
                 "templates": len(templates),
                 "classes": len(names),

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, TaskConfig
+from dinotxt_jax.config.architecture import VisionConfig
 from dinotxt_jax.evaluation.classification import ClassificationKind
 from dinotxt_jax.evaluation.jobs import Job, TaskKind, TaskResult, digest
 from dinotxt_jax.evaluation.retrieval import RetrievalKind
@@ -27,18 +28,18 @@ KINDS: dict[str, TaskKind[Any]] = {
 """All task kinds, keyed by the name used for the config key `kind`."""
 
 
-def check_tasks(config: EvaluationConfig, patch_size: int, mesh: Mesh, where: str) -> None:
+def check_tasks(config: EvaluationConfig, vision: VisionConfig, mesh: Mesh, where: str) -> None:
     """Raises `UserError` for tasks that do not fit the mesh, the backbone or the named texts.
 
     Args:
         config: the tasks, already accepted by `config.check`.
-        patch_size: the backbone's patch size, pixels.
+        vision: the backbone's architecture.
         mesh: the device mesh for the run.
         where: the name of these settings on the command line, for messages.
     """
     sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
     for name, task in config.tasks.items():
-        KINDS[task.kind].check(f"{where}.tasks.{name}", task, patch_size)
+        KINDS[task.kind].check(f"{where}.tasks.{name}", task, vision)
 
 
 @dataclasses.dataclass(frozen=True)

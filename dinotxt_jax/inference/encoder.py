@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from dinotxt_jax import sharding
-from dinotxt_jax.errors import UserError
+from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.running import checked_images, checked_tokens, run_method
 from dinotxt_jax.inference.summary import summary
-from dinotxt_jax.models.dinotxt import ImageFeatures, normalized
+from dinotxt_jax.models.dinotxt import DENSE_FEATURES, ImageFeatures, normalized
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.model_directory import ModelDescription, fingerprint
 from dinotxt_jax.tokenizers import Tokenizer, trimmed_length
@@ -79,15 +79,58 @@ class Encoder:
         """Logarithm of the factor that multiplies cosine similarities: exp(logit_scale)."""
         return float(self._arrays["logit_scale"])
 
+    @property
+    def logit_bias(self) -> float:
+        """The number that is added to logits (SigLIP); 0 for models without one."""
+        return float(self._arrays.get("logit_bias", 0.0))
+
     def encode_image(
         self, images: Float[Array | np.ndarray, "b h w 3"], normalize: bool = False
     ) -> Float[Array, "b D"]:
         """Encodes normalised RGB images to [class token; pooled patch tokens], float32."""
         return self._run("encode_image", checked_images(images), normalize=normalize)
 
-    def encode_patches(self, images: Float[Array | np.ndarray, "b h w 3"]) -> ImageFeatures:
-        """Encodes normalised RGB images to the head's class [b d] and patch [b gh gw d] tokens."""
-        return self._run("encode_patches", checked_images(images))
+    def encode_patches(
+        self, images: Float[Array | np.ndarray, "b h w 3"], features: str = "auto"
+    ) -> ImageFeatures:
+        """Encodes normalised RGB images to class [b d] and patch [b gh gw d] tokens.
+
+        Args:
+            images: normalised images.
+            features: kind of patch tokens (`SegmentationConfig.features`).
+
+        Raises:
+            UserError: the model has no patch tokens of that kind.
+        """
+        kind = self.dense_features(features, "encode_patches")
+        return self._run("encode_patches", checked_images(images), features=kind)
+
+    def dense_features(self, name: str, where: str) -> str:
+        """Returns the kind of patch tokens that `SegmentationConfig.features` stands for.
+
+        Args:
+            name: the setting.
+            where: the key of the settings that contain it, for messages.
+
+        Raises:
+            UserError: the model has no patch tokens of that kind that texts can be compared with.
+        """
+        model = self.description.dinotxt
+        pools = model.vision.attention_pooling and not model.head.num_blocks
+        if name == "auto":
+            return "map_values" if pools else "plain"
+        check_choice(f"{where}.features", name, DENSE_FEATURES)
+        suitable = [
+            kind
+            for kind, made in DENSE_FEATURES.items()
+            if made.pools_each == pools and (made.through_head or not model.head.projection)
+        ]
+        if name not in suitable:
+            raise UserError(
+                f"{where}.features is {name}, which texts cannot be compared with in this model, "
+                f"expected {', '.join(suitable)} or auto; set it to one of these."
+            )
+        return name
 
     def encode_text(
         self, tokens: Int[Array | np.ndarray, "b l"], normalize: bool = False
@@ -158,20 +201,22 @@ class Encoder:
         """
         return self._padded_size(batch_size) // len(self.readers)
 
-    def window_tokens(self, windows: UInt8[np.ndarray, "r h w 3"]) -> Float[Array, "b gh gw d"]:
-        """Returns the head's patch tokens of image windows, L2-normalised, float32, on the devices.
+    def window_tokens(
+        self, windows: UInt8[np.ndarray, "r h w 3"], features: str = "plain"
+    ) -> Float[Array, "b gh gw d"]:
+        """Returns patch tokens of image windows, L2-normalised, float32, on the devices.
 
         All processes that share the mesh must call it, each with `window_rows` windows of its own
         (those of a group in `readers` with the same); `own_rows` finds them in the result. Windows
-        are stretched bicubically to whole patches.
+        are stretched bicubically to whole patches. `features` comes from `dense_features`.
         """
         if self._mesh is None:
             placed = jnp.asarray(windows)
         else:
             placed = sharding.global_batch({"windows": windows}, self._mesh)["windows"]
-        return unit_length(
-            self._run("encode_patches", placed, pixels=self.description.preprocessing).patch_tokens
-        )
+        pixels = self.description.preprocessing
+        encoded = self._run("encode_patches", placed, pixels=pixels, features=features)
+        return unit_length(encoded.patch_tokens)
 
     def own_rows(self, batch: Float[Array, "b ..."]) -> Float[Array, "r ..."]:
         """Returns the rows that belong to this process's windows, on its first device.
@@ -190,8 +235,9 @@ class Encoder:
     ) -> Float[np.ndarray, "n D"]:
         """Returns L2-normalised features for one or several texts, in input order.
 
-        Texts are sorted by length for encoding and cut to multiples of `trim` tokens. This gives
-        the same features (attention is causal) for a fraction of the work.
+        Texts are sorted by length for encoding and cut to multiples of `trim` tokens. Where padding
+        has no influence, this gives the same features for a fraction of the work; other models get
+        whole rows.
 
         Raises:
             UserError: there is no text.
@@ -200,9 +246,13 @@ class Encoder:
         if not texts:
             raise UserError("there are no texts, expected at least one; add a text.")
         tokens = self.tokenizer(texts)
-        lengths = self.tokenizer.lengths(tokens)
+        config = self.description.dinotxt.text
+        if config.ignores_padding:
+            lengths = self.tokenizer.lengths(tokens)
+        else:
+            lengths = np.full(len(tokens), config.context_length)
         order = np.argsort(lengths, kind="stable")
-        features = np.empty((len(order), self.description.dinotxt.text.embed_dim), np.float32)
+        features = np.empty((len(order), config.embed_dim), np.float32)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             length = trimmed_length(int(lengths[rows].max()), trim, tokens.shape[1])

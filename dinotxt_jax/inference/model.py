@@ -85,7 +85,8 @@ class Model(Encoder):
     ) -> Classification:
         """Classifies descriptors returned by `embed_images`; otherwise the same as `classify`."""
         texts = class_features(self, classes, read_templates(templates, "templates"))
-        return Classification(tuple(classes), descriptors @ texts.T, self.logit_scale)
+        cosines = descriptors @ texts.T
+        return Classification(tuple(classes), cosines, self.logit_scale, self.logit_bias)
 
     def segment(
         self,
@@ -116,7 +117,8 @@ class Model(Encoder):
         if isinstance(config, str):
             config = SegmentationConfig(config, self.description.preprocessing.crop)
         check(config, "segmentation")
-        check_protocol(config, self.description.vision.patch_size, "segmentation")
+        check_protocol(config, self.description.vision, "segmentation")
+        self.dense_features(config.features, "segmentation")
         names, texts = dense_texts(
             self, classes, read_templates(templates, "templates"), background
         )
@@ -146,12 +148,15 @@ class Model(Encoder):
             )
         return self.segment(image, [text], protocol, "{}").scores[..., 0]
 
-    def patch_tokens(self, image: ImageLike, size: int = 0) -> Float[np.ndarray, "gh gw d"]:
-        """Returns the head's patch tokens of a whole image, not normalised.
+    def patch_tokens(
+        self, image: ImageLike, size: int = 0, features: str = "auto"
+    ) -> Float[np.ndarray, "gh gw d"]:
+        """Returns the patch tokens of a whole image, not normalised.
 
         Args:
             image: a single image, as for `embed_images`; the sides are rounded to whole patches.
             size: short side, pixels (0: `preprocessing.crop`).
+            features: kind of patch tokens (`SegmentationConfig.features`).
 
         Raises:
             UserError: the image cannot be read or is too narrow.
@@ -159,8 +164,13 @@ class Model(Encoder):
         short = size or self.description.preprocessing.crop
         patch, preparation = self.description.vision.patch_size, self.description.preprocessing
         pixels = in_whole_patches(read_image(image), short, patch)
-        features = self._run("encode_patches", jnp.asarray(pixels[None]), pixels=preparation)
-        return np.asarray(features.patch_tokens[0])
+        encoded = self._run(
+            "encode_patches",
+            jnp.asarray(pixels[None]),
+            pixels=preparation,
+            features=self.dense_features(features, "patch_tokens"),
+        )
+        return np.asarray(encoded.patch_tokens[0])
 
 
 def _stacks(

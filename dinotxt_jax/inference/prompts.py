@@ -42,15 +42,16 @@ def class_features(
         class_names: the classes; equal names give equal features.
         templates: prompts with `{}` for the class name.
         batch_size: number of prompts encoded at once.
-        patch_features: returns only the patch features [c d], the second half (for LiT, which has
-            only one half, the whole feature), sliced *before* any normalisation.
+        patch_features: returns only the patch features [c d], the second half (for models with a
+            single part, such as LiT and CLIP, the whole feature), sliced *before* any
+            normalisation.
 
     Raises:
         UserError: there is no class, or a class name is blank.
     """
     _check(class_names)
     features = _cached_features(model, class_names, templates, batch_size)
-    dim = model.description.vision.dim
+    dim = model.description.dinotxt.token_dim
     return features[:, -dim:] if patch_features else features[:, :-dim]
 
 
@@ -152,7 +153,7 @@ def _cached_features(
 def _encoded(
     model: Encoder, class_names: Sequence[str], templates: Sequence[str], batch_size: int
 ) -> Float[np.ndarray, "c E"]:
-    dim, at_once = model.description.vision.dim, max(_PROMPTS // len(templates), 1)
+    dim, at_once = model.description.dinotxt.token_dim, max(_PROMPTS // len(templates), 1)
     blocks = [class_names[i : i + at_once] for i in range(0, len(class_names), at_once)]
     class_rows = []
     # Show a progress bar only if there are several blocks.

@@ -22,12 +22,13 @@ class Classification:
     Attributes:
         class_names: the c classes.
         cosines: similarities between n images and c classes [n c].
-        logit_scale: the model's logit scale.
+        logit_scale, logit_bias: the model's; the bias is 0 for models without one.
     """
 
     class_names: tuple[str, ...]
     cosines: Float[np.ndarray, "n c"]
     logit_scale: float
+    logit_bias: float = 0.0
 
     @property
     def labels(self) -> Int[np.ndarray, " n"]:
@@ -40,6 +41,12 @@ class Classification:
         logits = math.exp(self.logit_scale) * (self.cosines - self.cosines.max(1, keepdims=True))
         odds = np.exp(logits)
         return odds / odds.sum(axis=1, keepdims=True)
+
+    @property
+    def sigmoids(self) -> Float[np.ndarray, "n c"]:
+        """Sigmoid of the logits: the probability of each class alone, for the sigmoid loss."""
+        logits = math.exp(self.logit_scale) * self.cosines + self.logit_bias
+        return 1 / (1 + np.exp(-logits))
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
         """Returns the k most probable classes with probabilities for each image, best first."""

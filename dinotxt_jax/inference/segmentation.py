@@ -74,6 +74,7 @@ def segment_batches(
         UserError: an image is too narrow to be resized, or reading it raises the error; all
             processes that share the mesh raise an error then.
     """
+    features = model.dense_features(config.features, "segmentation")
     protocol, patch = PROTOCOLS[config.protocol], model.description.vision.patch_size
     rows = model.window_rows(batch_size)
     # Canvases of each unfinished image, in image order.
@@ -100,7 +101,7 @@ def segment_batches(
 
     for batch, pixels in _filled(model, windows(), rows):
         # Texts stay on the host here, because tokens may be on devices from several processes.
-        maps = protocol.window_maps(model.window_tokens(pixels), texts)
+        maps = protocol.window_maps(model.window_tokens(pixels, features), texts)
         yield completed(batch, model.own_rows(maps))
 
 

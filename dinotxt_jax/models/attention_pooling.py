@@ -13,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from dinotxt_jax.config.architecture import BlockConfig
-from dinotxt_jax.models.blocks import Attention, Mlp
+from dinotxt_jax.models.blocks import Mlp
 from dinotxt_jax.models.initialization import Normal
-from dinotxt_jax.models.layers import DTypes, LayerNorm, parameter
+from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, parameter
 
 
 class AttentionPooling(nnx.Module):
@@ -25,9 +25,30 @@ class AttentionPooling(nnx.Module):
     """
 
     def __init__(self, config: BlockConfig, *, dtypes: DTypes):
-        self.probe = parameter(Normal(0.02), (config.dim,), ("embed",), dtypes.parameters)
-        self.attention = Attention(config, dtypes=dtypes)
-        self.norm = LayerNorm(config.dim, config.layer_norm_epsilon, dtypes=dtypes)
+        dim, heads, width = config.dim, config.num_heads, config.head_dim
+        self.softmax_dtype = dtypes.normalization
+
+        def projection() -> Dense:
+            return Dense(
+                (dim,),
+                (heads, width),
+                ("embed", "heads", "head_dim"),
+                use_bias=True,
+                initializer=Normal(0.02),
+                dtypes=dtypes,
+            )
+
+        self.probe = parameter(Normal(0.02), (dim,), ("embed",), dtypes.parameters)
+        self.query, self.key, self.value = projection(), projection(), projection()
+        self.out = Dense(
+            (heads, width),
+            (dim,),
+            ("heads", "head_dim", "embed"),
+            use_bias=True,
+            initializer=Normal(0.02),
+            dtypes=dtypes,
+        )
+        self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes)
         self.mlp = Mlp(config, dtypes=dtypes)
 
     def __call__(
@@ -39,10 +60,10 @@ class AttentionPooling(nnx.Module):
             tokens: patch tokens after the final norm.
             valid: which tokens are no padding; None: all.
         """
-        query = self.attention.qkv(self.probe[...])[0]  # [h k]
-        key, value = jnp.moveaxis(self.attention.qkv(tokens)[:, :, 1:], 2, 0)  # [b n h k] each
+        query = self.query(self.probe[...])  # [h k]
+        key, value = self.key(tokens), self.value(tokens)  # [b n h k]
         logits = jnp.einsum("hk,bnhk->bhn", query * query.shape[-1] ** -0.5, key)
-        logits = logits.astype(self.attention.softmax_dtype)
+        logits = logits.astype(self.softmax_dtype)
         if valid is not None:
             logits = jnp.where(valid[:, None], logits, jnp.finfo(logits.dtype).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
@@ -51,10 +72,10 @@ class AttentionPooling(nnx.Module):
     def each(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Pools each token alone: patch tokens in the space that is shared with texts.
 
-        The softmax over one key is 1, so that the attention is the token's value.
+        The softmax over a single key is 1, so that the attention returns the token's value.
         """
-        return self._finished(self.attention.qkv(tokens)[:, :, 2])
+        return self._finished(self.value(tokens))
 
     def _finished(self, attended: Float[Array, "*b h k"]) -> Float[Array, "*b d"]:
-        y = self.attention.out(attended)
+        y = self.out(attended)
         return y + self.mlp(self.norm(y))

@@ -6,7 +6,8 @@ width of the MLP, l layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -38,6 +39,27 @@ def initializers(config: BlockConfig) -> tuple[Initializer, Initializer, Initial
         return Normal(width), Normal((2 * config.dim) ** -0.5), Normal(out)
     small = Normal(0.02)
     return small, small, small
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Returns an activation function by name (`config.architecture.ACTIVATIONS`)."""
+    functions: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "gelu": functools.partial(jax.nn.gelu, approximate=False),
+        "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+        "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+        "relu": jax.nn.relu,
+    }
+    return functions[name]
+
+
+MIXINGS = ("plain", "value", "csa", "kk")
+"""Ways in which the last block may mix tokens, for dense features without training.
+
+    plain  the block as it was trained.
+    value  each token keeps its own value; residual and MLP stay (MaskCLIP, arXiv 2112.01071).
+    csa    weights softmax(q q') + softmax(k k'); residual and MLP stay (SCLIP, arXiv 2312.01597).
+    kk     weights softmax(k k'), without residual and MLP (ClearCLIP, arXiv 2407.12442).
+"""
 
 
 class Attention(nnx.Module):
@@ -72,34 +94,39 @@ class Attention(nnx.Module):
         x: Float[Array, "b n d"],
         rotation: Rotation | None = None,
         segment_ids: Int[Array, "b n"] | None = None,
+        mixing: str = "plain",
     ) -> Float[Array, "b n d"]:
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # [b n 3 h k] -> 3 x [b n h k]
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        y = attention(
-            query,
-            key,
-            value,
+        mix = functools.partial(
+            attention,
+            value=value,
             causal=self.causal,
             softmax_dtype=self.softmax_dtype,
             segment_ids=segment_ids,
             implementation=self.implementation,
         )
-        return self.out(y)
+        if mixing == "value":
+            return self.out(value)
+        if mixing == "csa":
+            return self.out(mix(query, query) + mix(key, key))
+        return self.out(mix(key if mixing == "kk" else query, key))
 
 
 class Mlp(nnx.Module):
-    """Computes fc2(gelu(fc1(x))) with the exact (erf) GELU."""
+    """Computes fc2(activation(fc1(x)))."""
 
     def __init__(self, config: BlockConfig, *, dtypes: DTypes):
         _, into, out = initializers(config)
         dim, hidden = config.dim, config.mlp_hidden_dim
+        self.activation = config.activation
         common: dict[str, Any] = dict(use_bias=True, dtypes=dtypes)
         self.fc1 = Dense((dim,), (hidden,), ("embed", "mlp"), initializer=into, **common)
         self.fc2 = Dense((hidden,), (dim,), ("mlp", "embed"), initializer=out, **common)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.fc2(activation(self.activation)(self.fc1(x)))
 
 
 class SwiGlu(nnx.Module):
@@ -141,18 +168,22 @@ class Block(nnx.Module):
         drop: DropPath | None = None,
         rotation: Rotation | None = None,
         segment_ids: Int[Array, "b n"] | None = None,
+        mixing: str = "plain",
     ) -> Float[Array, "b n d"]:
+        """Returns the tokens after the block; `mixing` is one of `MIXINGS`."""
         if segment_ids is not None and drop is not None and self.drop_path:
             raise ValueError("drop path leaves out whole rows, and packed rows hold several texts")
 
         def attend(rows: jax.Array) -> jax.Array:
-            y = self.attention(self.norm1(rows), rotation, segment_ids)
+            y = self.attention(self.norm1(rows), rotation, segment_ids, mixing)
             return y if self.layer_scale1 is None else self.layer_scale1(y)
 
         def transform(rows: jax.Array) -> jax.Array:
             y = self.mlp(self.norm2(rows))
             return y if self.layer_scale2 is None else self.layer_scale2(y)
 
+        if mixing == "kk":
+            return attend(x)
         for number, branch in enumerate((attend, transform)):
             x = add_branch(x, branch, self.drop_path, for_part(drop, number))
             x = constrain(x, "batch", "tokens", None)
@@ -185,6 +216,7 @@ def apply_stack(
     rotation: Rotation | None = None,
     segment_ids: Int[Array, "b n"] | None = None,
     keep: Sequence[int] = (),
+    last_mixing: str = "plain",
 ) -> tuple[Float[Array, "b n d"], Float[Array, "l b n d"]]:
     """Runs stacked blocks in sequence with `jax.lax.scan`.
 
@@ -198,6 +230,8 @@ def apply_stack(
         segment_ids: tokens attend only to tokens with the same ID in the same row (`attention`).
         keep: indices of the blocks, from 0, whose outputs are also returned; only these outputs
             use memory.
+        last_mixing: how the last block mixes tokens (`MIXINGS`); with another way than "plain",
+            `keep` must be empty.
 
     Returns:
         The output of the last block, and the outputs of the blocks in `keep`, in that order.
@@ -205,6 +239,12 @@ def apply_stack(
     graphdef, state = nnx.split(blocks)
     arrays = nnx.to_pure_dict(state)
     num_layers = jax.tree.leaves(arrays)[0].shape[0]
+    if last_mixing != "plain":
+        last = nnx.merge(graphdef, jax.tree.map(lambda array: array[-1], arrays))
+        if num_layers > 1:
+            first = nnx.merge(graphdef, jax.tree.map(lambda array: array[:-1], arrays))
+            x, _ = apply_stack(first, x, rotation=rotation, segment_ids=segment_ids)
+        return last(x, None, rotation, segment_ids, last_mixing), jnp.zeros((0, *x.shape), x.dtype)
     # The scan carries one buffer of the requested outputs, [slots b n d], because stacked scan
     # results would store every layer. slots[i] is the slot for block i; unrequested layers write to
     # a scratch slot at the end, so that all blocks run the same program.

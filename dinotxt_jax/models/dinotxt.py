@@ -1,4 +1,7 @@
-"""dino.txt: a frozen vision transformer with a trainable head, and a text transformer.
+"""A vision transformer with a head, and a text transformer in the same space.
+
+In dino.txt the vision transformer is frozen and the head is trained. CLIP's head is a projection;
+SigLIP and TIPS have none.
 
 Source: `dinov2/hub/dinotxt.py` and `dinov2/eval/text/` in facebookresearch/dinov2;
 arXiv 2412.16334.
@@ -24,16 +27,20 @@ from dinotxt_jax.config.architecture import (
 )
 from dinotxt_jax.models.blocks import Block, apply_stack, stack
 from dinotxt_jax.models.drop_path import DropPath
-from dinotxt_jax.models.initialization import Constant
-from dinotxt_jax.models.layers import DTypes, LayerNorm, parameter
+from dinotxt_jax.models.initialization import Constant, Normal
+from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, parameter
 from dinotxt_jax.models.text import Packing, TextTransformer
-from dinotxt_jax.models.vit import VisionTransformer
+from dinotxt_jax.models.vit import Images, VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+INITIAL_LOGIT_BIAS = -10.0  # SigLIP: arXiv 2303.15343, section 3.2
 
 
 class VisionHead(nnx.Module):
-    """Transformer blocks and a LayerNorm over all backbone tokens; the identity for 0 blocks."""
+    """Transformer blocks and a LayerNorm over all backbone tokens, and a projection; each optional.
+
+    A head with neither blocks nor projection is the identity.
+    """
 
     def __init__(
         self,
@@ -59,6 +66,18 @@ class VisionHead(nnx.Module):
         self.dtypes = dtypes
         self.remat = remat
         self.num_blocks = config.num_blocks
+        self.projection = (
+            Dense(
+                (dim,),
+                (config.projection,),
+                ("embed", "projection"),
+                use_bias=False,
+                initializer=Normal(dim**-0.5),
+                dtypes=dtypes,
+            )
+            if config.projection
+            else None
+        )
         if not config.num_blocks:
             return
         self.blocks = stack(Block(block, dtypes=dtypes), config.num_blocks)
@@ -66,13 +85,40 @@ class VisionHead(nnx.Module):
 
     def __call__(
         self, tokens: Float[Array, "b t d"], drop: DropPath | None = None
-    ) -> Float[Array, "b t d"]:
-        """Returns the head's output tokens; `drop` enables drop path."""
-        if not self.num_blocks:
-            return tokens
-        x = tokens.astype(self.dtypes.compute)
-        x, _ = apply_stack(self.blocks, x, drop=drop, remat=self.remat)
-        return self.norm(x)
+    ) -> Float[Array, "b t e"]:
+        """Returns the head's tokens, e = d without a projection; `drop` enables drop path."""
+        x = tokens
+        if self.num_blocks:
+            x = x.astype(self.dtypes.compute)
+            x, _ = apply_stack(self.blocks, x, drop=drop, remat=self.remat)
+            x = self.norm(x)
+        return x if self.projection is None else self.projection(x)
+
+
+class DenseKind(NamedTuple):
+    """How patch tokens are made that can be compared with texts.
+
+    Attributes:
+        mixing: how the last block of the backbone mixes tokens (`blocks.MIXINGS`).
+        pools_each: each patch token passes through the attention pooling head alone (SigLIP).
+        through_head: tokens pass through the model's head.
+    """
+
+    mixing: str = "plain"
+    pools_each: bool = False
+    through_head: bool = True
+
+
+DENSE_FEATURES = {
+    "plain": DenseKind(),
+    "backbone": DenseKind(through_head=False),
+    "value": DenseKind("value"),
+    "csa": DenseKind("csa"),
+    "kk": DenseKind("kk"),
+    "map_values": DenseKind(pools_each=True),
+    "map_values_csa": DenseKind("csa", pools_each=True),
+}
+"""Kinds of patch tokens by name. "plain" and "backbone" differ only in models with a head."""
 
 
 class ImageFeatures(NamedTuple):
@@ -87,10 +133,10 @@ class DinoTxt(nnx.Module):
 
     An image descriptor is [class token; pooled patch tokens]. With a 0-block head and pooling
     "none" this is LiT (arXiv 2111.07991): a locked image tower that is compared by the class token
-    alone.
+    alone. With another backbone, head and text transformer it is CLIP, SigLIP or TIPS.
 
     The sub-module names are the top-level keys in every array tree: `backbone` (frozen), and
-    `head`, `text` and `logit_scale` (trained).
+    `head`, `text`, `logit_scale` and (SigLIP) `logit_bias`.
     """
 
     def __init__(
@@ -121,20 +167,36 @@ class DinoTxt(nnx.Module):
         # scale are smaller than that.
         dtype = jnp.promote_types(dtypes.parameters, "float32").name
         self.logit_scale = parameter(Constant(INITIAL_LOGIT_SCALE), (), (), dtype)
+        self.logit_bias = (
+            parameter(Constant(INITIAL_LOGIT_BIAS), (), (), dtype) if config.logit_bias else None
+        )
 
-    def encode_image(
-        self, images: Float[Array, "b h w 3"], normalize: bool = False
-    ) -> Float[Array, "b D"]:
+    def encode_image(self, images: Images, normalize: bool = False) -> Float[Array, "b D"]:
         """Returns descriptors for normalised images; D = 2 d, or d with pooling "none"."""
         return self.describe_tokens(self.backbone.tokens(images), normalize)
 
-    def encode_patches(self, images: Float[Array, "b h w 3"]) -> ImageFeatures:
-        """Returns the head's class token [b d] and the patch tokens as a grid [b gh gw d]."""
-        features = self.encode_tokens(self.backbone.tokens(images))
-        patches = features.patch_tokens
+    def encode_patches(
+        self, images: Float[Array, "b h w 3"], features: str = "plain"
+    ) -> ImageFeatures:
+        """Returns the class token [b d] and the patch tokens as a grid [b gh gw d].
+
+        Args:
+            images: normalised images.
+            features: a key of `DENSE_FEATURES`.
+        """
+        kind = DENSE_FEATURES[features]
+        tokens = self.backbone.tokens(images, kind.mixing)
+        if kind.pools_each:
+            if self.backbone.pooling is None:
+                raise ValueError(f"{features} needs a backbone with an attention pooling head")
+            first = 1 + self.config.vision.num_registers
+            pooled = self.backbone.pooling.each(tokens[:, first:])
+            tokens = jnp.concatenate([tokens[:, :first], pooled], axis=1)
+        encoded = self.encode_tokens(tokens) if kind.through_head else self.split(tokens)
+        patches = encoded.patch_tokens
         grid = self.backbone.grid(images)
         return ImageFeatures(
-            features.class_token, patches.reshape(patches.shape[0], *grid, patches.shape[-1])
+            encoded.class_token, patches.reshape(patches.shape[0], *grid, patches.shape[-1])
         )
 
     def encode_tokens(
@@ -144,8 +206,11 @@ class DinoTxt(nnx.Module):
 
         `drop` enables drop path. The head sees the registers, but its outputs for them are dropped.
         """
-        head = self.head(tokens, drop)
-        return ImageFeatures(head[:, 0], head[:, 1 + self.config.vision.num_registers :])
+        return self.split(self.head(tokens, drop))
+
+    def split(self, tokens: Float[Array, "b t d"]) -> ImageFeatures:
+        """Returns the class token and the patch tokens; registers are dropped."""
+        return ImageFeatures(tokens[:, 0], tokens[:, 1 + self.config.vision.num_registers :])
 
     def describe_tokens(
         self, tokens: Float[Array, "b t d"], normalize: bool = False

@@ -1,11 +1,13 @@
-"""The DINOv2 and DINOv3 vision transformer, and timm's plain ViT when LayerScale is off.
+"""The vision transformer of all families: DINOv2, DINOv3, plain ViTs, CLIP, SigLIP and TIPS.
 
 Sources: `dinov2/models/vision_transformer.py` in facebookresearch/dinov2 (arXiv 2304.07193, and
 2309.16588 for register tokens); `dinov3/models/vision_transformer.py` in facebookresearch/dinov3
-(arXiv 2508.10104). DINOv3's "storage tokens" are called registers here.
+(arXiv 2508.10104). DINOv3's "storage tokens" are called registers here, and so is the second class
+token of TIPS (arXiv 2410.16512). CLIP (arXiv 2103.00020) normalises the embedded tokens; SigLIP
+(arXiv 2303.15343, 2502.14786) has no learned class token but pools the patch tokens.
 
-Shapes: b batch, t all tokens (1 class + r registers + n patches), d model width, gh x gw patch
-grid.
+Shapes: b batch, t all tokens (1 class + r registers + n patches), d model width, p patch side,
+gh x gw patch grid.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dinotxt_jax.config.architecture import VisionConfig
+from dinotxt_jax.models.attention_pooling import AttentionPooling
 from dinotxt_jax.models.blocks import Block, apply_stack, stack
 from dinotxt_jax.models.initialization import Constant, Normal
 from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, parameter
-from dinotxt_jax.models.positions import interpolate_positions
+from dinotxt_jax.models.positions import interpolate_per_image, interpolate_positions
 from dinotxt_jax.models.rope import Rotation, make_periods, make_rotation
 from dinotxt_jax.sharding import constrain
 
@@ -39,8 +42,28 @@ class VisionOutput(NamedTuple):
     patch_tokens: jax.Array
 
 
+class PatchBatch(NamedTuple):
+    """Images of different sizes, cut into patches and padded to one length (SigLIP 2 NaFlex).
+
+    Attributes:
+        patches: float[b n p*p*3], normalised; per patch in the order row, column, channel.
+        grids: int[b 2], rows and columns of patches in each image. Patch n of an image lies in row
+            n // columns; patches from rows * columns on are padding.
+    """
+
+    patches: jax.Array
+    grids: jax.Array
+
+    def valid(self) -> Bool[Array, "b n"]:
+        """Returns which patches are no padding."""
+        return jnp.arange(self.patches.shape[1]) < jnp.prod(self.grids, axis=1)[:, None]
+
+
+Images = Float[Array, "b h w 3"] | PatchBatch
+
+
 class VisionTransformer(nnx.Module):
-    """A DINOv2, DINOv3 or plain vision transformer."""
+    """A vision transformer of any family."""
 
     def __init__(self, config: VisionConfig, *, dtypes: DTypes, attention: str = "xla"):
         self.config = config
@@ -50,14 +73,15 @@ class VisionTransformer(nnx.Module):
             (patch, patch, 3),
             (dim,),
             ("patch", "patch", "patch", "embed"),
-            use_bias=True,
+            use_bias=config.patch_bias,
             initializer=Normal(0.02),
             # The patch embedding is never quantized: precision lost here cannot be recovered by
             # later blocks, and this product is a small part of the work.
             dtypes=dataclasses.replace(dtypes, products="none"),
         )
         stored = dtypes.parameters
-        self.class_token = parameter(Normal(1e-6), (dim,), ("embed",), stored)
+        pooled = config.attention_pooling
+        self.class_token = None if pooled else parameter(Normal(1e-6), (dim,), ("embed",), stored)
         self.register_tokens = (
             parameter(Normal(1e-6), (config.num_registers, dim), ("positions", "embed"), stored)
             if config.num_registers
@@ -84,6 +108,9 @@ class VisionTransformer(nnx.Module):
             if rope
             else None
         )
+        self.pre_norm = (
+            LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes) if config.pre_norm else None
+        )
         self.blocks = stack(Block(config.block(attention), dtypes=dtypes), config.depth)
         self.norm = LayerNorm(dim, config.layer_norm_epsilon, dtypes=dtypes)
         self.local_class_norm = (
@@ -91,8 +118,11 @@ class VisionTransformer(nnx.Module):
             if config.local_class_norm
             else None
         )
+        # A small part of the work as well: its kernels are not quantized either.
+        exact = dataclasses.replace(dtypes, products="none")
+        self.pooling = AttentionPooling(config.block(), dtypes=exact) if pooled else None
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> VisionOutput:
+    def __call__(self, images: Images) -> VisionOutput:
         """Returns class, register and patch tokens for normalised images.
 
         Raises:
@@ -100,10 +130,36 @@ class VisionTransformer(nnx.Module):
         """
         return self.split_tokens(self.tokens(images))
 
-    def tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
-        """Returns all tokens [class, registers, patches] after the final LayerNorm."""
-        x, _ = apply_stack(self.blocks, self.embed(images), rotation=self.rotation(images))
-        return self.norm(x)
+    def tokens(self, images: Images, mixing: str = "plain") -> Float[Array, "b t d"]:
+        """Returns all tokens [class, registers, patches] after the final LayerNorm.
+
+        Args:
+            images: normalised images; tokens of padding in a `PatchBatch` are arbitrary.
+            mixing: how the last block mixes tokens (`blocks.MIXINGS`).
+        """
+        segments = None
+        if isinstance(images, PatchBatch):
+            # Padding forms a segment of its own, which no patch attends to.
+            learned = ((0, 0), (self.config.num_learned_tokens, 0))
+            segments = jnp.pad(images.valid().astype("int32"), learned, constant_values=1)
+        x, _ = apply_stack(
+            self.blocks,
+            self.embed(images),
+            rotation=self.rotation(images),
+            segment_ids=segments,
+            last_mixing=mixing,
+        )
+        x = self.norm(x)
+        return self._with_class_token(x, x, images)
+
+    def _with_class_token(
+        self, normed: Float[Array, "b n d"], tokens: Float[Array, "b n d"], images: Images
+    ) -> Float[Array, "b t d"]:
+        """Puts the class token, pooled from `normed`, in front of tokens that have none."""
+        if self.pooling is None:
+            return tokens
+        valid = images.valid() if isinstance(images, PatchBatch) else None
+        return jnp.concatenate([self.pooling(normed, valid)[:, None], tokens], axis=1)
 
     def intermediate_layers(
         self,
@@ -122,7 +178,11 @@ class VisionTransformer(nnx.Module):
         """
         x, rotation = self.embed(images), self.rotation(images)
         _, layer_outputs = apply_stack(self.blocks, x, rotation=rotation, keep=layers)
-        outputs = [self.split_tokens(self.norm(x) if normalize else x) for x in layer_outputs]
+        outputs = []
+        for x in layer_outputs:
+            normed = self.norm(x)  # which attention pooling needs in any case
+            tokens = self._with_class_token(normed, normed if normalize else x, images)
+            outputs.append(self.split_tokens(tokens))
         if not as_grid:
             return outputs
         return [
@@ -139,39 +199,50 @@ class VisionTransformer(nnx.Module):
         first = 1 + self.config.num_registers
         return VisionOutput(tokens[:, 0], tokens[:, 1:first], tokens[:, first:])
 
-    def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
+    def embed(self, images: Images) -> Float[Array, "b t d"]:
         """Returns the first block's input: the embedded tokens [class, registers, patches].
 
         Position embeddings, if the model has them, are added to the patches and (with
         `class_position`) to the class token; registers have no position.
         """
+        # [b n p p 3] -> [b n d]: the convolution with stride p as one matrix product.
+        x = self.patch_embed(constrain(self._patches(images), "batch", "tokens", None, None, None))
+        class_token = None if self.class_token is None else self.class_token[...][None]
+        if self.position_embedding is not None:
+            table = self.position_embedding[...].astype("float32")
+            # The table is [class_rows + g g, d]; row 0 belongs to the class token if it has one.
+            class_rows = int(self.config.class_position)
+            x = x + self._positions(table[class_rows:], images).astype(x.dtype)
+            if class_token is not None and class_rows:
+                class_token = class_token.astype(x.dtype) + table[:1].astype(x.dtype)
+
+        def repeated(tokens: Float[Array, "r d"]) -> Float[Array, "b r d"]:
+            return jnp.broadcast_to(tokens.astype(x.dtype), (len(x), *tokens.shape))
+
+        learned = [] if class_token is None else [repeated(class_token)]
+        if self.register_tokens is not None:
+            learned.append(repeated(self.register_tokens[...]))
+        x = jnp.concatenate([*learned, x], axis=1)
+        return x if self.pre_norm is None else self.pre_norm(x)
+
+    def _patches(self, images: Images) -> Float[Array, "b n p p 3"]:
+        """Cuts images into patches, row by row."""
         patch = self.config.patch_size
+        if isinstance(images, PatchBatch):
+            return images.patches.reshape(*images.patches.shape[:2], patch, patch, 3)
         rows, columns = self.grid(images)
-        patches = einops.rearrange(
+        return einops.rearrange(
             images[:, : rows * patch, : columns * patch],
             "b (gh ph) (gw pw) c -> b (gh gw) ph pw c",
             ph=patch,
             pw=patch,
         )
-        # [b n patch patch 3] -> [b n d]: the stride-`patch` convolution as one matrix product.
-        x = self.patch_embed(constrain(patches, "batch", "tokens", None, None, None))
-        first = self.class_token[...][None]
-        if self.position_embedding is not None:
-            table = self.position_embedding[...].astype("float32")
-            # The table is [class_rows + g g, d]; row 0 belongs to the class token if it has one.
-            class_rows = int(self.config.class_position)
-            positions = interpolate_positions(
-                table[class_rows:], (rows, columns), self.config.position_interpolation
-            )
-            x = x + positions.astype(x.dtype)
-            if class_rows:
-                first = first.astype(x.dtype) + table[:1].astype(x.dtype)
 
-        def repeated(tokens: Float[Array, "r d"]) -> Float[Array, "b r d"]:
-            return jnp.broadcast_to(tokens.astype(x.dtype), (len(images), *tokens.shape))
-
-        registers = () if self.register_tokens is None else (repeated(self.register_tokens[...]),)
-        return jnp.concatenate([repeated(first), *registers, x], axis=1)
+    def _positions(self, table: Float[Array, "gg d"], images: Images) -> Float[Array, "..."]:
+        """Returns position embeddings for the patches: [n d], or [b n d] for a `PatchBatch`."""
+        if isinstance(images, PatchBatch):
+            return interpolate_per_image(table, images.grids, images.patches.shape[1])
+        return interpolate_positions(table, self.grid(images), self.config.position_interpolation)
 
     def grid(self, images: Float[Array, "b h w 3"]) -> tuple[int, int]:
         """Returns the number of rows and columns of patches.
@@ -191,10 +262,11 @@ class VisionTransformer(nnx.Module):
             )
         return height // patch, width // patch
 
-    def rotation(self, images: Float[Array, "b h w 3"]) -> Rotation | None:
+    def rotation(self, images: Images) -> Rotation | None:
         """Returns rotary positions for all tokens, or None for models without RoPE."""
         if self.rope_periods is None:
             return None
-        return make_rotation(
-            self.rope_periods[...], self.grid(images), 1 + self.config.num_registers
-        )
+        if isinstance(images, PatchBatch):
+            raise ValueError("images of different sizes need learned positions, not rotary ones")
+        periods = self.rope_periods[...]
+        return make_rotation(periods, self.grid(images), self.config.num_learned_tokens)

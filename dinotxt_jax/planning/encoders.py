@@ -61,7 +61,7 @@ def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target)
         text=dataclasses.replace(config.text, pack=False),
     )
     run = abstract_run(replicas, target.devices, caption_tokens=0)
-    check_tasks(evaluation, run.trainer.model.vision.patch_size, run.mesh, "eval")
+    check_tasks(evaluation, run.trainer.model.vision, run.mesh, "eval")
     return run
 
 

@@ -31,7 +31,7 @@ from dinotxt_jax.config.architecture import (
     divides,
 )
 from dinotxt_jax.config.data import TOKENIZER_KINDS
-from dinotxt_jax.config.ranges import Range
+from dinotxt_jax.config.ranges import Choice, Range
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.addresses import (
@@ -52,6 +52,7 @@ FORMAT_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
 ARRAYS = "arrays"
 FILE = "model.json"
+RESIZE_RULES = ("center_crop", "squash", "squash_bilinear", "squash_bilinear_plain", "naflex")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -69,6 +70,7 @@ class Preprocessing:
     std: Annotated[tuple[float, float, float], Range(0, 1000, open_low=True)] = IMAGENET_STD
     resize: Annotated[int, Range(1, 16_384)] = 256
     crop: Annotated[int, Range(1, 16_384)] = 224
+    rule: Annotated[str, Choice(RESIZE_RULES)] = "center_crop"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,7 @@ class ModelDescription:
 
     Attributes:
         vision, head, text: architecture; head and text are None for a backbone alone.
+        logit_bias: whether the model has a bias that is added to logits (SigLIP).
         preprocessing: image preprocessing.
         fingerprint: sha256 over the backbone's arrays (`fingerprint`).
         tokenizer: the argument for `tokenizers.load_tokenizer`; None for a backbone alone.
@@ -115,6 +118,7 @@ class ModelDescription:
     fingerprint: str
     head: HeadConfig | None = None
     text: TextConfig | None = None
+    logit_bias: bool = False
     tokenizer: dict[str, Any] | None = None
     preset: str | None = None
     sources: tuple[SourceCheckpoint, ...] = ()
@@ -145,7 +149,8 @@ class ModelDescription:
                 kinds = " or ".join(TOKENIZER_KINDS)
                 yield f"{key}.tokenizer.kind is {kind!r}, expected {kinds}; {REPLACE_MODEL}."
         if self.head is not None and self.text is not None:
-            expected = descriptor_dim(self.vision.dim, self.head.pooling)
+            token_dim = self.head.projection or self.vision.dim
+            expected = descriptor_dim(token_dim, self.head.pooling)
             if self.text.embed_dim != expected:
                 yield (
                     f"{key}.text.embed_dim is {self.text.embed_dim}, expected {expected}, the "
@@ -160,7 +165,7 @@ class ModelDescription:
                 "the model directory holds a backbone without head and text transformer; train "
                 "them (python -m dinotxt_jax.train) or use dt.load_backbone."
             )
-        return DinoTxtConfig(self.vision, self.head, self.text)
+        return DinoTxtConfig(self.vision, self.head, self.text, self.logit_bias)
 
 
 def write_model_directory(

@@ -92,9 +92,9 @@ class _Run:
         self.workdir = workdir = to_output(workdir, "--workdir")
         self.mesh: Mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         self.backbone = read_description(config.backbone)
-        patch_size = self.backbone.vision.patch_size
-        check_image_size(config.data.image_size, patch_size)
-        check_tasks(config.evaluation, patch_size, self.mesh, "config.evaluation")
+        vision = self.backbone.vision
+        check_image_size(config.data.image_size, vision.patch_size)
+        check_tasks(config.evaluation, vision, self.mesh, "config.evaluation")
         self.source = open_source(config.data)
         self.config = config = config.for_examples(len(self.source))
         check(config)  # the number of steps has become known

@@ -102,14 +102,13 @@ def precompute(config: Config) -> None:
 def _open_sets(config: Config) -> list[EncodedSet]:
     check(config, needs=("features", "backbone"))
     backbone = read_description(config.backbone)
-    patch_size = backbone.vision.patch_size
-    check_image_size(config.data.image_size, patch_size)
+    check_image_size(config.data.image_size, backbone.vision.patch_size)
     source, views = open_source(config.data), config.feature_views
     folder, title = to_output(config.features, "config.features"), "training images"
     sets = [EncodedSet(config.data, source, folder, views, SECTION, title)]
     for name, task in tasks_with_caches(config):
         section = f"config.evaluation.tasks.{name}"
-        KINDS[task.kind].check(section, task, patch_size)
+        KINDS[task.kind].check(section, task, backbone.vision)
         source = KINDS[task.kind].open_set(section, task)
         folder = task_folder(config.features, name)
         images = EncodedSet(task.data, source, folder, 1, f"{section}.data", name, evaluated=True)

@@ -19,7 +19,12 @@ from dinotxt_jax.config.architecture import (
 )
 from dinotxt_jax.config.checking import is_group
 from dinotxt_jax.config.data import SMALLEST_VOCABULARY, TOKENIZER_KINDS
-from dinotxt_jax.config.evaluation import KIND_SETTINGS, PROTOCOL_SIDES, PUBLISHED_SETS
+from dinotxt_jax.config.evaluation import (
+    DENSE_FEATURE_NAMES,
+    KIND_SETTINGS,
+    PROTOCOL_SIDES,
+    PUBLISHED_SETS,
+)
 from dinotxt_jax.config.overrides import override
 from dinotxt_jax.config.ranges import Setting, declared_settings
 from dinotxt_jax.config.sources import MASK_SETS, SOURCE_SETTINGS
@@ -338,7 +343,7 @@ def test_choices_equal_the_tables_of_the_rooms_above() -> None:
     from dinotxt_jax.evaluation.published import FIGURES
     from dinotxt_jax.evaluation.tasks import KINDS
     from dinotxt_jax.inference.protocols import PROTOCOLS
-    from dinotxt_jax.models import positions
+    from dinotxt_jax.models import blocks, dinotxt, positions
     from dinotxt_jax.models.attention import IMPLEMENTATIONS
 
     assert ("auto", *IMPLEMENTATIONS) == ATTENTIONS
@@ -357,7 +362,9 @@ def test_choices_equal_the_tables_of_the_rooms_above() -> None:
     assert len(tokenizers._BYTES) + 3 + 1 == SMALLEST_VOCABULARY
     classes = (tokenizers.ClipTokenizer, tokenizers.TrainedTokenizer)
     assert tuple(cls.kind for cls in classes) == TOKENIZER_KINDS
-    assert ("antialias", *positions._SCALE_OFFSETS) == POSITION_INTERPOLATIONS
+    assert ("antialias", *positions._SCALE_OFFSETS, "bilinear") == POSITION_INTERPOLATIONS
+    assert ("auto", *dinotxt.DENSE_FEATURES) == DENSE_FEATURE_NAMES
+    assert {kind.mixing for kind in dinotxt.DENSE_FEATURES.values()} == set(blocks.MIXINGS)
 
 
 def test_the_results_of_retrieval_are_those_it_promises() -> None:

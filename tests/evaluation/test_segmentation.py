@@ -22,6 +22,7 @@ from dinotxt_jax.evaluation.jobs import PartialWork
 from dinotxt_jax.inference.dense import DenseScores, DenseTexts
 from dinotxt_jax.inference.prompts import placed_texts
 from dinotxt_jax.inference.segmentation import segment
+from dinotxt_jax.models.presets import PRESETS
 
 
 def dense_of(labels: np.ndarray, classes: int) -> DenseScores:
@@ -176,4 +177,4 @@ def test_masks_without_any_class_are_refused_before_any_work(
 def test_settings_that_make_no_sense_are_named(changes: dict, message: str) -> None:
     settings = {"kind": "segmentation", "data": DataConfig(source="csv")} | changes
     with pytest.raises(UserError, match=message):
-        KIND.check("a", TaskConfig(**settings), 14)
+        KIND.check("a", TaskConfig(**settings), PRESETS["dinov2_vits14"])

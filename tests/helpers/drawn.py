@@ -12,11 +12,13 @@ from dinotxt_jax.models.rope import make_periods
 from weights_convert.layouts import LAYOUTS
 
 BACKBONE = {"d": 64, "f": 32, "n": 10, "r": 2, "p": 2, "q": 2, "h": 4, "k": 16, "o": 4}
+BACKBONE |= {"g": 3, "j": 3, "l": 2}
 SIZES = {
     "backbone": BACKBONE,
-    "head": {"d": 64, "f": 40, "h": 4, "k": 16},
-    "text": {"d": 64, "f": 32, "v": 50, "t": 6, "e": 128, "h": 2, "k": 32},
+    "head": {"d": 64, "f": 40, "h": 4, "k": 16, "e": 40},
+    "text": {"d": 64, "f": 32, "v": 50, "t": 6, "e": 128, "h": 2, "k": 32, "l": 2},
     "logit_scale": {},
+    "logit_bias": {},
 }
 
 
@@ -61,9 +63,11 @@ def values(key: str, place: str, shape: tuple[int, ...]) -> np.ndarray:
         return mask.reshape(shape)
     if place.endswith("rope_periods"):
         return make_periods(100.0, 4 * shape[0]).astype(np.float32)
+    if "temperature" in key:
+        return np.full(shape, 0.005, np.float32)
     # Raw bits, because numpy guarantees stability only for these.
     bits = np.random.PCG64(zlib.crc32(key.encode())).random_raw(math.prod(shape))
-    unit = (bits >> np.uint64(40)).astype(np.float32).reshape(shape) / 2**23 - 1
+    unit = np.asarray((bits >> np.uint64(40)).astype(np.float32).reshape(shape) / 2**23 - 1)
     if "norm" in place and place.endswith("scale"):
         return 1 + 0.3 * unit
     if place == "image":
@@ -71,7 +75,7 @@ def values(key: str, place: str, shape: tuple[int, ...]) -> np.ndarray:
     if "layer_scale" in place:
         return 0.55 + 0.45 * unit
     fan_in = math.prod(shape[1:]) if len(shape) > 1 else 16
-    return unit * np.float32(min(1.5 / math.sqrt(fan_in), 0.5))
+    return np.asarray(unit * np.float32(min(1.5 / math.sqrt(fan_in), 0.5)))
 
 
 # The checkpoints of which benchmarks/third_party.py recorded the libraries' own outputs.

@@ -90,7 +90,7 @@ def run_step(config: Config) -> None:
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     sharding.check_batch(config.batch_size, mesh)
     check_image_size(config.data.image_size, PATCH)
-    check_tasks(config.evaluation, PATCH, mesh, "config.evaluation")
+    check_tasks(config.evaluation, VISION, mesh, "config.evaluation")
     for task in config.evaluation.tasks.values():
         _prepare_task(task)
     with jax.set_mesh(mesh):

@@ -19,6 +19,7 @@ from dinotxt_jax.inference.dense import DenseTexts
 from dinotxt_jax.inference.protocols import PROTOCOLS, check_protocol
 from dinotxt_jax.inference.segmentation import segment
 from dinotxt_jax.inference.windows import Level, window_starts
+from dinotxt_jax.models.presets import PRESETS
 
 SLIDE = SegmentationConfig("slide", short_side=60, window=46, stride=23)
 WHOLE = SegmentationConfig("whole", image_size=98)
@@ -294,5 +295,6 @@ def test_an_image_of_one_pixel_is_segmented_and_a_hair_is_refused(model: inferen
     ],
 )
 def test_sizes_that_patches_do_not_allow_are_named(changes: dict, message: str) -> None:
+    config = SegmentationConfig(**changes)
     with pytest.raises(UserError, match=f"^tasks.a.segmentation.{message}"):
-        check_protocol(SegmentationConfig(**changes), 14, "tasks.a.segmentation")
+        check_protocol(config, PRESETS["dinov2_vits14"], "tasks.a.segmentation")

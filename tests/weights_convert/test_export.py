@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -22,13 +23,28 @@ from weights_convert.settings import Settings
 
 HEADS = Settings(num_heads=4, text_num_heads=2)
 BACKBONES = [name for name, layout in LAYOUTS.items() if layout.components == ("backbone",)]
-WHOLE = ["dinotxt_v2_whole", "dinotxt_v3_whole"]
+WHOLE = [name for name, layout in LAYOUTS.items() if {"backbone", "text"} <= set(layout.components)]
 PARTS = {
     "dinotxt_v2": ["dinov2_reg", "dinotxt_v2_head", "dinotxt_v2_text"],
     "dinotxt_v3": ["dinov3", "dinotxt_v3"],
 }
 DTYPES = ["float32", "float16", "bfloat16"]
-FIT = {"timm_dinov2_reg": {"n": 9}, "timm_dinov2_swiglu_reg": {"n": 9}}
+# Without a class token or its position, positions are a square; headless text features are as wide
+# as the class token, or as the projection.
+_POOLED = {"n": 9, "e": 64}
+FIT = {
+    "timm_dinov2_reg": {"n": 9},
+    "timm_dinov2_swiglu_reg": {"n": 9},
+    "clip": {"e": 40},
+    "clip_custom_text": {"e": 40},
+    "hf_clip": {"e": 40},
+    "open_clip_siglip": _POOLED,
+    "hf_siglip": _POOLED,
+    "hf_siglip2": _POOLED,
+    "big_vision": _POOLED,
+    "big_vision_scanned": _POOLED,
+    "big_vision_naflex": _POOLED,
+}
 
 
 def drawn(layout: str, dtype: str = "float32", **changes) -> dict[str, np.ndarray]:
@@ -43,7 +59,8 @@ def converted(folder: Path, *files: dict[str, np.ndarray], **options) -> Path:
     for number, arrays in enumerate(files):
         paths.append(folder / f"source{number}.safetensors")
         save_file(arrays, paths[-1])
-    convert(paths, folder / "model", settings=HEADS, show_progress=False, **options)
+    settings = dataclasses.replace(HEADS, **options.pop("settings", {}))
+    convert(paths, folder / "model", settings=settings, show_progress=False, **options)
     return folder / "model"
 
 
@@ -63,7 +80,9 @@ def assert_same_bits(actual: dict[str, np.ndarray], expected: dict[str, np.ndarr
 )
 def test_a_round_trip_returns_every_bit(layout: str, dtype: str, tmp_path: Path) -> None:
     arrays = drawn(layout, getattr(ml_dtypes, dtype, dtype))
-    model = converted(tmp_path, arrays)
+    asked = {key: "gelu" for key in LAYOUTS[layout].asked}
+    named = {"layout": layout} if LAYOUTS[layout].rivals else {}
+    model = converted(tmp_path, arrays, settings=asked, **named)
     assert read_description(model).sources[0].layout == layout
     written = export(model, tmp_path / "back.safetensors", show_progress=False)
     assert [file.layout.name for file in written] == [layout]
@@ -162,7 +181,7 @@ def test_arrays_without_a_name_in_a_layout_are_named_and_nothing_is_written(tmp_
             export(model, tmp_path / "x.safetensors", layout=layout, show_progress=False)
     with pytest.raises(UserError, match="a backbone without head and text"):
         export(model, tmp_path / "x.safetensors", part="trained", show_progress=False)
-    with pytest.raises(UserError, match="does not end in .safetensors"):
+    with pytest.raises(UserError, match="ends in neither of .safetensors and .npz"):
         export(model, tmp_path / "x.pth", show_progress=False)
     (tmp_path / "x.safetensors").write_bytes(b"mine")
     with pytest.raises(UserError, match="exists already"):

@@ -296,7 +296,7 @@ def test_timm_says_the_heads_in_arguments_or_in_the_name(
     save_file(checkpoint("timm_dinov2"), tmp_path / "model.safetensors")
     config = {"architecture": architecture, "model_args": arguments, "pretrained_cfg": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert described_beside(tmp_path / "model.safetensors").get("num_heads") == heads
+    assert described_beside(tmp_path / "model.safetensors", "backbone").get("num_heads") == heads
 
 
 def test_dinov2_with_registers_but_none_of_them_keeps_the_rule_for_positions(

@@ -9,10 +9,14 @@ import dataclasses
 
 from weights_convert.layouts.rules import Layout, Rule, under
 
-PATCHES = (
-    Rule("cls_token", "class_token", "1 1 d -> d"),
+PATCH_EMBEDDING = (
     Rule("patch_embed.proj.weight", "patch_embed/kernel", "d rgb p q -> p q rgb d"),
     Rule("patch_embed.proj.bias", "patch_embed/bias", "d -> d"),
+)
+
+PATCHES = (
+    Rule("cls_token", "class_token", "1 1 d -> d"),
+    *PATCH_EMBEDDING,
     Rule("norm.weight", "norm/scale", "d -> d"),
     Rule("norm.bias", "norm/bias", "d -> d"),
 )

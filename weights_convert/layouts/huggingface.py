@@ -61,7 +61,7 @@ HF_DINOV2 = Layout(
     vision={"position_interpolation": "bicubic"},
     preprocessing=IMAGENET,
     # Dinov2 in transformers always gates with silu, whatever `hidden_act` says.
-    described_by_config=True,
+    config="backbone",
 )
 
 _REGISTERS = Rule("embeddings.register_tokens", "backbone/register_tokens", "1 r d -> r d")
@@ -119,7 +119,7 @@ HF_DINOV3 = Layout(
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
     computed={"backbone/rope_periods": computed_periods},
     preprocessing=IMAGENET,
-    described_by_config=True,
+    config="backbone",
     gate_follows_config=True,
 )
 

@@ -7,7 +7,8 @@ from one to the other:
          "(three h k) d -> d three h k")
 
 `{layer}` is a block index; in our tree the arrays from all blocks are stacked on a new leading
-axis. `{gate,up}` in a place splits the result's leading axis into these places.
+axis. `{gate,up}` in a place splits the result's leading axis into these places; `{gate,up+}` gives
+the second one a new leading axis of size 1.
 `{query,key,value}` in a name first stacks the arrays with these names on a new leading axis; an
 empty name, as in `{q_bias,,v_bias}`, stands for zeros that no file has. A pattern uses
 einops notation and only permutes and regroups axes: swapping the two sides inverts it, bit by bit,
@@ -33,7 +34,14 @@ FIXED_AXES = {"three": 3, "rgb": 3}
 
 _LAYER = "(?P<layer>0|[1-9][0-9]{0,3})"
 _AXES = re.compile(r"\([^)]*\)|\S+")
-_BRACES = re.compile(r"\{(\w*(?:,\w*)+)\}")
+_BRACES = re.compile(r"\{(\w*(?:,\w*\+?)+)\}")
+# Our number from the file's, and back, rounded once.
+_FUNCTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], ...]] = {
+    "negative_log": (
+        lambda values: -np.log(values.astype(np.float64)),
+        lambda values: np.exp(-values.astype(np.float64)),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Rule:
         keeps_float32: always stored in float32.
         switches: for each name, the key in `config.json` that says whether files have such an
             array; without it the values are zeros. Empty for arrays that every file has.
+        function: "negative_log" if our number is -log of the file's: a temperature that divides the
+            cosines is stored here as the logarithm of the factor that multiplies them.
         absent: positions among the names of arrays that this file does not have; in a table, of
             those that files usually do not have.
     """
@@ -59,17 +69,27 @@ class Rule:
     feature: str = ""
     keeps_float32: bool = False
     switches: tuple[str, ...] = ()
+    function: str = ""
     absent: frozenset[int] = frozenset()
 
     @property
     def component(self) -> str:
-        """The component: "backbone", "head", "text" or "logit_scale"."""
+        """The component: "backbone", "head", "text", "logit_scale" or "logit_bias"."""
         return self.place.split("/", 1)[0]
 
     @property
     def places(self) -> tuple[str, ...]:
         """The places, with `{gate,up}` expanded."""
+        return tuple(place.removesuffix("+") for place in self._expanded_place)
+
+    @property
+    def _expanded_place(self) -> tuple[str, ...]:
         return _written_out(self.place)
+
+    @property
+    def _widened(self) -> tuple[bool, ...]:
+        """For each place, whether it has an additional leading axis of size 1."""
+        return tuple(place.endswith("+") for place in self._expanded_place)
 
     @property
     def paths(self) -> tuple[tuple[str, ...], ...]:
@@ -128,14 +148,18 @@ class Rule:
         )
 
     def axis_names(self) -> tuple[str, ...]:
-        """The axis names in each place, for one layer."""
-        axes = tuple(self._sides()[1].split())
+        """The axis names in each place, for one layer; "(g j)" for an axis that combines two."""
+        axes = tuple(_AXES.findall(self._sides()[1]))
         return axes[1:] if len(self.places) > 1 else axes
 
-    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape in each place, for one layer."""
-        axis_sizes = self._known(sizes)
-        return tuple(axis_sizes[name] for name in self.axis_names())
+    def shape(self, sizes: Mapping[str, int], number: int = 0) -> tuple[int, ...]:
+        """The shape in place `number`, for one layer."""
+        axis_sizes = self._known(sizes) | {"1": 1}
+        shape = tuple(
+            math.prod(axis_sizes[name] for name in axis.strip("()").split())
+            for axis in self.axis_names()
+        )
+        return (1, *shape) if self._widened[number] else shape
 
     def to_ours(
         self, arrays: Sequence[np.ndarray | None], sizes: Mapping[str, int]
@@ -152,13 +176,19 @@ class Rule:
         filled = [zeros if array is None else array for array in arrays]
         array = np.stack(filled) if len(filled) > 1 else filled[0]
         ours = einops.rearrange(array, self.axes, **self._used(sizes))
-        return tuple(ours) if len(self.places) > 1 else (ours,)
+        if self.function:
+            ours = np.asarray(_FUNCTIONS[self.function][0](ours))
+        parts = tuple(ours) if len(self.places) > 1 else (ours,)
+        return tuple(p[None] if w else p for p, w in zip(parts, self._widened, strict=True))
 
     def to_source(
         self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]
     ) -> tuple[np.ndarray, ...]:
         """Inverts `to_ours`, for exporting a model."""
-        ours = np.stack(arrays) if len(self.places) > 1 else arrays[0]
+        parts = [a[0] if w else a for a, w in zip(arrays, self._widened, strict=True)]
+        ours = np.stack(parts) if len(self.places) > 1 else parts[0]
+        if self.function:
+            ours = np.asarray(_FUNCTIONS[self.function][1](ours))
         left, right = self._sides()
         array = einops.rearrange(ours, f"{right} -> {left}", **self._used(sizes))
         return tuple(array) if len(self.names) > 1 else (array,)
@@ -172,7 +202,8 @@ class Rule:
 
     def _used(self, sizes: Mapping[str, int]) -> dict[str, int]:
         named = set(self.axes.replace("(", " ").replace(")", " ").split())
-        return {name: size for name, size in self._known(sizes).items() if name in named}
+        known = self._known(sizes).items()
+        return {name: size for name, size in known if name in named and name.isidentifier()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,11 +218,21 @@ class Layout:
         ignored: name prefixes for arrays that the model does not need, with the reason.
         vision: `VisionConfig` fields that all backbones in this layout share and that array shapes
             do not determine.
+        text: the same for `TextConfig` fields of text transformers.
+        headless: whether texts are compared with the class token of the backbone, or with its
+            projection, instead of the output of trained head blocks.
+        config: which files next to a checkpoint describe the model (`configs.READERS`).
+        asked: settings that must be known from `--set` or from a file next to the checkpoint, with
+            the reason, because wrong ones change the outputs and arrays do not show them.
+        marks: array names that only one publisher writes -> the settings that this implies.
+        vision_heads, text_heads: (width, depth) -> number of heads in released models.
+        rivals: layouts that have the same arrays; a file that fits both needs `--layout`, except
+            for a file in the format `native_format`, which only this layout's publisher uses.
+        note: a sentence to print after a conversion.
         computed: place -> function for arrays that files in this layout do not store.
         synthesised: place -> function for arrays that files in this layout require but that a model
             converted from another layout may lack.
         preprocessing: default image preprocessing for this layout.
-        described_by_config: whether a `config.json` next to such files describes the model.
         gate_follows_config: whether a gated MLP uses the activation that `config.json` names;
             otherwise gates always use silu.
         default_export: whether this layout exports a backbone with a given architecture, or parts
@@ -204,6 +245,16 @@ class Layout:
     alternatives: tuple[tuple[str, ...], ...] = ()
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     vision: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    text: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    headless: bool = False
+    config: str = ""
+    asked: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    marks: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
+    vision_heads: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    text_heads: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    rivals: tuple[str, ...] = ()
+    native_format: str = ""
+    note: str = ""
     computed: Mapping[str, Callable[[VisionConfig], np.ndarray]] = dataclasses.field(
         default_factory=dict
     )
@@ -211,7 +262,6 @@ class Layout:
         default_factory=dict
     )
     preprocessing: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    described_by_config: bool = False
     gate_follows_config: bool = False
     default_export: Callable[[VisionConfig], bool] = lambda vision: False
 

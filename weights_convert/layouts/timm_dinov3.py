@@ -39,7 +39,7 @@ TIMM_DINOV3 = Layout(
     vision={"positions": "rope", "layer_norm_epsilon": 1e-5},
     computed={"backbone/rope_periods": computed_periods},
     preprocessing=IMAGENET,
-    described_by_config=True,
+    config="backbone",
 )
 
 # A separate table, because the two MLP kinds share array names.

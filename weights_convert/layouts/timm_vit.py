@@ -35,7 +35,7 @@ TIMM_VIT = Layout(
     ignored={"head.": "the classifier, which a backbone does not use"},
     # timm's preprocessing for its AugReg weights: 224 px, crop_pct 0.9.
     preprocessing={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resize": 248, "crop": 224},
-    described_by_config=True,
+    config="backbone",
     default_export=lambda vision: vision.positions == "learned" and not vision.layer_scale,
 )
 

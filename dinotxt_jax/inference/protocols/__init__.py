@@ -9,6 +9,8 @@ To add a protocol, write a module with a `DenseProtocol` and add a row here.
 from __future__ import annotations
 
 from dinotxt_jax.config import SegmentationConfig
+from dinotxt_jax.config.architecture import VisionConfig
+from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.protocols.highres import HighRes
 from dinotxt_jax.inference.protocols.protocol import DenseProtocol
 from dinotxt_jax.inference.protocols.slide import Slide
@@ -22,12 +24,17 @@ PROTOCOLS: dict[str, DenseProtocol] = {
 """All protocols, keyed by the name used in `SegmentationConfig.protocol`."""
 
 
-def check_protocol(config: SegmentationConfig, patch: int, where: str) -> None:
-    """Raises `UserError` for sizes that do not fit the backbone's patch size.
+def check_protocol(config: SegmentationConfig, vision: VisionConfig, where: str) -> None:
+    """Raises `UserError` for settings that do not fit the backbone.
 
     Args:
         config: the protocol settings, already accepted by `config.check`.
-        patch: patch side, pixels.
+        vision: the backbone's architecture.
         where: the config key for these settings, for messages.
     """
-    PROTOCOLS[config.protocol].check(config, patch, where)
+    PROTOCOLS[config.protocol].check(config, vision.patch_size, where)
+    if config.features.startswith("map_values") and not vision.attention_pooling:
+        raise UserError(
+            f"{where}.features is {config.features}, which only models with an attention pooling "
+            "head have (SigLIP); set it to auto."
+        )
