@@ -5,10 +5,11 @@ PyTorch). At least one output is required:
 
     images            [b h w 3] or [b 3 h w], normalised
     layers/0, ...     [b t d]   [class, registers, patches] after block 0, ..., not normalised
+                                (SigLIP: patches only)
     class_token       [b d]     after the final norm
     register_tokens   [b r d]   after the final norm
     patch_tokens      [b n d]   after the final norm
-    image_features    [b D]     image descriptors from a whole dino.txt, not normalised
+    image_features    [b D]     image descriptors from a whole model, not normalised
     tokens            [c l]     token rows
     text_features     [c D]     text features for these rows, not normalised
 """
@@ -115,8 +116,10 @@ def _outputs(
         backbone = load_backbone(model)
         if layers:
             outputs = backbone.intermediate_layers(images, layers, normalize=False)
+            pools = backbone.config.attention_pooling  # then no class token enters the blocks
             for number, out in zip(layers, outputs, strict=True):
-                tokens = (out.class_token[:, None], out.register_tokens, out.patch_tokens)
+                first = () if pools else (out.class_token[:, None],)
+                tokens = (*first, out.register_tokens, out.patch_tokens)
                 yield f"layers/{number}", np.concatenate(tokens, axis=1)
         final = backbone(images)
         for name in _BACKBONE_OUTPUTS:

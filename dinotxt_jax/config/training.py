@@ -15,6 +15,7 @@ from dinotxt_jax.config.sources import CAPTIONS
 from dinotxt_jax.errors import UserError
 
 LOSS_KINDS = ("softmax", "sigmoid")
+START_PARTS = ("head", "text")
 REMAT_POLICIES = ("none", "full", "dots")
 ATTENTIONS = ("auto", "xla", "grouped", "cudnn", "splash")
 DTYPE_NAMES = ("float32", "bfloat16")
@@ -252,6 +253,17 @@ class Config:
     backbone: Annotated[
         str, "model directory with the frozen backbone, written by `python -m weights_convert`"
     ] = ""
+    start_from: Annotated[
+        str,
+        "model directory (dino.txt, CLIP, SigLIP, TIPS) whose trained parts begin the run; its "
+        "text transformer brings its architecture and tokenizer, in place of `text.width`, "
+        "`text.depth`, `text.num_heads` and `tokenizer` (empty: all parts begin anew)",
+    ] = ""
+    start_parts: Annotated[
+        tuple[str, ...],
+        Choice(START_PARTS),
+        "parts taken from `start_from`: text (with the logit scale) and head",
+    ] = START_PARTS
     features: Annotated[
         str,
         "folder with cached backbone tokens, written by `python -m dinotxt_jax.precompute` "

@@ -42,6 +42,7 @@ class Exporter:
             ),
             head=self.trainer.model.head,
             text=self.trainer.model.text,
+            logit_bias=self.trainer.model.logit_bias,
             tokenizer=self.tokenizer.spec(),
             backbone_path=None if config.include_backbone else self._backbone_path(),
         )
@@ -52,7 +53,7 @@ class Exporter:
 
     def model(self, state: TrainState, frozen: dict[str, Any]) -> Model:
         """Returns the current model; without `frozen` it accepts only cached backbone tokens."""
-        arrays = self.trainer.abstract | _trained(state) | frozen
+        arrays = self.trainer.abstract | state.trainable | frozen
         return Model(
             self.trainer.graphdef,
             arrays,
@@ -64,7 +65,7 @@ class Exporter:
 
     def write(self, state: TrainState, path: Address) -> Address:
         """Writes a model directory, with the backbone arrays exactly as converted."""
-        arrays = _trained(state)
+        arrays = dict(state.trainable)
         if self.config.include_backbone:
             arrays |= load_stored(self.config.backbone, "backbone", self.trainer.abstract)
         write_model_directory(
@@ -75,8 +76,3 @@ class Exporter:
             write_tokenizer=self.tokenizer.save,
         )
         return path
-
-
-def _trained(state: TrainState) -> dict[str, Any]:
-    """Returns the trained arrays that belong to a model (the bias of the sigmoid loss does not)."""
-    return {name: tree for name, tree in state.trainable.items() if name != "logit_bias"}

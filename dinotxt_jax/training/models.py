@@ -21,15 +21,14 @@ from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.model_directory import ModelDescription
+from dinotxt_jax.training.start import StartingPoint
 
 
 def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
     """Returns the model of a run; arrays are declared, not allocated."""
-    precision = config.precision
-    trained = DTypes(precision.parameters, precision.compute, precision.normalization)
     return DinoTxt(
         model,
-        dtypes=trained,
+        dtypes=trained_dtypes(config),
         frozen_dtypes=frozen_dtypes(config),
         drop_path=config.head.drop_path,
         remat=config.remat,
@@ -37,26 +36,39 @@ def create_model(model: DinoTxtConfig, config: Config) -> DinoTxt:
     )
 
 
-def model_config(config: Config, backbone: ModelDescription, vocabulary_size: int) -> DinoTxtConfig:
+def model_config(
+    config: Config,
+    backbone: ModelDescription,
+    vocabulary_size: int,
+    start: StartingPoint | None = None,
+) -> DinoTxtConfig:
     """Returns the architecture that a run trains on a backbone.
 
     Raises:
-        UserError: the head count of the vision head does not divide the backbone width.
+        UserError: the head count of the vision head does not divide the backbone width, or the
+            model that the run starts from does not fit.
     """
     vision, text = backbone.vision, config.text
     heads = config.head.num_heads or vision.num_heads
     width = f"{vision.dim}, the width of the backbone"
     for sentence in divides("config.head.num_heads", heads, vision.dim, width):
         raise UserError(sentence)
+    head = HeadConfig(
+        num_blocks=config.head.num_blocks,
+        num_heads=heads,
+        mlp_hidden_dim=swiglu_hidden_dim(vision.dim),
+        pooling=config.head.pooling,
+        layer_scale=config.head.layer_scale,
+    )
+    embed_dim = descriptor_dim(vision.dim, config.head.pooling)
+    logit_bias = config.loss.kind == "sigmoid"
+    if start is not None:
+        start.check(config, backbone, head)
+        if start.has_text:
+            return DinoTxtConfig(vision, head, start.text_config(embed_dim), logit_bias)
     return DinoTxtConfig(
         vision,
-        HeadConfig(
-            num_blocks=config.head.num_blocks,
-            num_heads=heads,
-            mlp_hidden_dim=swiglu_hidden_dim(vision.dim),
-            pooling=config.head.pooling,
-            layer_scale=config.head.layer_scale,
-        ),
+        head,
         TextConfig(
             vocabulary_size=vocabulary_size,
             context_length=config.tokenizer.context_length,
@@ -64,8 +76,9 @@ def model_config(config: Config, backbone: ModelDescription, vocabulary_size: in
             depth=text.depth,
             num_heads=text.num_heads,
             mlp_hidden_dim=4 * text.width,
-            embed_dim=descriptor_dim(vision.dim, config.head.pooling),
+            embed_dim=embed_dim,
         ),
+        logit_bias,
     )
 
 
@@ -85,6 +98,12 @@ def warn_of_whole_heads(model: DinoTxtConfig, mesh: Mesh) -> None:
             parts,
             ", ".join(whole),
         )
+
+
+def trained_dtypes(config: Config) -> DTypes:
+    """Returns the dtypes of head and text transformer."""
+    precision = config.precision
+    return DTypes(precision.parameters, precision.compute, precision.normalization)
 
 
 def frozen_dtypes(config: Config) -> DTypes:

@@ -39,15 +39,18 @@ from dinotxt_jax.training.models import (
     chosen_attention,
     create_model,
     model_config,
+    trained_dtypes,
     warn_of_whole_heads,
 )
 from dinotxt_jax.training.optimizer import make_optimizer
+from dinotxt_jax.training.start import StartingPoint, starting_point
 
 Arrays = dict[str, Any]
 BatchArrays = Mapping[str, Shaped[Array, "..."]]
 Metrics = dict[str, Float[Array, ""]]
 # SigLIP's starting point: nearly all pairs are negatives (arXiv 2303.15343, section 3.2).
-SIGMOID_SCALARS = {"logit_scale": math.log(10.0), "logit_bias": -10.0}
+# The bias begins as declared in `DinoTxt`.
+SIGMOID_LOGIT_SCALE = math.log(10.0)
 # Trained scalars that all examples share.
 _SCALARS = ("logit_scale", "logit_bias")
 
@@ -81,6 +84,7 @@ class Trainer:
         optimizer, schedule: AdamW and the learning rate schedule.
         preprocessing: the preprocessing of the backbone.
         mesh: the mesh that holds all arrays.
+        start: the model whose parts begin the run; None begins anew.
     """
 
     config: Config
@@ -92,6 +96,7 @@ class Trainer:
     schedule: optax.Schedule
     preprocessing: Preprocessing
     mesh: Mesh
+    start: StartingPoint | None = None
 
     def create_state(self) -> TrainState:
         """Returns the state before the first step, already sharded.
@@ -104,9 +109,13 @@ class Trainer:
         parts = {name: tree for name, tree in abstract.trainable.items() if name in self.abstract}
         trainable = initial_arrays(declared, parts, seed)
         if self.config.loss.kind == "sigmoid":
-            for name, value in SIGMOID_SCALARS.items():
-                struct = abstract.trainable[name]
-                trainable[name] = initial_array(Constant(value), struct, seed, name, stacked=False)
+            scale, initial = abstract.trainable["logit_scale"], Constant(SIGMOID_LOGIT_SCALE)
+            trainable["logit_scale"] = initial_array(
+                initial, scale, seed, "logit_scale", stacked=False
+            )
+        if self.start is not None:
+            dtypes = trained_dtypes(self.config)
+            trainable = self.start.filled(trainable, self.model, dtypes, self.mesh)
         placed = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
         optimizer = jax.jit(self.optimizer.init, out_shardings=placed)(trainable)
         step = processes.placed(np.zeros((), abstract.step.dtype), abstract.step.sharding)
@@ -116,10 +125,6 @@ class Trainer:
         """Returns the shapes, dtypes and shardings of the state."""
         whole = sharding.replicated(self.mesh)
         trainable = trained_part(self.abstract)
-        if self.config.loss.kind == "sigmoid":
-            trainable["logit_bias"] = jax.ShapeDtypeStruct(
-                (), trainable["logit_scale"].dtype, sharding=whole
-            )
         optimizer = jax.eval_shape(self.optimizer.init, trainable)
         placed = jax.tree.map(lambda leaf: leaf.sharding, trainable)
         # Moments are sharded like the parameters; the rest of the state is replicated counters.
@@ -323,13 +328,12 @@ def make_trainer(
         UserError: the settings cannot be run.
     """
     sharding.check_batch(config.batch_size, mesh)
-    model = model_config(config, backbone, vocabulary_size)
+    start = starting_point(config)
+    model = model_config(config, backbone, vocabulary_size, start)
     warn_of_whole_heads(model, mesh)
     config = dataclasses.replace(config, attention=chosen_attention(config, model, mesh))
     declared = create_model(model, config)
     axes = trained_part(logical_axes(declared))
-    if config.loss.kind == "sigmoid":
-        axes["logit_bias"] = ()
     optimizer, schedule = make_optimizer(config.optimizer, config.steps, axes)
     return Trainer(
         config=config,
@@ -341,4 +345,5 @@ def make_trainer(
         schedule=schedule,
         preprocessing=backbone.preprocessing,
         mesh=mesh,
+        start=start,
     )

@@ -30,6 +30,7 @@ from dinotxt_jax.tokenizers import (
     load_tokenizer,
     trimmed_length,
 )
+from dinotxt_jax.training.start import starting_point
 
 # Number of examples whose captions are read to estimate caption lengths.
 _SAMPLED = 2048
@@ -45,6 +46,9 @@ def make_tokenizer(config: Config, workdir: Address, source: Source) -> Tokenize
     Raises:
         UserError: the vocabulary is not available.
     """
+    start = starting_point(config)
+    if start is not None and start.has_text:
+        return start.tokenizer()
     settings = config.tokenizer
     if settings.kind == "clip":
         return ClipTokenizer(settings.vocabulary or None, settings.context_length)
