@@ -38,6 +38,14 @@ _IMAGENET = {"images": 50_000, "classes": 1000, "templates": 80}
 _COCO = {"images": 5000}
 _WINDOWS = {"protocol": "slide", "resolution": "short side 512, window 384, stride 192"}
 _ADE20K = {"images": 2000, "classes": 150, "templates": 80}
+_TIPS_WINDOWS = {
+    "protocol": "slide",
+    "resolution": "short side 448, window 448, stride 336",
+    "features": "value",
+    "images": 2000,
+    "classes": 150,
+    "templates": 9,
+}
 _CITYSCAPES = {"images": 500, "classes": 19, "templates": 80}
 
 
@@ -94,6 +102,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         _slide("CLIP", 6.0, _ADE20K, unsaid=_OTHER),
         _slide("SigLIP 2", 10.8, _ADE20K, unsaid=_OTHER),
         _slide("PE", 17.6, _ADE20K, unsaid=_OTHER),
+        Figure("TIPSv2 L/14", {"mean_iou": 25.06}, _TIPS_WINDOWS, "official notebook"),
         Figure(
             _V2,
             {"mean_iou": 20.6},
