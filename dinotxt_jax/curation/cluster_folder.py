@@ -5,7 +5,7 @@
     level2.npz      the same for the clusters of level 1, and so on
     lloyd.npz       centroids after the newest Lloyd step
     round.npz       clusters after the newest resampling round
-    split00000.npz  clusters of a first level in two stages, for a group of coarse clusters
+    splitA-B.npz    clusters of a first level in two stages, for coarse clusters A to B (exclusive)
 
 Each file appears whole; zip files hold checksums, which are compared when they are read.
 """
@@ -30,6 +30,7 @@ from dinotxt_jax.storage.files import new_file, read_json, write_text
 from dinotxt_jax.storage.retries import retried
 
 CLUSTERS_FORMAT = "dinotxt_jax clusters 1"
+SPLIT_PREFIX = "split"
 _CURE = "cluster the embeddings with python -m dinotxt_jax.curate cluster, or correct the path"
 
 
@@ -145,6 +146,15 @@ class ClusterFolder:
     def exists(self, name: str) -> bool:
         """Returns whether there is a file with this name."""
         return retried((self.path / f"{name}.npz").exists)
+
+    def names(self, prefix: str) -> list[str]:
+        """Returns the names of the files that begin with a prefix."""
+        files = retried(lambda: sorted(file.name for file in self.path.iterdir()))
+        return [
+            name.removesuffix(".npz")
+            for name in files
+            if name.startswith(prefix) and name.endswith(".npz")
+        ]
 
     def remove(self, name: str) -> None:
         """Removes a file; only the first process does."""

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from dinotxt_jax import sharding
 from dinotxt_jax.config import CurationConfig
-from dinotxt_jax.curation.cluster_folder import ClusterFolder, level_name
+from dinotxt_jax.curation.cluster_folder import SPLIT_PREFIX, ClusterFolder, level_name
 from dinotxt_jax.curation.embeddings import Embeddings, check_pool
 from dinotxt_jax.curation.gathering import ranks
 from dinotxt_jax.curation.kmeans import Clustering, Method, assigned, lloyd, seeded
@@ -203,8 +203,6 @@ class Hierarchy:
         self._folder.remove("lloyd")
         self._folder.remove("round")
         self._folder.remove("coarse")
-        number = 0
-        while self._folder.exists(f"split{number:05d}"):
-            self._folder.remove(f"split{number:05d}")
-            number += 1
+        for name in self._folder.names(SPLIT_PREFIX):
+            self._folder.remove(name)
         processes.wait()  # before another process looks for these files

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int64
 
 from dinotxt_jax import sharding
-from dinotxt_jax.curation.cluster_folder import ClusterFolder
+from dinotxt_jax.curation.cluster_folder import SPLIT_PREFIX, ClusterFolder
 from dinotxt_jax.curation.draws import hashes
 from dinotxt_jax.curation.gathering import ClusterGroup, cluster_groups, gathered_group
 from dinotxt_jax.curation.kmeans import Clustering, Method, check_finite
@@ -92,44 +92,59 @@ def split_clusters(
     with progress_bar(total, 0, "point", "splitting coarse clusters", True) as bar:
         for number in mine:
             clusters = groups[number]
-            if not folder.exists(_group_name(number)):
+            if not folder.exists(_group_name(clusters)):
                 group = gathered_group(points, coarse.labels, clusters)
                 done = _split_group(
                     group, clusters, counts, iterations, per_cluster, seed, method, mesh
                 )
-                folder.save_share(_group_name(number), **done)
+                folder.save_share(_group_name(clusters), **done)
             bar.update(int(sizes[clusters].sum()))
     team.wait()
-    return _joined_groups(points, groups, counts, folder)
+    return _joined_groups(points, coarse, groups, counts, folder)
 
 
-def _group_name(number: int) -> str:
-    """Returns the name of the file of a group."""
-    return f"split{number:05d}"
+def _group_name(clusters: range) -> str:
+    """Returns the name of the file of a group.
+
+    Groups depend on the memory limit, which may change between two runs, so that the name contains
+    the coarse clusters: a file is read only for the same ones.
+    """
+    return f"{SPLIT_PREFIX}{clusters.start:07d}-{clusters.stop:07d}"
 
 
 def _joined_groups(
-    points: Points, groups: list[range], counts: Int64[np.ndarray, " c"], folder: ClusterFolder
+    points: Points,
+    coarse: Clustering,
+    groups: list[range],
+    counts: Int64[np.ndarray, " c"],
+    folder: ClusterFolder,
 ) -> Clustering:
     """Reads the clusters of all groups.
 
     Raises:
-        UserError: a file is damaged or missing.
+        UserError: a file is damaged or missing, or belongs to other coarse clusters.
     """
     offsets = np.cumsum(counts) - counts
     centroids = np.zeros((int(counts.sum()), points.width), np.float32)
     index, distances = np.full(len(points), -1, np.int32), np.zeros(len(points), np.float32)
-    for number, clusters in enumerate(groups):
-        done = folder.load(_group_name(number))
+    for clusters in groups:
+        name = _group_name(clusters)
+        done = folder.load(name)
         if not done:
             raise UserError(
-                f"{folder.path} lacks {_group_name(number)}.npz, which another process wrote; give "
+                f"{folder.path} lacks {name}.npz, which another process wrote; give "
                 "all processes a folder that they share, and run the same command again."
             )
         first = offsets[clusters.start]
         centroids[first : first + len(done["centroids"])] = done["centroids"]
         index[done["indices"]] = first + done["index"]
         distances[done["indices"]] = done["distances"]
+    lost = int(((index < 0) & (coarse.labels >= 0)).sum())
+    if lost:
+        raise UserError(
+            f"{folder.path} has split files that do not cover {lost} of {len(index)} points; "
+            f"remove {SPLIT_PREFIX}*.npz there, and run the same command again."
+        )
     return Clustering(centroids, index, distances)
 
 

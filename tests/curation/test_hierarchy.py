@@ -134,7 +134,7 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize(
     ("config", "saves"),
-    [(CONFIG, 7), pytest.param(STAGED, 5, marks=pytest.mark.slow)],
+    [(CONFIG, 7), pytest.param(STAGED, 3, marks=pytest.mark.slow)],
     ids=["flat", "two stages"],
 )
 def test_an_interrupted_run_continues_to_the_same_result(
@@ -148,8 +148,9 @@ def test_an_interrupted_run_continues_to_the_same_result(
         config, image=dataclasses.replace(config.image, memory_gib=200 * 16 / 2**30)
     )
     cluster(config, [embeddings], tmp_path / "whole")
-    save, steps, left = ClusterFolder.save, [], [0]
+    save, steps, splits, left = ClusterFolder.save_share, [], [], [0]
     monkeypatch.setattr(kmeans, "_lloyd_step", counted(kmeans._lloyd_step, steps))
+    monkeypatch.setattr(splitting, "_split_group", counted(splitting._split_group, splits))
 
     def killed(self: ClusterFolder, name: str, /, **arrays: Any) -> None:
         save(self, name, **arrays)
@@ -157,10 +158,12 @@ def test_an_interrupted_run_continues_to_the_same_result(
         if left[0] == 0:
             raise KilledError
 
-    monkeypatch.setattr(ClusterFolder, "save", killed)
+    monkeypatch.setattr(ClusterFolder, "save_share", killed)
     cluster(config, [embeddings], tmp_path / "counted")
-    once = len(steps)
+    once, groups = len(steps), len(splits)
+    assert (groups > 1) == bool(config.image.coarse)
     steps.clear()
+    splits.clear()
     kills = 0
     while True:  # each run ends after a few saved states
         left[0] = saves
@@ -171,9 +174,34 @@ def test_an_interrupted_run_continues_to_the_same_result(
             kills += 1
     assert kills >= 2
     assert len(steps) <= once + kills  # a converged k-means repeats its last step
+    assert len(splits) == groups  # finished groups are not computed again
     for expected, found in zip(levels(tmp_path / "whole"), levels(tmp_path / "parts"), strict=True):
         for array, other in zip(expected, found, strict=True):
             np.testing.assert_array_equal(array, other)
+
+
+def test_another_memory_limit_after_an_interruption_loses_no_point(
+    embeddings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = (
+        dataclasses.replace(STAGED, image=dataclasses.replace(STAGED.image, memory_gib=gib))
+        for gib in (200 * 16 / 2**30, 4.0)
+    )
+    save = ClusterFolder.save_share
+
+    def killed(self: ClusterFolder, name: str, /, **arrays: Any) -> None:
+        save(self, name, **arrays)
+        if name.startswith("split"):
+            raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ClusterFolder, "save_share", killed)
+        with pytest.raises(KilledError):
+            cluster(small, [embeddings], tmp_path / "clusters")
+    cluster(large, [embeddings], tmp_path / "clusters")
+    first = levels(tmp_path / "clusters")[0]
+    assert (first.labels >= 0).sum() == COUNT - 1  # example 5 has no embedding
+    assert not list((tmp_path / "clusters").glob("split*"))
 
 
 def counted(function: Any, calls: list[int]) -> Any:
