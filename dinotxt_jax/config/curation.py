@@ -143,5 +143,6 @@ class CurationConfig:
 
     def conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""
-        yield from self.data.training_only(f"{key}.data", allowed=("mixture", "kept"))
+        # A list belongs to one whole pool, and could not be read for a mixture or a part of a pool.
+        yield from self.data.training_only(f"{key}.data")
         yield from self.data.content_conflicts(f"{key}.data", CAPTIONS, "curation")

@@ -168,8 +168,8 @@ class DataConfig(SourceConfig):
         for name, is_refused in names:
             if is_refused:
                 yield (
-                    f"{name} is set, expected its default, since only training mixes, "
-                    f"filters and chooses captions; remove {name}."
+                    f"{name} is set, expected its default, since only training mixes sources, "
+                    f"filters them and chooses captions; remove {name}."
                 )
 
     def preparation_conflicts(self, key: str) -> Iterator[str]:

@@ -92,19 +92,19 @@ def thresholds_by_language(
 def probabilities(
     counts: Int64[np.ndarray, " e"],
     *,
-    share: float | None = None,
+    tail_share: float | None = None,
     t: float | Int64[np.ndarray, " e"] | None = None,
 ) -> Float64[np.ndarray, " e"]:
     """Returns the probability with which each entry keeps a caption.
 
     Args:
         counts: captions per entry.
-        share: tail share, from which t follows; or
+        tail_share: tail share, from which t follows; or
         t: the threshold itself, for all entries or for each.
     """
-    if (share is None) == (t is None):
-        raise ValueError("give either share or t")
-    threshold = t if share is None else tail_threshold(counts, share)
+    if (tail_share is None) == (t is None):
+        raise ValueError("give either tail_share or t")
+    threshold = t if tail_share is None else tail_threshold(counts, tail_share)
     assert threshold is not None
     return threshold / np.maximum(counts, threshold)
 

@@ -52,6 +52,11 @@ def write_entries(config: CurationConfig, arguments: Sequence[str], output: Addr
         raise UserError(f"{output} is a file, expected a folder for lists; correct --output.")
     settings = config.metadata
     names = wordnet_names(settings.wordnet)
+    if unused := sorted(set(names) - set(settings.languages)):
+        raise UserError(
+            f"config.metadata.wordnet names lexicons in {', '.join(unused)}, expected the "
+            "languages in config.metadata.languages; add these, or remove the lexicons."
+        )
     titles: dict[str, list[str]] = {}
     if settings.page_views:
         titles = viewed_titles(

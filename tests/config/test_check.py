@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from dinotxt_jax import UserError
-from dinotxt_jax.config import Config, DataConfig, EvaluationConfig, TaskConfig, check
+from dinotxt_jax.config import (
+    Config,
+    CurationConfig,
+    DataConfig,
+    EvaluationConfig,
+    TaskConfig,
+    check,
+)
 from dinotxt_jax.config.architecture import (
     POSITION_INTERPOLATIONS,
     HeadConfig,
@@ -27,7 +34,7 @@ from dinotxt_jax.config.evaluation import (
 )
 from dinotxt_jax.config.overrides import override
 from dinotxt_jax.config.ranges import Setting, declared_settings
-from dinotxt_jax.config.sources import MASK_SETS, SOURCE_SETTINGS
+from dinotxt_jax.config.sources import MASK_SETS, SOURCE_SETTINGS, MixtureConfig
 from dinotxt_jax.config.training import ATTENTIONS
 
 TASKS = EvaluationConfig(
@@ -388,3 +395,15 @@ def test_a_numpy_number_is_a_number() -> None:
     import numpy as np
 
     check(dataclasses.replace(CONFIG, seed=np.int64(5), data=DataConfig(flip_probability=1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("mixture", DataConfig(mixture={"a": MixtureConfig(path="a.jsonl", source="jsonl")})),
+        ("kept", DataConfig(source="jsonl", path="a.jsonl", kept="kept.npz")),
+    ],
+)
+def test_a_pool_is_one_whole_source(name: str, data: DataConfig) -> None:
+    with pytest.raises(UserError, match=f"config.data.{name} is set, expected its default"):
+        check(CurationConfig(data=data))

@@ -54,8 +54,10 @@ def test_languages_share_the_tail_of_the_first() -> None:
 
 def test_probabilities_follow_from_counts() -> None:
     np.testing.assert_allclose(probabilities(COUNTS, t=50.0), [0.05, 1 / 6, 1, 1, 1, 1])
-    np.testing.assert_array_equal(probabilities(COUNTS, share=0.06), probabilities(COUNTS, t=50.0))
-    with pytest.raises(ValueError, match="either share or t"):
+    np.testing.assert_array_equal(
+        probabilities(COUNTS, tail_share=0.06), probabilities(COUNTS, t=50.0)
+    )
+    with pytest.raises(ValueError, match="either tail_share or t"):
         probabilities(COUNTS)
 
 

@@ -136,6 +136,9 @@ def test_wordnets_that_are_stored_give_names(
     write_entries(config, [], tmp_path / "metadata")
     entries = read_metadata(tmp_path / "metadata").entries
     assert entries[100:102] == ("coffee cup", "espresso")
+    german = MetadataConfig(wordnet=("small:1",), languages=("de",))
+    with pytest.raises(UserError, match="wordnet names lexicons in en, expected the languages in"):
+        write_entries(dataclasses.replace(config, metadata=german), [], tmp_path / "none")
     missing = dataclasses.replace(config, metadata=MetadataConfig(wordnet=("oewn:2024",)))
     with pytest.raises(UserError, match=r"names 'oewn:2024', which is not stored in .* download"):
         write_entries(missing, [], tmp_path / "none")

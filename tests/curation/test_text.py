@@ -190,7 +190,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", ["pool", "metadata", "seed", "range_size"])
+@pytest.mark.parametrize("change", ["pool", "captions", "metadata", "seed", "range_size"])
 def test_a_folder_for_something_else_is_refused(
     change: str, config: CurationConfig, metadata: str, tmp_path: Path
 ) -> None:
@@ -199,6 +199,7 @@ def test_a_folder_for_something_else_is_refused(
     before = contents(out)
     message = {
         "pool": r"was made for another pool: 600 examples there, 599 here; give another --output",
+        "captions": r"another pool: 600 examples, but in another order or with other keys or capti",
         "metadata": r"was made with other metadata; give another --output, or remove that folder",
         "seed": r"was made with config.seed=0, expected 7 as in this command; set config.seed=0",
         "range_size": r"was made with config.balance.range_size=70, expected 71 as in this command",
@@ -206,6 +207,10 @@ def test_a_folder_for_something_else_is_refused(
     if change == "pool":
         lines = Path(config.data.path).read_text().splitlines()
         Path(config.data.path).write_text("\n".join(lines[1:]))
+    elif change == "captions":  # the same keys
+        lines = Path(config.data.path).read_text().splitlines()
+        lines[7] = json.dumps(json.loads(lines[7]) | {"captions": "another caption"})
+        Path(config.data.path).write_text("\n".join(lines) + "\n")
     elif change == "metadata":
         Path(metadata).write_text("dog\n")
     elif change == "seed":
@@ -314,9 +319,9 @@ def test_captions_match_the_list_of_their_language() -> None:
 
 
 def test_each_language_has_a_threshold(tmp_path: Path) -> None:
-    english = [f"the children are playing in the garden with number {n}" for n in range(40)]
+    english = [f"the children are playing in the garden with number {n % 20}" for n in range(40)]
     german = [f"die Kinder spielen im Garten mit der Nummer {n}" for n in range(8)]
-    lists = {"en": {"x": ["garden", "39"]}, "de": {"x": ["Garten", "7"]}}
+    lists = {"en": {"x": ["garden", "19"]}, "de": {"x": ["Garten", "7"]}}
     write_metadata(tmp_path / "metadata", lists, {})
     config = CurationConfig(
         data=write_pool(tmp_path / "pool", english + german),
@@ -325,10 +330,11 @@ def test_each_language_has_a_threshold(tmp_path: Path) -> None:
     )
     balance_text(config, [str(tmp_path / "metadata")], tmp_path / "out", in_processes)
     summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
-    assert summary["thresholds"] == {"en": 1, "de": 1}
+    # Rare entries: in English one with two captions, in German one with a single caption.
+    assert summary["thresholds"] == {"en": 2, "de": 1}
     counts = read_entry_counts(tmp_path / "out" / ENTRIES)
-    assert counts.entries == ["garden (en)", "39 (en)", "Garten (de)", "7 (de)"]
-    assert counts.before.tolist() == [40, 1, 8, 1]
+    assert counts.entries == ["garden (en)", "19 (en)", "Garten (de)", "7 (de)"]
+    assert counts.before.tolist() == [40, 2, 8, 1]
 
 
 @pytest.mark.slow
