@@ -170,4 +170,5 @@ def test_plans_take_the_encoders_from_the_task_kind() -> None:
         "retrieval": {224: "encode_image"},
         "classification": {224: "encode_image"},
         "segmentation": {384: "encode_patches"},
+        "text": {},
     }

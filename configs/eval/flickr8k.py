@@ -1,4 +1,4 @@
-"""Retrieval on Flickr8k's 1000 test photos, with five captions each.
+"""Retrieval on Flickr8k's 1000 test photos, with five captions each; and of captions alone.
 
     python -m dinotxt_jax.evaluate --config=configs/eval/flickr8k.py --model=runs/flickr8k/model \\
         --output=runs/flickr8k/evaluation
@@ -10,7 +10,7 @@ from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_conf
 
 
 def get_config():
-    """Returns the retrieval task on the test photos."""
+    """Returns the retrieval task on the test photos, and captions that find each other."""
     data = DataConfig(
         source="jsonl",
         path="data/flickr8k/captions.jsonl",
@@ -19,6 +19,6 @@ def get_config():
         augmentation="squash",
         threads=2,
     )
-    return to_config_dict(
-        EvaluationConfig(tasks={"flickr8k": TaskConfig(kind="retrieval", data=data)})
-    )
+    kinds = {"flickr8k": "retrieval", "captions": "text"}
+    tasks = {name: TaskConfig(kind=kind, data=data) for name, kind in kinds.items()}
+    return to_config_dict(EvaluationConfig(tasks=tasks))

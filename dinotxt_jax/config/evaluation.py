@@ -45,6 +45,11 @@ KIND_SETTINGS: dict[str, KindSettings] = {
     "segmentation": KindSettings(
         MASKS, ("mean_iou", "mean_accuracy", "pixel_accuracy"), encodes_whole_images=False
     ),
+    "text": KindSettings(
+        CAPTIONS,
+        ("caption_r1", "caption_r5", "caption_r10", "spearman", "pearson"),
+        encodes_whole_images=False,
+    ),
 }
 # Segmentation protocol -> setting with the short sides that must be at least as large as a window.
 PROTOCOL_SIDES: dict[str, str] = {"slide": "short_side", "whole": "", "highres": "scales"}
@@ -137,12 +142,36 @@ class SegmentationConfig:
             )
 
 
+TEXT_PARTS = ("whole", "class", "patch")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTaskConfig:
+    """Comparing texts with texts."""
+
+    pairs: Annotated[
+        str,
+        "text: CSV, TSV or JSON Lines file with rated pairs of texts, such as STS files, whose "
+        "scores are correlated with the similarities (empty: each caption of `data` searches the "
+        "other captions of its image among all captions)",
+    ] = ""
+    first: Annotated[str, "text: column with the first text of a pair"] = "sentence1"
+    second: Annotated[str, "text: column with the second text of a pair"] = "sentence2"
+    score: Annotated[str, "text: column with the score of a pair, a number"] = "score"
+    part: Annotated[
+        str,
+        Choice(TEXT_PARTS),
+        "text: part of the text features that is compared: whole, or in dino.txt class or patch, "
+        "the half that images' class tokens or patch tokens are compared with",
+    ] = "whole"
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
     """A single evaluation task."""
 
     kind: Annotated[
-        str, Choice(KIND_SETTINGS), "task type: retrieval, classification or segmentation"
+        str, Choice(KIND_SETTINGS), "task type: retrieval, classification, segmentation or text"
     ] = "retrieval"
     data: Annotated[
         DataConfig,
@@ -162,6 +191,7 @@ class TaskConfig:
     segmentation: Annotated[SegmentationConfig, "segmentation: protocol settings"] = (
         SegmentationConfig()
     )
+    text: Annotated[TextTaskConfig, "text: what is compared"] = TextTaskConfig()
     published: Annotated[
         str,
         Choice(PUBLISHED_SETS, optional=True),
@@ -173,6 +203,8 @@ class TaskConfig:
         """Yields sentences about settings that cannot be combined; `key` is the group key."""
         kind = KIND_SETTINGS[self.kind]
         yield from self.data.training_only(f"{key}.data")
+        if self.kind == "text" and self.text.pairs:
+            return
         yield from self.data.content_conflicts(
             f"{key}.data", kind.content, f"{key}.kind={self.kind}"
         )

@@ -104,7 +104,7 @@ class TaskKind(Protocol[SourceT]):
         """
 
     def image_side(self, task: TaskConfig) -> int:
-        """Returns the side of the square images or windows that enter the encoder, in pixels."""
+        """Returns the side of the square images or windows that are encoded, in pixels; 0: none."""
 
     def open_set(self, section: str, task: TaskConfig) -> SourceT:
         """Opens the examples of a task, limited to `task.max_examples`.

@@ -22,6 +22,7 @@ _NAMES = {
 }
 _NAMES |= {f"image_to_text_r{k}": f"image->text R@{k}" for k in RECALLS}
 _NAMES |= {f"text_to_image_r{k}": f"text->image R@{k}" for k in RECALLS}
+_NAMES |= {f"caption_r{k}": f"caption->caption R@{k}" for k in RECALLS}
 
 # One sentence for each metric; `_ROWS` explains `chance` and published figures.
 _MEANINGS = {
@@ -29,6 +30,10 @@ _MEANINGS = {
     "among the k most similar captions.",
     "text_to_image": "text->image R@k: the share of captions whose image is among the k most "
     "similar images.",
+    "caption": "caption->caption R@k: the share of captions for which another caption of their "
+    "image is among the k most similar captions.",
+    "spearman": "spearman: the rank correlation of similarities with people's scores, times 100.",
+    "pearson": "pearson: the linear correlation with these scores, times 100.",
     "mean_recall": "mean recall: the mean of these recalls.",
     "top1": "top-1: the share of images whose most similar class is the right one.",
     "top5": "top-5: the share of images whose class is among the five most similar ones.",

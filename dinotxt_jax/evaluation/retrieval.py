@@ -71,8 +71,8 @@ def recalls(
         owners: row in `images` for each text; every image has at least one text.
         block: number of similarity rows computed at a time.
     """
-    image_ranks = _ranks(images, texts, owners, np.arange(len(images)), block)
-    text_ranks = _ranks(texts, images, np.arange(len(images)), owners, block)
+    image_ranks = ranks_of_right(images, texts, owners, np.arange(len(images)), block)
+    text_ranks = ranks_of_right(texts, images, np.arange(len(images)), owners, block)
     result = {}
     for name, ranks in zip(_WAYS, (image_ranks, text_ranks), strict=True):
         for k in RECALLS:
@@ -97,29 +97,45 @@ def chance_recalls(owners: Int[np.ndarray, " m"]) -> dict[str, float]:
     return result
 
 
-def _ranks(
+def ranks_of_right(
     queries: Float[np.ndarray, "q D"],
     gallery: Float[np.ndarray, "g D"],
     gallery_labels: Int[np.ndarray, " g"],
     query_labels: Int[np.ndarray, " q"],
-    block: int,
+    block: int = 1024,
+    same_items: bool = False,
 ) -> Int[np.ndarray, " q"]:
-    """Counts, per query, wrong-label gallery entries as similar as the best right-label entry."""
+    """Counts, per query, wrong-label gallery entries as similar as the best right-label entry.
+
+    Args:
+        queries, gallery: L2-normalised features.
+        gallery_labels, query_labels: labels; equal ones are right.
+        block: number of similarity rows computed at a time.
+        same_items: queries are the gallery, and no query may find itself.
+    """
     ranks = []
     placed, labels = jnp.asarray(gallery), jnp.asarray(gallery_labels)
     for start in range(0, len(queries), block):
         rows = slice(start, start + block)
         same_label = jnp.asarray(query_labels[rows])[:, None] == labels  # [block g]
-        ranks.append(np.asarray(_block_ranks(jnp.asarray(queries[rows]), placed, same_label)))
+        right = same_label
+        if same_items:
+            own = np.arange(start, min(start + block, len(queries)))
+            right = same_label.at[np.arange(len(own)), own].set(False)
+        result = _block_ranks(jnp.asarray(queries[rows]), placed, right, same_label)
+        ranks.append(np.asarray(result))
     return np.concatenate(ranks)
 
 
 @jax.jit
 def _block_ranks(
-    queries: Float[Array, "q D"], gallery: Float[Array, "g D"], same_label: Bool[Array, "q g"]
+    queries: Float[Array, "q D"],
+    gallery: Float[Array, "g D"],
+    right: Bool[Array, "q g"],
+    same_label: Bool[Array, "q g"],
 ) -> Int[Array, " q"]:
     similarity = jnp.matmul(queries, gallery.T, precision="highest")
-    best = jnp.max(jnp.where(same_label, similarity, -jnp.inf), axis=1, keepdims=True)
+    best = jnp.max(jnp.where(right, similarity, -jnp.inf), axis=1, keepdims=True)
     # Negated `<` instead of `>=`, so that a NaN similarity counts against the model.
     return jnp.sum(~(similarity < best) & ~same_label, axis=1)
 
@@ -147,7 +163,7 @@ class RetrievalKind:
 
     def contents(self, source: Source) -> list[Any]:
         """Returns the captions of every image."""
-        return [_captions(source, index) for index in range(len(source))]
+        return [captions_of_example(source, index) for index in range(len(source))]
 
     def run(self, job: Job) -> TaskResult:
         """Embeds all images and captions in a task, and searches in both directions."""
@@ -175,7 +191,7 @@ class RetrievalKind:
         )
 
 
-def _captions(source: Source, index: int) -> tuple[str, ...]:
+def captions_of_example(source: Source, index: int) -> tuple[str, ...]:
     """Returns the captions of an example; a damaged record is an error, as in every evaluation."""
     try:
         return source.captions(index)

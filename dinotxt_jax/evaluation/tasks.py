@@ -19,11 +19,13 @@ from dinotxt_jax.evaluation.classification import ClassificationKind
 from dinotxt_jax.evaluation.jobs import Job, TaskKind, TaskResult, digest
 from dinotxt_jax.evaluation.retrieval import RetrievalKind
 from dinotxt_jax.evaluation.segmentation import SegmentationKind
+from dinotxt_jax.evaluation.text_similarity import TextKind
 
 KINDS: dict[str, TaskKind[Any]] = {
     "retrieval": RetrievalKind(),
     "classification": ClassificationKind(),
     "segmentation": SegmentationKind(),
+    "text": TextKind(),
 }
 """All task kinds, keyed by the name used for the config key `kind`."""
 

@@ -43,6 +43,8 @@ def image_sizes(config: EvaluationConfig) -> dict[int, str]:
     for task in config.tasks.values():
         kind = KINDS[task.kind]
         size = kind.image_side(task)
+        if not size:
+            continue
         dense = not kind.encodes_whole_images or sizes.get(size) == "encode_patches"
         sizes[size] = "encode_patches" if dense else "encode_image"
     return sizes

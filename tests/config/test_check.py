@@ -181,7 +181,7 @@ def test_a_mistake_is_named(change: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("kind=sums", "kind is 'sums', expected retrieval, classification or segmentation;"),
+        ("kind=sums", "kind is 'sums', expected retrieval, classification, segmentation or text;"),
         ("max_examples=-2", "max_examples is -2, expected a number from 0"),
         ("published=imagenet", "published is 'imagenet', ...; did you mean 'imagenet1k'?"),
         (
