@@ -352,6 +352,7 @@ def test_choices_equal_the_tables_of_the_rooms_above() -> None:
     from dinotxt_jax.inference.protocols import PROTOCOLS
     from dinotxt_jax.models import blocks, dinotxt, positions
     from dinotxt_jax.models.attention import IMPLEMENTATIONS
+    from dinotxt_jax.tokenizers.base import BYTE_TOKENS
 
     assert ("auto", *IMPLEMENTATIONS) == ATTENTIONS
     assert {name: kind.gives for name, kind in SOURCES.items()} == {
@@ -366,7 +367,7 @@ def test_choices_equal_the_tables_of_the_rooms_above() -> None:
         name: (kind.metrics, kind.encodes_whole_images) for name, kind in KIND_SETTINGS.items()
     }
     assert SOURCE_SETTINGS["scenes"].smallest_image == scenes._SMALLEST_IMAGE
-    assert len(tokenizers._BYTES) + 3 + 1 == SMALLEST_VOCABULARY
+    assert len(BYTE_TOKENS) + 3 + 1 == SMALLEST_VOCABULARY
     classes = (tokenizers.ClipTokenizer, tokenizers.TrainedTokenizer)
     assert tuple(cls.kind for cls in classes) == TOKENIZER_KINDS
     assert ("antialias", *positions._SCALE_OFFSETS, "bilinear") == POSITION_INTERPOLATIONS

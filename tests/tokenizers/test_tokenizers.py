@@ -19,7 +19,8 @@ from dinotxt_jax import tokenizers
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.tokenizers import ClipTokenizer, Tokenizer, TrainedTokenizer, load_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+CLIP_URL = "dinotxt_jax.tokenizers.clip.CLIP_VOCABULARY_URL"
 GOLDENS = ROOT / "tests" / "goldens" / "tokenizer" / "clip_tokens.json"
 CAPTIONS = [
     f"a {size} {colour} {shape} {relation} the {other}"
@@ -145,7 +146,7 @@ def test_tokenizers_pickle(tokenizer):
 
 
 def test_a_saved_tokenizer_loads_as_it_was(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizers, "CLIP_VOCABULARY_URL", "http://127.0.0.1:9/unreachable")
+    monkeypatch.setattr(CLIP_URL, "http://127.0.0.1:9/unreachable")
     monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
     tokenizer.save(tmp_path)
     again = load_tokenizer(json.loads(json.dumps(tokenizer.spec())), tmp_path)
@@ -241,7 +242,7 @@ def test_a_wrong_vocabulary_file_is_refused(tmp_path):
 @pytest.fixture
 def served(web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Returns a folder served locally under the official URL, and an empty cache next to it."""
-    monkeypatch.setattr(tokenizers, "CLIP_VOCABULARY_URL", web.url(tokenizers.CLIP_VOCABULARY_FILE))
+    monkeypatch.setattr(CLIP_URL, web.url(tokenizers.CLIP_VOCABULARY_FILE))
     monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "cache"))
     return web.folder
 
