@@ -21,7 +21,9 @@ SMALLEST_VOCABULARY = 260
 MAX_PIXELS = 2**26
 AUGMENTATIONS = ("random_resized_crop", "center_crop", "squash")
 FAST, EXACT = "fast", "exact"
-TOKENIZER_KINDS = ("clip", "bpe")
+TOKENIZER_KINDS = ("clip", "bpe", "sentencepiece")
+# Rules that clean captions (`tokenizers.cleaning`).
+CLEANINGS = ("canonicalize", "lower", "none", "clip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,10 +191,13 @@ class TokenizerConfig:
     kind: Annotated[
         str,
         Choice(TOKENIZER_KINDS),
-        "clip (CLIP's BPE) or bpe (trained on the captions in `config.data`)",
+        "clip (CLIP's BPE), bpe (trained on the captions in `config.data`) or sentencepiece (the "
+        "pieces of an existing file)",
     ] = "clip"
     vocabulary: Annotated[
-        str, "clip: vocabulary file (empty: the official file, downloaded on first use)"
+        str,
+        "clip: vocabulary file (empty: the official file, downloaded on first use); sentencepiece: "
+        "tokenizer.json, or a .model (needs `sentencepiece`)",
     ] = ""
     vocabulary_size: Annotated[
         int, Range(SMALLEST_VOCABULARY, 10_000_000), "bpe: vocabulary size, token IDs"
@@ -200,8 +205,29 @@ class TokenizerConfig:
     context_length: Annotated[
         int,
         Range(3, 65_536),
-        "tokens per row, including the start-of-sequence and end-of-sequence tokens",
+        "tokens per row, including the start-of-sequence and end-of-sequence tokens (sentencepiece "
+        "has no start)",
     ] = 77
+    cleaning: Annotated[
+        str,
+        Choice(CLEANINGS),
+        "sentencepiece: cleaning of captions: canonicalize (lower case, no punctuation), lower, "
+        "none, or clip (mojibake and HTML repaired, lower case), which the other kinds always use",
+    ] = "clip"
+
+    def conflicts(self, key: str) -> Iterator[str]:
+        """Yields sentences about settings that cannot be combined; `key` is the group key."""
+        reads_pieces = self.kind == "sentencepiece"
+        if reads_pieces and not self.vocabulary:
+            yield (
+                f"{key}.vocabulary is empty, expected a tokenizer.json or a .model for "
+                f"{key}.kind=sentencepiece; set it."
+            )
+        if not reads_pieces and self.cleaning != "clip":
+            yield (
+                f"{key}.cleaning is {self.cleaning!r}, expected clip for {key}.kind={self.kind}; "
+                f"set it to clip, or {key}.kind=sentencepiece."
+            )
 
 
 def check_image_size(size: int, patch_size: int, key: str = "config.data.image_size") -> None:

@@ -138,16 +138,7 @@ class ModelDescription:
             heads = self.head.num_heads
             yield from divides(f"{key}.head.num_heads", heads, self.vision.dim, width)
         if self.tokenizer is not None and self.text is not None:
-            for name in ("context_length", "vocabulary_size"):
-                value, size = self.tokenizer.get(name), getattr(self.text, name)
-                if value != size:
-                    yield (
-                        f"{key}.tokenizer.{name} is {value!r}, expected {size} as in {key}.text; "
-                        f"{REPLACE_MODEL}."
-                    )
-            if (kind := self.tokenizer.get("kind")) not in TOKENIZER_KINDS:
-                kinds = " or ".join(TOKENIZER_KINDS)
-                yield f"{key}.tokenizer.kind is {kind!r}, expected {kinds}; {REPLACE_MODEL}."
+            yield from _tokenizer_conflicts(self.tokenizer, self.text, key)
         if self.head is not None and self.text is not None:
             token_dim = self.head.projection or self.vision.dim
             expected = descriptor_dim(token_dim, self.head.pooling)
@@ -166,6 +157,32 @@ class ModelDescription:
                 "them (python -m dinotxt_jax.train) or use dt.load_backbone."
             )
         return DinoTxtConfig(self.vision, self.head, self.text, self.logit_bias)
+
+
+def _tokenizer_conflicts(tokenizer: Mapping[str, Any], text: TextConfig, key: str) -> Iterator[str]:
+    """Yields sentences about a tokenizer whose rows the text transformer cannot read."""
+    if (kind := tokenizer.get("kind")) not in TOKENIZER_KINDS:
+        kinds = ", ".join(TOKENIZER_KINDS)
+        yield f"{key}.tokenizer.kind is {kind!r}, expected one of {kinds}; {REPLACE_MODEL}."
+    length, size = tokenizer.get("context_length"), tokenizer.get("vocabulary_size")
+    if length != text.context_length:
+        yield (
+            f"{key}.tokenizer.context_length is {length!r}, expected {text.context_length} as in "
+            f"{key}.text; {REPLACE_MODEL}."
+        )
+    if type(size) is not int or not 1 <= size <= text.vocabulary_size:
+        yield (
+            f"{key}.tokenizer.vocabulary_size is {size!r}, expected at most "
+            f"{text.vocabulary_size}, the rows of the embedding table in {key}.text; "
+            f"{REPLACE_MODEL}."
+        )
+    # The causal text transformer reads features at the largest id (`models.text`). Tokenizers that
+    # do not record the end of text end with their largest id.
+    elif (end := tokenizer.get("end_id", size - 1)) != size - 1:
+        yield (
+            f"{key}.tokenizer.end_id is {end!r}, expected {size - 1}, the largest id, at which the "
+            f"text transformer reads features; {REPLACE_MODEL}."
+        )
 
 
 def write_model_directory(

@@ -1,9 +1,9 @@
-"""Tokenizers: CLIP's byte-pair encoding, and a BPE trained on the user's captions.
+"""Tokenizers: CLIP's byte-pair encoding, a BPE trained on the user's captions, and sentencepiece.
 
-Both clean a caption the same way (mojibake and HTML entities repaired, white space collapsed, lower
-case) and write a row as `[start, ids..., end, 0, ...]`. The end-of-text id is the largest id, so
-that `argmax` finds the first end of text, where the text transformer reads features. Id 0 pads, but
-can also be a token (`!` in CLIP): padding is recognised by position, not by id.
+A tokenizer cleans captions by a named rule (`cleaning.CLEANING_RULES`) and writes each as a row of
+fixed length (`row_format.RowFormat`). For CLIP, and for everything that is trained here, the end of
+text is the largest id, so that `argmax` finds its first place, where the causal text transformer
+reads features.
 """
 
 from dinotxt_jax.tokenizers.base import Tokenizer, trimmed_length
@@ -15,7 +15,14 @@ from dinotxt_jax.tokenizers.clip import (
     CLIP_VOCABULARY_URL,
     ClipTokenizer,
 )
-from dinotxt_jax.tokenizers.loading import load_tokenizer
+from dinotxt_jax.tokenizers.loading import TOKENIZERS, load_tokenizer
+from dinotxt_jax.tokenizers.row_format import RowFormat
+from dinotxt_jax.tokenizers.sentence_pieces import (
+    PIECE_FILES,
+    PIECE_SETTINGS,
+    PieceSettings,
+    SentencePieceTokenizer,
+)
 from dinotxt_jax.tokenizers.trained import TrainedTokenizer
 
 __all__ = [
@@ -23,7 +30,13 @@ __all__ = [
     "CLIP_VOCABULARY_SHA256",
     "CLIP_VOCABULARY_SIZE",
     "CLIP_VOCABULARY_URL",
+    "PIECE_FILES",
+    "PIECE_SETTINGS",
+    "TOKENIZERS",
     "ClipTokenizer",
+    "PieceSettings",
+    "RowFormat",
+    "SentencePieceTokenizer",
     "Tokenizer",
     "TrainedTokenizer",
     "clean_caption",

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import regex
 from tokenizers import Regex, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Engine
+from tokenizers import Tokenizer as LibraryTokenizer
 
+from dinotxt_jax.config import TokenizerConfig
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.storage.addresses import AddressLike, to_address
+from dinotxt_jax.storage.addresses import Address, AddressLike, to_address
 from dinotxt_jax.storage.downloads import cache_folder, check_sha256, download
-from dinotxt_jax.tokenizers.base import BYTE_TOKENS, END_TOKEN, START_TOKEN, Tokenizer
+from dinotxt_jax.tokenizers.base import (
+    BYTE_TOKENS,
+    END_TOKEN,
+    START_TOKEN,
+    LibraryEngine,
+    Tokenizer,
+    check_entries,
+)
+from dinotxt_jax.tokenizers.row_format import RowFormat
 
 CLIP_VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 CLIP_VOCABULARY_URL = f"https://dl.fbaipublicfiles.com/dinov2/thirdparty/{CLIP_VOCABULARY_FILE}"
@@ -39,19 +49,51 @@ class ClipTokenizer(Tokenizer):
         vocabulary: path to `bpe_simple_vocab_16e6.txt.gz`; by default the copy in the cache folder
             (`$DINOTXT_CACHE`, or `~/.cache/dinotxt_jax`), downloaded on first use.
         context_length: ids per row; 77 in all released models.
+        pad_id: the id after the end of text: 0 in the official code, 49407 (the end itself) in
+            transformers. Causal text transformers give the same features for both.
 
     Raises:
-        UserError: the file is missing, cannot be downloaded, or is not the official one.
+        UserError: the file is missing, cannot be downloaded, or is not the official one; or there
+            is no id `pad_id`.
     """
 
     kind = "clip"
     file = CLIP_VOCABULARY_FILE
 
-    def __init__(self, vocabulary: AddressLike | None = None, context_length: int = 77) -> None:
+    def __init__(
+        self, vocabulary: AddressLike | None = None, context_length: int = 77, pad_id: int = 0
+    ) -> None:
+        if not 0 <= pad_id < CLIP_VOCABULARY_SIZE:
+            raise UserError(
+                f"pad_id is {pad_id}, expected an id from 0 to {CLIP_VOCABULARY_SIZE - 1}; give 0, "
+                f"or {CLIP_VOCABULARY_SIZE - 1} as in transformers."
+            )
         content = (
             _cached_clip_vocabulary() if vocabulary is None else _read_clip_vocabulary(vocabulary)
         )
-        super().__init__(_clip_engine(content), content, CLIP_VOCABULARY_SIZE, context_length)
+        start, end = CLIP_VOCABULARY_SIZE - 2, CLIP_VOCABULARY_SIZE - 1
+        row_format = RowFormat(context_length, start, end, pad_id)
+        super().__init__(_clip_engine(content), content, CLIP_VOCABULARY_SIZE, row_format)
+
+    @classmethod
+    def load(cls, spec: Mapping[str, Any], directory: Address) -> ClipTokenizer:
+        """Loads the vocabulary in `directory`, or without one from the cache or the network."""
+        check_entries({"pad_id": 0, **spec}, directory, context_length=int, pad_id=int)
+        path = directory / CLIP_VOCABULARY_FILE
+        return cls(path if path.exists() else None, spec["context_length"], spec.get("pad_id", 0))
+
+    @classmethod
+    def configured(
+        cls, settings: TokenizerConfig, captions: Callable[[], Iterable[str]]
+    ) -> ClipTokenizer:
+        return cls(settings.vocabulary or None, settings.context_length)
+
+    @classmethod
+    def configured_size(cls, settings: TokenizerConfig) -> int:
+        return CLIP_VOCABULARY_SIZE
+
+    def spec(self) -> dict[str, Any]:
+        return super().spec() | {"pad_id": self.format.pad_id}
 
     def _text_ids(self, texts: list[str]) -> list[list[int]]:
         rows = super()._text_ids(texts)
@@ -63,16 +105,18 @@ class ClipTokenizer(Tokenizer):
     def _ids_with_specials(self, text: str) -> list[int]:
         # The official word pattern decides whether a literal counts: in "!<|endoftext|>" the
         # punctuation consumes the literal's beginning. An added engine token would split there.
-        specials = {START_TOKEN: [self.start_id], END_TOKEN: [self.end_id]}
-        words = _CLIP_WORDS_AND_SPECIALS.findall(text)
-        return [i for word in words for i in specials.get(word) or self._engine.encode(word).ids]
+        specials = {START_TOKEN: CLIP_VOCABULARY_SIZE - 2, END_TOKEN: CLIP_VOCABULARY_SIZE - 1}
+        ids: list[int] = []
+        for word in _CLIP_WORDS_AND_SPECIALS.findall(text):
+            ids += [specials[word]] if word in specials else self._engine.encode([word])[0]
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decodes one row with a space between words: the ids do not record spaces."""
         return super().decode(ids).replace(_WORD_END, " ").strip()
 
 
-def _clip_engine(vocabulary: bytes) -> Engine:
+def _clip_engine(vocabulary: bytes) -> LibraryEngine:
     """Builds CLIP's engine: bytes, bytes that end a word, merges by rank, special tokens."""
     lines = gzip.decompress(vocabulary).decode().split("\n")
     # Line 0 is a version; the file has more merges than CLIP uses.
@@ -81,7 +125,7 @@ def _clip_engine(vocabulary: bytes) -> Engine:
     tokens = [*BYTE_TOKENS, *(byte + _WORD_END for byte in BYTE_TOKENS)]
     tokens += [left + right for left, right in merges] + [START_TOKEN, END_TOKEN]
     ids = {token: token_id for token_id, token in enumerate(tokens)}
-    engine = Engine(models.BPE(ids, merges, end_of_word_suffix=_WORD_END))
+    engine = LibraryTokenizer(models.BPE(ids, merges, end_of_word_suffix=_WORD_END))
     engine.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
@@ -89,7 +133,7 @@ def _clip_engine(vocabulary: bytes) -> Engine:
         ]
     )
     engine.decoder = decoders.ByteLevel()
-    return engine
+    return LibraryEngine(engine)
 
 
 def _read_clip_vocabulary(path: AddressLike) -> bytes:

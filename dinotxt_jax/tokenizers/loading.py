@@ -1,4 +1,4 @@
-"""Loads the tokenizer that a model directory describes."""
+"""The table of tokenizers, and the one that a model directory describes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Any
 
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import AddressLike, to_address
-from dinotxt_jax.storage.downloads import check_sha256
 from dinotxt_jax.tokenizers.base import Tokenizer
-from dinotxt_jax.tokenizers.clip import CLIP_VOCABULARY_FILE, ClipTokenizer
+from dinotxt_jax.tokenizers.clip import ClipTokenizer
+from dinotxt_jax.tokenizers.sentence_pieces import SentencePieceTokenizer
 from dinotxt_jax.tokenizers.trained import TrainedTokenizer
+
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    tokenizer.kind: tokenizer
+    for tokenizer in (ClipTokenizer, TrainedTokenizer, SentencePieceTokenizer)
+}
+"""All tokenizers, by the kind that `model.json` and `config.tokenizer.kind` name."""
 
 
 def load_tokenizer(spec: Mapping[str, Any], directory: AddressLike) -> Tokenizer:
@@ -22,20 +28,18 @@ def load_tokenizer(spec: Mapping[str, Any], directory: AddressLike) -> Tokenizer
         UserError: unknown kind, or a file that is missing or differs from the spec.
     """
     kind = spec.get("kind")
-    needed = {"clip": ("context_length",), "bpe": ("context_length", "sha256")}.get(kind or "", ())
-    types = {"context_length": int, "sha256": str}
-    if missing := [name for name in needed if type(spec.get(name)) is not types[name]]:
+    if not isinstance(kind, str) or kind not in TOKENIZERS:
         raise UserError(
-            f"the description of the tokenizer in {directory} lacks {' and '.join(missing)}; "
-            "restore the file, or train or convert the model again."
+            f"tokenizer kind {kind!r} is unknown; model.json must say one of "
+            f"{', '.join(TOKENIZERS)}."
         )
-    if kind == "clip":
-        path = to_address(directory) / CLIP_VOCABULARY_FILE
-        return ClipTokenizer(path if path.exists() else None, spec["context_length"])
-    if kind != "bpe":
-        raise UserError(f"tokenizer kind {kind!r} is unknown; model.json must say 'clip' or 'bpe'.")
-    path = to_address(directory) / TrainedTokenizer.file
-    if not path.exists():
-        raise UserError(f"{path} is missing; copy the whole model directory, or train it again.")
-    check_sha256(path, spec["sha256"], "restore the file saved with the model")
-    return TrainedTokenizer(path.read_bytes(), spec["context_length"])
+    tokenizer = TOKENIZERS[kind].load(spec, to_address(directory))
+    actual = tokenizer.spec()
+    for name, value in spec.items():
+        if actual.get(name) != value:
+            raise UserError(
+                f"the description of the tokenizer in {directory} has {name} {value!r}, but its "
+                f"file gives {actual.get(name)!r}; restore both, or train or convert the model "
+                "again."
+            )
+    return tokenizer

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from tokenizers import Tokenizer as Engine
+from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from dinotxt_jax.config import TokenizerConfig
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.tokenizers.base import BYTE_TOKENS, END_TOKEN, START_TOKEN, Tokenizer
+from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.downloads import check_sha256
+from dinotxt_jax.tokenizers.base import (
+    BYTE_TOKENS,
+    END_TOKEN,
+    START_TOKEN,
+    LibraryEngine,
+    Tokenizer,
+    check_entries,
+)
 from dinotxt_jax.tokenizers.cleaning import clean_caption
+from dinotxt_jax.tokenizers.row_format import RowFormat
 
 _PADDING = "<|padding|>"
 
@@ -35,14 +47,36 @@ class TrainedTokenizer(Tokenizer):
     file = "tokenizer.json"
 
     def __init__(self, description: bytes, context_length: int = 77) -> None:
-        engine = Engine.from_str(description.decode())
+        engine = LibraryTokenizer.from_str(description.decode())
         end = engine.token_to_id(END_TOKEN)
         if end is None:
             raise UserError(
                 f"the tokenizer has no token {END_TOKEN}, which must be its largest id; use a "
                 f"{self.file} that TrainedTokenizer.save wrote."
             )
-        super().__init__(engine, description, end + 1, context_length)
+        row_format = RowFormat(context_length, start_id=end - 1, end_id=end)
+        super().__init__(LibraryEngine(engine), description, end + 1, row_format)
+
+    @classmethod
+    def load(cls, spec: Mapping[str, Any], directory: Address) -> TrainedTokenizer:
+        check_entries(spec, directory, context_length=int, sha256=str)
+        path = directory / cls.file
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing; copy the whole model directory, or train it again."
+            )
+        check_sha256(path, spec["sha256"], "restore the file saved with the model")
+        return cls(path.read_bytes(), spec["context_length"])
+
+    @classmethod
+    def configured(
+        cls, settings: TokenizerConfig, captions: Callable[[], Iterable[str]]
+    ) -> TrainedTokenizer:
+        return cls.train(captions(), settings.vocabulary_size, settings.context_length)
+
+    @classmethod
+    def configured_size(cls, settings: TokenizerConfig) -> int:
+        return settings.vocabulary_size
 
     @classmethod
     def train(
@@ -86,8 +120,8 @@ class TrainedTokenizer(Tokenizer):
         return cls(trained.to_str(pretty=True).encode(), context_length)
 
 
-def _lossless_engine(model: models.BPE) -> Engine:
-    engine = Engine(model)
+def _lossless_engine(model: models.BPE) -> LibraryTokenizer:
+    engine = LibraryTokenizer(model)
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
     engine.decoder = decoders.ByteLevel()
     return engine

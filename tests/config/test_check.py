@@ -25,13 +25,13 @@ from dinotxt_jax.config.architecture import (
     VisionConfig,
 )
 from dinotxt_jax.config.checking import is_group
-from dinotxt_jax.config.data import SMALLEST_VOCABULARY, TOKENIZER_KINDS
 from dinotxt_jax.config.evaluation import (
     DENSE_FEATURE_NAMES,
     KIND_SETTINGS,
     PROTOCOL_SIDES,
     PUBLISHED_SETS,
 )
+from dinotxt_jax.config.data import CLEANINGS, SMALLEST_VOCABULARY, TOKENIZER_KINDS
 from dinotxt_jax.config.overrides import override
 from dinotxt_jax.config.ranges import Setting, declared_settings
 from dinotxt_jax.config.sources import MASK_SETS, SOURCE_SETTINGS, MixtureConfig
@@ -113,7 +113,7 @@ def says(message: str, parts: str) -> bool:
         ("data.workers=-2", "config.data.workers is -2"),
         ("data.prefetch=-5", "config.data.prefetch is -5"),
         ("data.path=a\0b", "config.data.path is 'a\\x00b', expected text without a NUL"),
-        ("tokenizer.kind=words", "config.tokenizer.kind is 'words', expected clip or bpe;"),
+        ("tokenizer.kind=words", "config.tokenizer.kind is 'words', expected clip, bpe or sent"),
         ("tokenizer.context_length=0", "config.tokenizer.context_length is 0, ... from 3 to"),
         ("tokenizer.vocabulary_size=259", "config.tokenizer.vocabulary_size is 259, ... from 260"),
         ("head.num_blocks=-1", "config.head.num_blocks is -1"),
@@ -229,6 +229,14 @@ def test_a_mistake_in_a_task_has_the_key_of_its_command(
             "config.text.trim is 8, expected 0 with con",
         ),
         (("data.augmentation=center_crop", "data.resize=200"), "config.data.resize is 200, expect"),
+        (
+            ("tokenizer.kind=sentencepiece",),
+            "config.tokenizer.vocabulary is empty, expected a tokenizer.json or a .model for con",
+        ),
+        (
+            ("tokenizer.cleaning=lower",),
+            "config.tokenizer.cleaning is 'lower', expected clip for config.tokenizer.kind=clip;",
+        ),
         (
             ("data.source=masks", "data.name=ade20k_150", "data.path=p"),
             "config.data.source is 'masks', which has no captions, expected scenes",
@@ -353,6 +361,7 @@ def test_choices_equal_the_tables_of_the_rooms_above() -> None:
     from dinotxt_jax.models import blocks, dinotxt, positions
     from dinotxt_jax.models.attention import IMPLEMENTATIONS
     from dinotxt_jax.tokenizers.base import BYTE_TOKENS
+    from dinotxt_jax.tokenizers.cleaning import CLEANING_RULES
 
     assert ("auto", *IMPLEMENTATIONS) == ATTENTIONS
     assert {name: kind.gives for name, kind in SOURCES.items()} == {
@@ -373,6 +382,9 @@ def test_choices_equal_the_tables_of_the_rooms_above() -> None:
     assert ("antialias", *positions._SCALE_OFFSETS, "bilinear") == POSITION_INTERPOLATIONS
     assert ("auto", *dinotxt.DENSE_FEATURES) == DENSE_FEATURE_NAMES
     assert {kind.mixing for kind in dinotxt.DENSE_FEATURES.values()} == set(blocks.MIXINGS)
+    assert tuple(tokenizers.TOKENIZERS) == TOKENIZER_KINDS
+    assert tuple(CLEANING_RULES) == CLEANINGS
+    assert ("antialias", *positions._SCALE_OFFSETS) == POSITION_INTERPOLATIONS
 
 
 def test_the_results_of_retrieval_are_those_it_promises() -> None:

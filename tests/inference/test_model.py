@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,14 +19,14 @@ from dinotxt_jax import sharding
 from dinotxt_jax.inference import Model
 from dinotxt_jax.inference.loading import load_dinotxt
 from dinotxt_jax.models.layers import DTypes
-from dinotxt_jax.tokenizers import TrainedTokenizer, trimmed_length
+from dinotxt_jax.tokenizers import RowFormat, TrainedTokenizer, trimmed_length
 
 
 class Letters(TrainedTokenizer):
     """Ids below 133, the reference model's vocabulary size; the last is the end-of-text token."""
 
-    def __init__(self) -> None:
-        self.context_length = 77
+    def __init__(self, *, padding_is_input: bool = False) -> None:
+        self.format = RowFormat(77, None, 132, padding_is_input=padding_is_input)
 
     def __call__(self, texts: list[str]) -> np.ndarray:  # type: ignore[override]
         rows = np.zeros((len(texts), 77), np.int32)
@@ -32,14 +34,15 @@ class Letters(TrainedTokenizer):
             row[: len(text) + 1] = [*(ord(c) % 130 for c in text), 132]
         return rows
 
-    def lengths(self, tokens: np.ndarray) -> np.ndarray:
-        return tokens.argmax(-1) + 1
 
-
-def make_model(path: Path, mesh: jax.sharding.Mesh | None) -> Model:
+def make_model(
+    path: Path,
+    mesh: jax.sharding.Mesh | None,
+    make_tokenizer: Callable[[], Letters] = Letters,
+) -> Model:
     module, description = load_dinotxt(path, DTypes(), mesh)
     graphdef, state = nnx.split(module)
-    return Model(graphdef, nnx.to_pure_dict(state), description, Letters, mesh)
+    return Model(graphdef, nnx.to_pure_dict(state), description, make_tokenizer, mesh)
 
 
 @pytest.fixture(scope="module", params=["one device", "eight devices"])
@@ -54,6 +57,22 @@ def test_texts_keep_their_order_for_any_length(model: Model) -> None:
     for text, features in zip(texts, together, strict=True):
         alone = model.embed_texts([text], batch_size=8, trim=77)[0]
         assert_same(features, alone)
+
+
+@pytest.mark.parametrize(("padding_is_input", "length"), [(False, 8), (True, 77)])
+def test_rows_whose_padding_is_input_are_encoded_whole(
+    tiny_dinotxt: Path, monkeypatch: pytest.MonkeyPatch, padding_is_input: bool, length: int
+) -> None:
+    model = make_model(tiny_dinotxt, None, lambda: Letters(padding_is_input=padding_is_input))
+    run, shapes = model._run, []
+
+    def recorded(method: str, rows: jax.Array, **options: Any) -> jax.Array:
+        shapes.append(rows.shape)
+        return run(method, rows, **options)
+
+    monkeypatch.setattr(model, "_run", recorded)
+    model.embed_texts(["zz", "zzz"], batch_size=2)
+    assert shapes == [(2, length)]
 
 
 def test_short_batches_are_padded_and_cut_again(model: Model) -> None:

@@ -14,6 +14,7 @@ import pytest
 from damage import change_number, empty, flip, largest, truncate
 from flax import nnx
 from models import with_tokenizer
+from piece_files import word_file
 from stored import stored_tree
 
 import dinotxt_jax as dt
@@ -23,6 +24,7 @@ from dinotxt_jax.models.dinotxt import DinoTxt
 from dinotxt_jax.models.layers import DTypes, abstract_arrays
 from dinotxt_jax.storage.model_arrays import load_parts
 from dinotxt_jax.storage.model_directory import fingerprint, read_description, write_model_directory
+from dinotxt_jax.tokenizers import SentencePieceTokenizer
 
 
 def arrays_of(module: nnx.Module) -> dict:
@@ -277,6 +279,33 @@ def test_a_hostile_description_is_a_sentence(tiny_dinotxt: Path, tmp_path: Path)
         (model / "model.json").write_text(json.dumps(changed))
         with pytest.raises(dt.UserError, match=group):
             dt.load(model)
+
+
+def test_a_tokenizer_may_have_fewer_ids_than_the_table_has_rows_but_not_more(
+    tiny_dinotxt: Path, tmp_path: Path
+) -> None:
+    words = ["a", "red", "circle"]
+    (tmp_path / "tokenizer.json").write_bytes(word_file(words))
+    tokenizer = SentencePieceTokenizer.with_new_end(tmp_path / "tokenizer.json", "lower", 77)
+    description = dataclasses.replace(read_description(tiny_dinotxt), tokenizer=tokenizer.spec())
+    write_model_directory(
+        tmp_path / "model",
+        description,
+        stored_tree(tiny_dinotxt),
+        write_tokenizer=tokenizer.save,
+    )
+    model = dt.load(tmp_path / "model")
+    assert model.tokenizer.spec() == tokenizer.spec()
+    features = model.embed_texts(["A red circle", "a red circle", "a red"])
+    np.testing.assert_array_equal(features[0], features[1])
+    assert not np.allclose(features[0], features[2])
+    for change, message in (
+        ({"vocabulary_size": 134, "end_id": 133}, "vocabulary_size is 134, expected at most 133"),
+        ({"end_id": 1}, "end_id is 1, expected 6, the largest id, at which the text transformer"),
+        ({"end_id": None}, "end_id is None, expected 6"),
+    ):
+        changed = dataclasses.replace(description, tokenizer=tokenizer.spec() | change)
+        assert [message in sentence for sentence in changed.conflicts("model.json")] == [True]
 
 
 def test_a_backbone_path_that_leads_to_itself_is_refused(

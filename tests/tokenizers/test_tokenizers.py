@@ -1,4 +1,4 @@
-"""Both tokenizers: exact official ids, lossless trained ids, files, downloads and refusals."""
+"""CLIP's and trained tokenizers: official ids, lossless ids, files, downloads and refusals."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from piece_files import CAPTIONS
 from tokenizers import Tokenizer as Engine
 from tokenizers import models
 
@@ -22,14 +23,6 @@ from dinotxt_jax.tokenizers import ClipTokenizer, Tokenizer, TrainedTokenizer, l
 ROOT = Path(__file__).parents[2]
 CLIP_URL = "dinotxt_jax.tokenizers.clip.CLIP_VOCABULARY_URL"
 GOLDENS = ROOT / "tests" / "goldens" / "tokenizer" / "clip_tokens.json"
-CAPTIONS = [
-    f"a {size} {colour} {shape} {relation} the {other}"
-    for size in ("small", "large")
-    for colour in ("red", "green", "blue")
-    for shape in ("circle", "square", "triangle")
-    for relation in ("above", "below", "left of")
-    for other in ("star", "ring")
-]
 STRANGE = [
     "",
     " ",
@@ -41,20 +34,6 @@ STRANGE = [
     "\x00",
     "ﷺ",
 ]
-
-
-@pytest.fixture(scope="session")
-def vocabulary() -> Path:
-    shared = ROOT.parent / "shared" / "data" / "clip_bpe" / tokenizers.CLIP_VOCABULARY_FILE
-    path = Path(os.environ.get("DINOTXT_CLIP_VOCABULARY", shared))
-    if not path.is_file():
-        pytest.skip(f"no CLIP vocabulary at {path}; set DINOTXT_CLIP_VOCABULARY to its path")
-    return path
-
-
-@pytest.fixture(scope="session")
-def clip(vocabulary: Path) -> ClipTokenizer:
-    return ClipTokenizer(vocabulary)
 
 
 @pytest.fixture(scope="session")
@@ -226,8 +205,34 @@ def test_a_foreign_or_missing_file_is_refused(trained, tmp_path):
         load_tokenizer(trained.spec(), tmp_path)
     with pytest.raises(UserError, match="endoftext"):
         TrainedTokenizer(Engine(models.BPE()).to_str().encode())
-    with pytest.raises(UserError, match="sentencepiece"):
-        load_tokenizer({"kind": "sentencepiece"}, tmp_path)
+    with pytest.raises(UserError, match=r"kind 'words' is unknown; .* clip, bpe, sentencepiece"):
+        load_tokenizer({"kind": "words"}, tmp_path)
+
+
+def test_a_description_that_differs_from_the_file_is_refused(trained, tmp_path):
+    trained.save(tmp_path)
+    with pytest.raises(UserError, match=r"has vocabulary_size 500, but its file gives 400"):
+        load_tokenizer(trained.spec() | {"vocabulary_size": 500}, tmp_path)
+
+
+def test_clip_rows_may_be_padded_with_the_end_as_in_transformers(clip, vocabulary, tmp_path):
+    padded = ClipTokenizer(vocabulary, pad_id=clip.end_id)
+    texts = ["", "a red circle", "red circle " * 200, "a <|endoftext|> b"]
+    rows = padded(texts)
+    lengths = clip.lengths(clip(texts))
+    np.testing.assert_array_equal(padded.lengths(rows), lengths)
+    for row, zeros, length in zip(rows, clip(texts), lengths, strict=True):
+        np.testing.assert_array_equal(row[:length], zeros[:length])
+        after = np.asarray([token for token in zeros[length:]])
+        np.testing.assert_array_equal(row[length:], np.where(after == 0, clip.end_id, after))
+        assert padded.decode(row) == clip.decode(zeros)
+    padded.save(tmp_path)
+    assert load_tokenizer(padded.spec(), tmp_path).spec()["pad_id"] == 49_407
+    # Descriptions from before the setting mean zeros.
+    old = {key: value for key, value in clip.spec().items() if key != "pad_id"}
+    np.testing.assert_array_equal(load_tokenizer(old, tmp_path)(texts), clip(texts))
+    with pytest.raises(UserError, match="pad_id is 49408, expected an id from 0 to 49407"):
+        ClipTokenizer(vocabulary, pad_id=49_408)
 
 
 def test_a_wrong_vocabulary_file_is_refused(tmp_path):
