@@ -18,7 +18,7 @@ from dinotxt_jax.errors import UserError
 from dinotxt_jax.models.presets import PRESETS
 from dinotxt_jax.storage.addresses import to_address
 from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing, read_description
-from dinotxt_jax.tokenizers import CLIP_VOCABULARY_SIZE
+from dinotxt_jax.tokenizers import TOKENIZERS
 from dinotxt_jax.training.step import Trainer, make_trainer
 
 # How many captions are simulated; the length standard deviation divided by the mean length.
@@ -71,7 +71,7 @@ def abstract_run(
     """Builds a config's run on devices that need not exist.
 
     Args:
-        config: the run; backbone, data and vocabulary need not exist.
+        config: the run; backbone, data and CLIP's vocabulary need not exist.
         devices: the devices that would run it.
         caption_tokens: mean caption length; determines the number of packed rows.
 
@@ -81,8 +81,7 @@ def abstract_run(
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     backbone = backbone_description(config.backbone)
     check_image_size(config.data.image_size, backbone.vision.patch_size)
-    tokenizer = config.tokenizer
-    vocabulary = CLIP_VOCABULARY_SIZE if tokenizer.kind == "clip" else tokenizer.vocabulary_size
+    vocabulary = TOKENIZERS[config.tokenizer.kind].configured_size(config.tokenizer)
     trainer = make_trainer(config, backbone, vocabulary, mesh)
     frozen = {} if config.features else {"backbone": trainer.abstract["backbone"]}
     batch = _abstract_batch(trainer, caption_tokens)

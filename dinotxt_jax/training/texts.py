@@ -20,16 +20,12 @@ from dinotxt_jax.data.order import Draw, Turns
 from dinotxt_jax.data.packing import Packed, pack, planned_rows, row_counts, stacked
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.selection import FilteredError
+from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
-from dinotxt_jax.storage.addresses import Address
+from dinotxt_jax.storage.addresses import Address, to_address
+from dinotxt_jax.storage.downloads import check_sha256
 from dinotxt_jax.storage.files import read_json, write_text
-from dinotxt_jax.tokenizers import (
-    ClipTokenizer,
-    Tokenizer,
-    TrainedTokenizer,
-    load_tokenizer,
-    trimmed_length,
-)
+from dinotxt_jax.tokenizers import TOKENIZERS, Tokenizer, load_tokenizer, trimmed_length
 from dinotxt_jax.training.start import starting_point
 
 # Number of examples whose captions are read to estimate caption lengths.
@@ -41,24 +37,36 @@ TokenArrays = dict[str, Int[np.ndarray, "..."]]
 
 
 def make_tokenizer(config: Config, workdir: Address, source: Source) -> Tokenizer:
-    """Returns the run's tokenizer; a custom tokenizer is trained once and then kept in `workdir`.
+    """Returns the run's tokenizer: the one kept in `workdir`, or a new one.
+
+    A kept tokenizer does not need the vocabulary file or the captions again.
 
     Raises:
-        UserError: the vocabulary is not available.
+        UserError: the vocabulary is not available, or differs from the one kept in `workdir`.
     """
     start = starting_point(config)
     if start is not None and start.has_text:
         return start.tokenizer()
     settings = config.tokenizer
-    if settings.kind == "clip":
-        return ClipTokenizer(settings.vocabulary or None, settings.context_length)
     folder = workdir / "tokenizer"
-    if (folder / "spec.json").exists():
-        cure = f"restore it, or remove {folder}: the same captions give the same tokenizer again"
-        spec = read_json(folder / "spec.json", "the description of a tokenizer", cure)
-        return load_tokenizer(spec, folder)
-    captions = (text for index in range(len(source)) for text in readable_captions(source, index))
-    return TrainedTokenizer.train(captions, settings.vocabulary_size, settings.context_length)
+    if not (folder / "spec.json").exists():
+        indices = range(len(source))
+        return TOKENIZERS[settings.kind].configured(
+            settings, lambda: (text for i in indices for text in readable_captions(source, i))
+        )
+    cure = f"restore it, or remove {folder}: the same settings give the same tokenizer again"
+    spec = read_json(folder / "spec.json", "the description of a tokenizer", cure)
+    tokenizer = load_tokenizer(spec, folder)
+    if (tokenizer.kind, tokenizer.context_length) != (settings.kind, settings.context_length):
+        raise UserError(
+            f"{folder} holds a tokenizer of kind {tokenizer.kind} with rows of "
+            f"{tokenizer.context_length}, expected {settings.kind} with {settings.context_length}; "
+            "remove it, or take another --workdir."
+        )
+    if settings.vocabulary and to_address(settings.vocabulary).is_file():
+        cure = "name the file that the run in --workdir began with, or take another --workdir"
+        check_sha256(settings.vocabulary, tokenizer.spec()["sha256"], cure)
+    return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Address) -> None:
@@ -108,9 +116,14 @@ class TextRows:
         tokenizer: the run's tokenizer.
         source: the training data; `config.text.pack` reads captions from it.
         mesh: the run's mesh.
+
+    Raises:
+        UserError: `config.text.pack` is set, and packing would change the features of texts.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, source: Source, mesh: Mesh):
+        if config.text.pack:
+            check_packable(tokenizer)
         self._config, self._tokenizer = config, tokenizer
         self._parts = sharding.batch_parts(mesh) * config.accumulate_steps
         self._row_counts: list[int] = []
@@ -163,6 +176,20 @@ class TextRows:
                 rows,
             )
         return rows
+
+
+def check_packable(tokenizer: Tokenizer) -> None:
+    """Raises `UserError` unless texts can share a row and still have the same features."""
+    reason = ""
+    if tokenizer.format.padding_is_input:
+        reason = "is read by the text transformer together with the padding of its row"
+    elif tokenizer.end_id is None:
+        reason = "has no end of text, at which a packed text is read"
+    if reason:
+        raise UserError(
+            f"config.text.pack is True, but a text of this tokenizer {reason}, so that texts "
+            "cannot share a row; set config.text.pack=False."
+        )
 
 
 class TextMetrics:

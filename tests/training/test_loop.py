@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from piece_files import trained_model
 from PIL import Image
 from small_runs import (
     HELD_OUT,
@@ -87,6 +88,25 @@ def test_without_blocks_and_pooling_the_class_token_alone_learns_a_language(
     assert_same(patches.reshape(2, 16, 64), out.patch_tokens)
     assert model.encode_text(model.tokenizer(["a red circle"])).shape == (1, 64)
     train(run, workdir)  # resuming a finished run
+
+
+@pytest.mark.slow
+def test_a_run_with_the_pieces_of_a_file_learns_and_exports_them(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.model").write_bytes(trained_model("bpe", byte_fallback=True, vocab_size=400))
+    settings = TokenizerConfig("sentencepiece", str(tmp_path / "a.model"), context_length=64)
+    text = TextTrainingConfig(width=32, depth=2, num_heads=2, pack=True)
+    packed = config(tiny_backbone, tokenizer=settings, text=text)
+    plain = dataclasses.replace(packed, text=dataclasses.replace(text, pack=False))
+    train(packed, tmp_path / "packed")
+    train(plain, tmp_path / "plain")
+    for step, loss in losses(tmp_path / "plain").items():
+        assert losses(tmp_path / "packed")[step] == pytest.approx(loss, rel=SAME_LOSS)
+    model = dt.load(tmp_path / "packed/model")
+    assert model.description.tokenizer == model.tokenizer.spec()
+    assert model.tokenizer.decode(model.tokenizer.encode("A red ☕")) == "a red ☕"
+    train(packed, tmp_path / "packed")  # resuming a finished run
 
 
 def test_evaluating_the_final_model_equals_the_last_steps_evaluation(

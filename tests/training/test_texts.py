@@ -10,14 +10,21 @@ import jax
 import numpy as np
 import pytest
 from absl import logging
+from piece_files import CAPTIONS, word_file
 from small_runs import config
 
-from dinotxt_jax import sharding
-from dinotxt_jax.config import Config
+from dinotxt_jax import UserError, sharding
+from dinotxt_jax.config import Config, TokenizerConfig
 from dinotxt_jax.config.architecture import TextConfig
 from dinotxt_jax.data.sources import open_source
-from dinotxt_jax.tokenizers import Tokenizer
-from dinotxt_jax.training.texts import TextMetrics, TextRows, TokenRows, make_tokenizer
+from dinotxt_jax.tokenizers import PIECE_SETTINGS, SentencePieceTokenizer, Tokenizer
+from dinotxt_jax.training.texts import (
+    TextMetrics,
+    TextRows,
+    TokenRows,
+    make_tokenizer,
+    save_tokenizer,
+)
 
 DEVICES = 2
 MODEL = TextConfig(width=32, depth=2, num_heads=2, mlp_hidden_dim=128)
@@ -122,6 +129,70 @@ def test_trimmed_rows_count_saved_flops(tokenizer: Tokenizer) -> None:
         "text_tokens_computed_fraction": 0.25,
         "text_flops_saved": 3 * saved,
     }
+
+
+WORDS = sorted({word for caption in CAPTIONS for word in caption.split()})
+
+
+@pytest.fixture
+def pieces(tmp_path: Path) -> Path:
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(word_file(WORDS))
+    return file
+
+
+def with_pieces(pieces: Path, **changes: Any) -> Config:
+    settings = dict(kind="sentencepiece", vocabulary=str(pieces), context_length=16)
+    return config(Path(), tokenizer=TokenizerConfig(**settings | changes))
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("siglip", "is read by the text transformer together with the padding of its row"),
+        ("siglip2", "is read by the text transformer together with the padding of its row"),
+        ("tips", "has no end of text, at which a packed text is read"),
+    ],
+)
+def test_texts_that_cannot_share_a_row_are_not_packed(
+    pieces: Path, family: str, reason: str
+) -> None:
+    tokenizer = SentencePieceTokenizer(pieces, PIECE_SETTINGS[family])
+    with pytest.raises(UserError, match=rf"text.pack is True, .* {reason}, .*text.pack=False"):
+        text_rows(tokenizer, settings(64, pack=True))
+    trimmed = text_rows(tokenizer, settings(64, trim=8)).prepare(tokenizer(CAPTIONS[:64])).size
+    # The longest is "a small red circle left of the star"; without an end, it has 8 tokens.
+    assert trimmed == (64 if family.startswith("siglip") else 8)
+
+
+def test_a_run_may_use_the_pieces_of_a_file(pieces: Path) -> None:
+    run = with_pieces(pieces)
+    tokenizer = make_tokenizer(run, Path("nowhere"), open_source(run.data))
+    tokens = tokenizer(CAPTIONS[:64])
+    assert tokenizer.end_id == tokenizer.vocabulary_size - 1 == len(WORDS) + 3
+    arrays, _ = arranged(text_rows(tokenizer, settings(64, pack=True)), tokens)
+    column = arrays["column"].reshape(-1)
+    row = arrays["row"] + np.arange(DEVICES)[:, None] * arrays["tokens"].shape[1]
+    ends = arrays["tokens"].reshape(-1, 16)[row.reshape(-1), column]
+    assert (ends == tokenizer.end_id).all()
+
+
+def test_a_run_continues_without_the_file_but_not_with_another(
+    pieces: Path, tmp_path: Path
+) -> None:
+    run, workdir = with_pieces(pieces), tmp_path / "run"
+    source = open_source(run.data)
+    tokenizer = make_tokenizer(run, workdir, source)
+    save_tokenizer(tokenizer, workdir / "tokenizer")
+    assert make_tokenizer(run, workdir, source).spec() == tokenizer.spec()
+    with pytest.raises(UserError, match="kind sentencepiece with rows of 16, expected sent.* 12;"):
+        make_tokenizer(with_pieces(pieces, context_length=12), workdir, source)
+    pieces.write_bytes(word_file(WORDS[1:]))
+    with pytest.raises(UserError, match=r"sha256 .* name the file that the run in --workdir began"):
+        make_tokenizer(run, workdir, source)
+    pieces.unlink()
+    again = make_tokenizer(run, workdir, source)
+    np.testing.assert_array_equal(again(CAPTIONS), tokenizer(CAPTIONS))
 
 
 def test_the_flops_of_the_released_text_transformer() -> None:
