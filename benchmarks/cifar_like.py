@@ -13,7 +13,8 @@ import argparse
 import csv
 from pathlib import Path
 
-from dinotxt_jax.data.transforms import center_crop, decode_image
+from dinotxt_jax.data.resizing import center_crop
+from dinotxt_jax.data.transforms import decode_image
 
 # CIFAR-10 class -> ImageNet labels, first and last in each range.
 CLASSES: dict[str, tuple[tuple[int, int], ...]] = {

@@ -24,7 +24,8 @@ from machine import device
 
 import dinotxt_jax as dt
 from dinotxt_jax.config.architecture import VisionConfig
-from dinotxt_jax.data.transforms import center_crop, normalize
+from dinotxt_jax.data.resizing import prepare_image
+from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.inference.backbone import Backbone
 from dinotxt_jax.inference.images import read_image
 from dinotxt_jax.models.layers import DTypes, abstract_arrays, initial_arrays
@@ -82,12 +83,11 @@ def pixels(options: argparse.Namespace) -> np.ndarray:
     """Returns photos preprocessed for the model, or noise."""
     if not options.model:
         return np.random.default_rng(0).normal(size=(options.count, 224, 224, 3)).astype("float32")
-    preprocessing = dt.load_backbone(options.model).description.preprocessing
+    description = dt.load_backbone(options.model).description
+    preprocessing, patch_size = description.preprocessing, description.vision.patch_size
     files = sorted(Path(options.images).iterdir())[: options.count]
-    crops = [
-        center_crop(read_image(file), preprocessing.resize, preprocessing.crop) for file in files
-    ]
-    return normalize(np.stack(crops), preprocessing.mean, preprocessing.std)
+    views = [prepare_image(read_image(file), preprocessing, patch_size) for file in files]
+    return normalize(np.stack(views), preprocessing.mean, preprocessing.std)
 
 
 def features(backbone: Backbone, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -238,7 +238,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "and text_num_heads (both known for released models), activation and text_activation "
         "(gelu, gelu_tanh, quick_gelu, relu), layer_norm_epsilon, text_layer_norm_epsilon, end_id, "
         "rope_theta, position_interpolation, mean and std (three numbers each, for pixels in "
-        "[0, 1]), resize and crop in pixels; after the sources, repeatable",
+        "[0, 1]), resize and crop in pixels, rule (how images are resized) and max_patches "
+        "(rule=naflex); after the sources, repeatable",
     )
     parser.add_argument(
         "--dtype",

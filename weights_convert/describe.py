@@ -123,7 +123,4 @@ def _counts(counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def _preprocessing(images: Preprocessing) -> Iterator[str]:
-    yield (
-        f"images: mean {images.mean}, std {images.std}, short side {images.resize}, "
-        f"center crop {images.crop}"
-    )
+    yield f"images: mean {images.mean}, std {images.std}, {images.described}"

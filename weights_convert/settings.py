@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dinotxt_jax.config.architecture import ACTIVATIONS, POSITION_INTERPOLATIONS
+from dinotxt_jax.config.data import RESIZE_RULES
 from dinotxt_jax.errors import UserError
 from weights_convert.configs import described_beside
 from weights_convert.matching import Match
@@ -28,6 +29,8 @@ class Settings:
             library that the layout belongs to.
         mean, std: pixel statistics in the backbone's training, in [0, 1] per channel.
         resize, crop: short side, then side of the center crop, pixels.
+        rule: how images are resized in evaluation; default: as the layout's models are used.
+        max_patches: with rule=naflex, maximum number of patches per image; default 256.
     """
 
     num_heads: int | None = None
@@ -43,12 +46,15 @@ class Settings:
     std: tuple[float, float, float] | None = None
     resize: int | None = None
     crop: int | None = None
+    rule: str | None = None
+    max_patches: int | None = None
 
 
 _CHOICES = {
     "position_interpolation": POSITION_INTERPOLATIONS,
     "activation": ACTIVATIONS,
     "text_activation": ACTIVATIONS,
+    "rule": RESIZE_RULES,
 }
 
 

@@ -19,7 +19,10 @@ from dinotxt_jax.errors import UserError
 SMALLEST_VOCABULARY = 260
 # 8192 x 8192 pixels, which take 200 MB in memory.
 MAX_PIXELS = 2**26
-AUGMENTATIONS = ("random_resized_crop", "center_crop", "squash")
+# Rules that resize an image for evaluation (`data.resizing`); all but naflex give a square.
+_SQUARE_RULES = ("center_crop", "squash", "squash_bilinear", "squash_bilinear_plain")
+RESIZE_RULES = (*_SQUARE_RULES, "naflex")
+AUGMENTATIONS = ("random_resized_crop", *_SQUARE_RULES)
 FAST, EXACT = "fast", "exact"
 TOKENIZER_KINDS = ("clip", "bpe", "sentencepiece")
 # Rules that clean captions (`tokenizers.cleaning`).
@@ -42,7 +45,8 @@ class DataConfig(SourceConfig):
         str,
         Choice(AUGMENTATIONS),
         "image preparation: random_resized_crop (with flips), center_crop, or squash (resize to "
-        "a square without keeping the aspect ratio)",
+        "a square without keeping the aspect ratio; squash_bilinear: bilinear, no longer bicubic; "
+        "squash_bilinear_plain: also without antialiasing, as big_vision's SigLIP demo)",
     ] = "random_resized_crop"
     resize: Annotated[
         int, Range(1, 16_384), "center_crop: short side of the image before cropping, pixels"
@@ -134,6 +138,11 @@ class DataConfig(SourceConfig):
                     f"{key}.mixture are read instead; set it for a source, as "
                     f"{key}.mixture.{next(iter(self.mixture))}.{field.name}."
                 )
+
+    @property
+    def view_rule(self) -> str:
+        """The rule that resizes images in evaluation: a center crop instead of random crops."""
+        return "center_crop" if self.augmentation == AUGMENTATIONS[0] else self.augmentation
 
     def sources(self, key: str) -> list[tuple[str, SourceConfig]]:
         """Returns the key and the settings of each source in the mixture, or of the only source.

@@ -175,7 +175,7 @@ class TaskConfig:
     ] = "retrieval"
     data: Annotated[
         DataConfig,
-        "evaluation examples; augmentation must be center_crop or squash (segmentation has its "
+        "evaluation examples; augmentation must not be random_resized_crop (segmentation has its "
         "own image preparation)",
     ] = DataConfig(augmentation="center_crop", split="test")
     max_examples: Annotated[

@@ -86,7 +86,7 @@ def embed_pool(
 ) -> str:
     """Writes the class token of every image in `config.data`; returns a sentence about the result.
 
-    Images are prepared as for evaluation (center_crop or squash, never random). With several
+    Images are prepared as for evaluation (never random crops). With several
     processes, each embeds some shards on its local devices, which split the backbone as
     `config.mesh.fsdp` says if there are enough.
 
@@ -128,15 +128,13 @@ def _opened(config: CurationConfig, model: AddressLike, folder: Address, dtype: 
     data = config.data
     backbone = read_description(model)
     check_image_size(data.image_size, backbone.vision.patch_size)
-    if data.augmentation != "squash":  # random crops are replaced by center crops
-        data = dataclasses.replace(data, augmentation="center_crop")
+    data = dataclasses.replace(data, augmentation=data.view_rule)
     for sentence in data.preparation_conflicts("config.data"):
         raise UserError(sentence)
     source = open_source(data)
     if not len(source):
         raise UserError("config.data has no examples, expected at least one; correct it.")
     size = shard_rows(len(source))
-    squashes = data.augmentation == "squash"
     description = {
         "format": EMBEDDINGS_FORMAT,
         "pool": data_identity(source, data.threads),
@@ -145,7 +143,8 @@ def _opened(config: CurationConfig, model: AddressLike, folder: Address, dtype: 
         "width": backbone.vision.dim,
         "shard_rows": size,
         "image_size": data.image_size,
-        "resize": 0 if squashes else data.resize,
+        "resize": data.resize if data.view_rule == "center_crop" else 0,
+        "rule": data.view_rule,
     }
     pool = _Pool(data, source, folder, description)
     shards = range(-(-len(source) // size))

@@ -98,7 +98,9 @@ def read_embeddings_description(folder: Address) -> dict[str, Any]:
             f"{path} has the format {description.get('format')!r}, expected {EMBEDDINGS_FORMAT!r}; "
             f"{cure}."
         )
-    return description
+    # Embeddings from before the rule was recorded.
+    rule = "center_crop" if description.get("resize") else "squash"
+    return {"rule": rule} | description
 
 
 def check_pool(stored: Mapping[str, Any], current: Mapping[str, Any], path: Address) -> None:

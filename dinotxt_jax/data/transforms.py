@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.resizing import square_view
 
 if TYPE_CHECKING:
     import jax
@@ -233,24 +234,6 @@ def random_resized_crop(
     return crop.resize((size, size), _BICUBIC)
 
 
-def center_crop(image: Image.Image, resize: int, size: int) -> Image.Image:
-    """Resizes the short side to `resize` (long side rounded down), then center-crops size x size.
-
-    The arithmetic matches torchvision's `Resize(resize)` and `CenterCrop(size)`.
-    """
-    short, long = sorted(image.size)
-    long = int(resize * long / short)
-    shape = (resize, long) if image.width <= image.height else (long, resize)
-    image = image.resize(shape, _BICUBIC)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
-
-
-def squash(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the whole image to size x size, antialiased bicubic, for any aspect ratio."""
-    return image.resize((size, size), _BICUBIC)
-
-
 def normalize(images: ArrayT, mean: Sequence[float], std: Sequence[float]) -> ArrayT:
     """Computes (x / 255 - mean) / std in float32, for numpy and JAX arrays, also under `jax.jit`.
 
@@ -278,26 +261,21 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "s s 3"]:
         config = self.config
+        if not is_random(config):
+            return EvalTransform(config)(image)
         size = config.image_size
-        if is_random(config):
-            image = random_resized_crop(image, size, config.crop_scale, config.crop_ratio, rng)
-            if rng.random() < config.flip_probability:
-                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        elif config.augmentation == "center_crop":
-            image = center_crop(image, config.resize, size)
-        else:
-            image = squash(image, size)
+        image = random_resized_crop(image, size, config.crop_scale, config.crop_ratio, rng)
+        if rng.random() < config.flip_probability:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(image)
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Makes the same view every time: squashed if set in `config`, otherwise center-cropped."""
+    """Makes the same view every time, by `config.view_rule`."""
 
     config: DataConfig
 
     def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "s s 3"]:
         config = self.config
-        if config.augmentation == "squash":
-            return np.asarray(squash(image, config.image_size))
-        return np.asarray(center_crop(image, config.resize, config.image_size))
+        return square_view(image, config.view_rule, config.resize, config.image_size)

@@ -13,9 +13,8 @@ from absl import logging
 from jaxtyping import Float, UInt8
 
 from dinotxt_jax.data.pipeline import in_threads
-from dinotxt_jax.data.transforms import center_crop
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.inference.images import read_image
+from dinotxt_jax.inference.images import stacks
 from dinotxt_jax.inference.model import Model
 from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.storage.addresses import Address
@@ -90,13 +89,10 @@ def embedded_files(
     Raises:
         UserError: no image can be read.
     """
-    preprocessing = model.description.preprocessing
 
     def load(file: Address) -> tuple[Address, UInt8[np.ndarray, "h w 3"] | None]:
         try:
-            return file, np.asarray(
-                center_crop(read_image(file), preprocessing.resize, preprocessing.crop)
-            )
+            return file, model.prepared(file)
         except UserError as error:
             logging.warning("skipped: %s", error)
             return file, None
@@ -107,8 +103,8 @@ def embedded_files(
         while batch := list(itertools.islice(loaded, batch_size)):
             good = [(file, pixels) for file, pixels in batch if pixels is not None]
             if good:
-                stacked = np.stack([pixels for _, pixels in good])
-                (rows,) = model.embed_batches([stacked], batch_size)
+                batches = stacks((pixels for _, pixels in good), batch_size)
+                rows = np.concatenate(list(model.embed_batches(batches, batch_size)))
                 yield [file for file, _ in good], rows
             readable += len(good)
             bar.update(len(batch))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.resizing import prepare_image
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import to_address
 from dinotxt_jax.storage.faults import is_passing
+from dinotxt_jax.storage.preprocessing import Preprocessing
 from dinotxt_jax.storage.retries import retried
 
 ImageLike = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
@@ -28,7 +32,7 @@ def read_image(image: ImageLike) -> Image.Image:
     Raises:
         UserError: the image cannot be read.
     """
-    name = str(image) if isinstance(image, (str, os.PathLike)) else f"an image ({_kind(image)})"
+    name = _name(image)
     try:
         if isinstance(image, (str, os.PathLike)):
             return decode_image(retried(to_address(image).read_bytes))
@@ -46,10 +50,38 @@ def read_image(image: ImageLike) -> Image.Image:
         ) from error
 
 
-def _kind(image: object) -> str:
+def prepared_image(
+    image: ImageLike, preprocessing: Preprocessing, patch_size: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads an image and resizes it as a model expects (`data.resizing.prepare_image`).
+
+    Raises:
+        UserError: the image cannot be read, or is too wide or too tall for the model.
+    """
+    try:
+        return prepare_image(read_image(image), preprocessing, patch_size)
+    except BadImageError as error:
+        raise UserError(f"{_name(image)} cannot be used ({error}); crop it.") from error
+
+
+def _name(image: ImageLike) -> str:
+    if isinstance(image, (str, os.PathLike)):
+        return str(image)
     if isinstance(image, np.ndarray):
-        return f"{image.dtype}{list(image.shape)}"
-    return type(image).__name__
+        return f"an image ({image.dtype}{list(image.shape)})"
+    return f"an image ({type(image).__name__})"
+
+
+def stacks(
+    images: Iterable[UInt8[np.ndarray, "h w 3"]], size: int
+) -> Iterator[UInt8[np.ndarray, "b h w 3"]]:
+    """Yields prepared images in batches of up to `size`, in order, each of one shape.
+
+    All images have the same shape unless the model keeps their aspect ratio (naflex).
+    """
+    for _, same in itertools.groupby(images, lambda image: image.shape):
+        while batch := list(itertools.islice(same, size)):
+            yield np.stack(batch)
 
 
 def image_sequence(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:

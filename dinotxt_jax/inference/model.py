@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +12,15 @@ from jaxtyping import Float, UInt8
 
 from dinotxt_jax.config import DTYPE_NAMES, SegmentationConfig, check
 from dinotxt_jax.data.texts import read_templates
-from dinotxt_jax.data.transforms import center_crop
 from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.encoder import Encoder
-from dinotxt_jax.inference.images import ImageLike, image_sequence, read_image
+from dinotxt_jax.inference.images import (
+    ImageLike,
+    image_sequence,
+    prepared_image,
+    read_image,
+    stacks,
+)
 from dinotxt_jax.inference.loading import load_dinotxt
 from dinotxt_jax.inference.prompts import class_features, dense_texts
 from dinotxt_jax.inference.protocols import PROTOCOLS, check_protocol
@@ -36,24 +40,25 @@ class Model(Encoder):
     ) -> Float[np.ndarray, "n D"]:
         """Returns L2-normalised image descriptors.
 
-        Each image is resized so that the short side is `preprocessing.resize`, then center-cropped.
+        Each image is resized by the rule that `preprocessing` names (`data.resizing`).
 
         Args:
             images: paths, PIL images or arrays (`inference.images.read_image`), one or several.
             batch_size: number of images encoded at once.
 
         Raises:
-            UserError: an image cannot be read, or no image is given.
+            UserError: an image cannot be read or is too wide for the model, or no image is given.
         """
-        preprocessing = self.description.preprocessing
-        pixels = (
-            np.asarray(center_crop(read_image(image), preprocessing.resize, preprocessing.crop))
-            for image in image_sequence(images)
-        )
-        blocks = list(self.embed_batches(_stacks(pixels, batch_size), batch_size))
+        pixels = (self.prepared(image) for image in image_sequence(images))
+        blocks = list(self.embed_batches(stacks(pixels, batch_size), batch_size))
         if not blocks:
             raise UserError("there are no images, expected at least one; add an image.")
         return np.concatenate(blocks)
+
+    def prepared(self, image: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
+        """Reads an image and resizes it as the model expects; see `embed_images`."""
+        description = self.description
+        return prepared_image(image, description.preprocessing, description.vision.patch_size)
 
     def classify(
         self,
@@ -171,13 +176,6 @@ class Model(Encoder):
             features=self.dense_features(features, "patch_tokens"),
         )
         return np.asarray(encoded.patch_tokens[0])
-
-
-def _stacks(
-    images: Iterator[UInt8[np.ndarray, "h w 3"]], size: int
-) -> Iterator[UInt8[np.ndarray, "b h w 3"]]:
-    while batch := list(itertools.islice(images, size)):
-        yield np.stack(batch)
 
 
 def load(path: AddressLike, dtype: str = "float32", mesh: Mesh | None = None) -> Model:

@@ -28,10 +28,7 @@ def summary(title: str, description: ModelDescription, arrays: Mapping[str, Any]
         lines.append(f"  tokenizer: {_tokenizer(description)}")
     images = description.preprocessing
     mean, std = (", ".join(f"{value:g}" for value in row) for row in (images.mean, images.std))
-    lines.append(
-        f"  images: short side {images.resize}, center crop {images.crop}, mean ({mean}), "
-        f"std ({std})"
-    )
+    lines.append(f"  images: {images.described}, mean ({mean}), std ({std})")
     return "\n".join(lines)
 
 

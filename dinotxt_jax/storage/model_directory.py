@@ -16,7 +16,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +31,6 @@ from dinotxt_jax.config.architecture import (
     divides,
 )
 from dinotxt_jax.config.data import TOKENIZER_KINDS
-from dinotxt_jax.config.ranges import Choice, Range
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.addresses import (
@@ -44,6 +43,7 @@ from dinotxt_jax.storage.addresses import (
 from dinotxt_jax.storage.arrays import save_arrays
 from dinotxt_jax.storage.checksums import REPLACE_MODEL, checksums
 from dinotxt_jax.storage.files import new_folder, read_json
+from dinotxt_jax.storage.preprocessing import Preprocessing
 from dinotxt_jax.storage.retries import retried
 
 FORMAT_VERSION = 3
@@ -52,25 +52,6 @@ FORMAT_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
 ARRAYS = "arrays"
 FILE = "model.json"
-RESIZE_RULES = ("center_crop", "squash", "squash_bilinear", "squash_bilinear_plain", "naflex")
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """Image preprocessing that the backbone expects.
-
-    Attributes:
-        mean, std: per RGB channel, for pixels in [0, 1].
-        resize, crop: in evaluation, short side, then side of the center crop, pixels.
-    """
-
-    mean: Annotated[tuple[float, float, float], Range(-1000, 1000)] = IMAGENET_MEAN
-    std: Annotated[tuple[float, float, float], Range(0, 1000, open_low=True)] = IMAGENET_STD
-    resize: Annotated[int, Range(1, 16_384)] = 256
-    crop: Annotated[int, Range(1, 16_384)] = 224
-    rule: Annotated[str, Choice(RESIZE_RULES)] = "center_crop"
 
 
 @dataclasses.dataclass(frozen=True)

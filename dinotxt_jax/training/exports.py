@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from dinotxt_jax.config import Config
+from dinotxt_jax.data.transforms import is_random
 from dinotxt_jax.inference import Model
 from dinotxt_jax.storage.addresses import Address, is_remote, to_address
 from dinotxt_jax.storage.model_arrays import load_stored
@@ -34,11 +35,14 @@ class Exporter:
         """Returns the contents of `model.json`."""
         config, data = self.config, self.config.data
         # View for evaluation: same as in training, or the usual margin around a center crop.
-        resize = data.resize if data.augmentation == "center_crop" else data.image_size * 8 // 7
+        resize = data.image_size * 8 // 7 if is_random(data) else data.resize
         return dataclasses.replace(
             self.backbone,
             preprocessing=dataclasses.replace(
-                self.backbone.preprocessing, resize=resize, crop=data.image_size
+                self.backbone.preprocessing,
+                resize=resize,
+                crop=data.image_size,
+                rule=data.view_rule,
             ),
             head=self.trainer.model.head,
             text=self.trainer.model.text,

@@ -25,13 +25,13 @@ from dinotxt_jax.config.architecture import (
     VisionConfig,
 )
 from dinotxt_jax.config.checking import is_group
+from dinotxt_jax.config.data import CLEANINGS, SMALLEST_VOCABULARY, TOKENIZER_KINDS
 from dinotxt_jax.config.evaluation import (
     DENSE_FEATURE_NAMES,
     KIND_SETTINGS,
     PROTOCOL_SIDES,
     PUBLISHED_SETS,
 )
-from dinotxt_jax.config.data import CLEANINGS, SMALLEST_VOCABULARY, TOKENIZER_KINDS
 from dinotxt_jax.config.overrides import override
 from dinotxt_jax.config.ranges import Setting, declared_settings
 from dinotxt_jax.config.sources import MASK_SETS, SOURCE_SETTINGS, MixtureConfig

@@ -118,10 +118,29 @@ def test_other_embeddings_in_the_folder_are_refused(tiny_backbone: Path, tmp_pat
         ({"num_scenes": 22}, "holds embeddings with pool .'examples': 21"),
         ({"image_size": 57}, "config.data.image_size is 57, expected a multiple of 14"),
         ({"resize": 42}, "config.data.resize is 42, expected at least config.data.image_size=56"),
+        ({"augmentation": "squash_bilinear"}, "resize 64, rule 'center_crop', expected resize 0, "),
     ):
         config = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, **changed))
         with pytest.raises(UserError, match=message):
             embed(config, tiny_backbone, tmp_path / "e")
+
+
+@pytest.mark.parametrize("augmentation", ["center_crop", "squash"])
+def test_embeddings_from_before_rules_were_recorded_stay_good(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augmentation: str
+) -> None:
+    data = dataclasses.replace(DATA, augmentation=augmentation)
+    embed(dataclasses.replace(CONFIG, data=data), tiny_backbone, tmp_path)
+    file = tmp_path / "embeddings.json"
+    old = json.loads(file.read_text())
+    assert old.pop("rule") == augmentation
+    file.write_text(json.dumps(old))
+    monkeypatch.setattr(module, "write_shard", None)  # nothing is embedded again
+    embed(dataclasses.replace(CONFIG, data=data), tiny_backbone, tmp_path)
+    other = dataclasses.replace(data, augmentation="squash_bilinear_plain")
+    file.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=f"rule '{augmentation}'.* rule 'squash_bilinear_plain'"):
+        embed(dataclasses.replace(CONFIG, data=other), tiny_backbone, tmp_path)
 
 
 def test_embeddings_that_are_not_finite_are_not_written(

@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from dinotxt_jax.config import DataConfig
+from dinotxt_jax.config.data import AUGMENTATIONS
 from dinotxt_jax.data.bad_images import BadImageError
+from dinotxt_jax.data.resizing import center_crop
 from dinotxt_jax.data.transforms import (
     EvalTransform,
     TrainTransform,
-    center_crop,
     decode_image,
     normalize,
     random_resized_crop,
     sample_crop,
-    squash,
 )
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -230,23 +230,6 @@ def test_random_resized_crop_is_the_resized_crop_and_depends_on_the_generator_al
     assert not np.array_equal(crop, other)
 
 
-@pytest.mark.parametrize(("width", "height"), [(333, 500), (500, 333), (64, 64)])
-def test_center_crop_resizes_the_short_side_and_floors_the_long_one(width, height):
-    image = photo(height, width)
-    long = int(256 * max(width, height) / min(width, height))
-    shape = (256, long) if width <= height else (long, 256)
-    whole = np.asarray(image.resize(shape, Image.Resampling.BICUBIC))
-    top, left = round((whole.shape[0] - 224) / 2), round((whole.shape[1] - 224) / 2)
-    expected = whole[top : top + 224, left : left + 224]
-    np.testing.assert_array_equal(center_crop(image, 256, 224), expected)
-
-
-def test_squash_keeps_an_image_of_the_right_size_as_it_is():
-    image = photo(224, 224)
-    np.testing.assert_array_equal(squash(image, 224), image)
-    assert squash(photo(30, 90), 16).size == (16, 16)
-
-
 def test_normalize_agrees_on_numpy_and_jax_and_with_float64():
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -275,7 +258,7 @@ def test_train_transform_crops_and_flips_half_of_the_time():
     assert 65 < flips < 135  # 100 +- 5 standard deviations
 
 
-@pytest.mark.parametrize("augmentation", ["center_crop", "squash"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS[1:])
 def test_train_transform_without_augmentation_is_the_evaluation_view(augmentation):
     config = DataConfig(image_size=16, resize=20, augmentation=augmentation)
     view = TrainTransform(config)(photo(), np.random.default_rng(0))

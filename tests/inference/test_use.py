@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,16 @@ from tolerances import assert_same
 import dinotxt_jax as dt
 from dinotxt_jax import UserError, sharding
 from dinotxt_jax.config import SegmentationConfig
+from dinotxt_jax.config.data import RESIZE_RULES
 from dinotxt_jax.config.evaluation import PROTOCOL_SIDES
-from dinotxt_jax.data.transforms import center_crop, normalize
+from dinotxt_jax.data.resizing import center_crop, prepare_image
+from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.inference import Model
+from dinotxt_jax.inference.embeddings import embedded_files
 from dinotxt_jax.inference.protocols import PROTOCOLS
 from dinotxt_jax.inference.protocols.whole import Whole
 from dinotxt_jax.inference.windows import Level
+from dinotxt_jax.storage.addresses import to_address
 
 NAMES = ["cat", "dog", "zebra"]
 SMALL = SegmentationConfig("slide", short_side=60, window=46, stride=23)
@@ -69,6 +75,44 @@ def test_an_image_is_the_same_as_path_bytes_array_and_pil(
         assert_same(model.embed_images(form), expected)
     several = np.stack([np.asarray(photo)] * 3)
     assert model.embed_images(several, batch_size=2).shape == (3, 128)
+
+
+def with_rule(model: Model, **preprocessing: Any) -> Model:
+    """Returns a model that prepares images otherwise."""
+    changed = dataclasses.replace(model.description.preprocessing, **preprocessing)
+    other = copy.copy(model)
+    other.description = dataclasses.replace(model.description, preprocessing=changed)
+    return other
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+def test_images_are_resized_by_the_rule_of_the_model(
+    model: Model, photo: Image.Image, tmp_path: Path, rule: str
+) -> None:
+    """With naflex, images of several shapes are encoded, in order."""
+    ruled = with_rule(model, rule=rule, max_patches=12)
+    photos = [photo, photo.rotate(180), photo.resize((90, 300)), photo.resize((140, 120)), photo]
+    pixels = [prepare_image(image, ruled.description.preprocessing, 14) for image in photos]
+    assert len({array.shape for array in pixels}) == (2 if rule == "naflex" else 1)
+    expected = np.concatenate(list(model.embed_batches((array[None] for array in pixels), 2)))
+    assert_same(ruled.embed_images(photos, batch_size=2), expected)
+    files = [to_address(tmp_path / f"{number}.png") for number in range(len(photos))]
+    for file, image in zip(files, photos, strict=True):
+        image.save(file)
+    names, rows = zip(*embedded_files(ruled, files, batch_size=2, threads=2), strict=True)
+    assert [name for batch in names for name in batch] == files
+    assert_same(np.concatenate(rows), expected)
+
+
+def test_an_image_that_is_too_wide_for_naflex_is_named(model: Model, tmp_path: Path) -> None:
+    ruled = with_rule(model, rule="naflex", max_patches=12)
+    file = tmp_path / "panorama.png"
+    Image.new("RGB", (260, 20)).save(file)
+    message = r"panorama.png cannot be used \(260 x 20 pixels are too wide.* at most 12\); crop it."
+    with pytest.raises(UserError, match=message):
+        ruled.embed_images(file)
+    with pytest.raises(UserError, match="none of the 1 images could be read"):
+        list(embedded_files(ruled, [to_address(file)], batch_size=8, threads=2))
 
 
 def odd_images(photo: Image.Image) -> dict[str, bytes]:

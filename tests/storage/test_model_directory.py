@@ -258,6 +258,8 @@ FIELDS = (
     ("text", "context_length"),
     ("text", "vocabulary_size"),
     ("preprocessing", "crop"),
+    ("preprocessing", "rule"),
+    ("preprocessing", "max_patches"),
     ("tokenizer", "context_length"),
     ("tokenizer", "vocabulary_size"),
     ("tokenizer", "kind"),
@@ -279,6 +281,19 @@ def test_a_hostile_description_is_a_sentence(tiny_dinotxt: Path, tmp_path: Path)
         (model / "model.json").write_text(json.dumps(changed))
         with pytest.raises(dt.UserError, match=group):
             dt.load(model)
+
+
+def test_a_description_without_a_resize_rule_means_a_center_crop(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_backbone, tmp_path / "model")
+    file = tmp_path / "model/model.json"
+    values = json.loads(file.read_text())
+    del values["preprocessing"]["rule"], values["preprocessing"]["max_patches"]
+    file.write_text(json.dumps(values))
+    old, new = read_description(tmp_path / "model"), read_description(tiny_backbone)
+    assert old.preprocessing == new.preprocessing
+    assert old.preprocessing.rule == "center_crop"
 
 
 def test_a_tokenizer_may_have_fewer_ids_than_the_table_has_rows_but_not_more(

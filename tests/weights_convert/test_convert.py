@@ -103,7 +103,7 @@ def test_a_timm_classifier_is_left_out_and_said_so(tmp_path, capsys):
     half = {name: array.astype(np.float16) for name, array in arrays.items()}
     half |= {"head.weight": np.zeros((5, 64), np.float16), "head.bias": np.zeros(5, np.float16)}
     save_file(half, tmp_path / "vit.safetensors")
-    options = ["--set", "num_heads=1", "std=1,1,1", "crop=32"]
+    options = ["--set", "num_heads=1", "std=1,1,1", "crop=32", "rule=squash_bilinear"]
     assert main([f"{tmp_path}/vit.safetensors", f"--output={tmp_path}/model", *options]) == 0
     assert "left out (2): 'head.bias', 'head.weight': the classifier" in capsys.readouterr().out
     description = read_description(tmp_path / "model")
@@ -112,6 +112,11 @@ def test_a_timm_classifier_is_left_out_and_said_so(tmp_path, capsys):
     assert description.preprocessing.mean == (0.5, 0.5, 0.5)
     assert description.preprocessing.std == (1, 1, 1)
     assert (description.preprocessing.resize, description.preprocessing.crop) == (248, 32)
+    assert description.preprocessing.rule == "squash_bilinear"
+    assert main(["--describe", f"{tmp_path}/model"]) == 0
+    assert (
+        "std (1.0, 1.0, 1.0), squash_bilinear to 32 x 32 (antialiased)" in capsys.readouterr().out
+    )
     token = stored_tree(tmp_path / "model")["backbone"]["class_token"]
     np.testing.assert_array_equal(token, half["cls_token"][0, 0].astype(np.float32))
 
@@ -391,6 +396,15 @@ def test_settings_are_read_and_the_last_one_counts():
     assert parse_settings(["num_heads=3", "num_heads=6", "mean=0.1,0.2,0.3"]) == Settings(
         num_heads=6, mean=(0.1, 0.2, 0.3)
     )
+
+
+def test_a_resize_rule_is_one_of_the_known_ones():
+    settings = parse_settings(["rule=naflex", "max_patches=144"])
+    assert (settings.rule, settings.max_patches) == ("naflex", 144)
+    with pytest.raises(
+        UserError, match="--set rule takes one of center_crop, squash, .* 'stretch'"
+    ):
+        parse_settings(["rule=stretch"])
 
 
 def test_help_shows_examples(capsys):
