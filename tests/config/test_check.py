@@ -377,14 +377,11 @@ def test_choices_equal_the_tables_of_the_rooms_above() -> None:
     }
     assert SOURCE_SETTINGS["scenes"].smallest_image == scenes._SMALLEST_IMAGE
     assert len(BYTE_TOKENS) + 3 + 1 == SMALLEST_VOCABULARY
-    classes = (tokenizers.ClipTokenizer, tokenizers.TrainedTokenizer)
-    assert tuple(cls.kind for cls in classes) == TOKENIZER_KINDS
     assert ("antialias", *positions._SCALE_OFFSETS, "bilinear") == POSITION_INTERPOLATIONS
     assert ("auto", *dinotxt.DENSE_FEATURES) == DENSE_FEATURE_NAMES
     assert {kind.mixing for kind in dinotxt.DENSE_FEATURES.values()} == set(blocks.MIXINGS)
     assert tuple(tokenizers.TOKENIZERS) == TOKENIZER_KINDS
     assert tuple(CLEANING_RULES) == CLEANINGS
-    assert ("antialias", *positions._SCALE_OFFSETS) == POSITION_INTERPOLATIONS
 
 
 def test_the_results_of_retrieval_are_those_it_promises() -> None:
