@@ -23,7 +23,7 @@ MAX_PIXELS = 2**26
 _SQUARE_RULES = ("center_crop", "squash", "squash_bilinear", "squash_bilinear_plain")
 RESIZE_RULES = (*_SQUARE_RULES, "naflex")
 AUGMENTATIONS = ("random_resized_crop", *_SQUARE_RULES)
-FAST, EXACT = "fast", "exact"
+FAST, EXACT, OFFICIAL = "fast", "exact", "official"
 TOKENIZER_KINDS = ("clip", "bpe", "sentencepiece")
 # Rules that clean captions (`tokenizers.cleaning`).
 CLEANINGS = ("canonicalize", "lower", "none", "clip")
@@ -84,9 +84,10 @@ class DataConfig(SourceConfig):
     ] = False
     decoder: Annotated[
         str,
-        Choice((FAST, EXACT)),
-        "random_resized_crop: decoder for JPEG files. fast: libjpeg-turbo at the size that the "
-        "crop needs, SIMD resize; exact: Pillow, whole image. All other images are decoded exactly",
+        Choice((FAST, EXACT, OFFICIAL)),
+        "fast: libjpeg-turbo at the size that the crop needs, SIMD resize (random crops from JPEG "
+        "files only, otherwise exact); exact: Pillow, whole image; official: as exact, but EXIF "
+        "orientation and transparency are ignored, as in the official evaluations of most models",
     ] = FAST
     threads: Annotated[
         int,

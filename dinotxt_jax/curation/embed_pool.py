@@ -32,7 +32,7 @@ from dinotxt_jax.data.identity import data_identity
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.sources import open_source
 from dinotxt_jax.data.train_views import decoded_image
-from dinotxt_jax.data.transforms import EvalTransform, normalize
+from dinotxt_jax.data.transforms import EvalTransform, normalize, view_decoder
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.loading import load_vision_transformer
 from dinotxt_jax.models.layers import DTypes
@@ -145,6 +145,7 @@ def _opened(config: CurationConfig, model: AddressLike, folder: Address, dtype: 
         "image_size": data.image_size,
         "resize": data.resize if data.view_rule == "center_crop" else 0,
         "rule": data.view_rule,
+        "decoder": view_decoder(data),
     }
     pool = _Pool(data, source, folder, description)
     shards = range(-(-len(source) // size))
@@ -214,7 +215,7 @@ def _embedded(
 
     def load(index: int) -> tuple[bool, UInt8[np.ndarray, "s s 3"]]:
         try:
-            return True, transform(decoded_image(pool.source[index], pool.data.max_pixels))
+            return True, transform(decoded_image(pool.source[index], pool.data))
         except BadImageError as error:
             logging.warning("example %d has no embedding: %s", index, error)
             return False, np.zeros((side, side, 3), np.uint8)

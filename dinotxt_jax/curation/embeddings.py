@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float16
 
+from dinotxt_jax.config.data import EXACT
 from dinotxt_jax.data.identity import difference
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.errors import UserError
@@ -98,9 +99,9 @@ def read_embeddings_description(folder: Address) -> dict[str, Any]:
             f"{path} has the format {description.get('format')!r}, expected {EMBEDDINGS_FORMAT!r}; "
             f"{cure}."
         )
-    # Embeddings from before the rule was recorded.
+    # Embeddings from before these settings were recorded.
     rule = "center_crop" if description.get("resize") else "squash"
-    return {"rule": rule} | description
+    return {"rule": rule, "decoder": EXACT} | description
 
 
 def check_pool(stored: Mapping[str, Any], current: Mapping[str, Any], path: Address) -> None:

@@ -63,7 +63,7 @@ class ReportPool(NamedTuple):
     def _thumbnail(self, index: int) -> bytes | None:
         """Returns a small JPEG file, or None if the image cannot be read."""
         try:
-            image = decoded_image(self.source[index], self.data.max_pixels)
+            image = decoded_image(self.source[index], self.data)
         except BadImageError:
             return None
         image.thumbnail((_SIDE, _SIDE))

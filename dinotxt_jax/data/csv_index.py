@@ -38,6 +38,7 @@ from dinotxt_jax.data.examples import (
 from dinotxt_jax.data.masks import MaskFiles, checked_indices
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.texts import BACKGROUND, read_list
+from dinotxt_jax.data.transforms import view_decoder
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import Address, to_address
 from dinotxt_jax.storage.byte_ranges import ByteRanges, stream
@@ -221,7 +222,7 @@ def _open_masks(config: DataConfig, section: str) -> MaskFiles:
                     "that the paths are relative to)."
                 )
     pairs = [(row.file, row.value) for row in rows]
-    return MaskFiles(root, pairs, to_indices, names, background)
+    return MaskFiles(root, pairs, to_indices, names, background, view_decoder(config))
 
 
 CSV = SourceKind(

@@ -20,7 +20,6 @@ def evaluation_batches(
     batch_size: int,
     threads: int = 16,
     rows: Sequence[int] | None = None,
-    max_pixels: int | None = None,
     held: Sequence[int] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
     """Yields batches of prepared images of the examples `rows` (default: all), in order.
@@ -29,11 +28,10 @@ def evaluation_batches(
 
     Args:
         source: the examples.
-        transform: prepares an image.
+        transform: prepares an image; its config says how images are decoded.
         batch_size: number of images per batch.
         threads: number of threads that read and decode.
         rows: the examples.
-        max_pixels: limit on the pixels of an image.
         held: rows of each batch that are read, as in `held_batches`.
 
     Raises:
@@ -42,7 +40,7 @@ def evaluation_batches(
 
     def load(index: int) -> UInt8[np.ndarray, "s s 3"]:
         try:
-            return transform(decoded_image(source[index], max_pixels))
+            return transform(decoded_image(source[index], transform.config))
         except BadImageError as error:
             raise bad_in_evaluation(index, error) from error
 

@@ -42,7 +42,7 @@ from dinotxt_jax.data.shard_files import (
     sums_file,
     token_dtype,
 )
-from dinotxt_jax.data.transforms import is_random
+from dinotxt_jax.data.transforms import is_random, view_decoder
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import Address, to_address
 from dinotxt_jax.storage.checksums import is_verifying, row_checksums
@@ -99,7 +99,7 @@ def cache_description(
         "examples": count,
         "captions": hashlib.sha256(json.dumps(sample).encode()).hexdigest(),
         "data": {key: getattr(data, key) for key in _DATA_KEYS}
-        | {"decoder": _decoder(data), "mixture": _mixture(data)},
+        | {"decoder": view_decoder(data), "mixture": _mixture(data)},
     }
     return json.loads(json.dumps(description))
 
@@ -110,11 +110,6 @@ def _mixture(data: DataConfig) -> dict[str, dict[str, Any]]:
         name: {key: getattr(source, key) for key in _DATA_KEYS if hasattr(source, key)}
         for name, source in data.mixture.items()
     }
-
-
-def _decoder(data: DataConfig) -> str:
-    """Returns the decoder of the views; fixed views are exact with every setting."""
-    return data.decoder if is_random(data) else EXACT
 
 
 class FeatureCache:

@@ -11,6 +11,7 @@ from dinotxt_jax.data.mask_layouts import MASK_LAYOUTS, MaskLayout
 from dinotxt_jax.data.masks import MaskFiles
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.texts import read_list
+from dinotxt_jax.data.transforms import view_decoder
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.storage.addresses import Address, to_address
 
@@ -48,7 +49,8 @@ def _open(config: DataConfig, section: str) -> MaskFiles:
         raise _not_found(config, root, layout, section)
     pairs = _pairs(root, templates, layout.split_list, split, section)
     to_indices = functools.partial(layout.to_indices, section=section)
-    return MaskFiles(root, pairs, to_indices, names, 0 if layout.background else None)
+    background = 0 if layout.background else None
+    return MaskFiles(root, pairs, to_indices, names, background, view_decoder(config))
 
 
 def _templates(root: Address, layout: MaskLayout, split: str) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from PIL import Image
 
+from dinotxt_jax.config.data import OFFICIAL
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import image_bytes
 from dinotxt_jax.data.transforms import decode_image
@@ -42,8 +43,8 @@ class MaskSource(Protocol):
 class MaskFiles:
     """A `MaskSource` for image files, each with a mask file that holds the class of every pixel.
 
-    Images are rotated upright according to the EXIF orientation; masks are used as stored and must
-    already be upright.
+    Images are rotated upright according to the EXIF orientation, but not by the official decoder.
+    Masks are used as stored, and must already be upright.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class MaskFiles:
         to_indices: Callable[[Shaped[np.ndarray, "h w *rgb"]], Int[np.ndarray, "h w"]],
         class_names: Sequence[str],
         background: int | None,
+        decoder: str,
     ):
         """
         Args:
@@ -62,6 +64,7 @@ class MaskFiles:
                 class indices, `IGNORED` where a pixel has no class. Raises `ValueError` with a
                 message that completes a sentence starting with the mask name.
             class_names, background: see the attributes.
+            decoder: "official" reads images as `decode_image` does with `official`.
         """
         if len(class_names) > IGNORED:
             raise UserError(
@@ -69,6 +72,7 @@ class MaskFiles:
                 f"{IGNORED} in a mask means no class; name fewer."
             )
         self._root, self._pairs, self._to_indices = root, pairs, to_indices
+        self._official = decoder == OFFICIAL
         self.class_names = tuple(class_names)
         self.background = background
 
@@ -89,7 +93,7 @@ class MaskFiles:
         image_name, mask_name = self._pairs[index]
         try:
             data = image_bytes(self._root / image_name, image_name)
-            image = decode_image(data)
+            image = decode_image(data, official=self._official)
         except BadImageError as error:
             raise UserError(
                 f"{image_name} cannot be read ({error}); repair or remove it."
@@ -102,7 +106,8 @@ class MaskFiles:
                 f"{mask_name} has the shape {list(pixels.shape)}, but {image_name} has "
                 f"{list(image.size[::-1])} pixels"
                 + (
-                    " once turned upright by its EXIF orientation; turn the mask upright, too."
+                    " once turned upright by its EXIF orientation; turn the mask upright, too, or "
+                    "set data.decoder=official, which turns no image."
                     if turned
                     else ", expected as many; correct the pair."
                 )

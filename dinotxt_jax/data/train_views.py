@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dinotxt_jax.config.data import FAST
+from dinotxt_jax.config.data import FAST, OFFICIAL
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.jpeg_crops import decode_jpeg_crop, resize_crop
 from dinotxt_jax.data.transforms import TrainTransform, decode_image, is_random
@@ -53,7 +53,7 @@ class TrainViews:
             crop = decode_jpeg_crop(example.image, self._config, rng)
             if crop is not None:
                 return Decoded(crop, rng)
-        return Decoded(decoded_image(example, self._config.max_pixels), draw.rng())
+        return Decoded(decoded_image(example, self._config), draw.rng())
 
     def finish(self, decoded: Decoded) -> UInt8[np.ndarray, "s s 3"]:
         """Returns the view from a decoded image: cropped, resized and perhaps flipped."""
@@ -64,9 +64,14 @@ class TrainViews:
         return resize_crop(pixels, self._config.image_size, flipped)
 
 
-def decoded_image(example: Example, max_pixels: int | None) -> Image.Image:
-    """Decodes the image of an example; the message of a `BadImageError` names the example."""
+def decoded_image(example: Example, config: DataConfig) -> Image.Image:
+    """Decodes the whole image of an example as `config.decoder` and `config.max_pixels` say.
+
+    Raises:
+        BadImageError: the image does not decode; the message names the example.
+    """
     try:
-        return decode_image(example.image, max_pixels)
+        official = config.decoder == OFFICIAL
+        return decode_image(example.image, config.max_pixels, official=official)
     except BadImageError as error:
         raise BadImageError(f"{example.key} does not decode: {error}") from error

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from dinotxt_jax.config.data import EXACT, FAST
 from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.resizing import square_view
 
@@ -44,7 +45,10 @@ ArrayT = TypeVar("ArrayT", np.ndarray, "jax.Array")
 
 
 def decode_image(
-    image: bytes | np.ndarray | Image.Image, max_pixels: int | None = None
+    image: bytes | np.ndarray | Image.Image,
+    max_pixels: int | None = None,
+    *,
+    official: bool = False,
 ) -> Image.Image:
     """Converts an encoded image, a pixel array or a PIL image to upright 8-bit RGB.
 
@@ -58,6 +62,9 @@ def decode_image(
         max_pixels: limit for encoded images, which may be a thousand times larger in memory than
             in the file; None for PIL's limit. A larger JPEG is decoded at a half, a quarter or an
             eighth of the size.
+        official: convert as the official evaluations of most models do, with PIL's
+            `convert("RGB")` alone: images are not turned, and transparent pixels have the colour
+            that the file stores for them.
 
     Raises:
         BadImageError: the input is not an image, is truncated, has too many pixels, or has pixels
@@ -65,13 +72,14 @@ def decode_image(
     """
     with _bad_image_errors(image):
         if isinstance(image, np.ndarray):
-            return _to_rgb(_from_array(image))
-        if isinstance(image, Image.Image):
-            return _to_rgb(_upright(image))
-        opened = Image.open(io.BytesIO(image))
-        if max_pixels is not None:
-            _limit_size(opened, max_pixels)
-        return _to_rgb(_upright(opened))
+            opened = _from_array(image)
+        elif isinstance(image, Image.Image):
+            opened = image
+        else:
+            opened = Image.open(io.BytesIO(image))
+            if max_pixels is not None:
+                _limit_size(opened, max_pixels)
+        return opened.convert("RGB") if official else _to_rgb(_upright(opened))
 
 
 def open_image(image: bytes, max_pixels: int) -> tuple[Image.Image, tuple[int, int]]:
@@ -251,6 +259,11 @@ def normalize(images: ArrayT, mean: Sequence[float], std: Sequence[float]) -> Ar
 def is_random(config: DataConfig) -> bool:
     """Returns whether an image's training view depends on the seed and the epoch."""
     return config.augmentation == "random_resized_crop"
+
+
+def view_decoder(config: DataConfig) -> str:
+    """Returns the decoder of a config's views; the fast one decodes random crops only."""
+    return EXACT if config.decoder == FAST and not is_random(config) else config.decoder
 
 
 @dataclass(frozen=True)

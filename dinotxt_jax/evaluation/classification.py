@@ -21,6 +21,7 @@ from dinotxt_jax.data.examples import check_images_found, limited
 from dinotxt_jax.data.labelled import LabelledSource
 from dinotxt_jax.data.sources import open_labelled
 from dinotxt_jax.data.texts import check_several, read_templates
+from dinotxt_jax.data.transforms import view_decoder
 from dinotxt_jax.evaluation.embedding import embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest, named
 from dinotxt_jax.inference.prompts import class_features
@@ -80,6 +81,7 @@ class ClassificationKind:
             protocol={
                 "resolution": task.data.image_size,
                 "preparation": task.data.augmentation,
+                "decoder": view_decoder(task.data),
                 "templates": len(templates),
                 "classes": len(names),
                 "images": count,

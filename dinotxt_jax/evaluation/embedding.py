@@ -35,9 +35,7 @@ def embed_source(job: Job) -> Float[np.ndarray, "n D"]:
     with progress_bar(count, done, "image", job.name) as bar:
         if job.cache is None:
             transform = EvalTransform(task.data)
-            pixels = evaluation_batches(
-                source, transform, size, threads, rows, task.data.max_pixels, held
-            )
+            pixels = evaluation_batches(source, transform, size, threads, rows, held)
             embedded = job.model.embed_batches(_agreed(pixels), size)
         else:
             load = functools.partial(job.cache.tokens, 0)

@@ -18,7 +18,8 @@ from dinotxt_jax.config.evaluation import KIND_SETTINGS
 from dinotxt_jax.data.bad_images import BadImageError, bad_in_evaluation
 from dinotxt_jax.data.examples import Source, check_images_found, limited
 from dinotxt_jax.data.sources import open_source
-from dinotxt_jax.data.transforms import EvalTransform, decode_image
+from dinotxt_jax.data.train_views import decoded_image
+from dinotxt_jax.data.transforms import EvalTransform, view_decoder
 from dinotxt_jax.evaluation.embedding import embed_source
 from dinotxt_jax.evaluation.jobs import Job, TaskResult, digest
 from dinotxt_jax.runtime import processes
@@ -182,6 +183,7 @@ class RetrievalKind:
             protocol={
                 "resolution": task.data.image_size,
                 "preparation": task.data.augmentation,
+                "decoder": view_decoder(task.data),
                 "images": len(source),
                 "captions": len(captions),
                 "ties": "count as misses",
@@ -208,7 +210,7 @@ def _draw_sheet(job: Job, embedded: RetrievalSet, path: Address) -> None:
     indices = [i * count // _SHEET_IMAGES for i in range(min(_SHEET_IMAGES, count))]
     entries = []
     for index in dict.fromkeys(indices):
-        pixels = transform(decode_image(source[index].image, job.task.data.max_pixels))
+        pixels = transform(decoded_image(source[index], job.task.data))
         captions, missed = most_similar_captions(embedded, index, _SHEET_CAPTIONS)
         entries.append(visualize.RetrievedCaptions(pixels, captions, missed))
     count = len(embedded.captions)

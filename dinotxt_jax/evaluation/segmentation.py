@@ -20,6 +20,7 @@ from dinotxt_jax.data.masks import IGNORED, MaskSource
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.data.sources import open_masks
 from dinotxt_jax.data.texts import check_several, read_list, read_templates
+from dinotxt_jax.data.transforms import view_decoder
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.confusion import (
     ConfusionMatrix,
@@ -111,6 +112,7 @@ class SegmentationKind:
                 "resolution": PROTOCOLS[task.segmentation.protocol].resolution(task.segmentation),
                 "templates": len(templates),
                 "classes": len(names),
+                "decoder": view_decoder(task.data),
                 "background": _background(source, task.segmentation, words),
                 "images": len(source),
                 "dataset_fingerprint": fingerprint,

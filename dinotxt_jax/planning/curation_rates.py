@@ -117,7 +117,7 @@ def _image_rate(source: Source, data: DataConfig) -> tuple[float, float]:
     start = time.process_time()
     for example in examples:
         try:
-            transform(decoded_image(example, data.max_pixels))
+            transform(decoded_image(example, data))
         except BadImageError:
             continue
         good += 1

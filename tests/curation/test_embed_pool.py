@@ -118,6 +118,7 @@ def test_other_embeddings_in_the_folder_are_refused(tiny_backbone: Path, tmp_pat
         ({"num_scenes": 22}, "holds embeddings with pool .'examples': 21"),
         ({"image_size": 57}, "config.data.image_size is 57, expected a multiple of 14"),
         ({"resize": 42}, "config.data.resize is 42, expected at least config.data.image_size=56"),
+        ({"decoder": "official"}, "decoder 'exact', expected decoder 'official'; name a new"),
         ({"augmentation": "squash_bilinear"}, "resize 64, rule 'center_crop', expected resize 0, "),
     ):
         config = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, **changed))
@@ -133,7 +134,7 @@ def test_embeddings_from_before_rules_were_recorded_stay_good(
     embed(dataclasses.replace(CONFIG, data=data), tiny_backbone, tmp_path)
     file = tmp_path / "embeddings.json"
     old = json.loads(file.read_text())
-    assert old.pop("rule") == augmentation
+    assert (old.pop("rule"), old.pop("decoder")) == (augmentation, "exact")
     file.write_text(json.dumps(old))
     monkeypatch.setattr(module, "write_shard", None)  # nothing is embedded again
     embed(dataclasses.replace(CONFIG, data=data), tiny_backbone, tmp_path)

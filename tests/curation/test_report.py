@@ -140,7 +140,7 @@ def test_a_person_reads_and_sees_the_clusters_of_each_level_before_and_after(
     picture = re.search(r'src="data:image/jpeg;base64,(.*?)"', galleries[2][2])
     assert picture is not None
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture[1]))), int)
-    images = [decoded_image(source[index], None) for index in (28, 29, 30)]
+    images = [decoded_image(source[index], DataConfig()) for index in (28, 29, 30)]
     expected = [np.asarray(image.convert("RGB").resize((176, 176)), int) for image in images]
     assert int(np.argmin([np.abs(shown - image).mean() for image in expected])) == 0
     assert not re.findall(r'(?:src|href)="(?!data:)', text)

@@ -178,6 +178,10 @@ def test_images_are_turned_by_exif_and_masks_must_be_upright(tmp_path: Path) -> 
     expected = r"\[20, 30\], but a.png has \[30, 20\] pixels once turned upright by its EXIF .*turn"
     with pytest.raises(UserError, match=expected):
         open_masks(config).load(0)
+    # The official reading turns nothing, and takes that mask.
+    image, mask = open_masks(dataclasses.replace(config, decoder="official")).load(0)
+    assert image.size == mask.shape[::-1] == (30, 20)
+    np.testing.assert_array_equal(image, stored)
     save(np.zeros((9, 9), np.uint8), tmp_path / "a_mask.png")
     with pytest.raises(UserError, match="correct the pair"):
         open_masks(config).load(0)

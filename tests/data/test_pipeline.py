@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import numpy as np
 import pytest
 from absl import logging
+from PIL import Image
 from small_sets import png
 
 from dinotxt_jax.config import DataConfig
@@ -457,13 +459,34 @@ def test_the_limit_on_pixels_is_the_setting():
     for limit, fits in ((12, True), (11, False)):
         config = dataclasses.replace(CONFIG, max_pixels=limit)
         make = ImageTextExample(source, config, tokenize, evaluated=True)
-        batches = evaluation_batches(source, EvalTransform(config), 1, max_pixels=limit)
+        batches = evaluation_batches(source, EvalTransform(config), 1)
         for read in (lambda make=make: make(Draw(0, 0, 0, 0)), lambda it=batches: next(it)):
             if fits:
                 read()
                 continue
             with pytest.raises(UserError, match=r"4 x 3 pixels .* limit of 11 \(data.max_pixels"):
                 read()
+
+
+@pytest.mark.parametrize(("decoder", "turned"), [("fast", 0), ("exact", 0), ("official", 1)])
+def test_training_and_evaluation_read_images_as_the_decoder_says(decoder, turned):
+    """The stored image is black above and white below, and is to be turned upside down."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[4:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", exif=exif, quality=100)
+    source = [Example(stream.getvalue(), ("1 2",), "key")]
+    upright = np.asarray([255, 0])
+    expected = upright[::-1] if turned else upright
+    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip_probability": 0.0}
+    for changes in ({"augmentation": "squash"}, {"augmentation": "center_crop"}, whole):
+        config = dataclasses.replace(CONFIG, decoder=decoder, **changes)
+        (batch,) = evaluation_batches(source, EvalTransform(config), 1)
+        view = ImageTextExample(source, config, tokenize)(Draw(0, 0, 0, 0))["image"]
+        for image in (batch[0], view):
+            np.testing.assert_allclose(image[[1, -2], 3, 0].astype(int), expected, atol=2)
 
 
 @pytest.mark.parametrize("threads", [0, 3])

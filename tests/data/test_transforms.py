@@ -21,6 +21,7 @@ from dinotxt_jax.data.transforms import (
     normalize,
     random_resized_crop,
     sample_crop,
+    view_decoder,
 )
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -126,6 +127,38 @@ def test_an_image_with_too_many_pixels_is_bad_and_a_jpeg_is_reduced():
     assert np.abs(half - expected).mean() < 3
     with pytest.raises(BadImageError, match="403 x 307 pixels"):
         decode_image(data, 1000)
+
+
+def test_the_official_reading_neither_turns_nor_composes():
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[..., 0], pixels[..., 3], pixels[0, 0] = 200, 255, (10, 20, 30, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(pixels), "PNG", exif=exif)
+    np.testing.assert_array_equal(decode_image(data, official=True), pixels[..., :3])
+    ours = np.asarray(decode_image(data))
+    assert ours.shape == (6, 4, 3)
+    assert ours[0, -1].tolist() == [255, 255, 255]  # transparent, in the corner to which it turns
+    assert ours[-1, 0].tolist() == [200, 0, 0]
+    opened = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(decode_image(opened, official=True), opened.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(pixels, official=True), pixels[..., :3])
+    with pytest.raises(BadImageError, match="6 x 4 pixels are more than the limit of 23"):
+        decode_image(data, 23, official=True)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "decoder", "used"),
+    [
+        ("random_resized_crop", "fast", "fast"),
+        ("random_resized_crop", "exact", "exact"),
+        ("random_resized_crop", "official", "official"),
+        ("squash", "fast", "exact"),
+        ("squash", "official", "official"),
+    ],
+)
+def test_only_random_crops_are_decoded_fast(augmentation, decoder, used):
+    assert view_decoder(DataConfig(augmentation=augmentation, decoder=decoder)) == used
 
 
 def test_arrays_are_images_too():

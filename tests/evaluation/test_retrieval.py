@@ -102,7 +102,7 @@ def test_the_report_states_data_and_protocol(model: Path, tmp_path: Path) -> Non
     assert len(result["backbone_fingerprint"]) == 64
     report = (tmp_path / "report/report.md").read_text()
     assert f"| scenes | chance | {result['chance']['image_to_text_r1']:.1f} |" in report
-    assert "resolution 56, preparation squash, images 13, captions 65" in report
+    assert "resolution 56, preparation squash, decoder exact, images 13, captions 65" in report
     assert "![scenes](scenes.png)" in report
     assert Image.open(tmp_path / "report/scenes.png").width == 1656
     assert report.startswith(f"# Evaluation of {model.parts[-3]}/run/model on scenes\n")

@@ -198,6 +198,9 @@ def test_the_decoder_of_fixed_views_does_not_matter(tiny_backbone: Path, tmp_pat
     precompute(run)
     exact = dataclasses.replace(run, data=dataclasses.replace(fixed, decoder="exact"))
     assert len(open_cache(exact)) == 20
+    official = dataclasses.replace(run, data=dataclasses.replace(fixed, decoder="official"))
+    with pytest.raises(UserError, match=r"decoder 'exact' \(this run: 'official'\)"):
+        open_cache(official)
 
 
 def test_the_seed_matters_only_where_crops_are_random(tiny_backbone: Path, tmp_path: Path) -> None:
