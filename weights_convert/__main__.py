@@ -109,6 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
         dtype=_conversion_dtype(arguments.dtype),
         layout=arguments.layout,
         prefix=arguments.prefix,
+        tokenizer=None if arguments.tokenizer is None else Path(arguments.tokenizer),
         overwrite=arguments.overwrite,
     )
     _report(conversion, arguments.output)
@@ -242,6 +243,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "(rule=naflex); after the sources, repeatable",
     )
     parser.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="SigLIP, TIPS: the sentencepiece file (tokenizer.json or .model; default: the one "
+        "next to the checkpoint)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=list(EXPORT_DTYPES),
         help="dtype of the written arrays (default: float32; with --export: the source's dtypes)",
@@ -284,7 +291,8 @@ def _report(conversion: "Conversion", output: str) -> None:
     if text is not None:
         print(f"text: width {text.width}, {text.depth} blocks, {text.num_heads} heads")
         if conversion.description.tokenizer is None:
-            print(f"  no tokenizer is known for a vocabulary of {text.vocabulary_size}")
+            unknown = f"no tokenizer is known for a vocabulary of {text.vocabulary_size}"
+            print(f"  {conversion.note or unknown}")
     print(f"written to {output}")
 
 

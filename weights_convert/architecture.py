@@ -20,7 +20,6 @@ from weights_convert.matching import Match
 from weights_convert.settings import Settings, settings_beside
 
 _HEAD_WIDTH = 64
-_CLIP_VOCABULARY_SIZE = 49_408
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,14 +358,3 @@ def preprocessing(match: Match, vision: VisionConfig, settings: Settings) -> Pre
         if (value := getattr(settings, field.name, None)) is not None
     }
     return Preprocessing(**{"resize": side, "crop": side, **match.layout.preprocessing, **explicit})
-
-
-def tokenizer(text: TextConfig | None) -> dict[str, Any] | None:
-    """Returns CLIP's tokenizer if the vocabulary is as large as CLIP's."""
-    if text is None or text.vocabulary_size != _CLIP_VOCABULARY_SIZE:
-        return None
-    return {
-        "kind": "clip",
-        "context_length": text.context_length,
-        "vocabulary_size": text.vocabulary_size,
-    }

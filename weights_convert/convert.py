@@ -36,6 +36,7 @@ from weights_convert.matching import LayoutArray, Match, recognise
 from weights_convert.messages import listed, quoted
 from weights_convert.settings import Settings, completed
 from weights_convert.sources import Checkpoint, open_checkpoint
+from weights_convert.tokenizer_files import find_tokenizer
 
 _PARTS = ("backbone", "head", "text")
 
@@ -47,10 +48,12 @@ class Conversion:
     Attributes:
         description: the content of `model.json`.
         matches: each source with its layout.
+        note: a sentence about a tokenizer that is missing.
     """
 
     description: ModelDescription
     matches: tuple[Match, ...]
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,7 @@ def convert(
     dtype: str = "float32",
     layout: str | None = None,
     prefix: str | None = None,
+    tokenizer: Path | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> Conversion:
@@ -94,6 +98,7 @@ def convert(
         dtype: stored dtype; "bfloat16" rounds to nearest, ties to even.
         layout: layout name for all sources; None recognises it.
         prefix: prefix of all array names in the sources; None recognises it.
+        tokenizer: the sentencepiece file of the text transformer; None looks next to the sources.
         overwrite: replace an existing model directory.
         show_progress: show progress bars on standard error.
 
@@ -116,6 +121,7 @@ def convert(
     if preset is not None:
         architecture.check_preset(preset, inferred.vision)
     architecture.check_heads(matches, settings, inferred)
+    found = find_tokenizer(matches, inferred.text, tokenizer)
     with new_model_directory(output, replace) as folder:
         arrays = _planned(matches, inferred, DTYPES[dtype])
         fingerprint, checksums = _write(folder, arrays, matches, inferred, show_progress)
@@ -127,12 +133,13 @@ def convert(
             preprocessing=architecture.preprocessing(_backbone(matches), inferred.vision, settings),
             fingerprint=fingerprint,
             checksums=checksums,
-            tokenizer=architecture.tokenizer(inferred.text),
+            tokenizer=found.spec,
             preset=preset or architecture.presets.find_preset(inferred.vision),
             sources=_described_sources(matches, show_progress),
         )
+        found.save(folder)
         write_description(folder, description)
-    return Conversion(description, tuple(matches))
+    return Conversion(description, tuple(matches), found.note)
 
 
 def _backbone(matches: Sequence[Match]) -> Match:

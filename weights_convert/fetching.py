@@ -12,6 +12,7 @@ from dinotxt_jax.storage.addresses import is_remote, to_address
 from dinotxt_jax.storage.downloads import cache_folder, download
 from dinotxt_jax.storage.object_cache import local_copies
 from dinotxt_jax.storage.retries import retried
+from weights_convert.tokenizer_files import PIECE_FILE_NAMES
 
 _HUB = "hf://"
 _WEB = ("http://", "https://")
@@ -21,7 +22,12 @@ _WEIGHTS = (
     ("*.safetensors", "*.safetensors.index.json"),
     ("*.bin", "*.bin.index.json", "*.pth", "*.pt"),
 )
-_SETTINGS = ("config.json", "preprocessor_config.json")
+_SETTINGS = (
+    "config.json",
+    "preprocessor_config.json",
+    "open_clip_config.json",
+    *PIECE_FILE_NAMES,
+)
 
 
 def fetch(source: Path | str) -> Path:

@@ -333,6 +333,19 @@ class DinoTxtConfig:
     logit_bias: bool = False
 
     @property
+    def mixes_sizes(self) -> bool:
+        """Whether a batch may hold images of different sizes, padded (SigLIP 2 NaFlex).
+
+        Head blocks and pooling over patches would see the padding.
+        """
+        return (
+            self.vision.positions == "learned"
+            and self.vision.position_interpolation == "bilinear"
+            and not self.head.num_blocks
+            and self.head.pooling == "none"
+        )
+
+    @property
     def token_dim(self) -> int:
         """Width of the head's class and patch tokens."""
         return self.head.projection or self.vision.dim

@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 
 from dinotxt_jax.data.pipeline import in_threads
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.inference.images import stacks
 from dinotxt_jax.inference.model import Model
 from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.storage.addresses import Address
@@ -103,7 +102,7 @@ def embedded_files(
         while batch := list(itertools.islice(loaded, batch_size)):
             good = [(file, pixels) for file, pixels in batch if pixels is not None]
             if good:
-                batches = stacks((pixels for _, pixels in good), batch_size)
+                batches = model.stacked((pixels for _, pixels in good), batch_size)
                 rows = np.concatenate(list(model.embed_batches(batches, batch_size)))
                 yield [file for file, _ in good], rows
             readable += len(good)

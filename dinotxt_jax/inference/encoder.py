@@ -17,6 +17,7 @@ from dinotxt_jax.errors import UserError, check_choice
 from dinotxt_jax.inference.running import checked_images, checked_tokens, run_method
 from dinotxt_jax.inference.summary import summary
 from dinotxt_jax.models.dinotxt import DENSE_FEATURES, ImageFeatures, normalized
+from dinotxt_jax.models.vit import PatchBatch
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.model_directory import ModelDescription, fingerprint
 from dinotxt_jax.tokenizers import Tokenizer, trimmed_length
@@ -154,7 +155,7 @@ class Encoder:
         return tuple(sorted(row for row in rows if row < batch_size))
 
     def embed_batches(
-        self, batches: Iterable[UInt8[np.ndarray, "_ h w 3"]], batch_size: int
+        self, batches: Iterable[UInt8[np.ndarray, "_ h w 3"] | PatchBatch], batch_size: int
     ) -> Iterator[Float[np.ndarray, "b D"]]:
         """Yields L2-normalised descriptors for prepared images, batch by batch.
 
@@ -260,12 +261,16 @@ class Encoder:
         return features
 
     def _embedded(
-        self, method: str, rows: Shaped[np.ndarray, "b ..."], batch_size: int, **settings: Any
+        self,
+        method: str,
+        rows: Shaped[np.ndarray, "b ..."] | PatchBatch,
+        batch_size: int,
+        **settings: Any,
     ) -> Float[np.ndarray, "b D"]:
         """Returns L2-normalised features of up to `batch_size` rows, on the host."""
-        placed = self._placed(rows, batch_size)
+        placed = jax.tree.map(lambda array: self._placed(array, batch_size), rows)
         features = self._run(method, placed, normalize=True, **settings)
-        return processes.on_host(features)[: len(rows)]
+        return processes.on_host(features)[: len(jax.tree.leaves(rows)[0])]
 
     def _placed(
         self, rows: Shaped[np.ndarray, "b ..."], batch_size: int

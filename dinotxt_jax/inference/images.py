@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import einops
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -14,6 +15,7 @@ from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.resizing import prepare_image
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
+from dinotxt_jax.models.vit import PatchBatch
 from dinotxt_jax.storage.addresses import to_address
 from dinotxt_jax.storage.faults import is_passing
 from dinotxt_jax.storage.preprocessing import Preprocessing
@@ -82,6 +84,33 @@ def stacks(
     for _, same in itertools.groupby(images, lambda image: image.shape):
         while batch := list(itertools.islice(same, size)):
             yield np.stack(batch)
+
+
+def patch_batches(
+    images: Iterable[UInt8[np.ndarray, "h w 3"]], size: int, patch_size: int, length: int
+) -> Iterator[PatchBatch]:
+    """Yields batches of up to `size` images of any sizes, cut into patches and padded.
+
+    Only one shape is compiled, whatever the aspect ratios.
+    """
+    images = iter(images)
+    while batch := list(itertools.islice(images, size)):
+        yield patch_batch(batch, patch_size, length)
+
+
+def patch_batch(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]], patch_size: int, length: int
+) -> PatchBatch:
+    """Cuts images whose sides are whole patches into patches, and pads them to `length`."""
+    patches = np.zeros((len(images), length, patch_size * patch_size * 3), np.uint8)
+    grids = np.zeros((len(images), 2), np.int32)
+    for row, image in enumerate(images):
+        cut = einops.rearrange(
+            image, "(gh ph) (gw pw) c -> (gh gw) (ph pw c)", ph=patch_size, pw=patch_size
+        )
+        patches[row, : len(cut)] = cut
+        grids[row] = image.shape[0] // patch_size, image.shape[1] // patch_size
+    return PatchBatch(patches, grids)
 
 
 def image_sequence(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:

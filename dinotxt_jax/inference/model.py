@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,7 @@ from dinotxt_jax.inference.encoder import Encoder
 from dinotxt_jax.inference.images import (
     ImageLike,
     image_sequence,
+    patch_batches,
     prepared_image,
     read_image,
     stacks,
@@ -28,6 +29,7 @@ from dinotxt_jax.inference.results import Classification, Segmentation
 from dinotxt_jax.inference.segmentation import segment
 from dinotxt_jax.inference.windows import in_whole_patches
 from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.models.vit import PatchBatch
 from dinotxt_jax.storage.addresses import AddressLike
 from dinotxt_jax.tokenizers import Tokenizer, load_tokenizer
 
@@ -50,7 +52,7 @@ class Model(Encoder):
             UserError: an image cannot be read or is too wide for the model, or no image is given.
         """
         pixels = (self.prepared(image) for image in image_sequence(images))
-        blocks = list(self.embed_batches(stacks(pixels, batch_size), batch_size))
+        blocks = list(self.embed_batches(self.stacked(pixels, batch_size), batch_size))
         if not blocks:
             raise UserError("there are no images, expected at least one; add an image.")
         return np.concatenate(blocks)
@@ -59,6 +61,16 @@ class Model(Encoder):
         """Reads an image and resizes it as the model expects; see `embed_images`."""
         description = self.description
         return prepared_image(image, description.preprocessing, description.vision.patch_size)
+
+    def stacked(
+        self, images: Iterable[UInt8[np.ndarray, "h w 3"]], batch_size: int
+    ) -> Iterator[UInt8[np.ndarray, "b h w 3"] | PatchBatch]:
+        """Yields prepared images in batches that `embed_batches` takes."""
+        preprocessing, model = self.description.preprocessing, self.description.dinotxt
+        if preprocessing.rule == "naflex" and model.mixes_sizes:
+            patch, length = model.vision.patch_size, preprocessing.max_patches
+            return patch_batches(images, batch_size, patch, length)
+        return stacks(images, batch_size)
 
     def classify(
         self,

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.interpolation import to_whole_patches
+from dinotxt_jax.models.vit import PatchBatch
 from dinotxt_jax.runtime.compiler_options import compiler_options
 from dinotxt_jax.storage.model_directory import Preprocessing
 
@@ -36,10 +37,10 @@ def run_method(
     Args:
         graphdef, arrays: the split module.
         method: method name.
-        rows: first method argument: images [b h w 3], or tokens [b l] or [b t d].
+        rows: first method argument: images [b h w 3] or a `PatchBatch`, or tokens [b l] or [b t d].
         mesh: the mesh on which the arrays are placed; None runs on the arrays' device.
-        pixels: given for uint8 images, which are then normalised and stretched to whole patches
-            inside the compiled function.
+        pixels: given for uint8 images, which are then normalised inside the compiled function, and
+            stretched to whole patches (not those in a `PatchBatch`).
         options: the other method arguments, which must be hashable.
     """
     leaves = jax.tree.leaves((arrays, rows))
@@ -70,7 +71,11 @@ def _run_method(
     rows: Any,
 ) -> Any:
     module = nnx.merge(graphdef, arrays)
-    if pixels is not None:
+    if isinstance(rows, PatchBatch) and pixels is not None:
+        by_pixel = jnp.asarray(rows.patches).reshape(*rows.patches.shape[:2], -1, 3)
+        normalized = normalize(by_pixel, pixels.mean, pixels.std)
+        rows = rows._replace(patches=normalized.reshape(rows.patches.shape))
+    elif pixels is not None:
         normalized = normalize(rows, pixels.mean, pixels.std)
         rows = to_whole_patches(normalized, module.config.vision.patch_size)
     return getattr(module, method)(rows, **dict(options))

@@ -30,7 +30,7 @@ from dinotxt_jax.models.drop_path import DropPath
 from dinotxt_jax.models.initialization import Constant, Normal
 from dinotxt_jax.models.layers import Dense, DTypes, LayerNorm, parameter
 from dinotxt_jax.models.text import Packing, TextTransformer
-from dinotxt_jax.models.vit import Images, VisionTransformer
+from dinotxt_jax.models.vit import Images, PatchBatch, VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 INITIAL_LOGIT_BIAS = -10.0  # SigLIP: arXiv 2303.15343, section 3.2
@@ -172,7 +172,13 @@ class DinoTxt(nnx.Module):
         )
 
     def encode_image(self, images: Images, normalize: bool = False) -> Float[Array, "b D"]:
-        """Returns descriptors for normalised images; D = 2 d, or d with pooling "none"."""
+        """Returns descriptors for normalised images; D = 2 d, or d with pooling "none".
+
+        Raises:
+            ValueError: images have different sizes, which this model cannot mix.
+        """
+        if isinstance(images, PatchBatch) and not self.config.mixes_sizes:
+            raise ValueError("this model cannot mix images of different sizes in a batch")
         return self.describe_tokens(self.backbone.tokens(images), normalize)
 
     def encode_patches(

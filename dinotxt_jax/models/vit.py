@@ -18,6 +18,7 @@ from typing import NamedTuple
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -46,13 +47,14 @@ class PatchBatch(NamedTuple):
     """Images of different sizes, cut into patches and padded to one length (SigLIP 2 NaFlex).
 
     Attributes:
-        patches: float[b n p*p*3], normalised; per patch in the order row, column, channel.
+        patches: float[b n p*p*3], normalised (uint8 before that); the order within a patch is row,
+            column, channel.
         grids: int[b 2], rows and columns of patches in each image. Patch n of an image lies in row
             n // columns; patches from rows * columns on are padding.
     """
 
-    patches: jax.Array
-    grids: jax.Array
+    patches: jax.Array | np.ndarray
+    grids: jax.Array | np.ndarray
 
     def valid(self) -> Bool[Array, "b n"]:
         """Returns which patches are no padding."""
@@ -229,7 +231,8 @@ class VisionTransformer(nnx.Module):
         """Cuts images into patches, row by row."""
         patch = self.config.patch_size
         if isinstance(images, PatchBatch):
-            return images.patches.reshape(*images.patches.shape[:2], patch, patch, 3)
+            shape = (*images.patches.shape[:2], patch, patch, 3)
+            return jnp.asarray(images.patches).reshape(shape)
         rows, columns = self.grid(images)
         return einops.rearrange(
             images[:, : rows * patch, : columns * patch],
@@ -241,7 +244,8 @@ class VisionTransformer(nnx.Module):
     def _positions(self, table: Float[Array, "gg d"], images: Images) -> Float[Array, "..."]:
         """Returns position embeddings for the patches: [n d], or [b n d] for a `PatchBatch`."""
         if isinstance(images, PatchBatch):
-            return interpolate_per_image(table, images.grids, images.patches.shape[1])
+            grids, length = jnp.asarray(images.grids), images.patches.shape[1]
+            return interpolate_per_image(table, grids, length)
         return interpolate_positions(table, self.grid(images), self.config.position_interpolation)
 
     def grid(self, images: Float[Array, "b h w 3"]) -> tuple[int, int]:

@@ -159,7 +159,11 @@ def _tokenizer_conflicts(tokenizer: Mapping[str, Any], text: TextConfig, key: st
         )
     # The causal text transformer reads features at the largest id (`models.text`). Tokenizers that
     # do not record the end of text end with their largest id.
-    elif (end := tokenizer.get("end_id", size - 1)) != size - 1:
+    elif (
+        text.pooling == "end"
+        and text.end_id < 0
+        and (end := tokenizer.get("end_id", size - 1)) != size - 1
+    ):
         yield (
             f"{key}.tokenizer.end_id is {end!r}, expected {size - 1}, the largest id, at which the "
             f"text transformer reads features; {REPLACE_MODEL}."

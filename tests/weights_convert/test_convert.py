@@ -18,11 +18,12 @@ from dinotxt_jax.models import presets
 from dinotxt_jax.storage.model_directory import fingerprint, read_description
 from weights_convert import convert as convert_module
 from weights_convert.__main__ import main
-from weights_convert.architecture import check_heads, infer, tokenizer
+from weights_convert.architecture import check_heads, infer
 from weights_convert.convert import convert, round_to
 from weights_convert.matching import recognise
 from weights_convert.settings import Settings, parse_settings
 from weights_convert.sources import open_checkpoint
+from weights_convert.tokenizer_files import find_tokenizer
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "backbones"
 
@@ -387,9 +388,9 @@ def test_a_failing_disk_is_one_sentence(torch_files, tmp_path, capsys, monkeypat
 
 def test_the_released_vocabulary_means_the_clip_tokenizer():
     spec = {"kind": "clip", "context_length": 77, "vocabulary_size": 49_408}
-    assert tokenizer(TextConfig()) == spec
-    assert tokenizer(TextConfig(vocabulary_size=100)) is None
-    assert tokenizer(None) is None
+    assert find_tokenizer((), TextConfig()).spec == spec
+    assert find_tokenizer((), TextConfig(vocabulary_size=100)).spec is None
+    assert find_tokenizer((), None).spec is None
 
 
 def test_settings_are_read_and_the_last_one_counts():

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from drawn import checkpoint
 from flax import nnx
+from piece_files import word_file
 from safetensors.numpy import save_file
 from tolerances import FEATURES
 
 import dinotxt_jax as dt
 from dinotxt_jax import sharding
+from dinotxt_jax.data.transforms import normalize
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.inference.loading import load_dinotxt
 from dinotxt_jax.models.layers import DTypes
@@ -249,3 +251,57 @@ def test_padding_that_is_input_is_never_cut_off(tmp_path: Path) -> None:
     model, _ = load_dinotxt(tmp_path / "out", DTypes())
     with pytest.raises(ValueError, match="reads padding as input and needs rows of 6"):
         nnx.jit(lambda model, rows: model.encode_text(rows))(model, jnp.zeros((1, 4), "int32"))
+
+
+def siglip_with_pieces(folder: Path, layout: str = "hf_siglip", vocabulary: int = 50) -> Path:
+    """Returns a model directory converted with a small sentencepiece file next to the arrays."""
+    source = save(folder, layout, n=9, e=64, v=vocabulary, p=14, q=14)
+    (folder / "tokenizer.json").write_bytes(word_file(("a", "red", "circle", "dog")))
+    settings = parse_settings(["num_heads=4", "text_num_heads=2", "max_patches=12"])
+    convert([source], folder / "out", settings=settings, show_progress=False)
+    return folder / "out"
+
+
+def test_a_sentencepiece_file_next_to_the_arrays_comes_along(tmp_path: Path) -> None:
+    model = dt.load(siglip_with_pieces(tmp_path))
+    assert model.tokenizer(["A red, CIRCLE!"]).tolist() == [[3, 4, 5, 1, 1, 1]]
+    tokens = np.array([[3, 4, 5, 1, 1, 1], [6, 1, 1, 1, 1, 1]], np.int32)
+    expected = model.encode_text(tokens, normalize=True)
+    np.testing.assert_allclose(
+        model.embed_texts(["a red circle", "dog"]), expected, rtol=0, atol=FEATURES
+    )
+
+
+def test_a_sentencepiece_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gives 7 IDs, but the text transformer has 5; give the"):
+        siglip_with_pieces(tmp_path, vocabulary=5)
+    source = save(tmp_path, "clip", e=40)
+    settings = parse_settings(["num_heads=4", "text_num_heads=2", "activation=gelu"])
+    with pytest.raises(UserError, match="is not used by this model, which has no sentencepiece"):
+        convert([source], tmp_path / "x", settings=settings, tokenizer=tmp_path / "tokenizer.json")
+
+
+def test_a_missing_sentencepiece_file_is_said_with_its_place(tmp_path: Path) -> None:
+    source = save(tmp_path, "hf_siglip", n=9, e=64)
+    settings = parse_settings(["num_heads=4", "text_num_heads=2"])
+    made = convert([source], tmp_path / "out", settings=settings, show_progress=False)
+    assert "no sentencepiece file is next to it" in made.note
+    assert "cc_en.32000/sentencepiece.model" in made.note
+    with pytest.raises(UserError, match="names no tokenizer"):
+        dt.load(tmp_path / "out").embed_texts(["a"])
+
+
+def test_photos_of_any_aspect_share_naflex_batches(tmp_path: Path) -> None:
+    model = dt.load(siglip_with_pieces(tmp_path, "hf_siglip2"))
+    rng = np.random.default_rng(0)
+    photos = [
+        rng.integers(0, 256, size, np.uint8) for size in ((60, 90, 3), (90, 30, 3), (40, 40, 3))
+    ]
+    together = model.embed_images(photos, batch_size=3)
+    assert model.prepared(photos[0]).shape == (42, 56, 3)
+    for photo, descriptor in zip(photos, together, strict=True):
+        pixels = model.prepared(photo)[None]
+        preparation = model.description.preprocessing
+        images = normalize(pixels, preparation.mean, preparation.std)
+        alone = model.encode_image(images, normalize=True)[0]
+        np.testing.assert_allclose(descriptor, alone, rtol=0, atol=FEATURES)

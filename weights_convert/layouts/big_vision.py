@@ -6,7 +6,12 @@ leading axis l. Names follow `big_vision/models/` in google-research/big_vision.
 
 import dataclasses
 
-from weights_convert.layouts.clip import SIGLIP_PIXELS, SIGLIP_TEXT_FACTS, SIGLIP_VISION
+from weights_convert.layouts.clip import (
+    SIGLIP_PIXELS,
+    SIGLIP_TEXT_FACTS,
+    SIGLIP_VISION,
+    siglip_pieces,
+)
 from weights_convert.layouts.rules import Layout, Rule, under
 
 # (name in the file, place, axes); the axes of query, key and value are those of one of them.
@@ -102,6 +107,7 @@ BIG_VISION = Layout(
     vision=SIGLIP_VISION | {"activation": "gelu_tanh"},
     text=SIGLIP_TEXT_FACTS | {"activation": "gelu_tanh"},
     headless=True,
+    pieces=siglip_pieces,
     preprocessing=SIGLIP_PIXELS | {"rule": "squash_bilinear"},
 )
 

@@ -153,6 +153,12 @@ _TIMM_VISION = (
     *under("attn_pool.", "pooling/", _TIMM_POOLING),
 )
 
+
+def siglip_pieces(vocabulary_size: int) -> str:
+    """Returns which SigLIP has a vocabulary; only SigLIP 2 has Gemma's, of 256,000 IDs."""
+    return "siglip2" if vocabulary_size == 256_000 else "siglip"
+
+
 OPEN_CLIP_SIGLIP = Layout(
     name="open_clip_siglip",
     title="SigLIP of open_clip",
@@ -174,5 +180,6 @@ OPEN_CLIP_SIGLIP = Layout(
     },
     vision_heads={(768, 12): 12, (1024, 24): 16, (1152, 27): 16, (1536, 40): 16},
     text_heads={(768, 12): 12, (1024, 24): 16, (1152, 27): 16},
+    pieces=siglip_pieces,
     preprocessing=SIGLIP_PIXELS | {"rule": "squash"},
 )

@@ -15,6 +15,7 @@ from weights_convert.layouts.clip import (
     SIGLIP_PIXELS,
     SIGLIP_TEXT_FACTS,
     SIGLIP_VISION,
+    siglip_pieces,
 )
 from weights_convert.layouts.dinov2 import MLP
 from weights_convert.layouts.rules import Layout, Rule, under
@@ -120,6 +121,7 @@ HF_SIGLIP = Layout(
     config="dual",
     vision_heads={(768, 12): 12, (1024, 24): 16, (1152, 27): 16, (1536, 40): 16},
     text_heads={(768, 12): 12, (1024, 24): 16, (1152, 27): 16},
+    pieces=siglip_pieces,
     preprocessing=SIGLIP_PIXELS | {"rule": "squash"},
 )
 

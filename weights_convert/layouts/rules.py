@@ -228,6 +228,8 @@ class Layout:
         vision_heads, text_heads: (width, depth) -> number of heads in released models.
         rivals: layouts that have the same arrays; a file that fits both needs `--layout`, except
             for a file in the format `native_format`, which only this layout's publisher uses.
+        pieces: vocabulary size -> a key of `tokenizers.PIECE_SETTINGS`, for text transformers that
+            were trained with a sentencepiece file.
         note: a sentence to print after a conversion.
         computed: place -> function for arrays that files in this layout do not store.
         synthesised: place -> function for arrays that files in this layout require but that a model
@@ -254,6 +256,7 @@ class Layout:
     text_heads: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
     rivals: tuple[str, ...] = ()
     native_format: str = ""
+    pieces: Callable[[int], str] | None = None
     note: str = ""
     computed: Mapping[str, Callable[[VisionConfig], np.ndarray]] = dataclasses.field(
         default_factory=dict

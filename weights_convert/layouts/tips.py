@@ -62,6 +62,7 @@ TIPS_TEXT = Layout(
     text=_TEXT_FACTS,
     headless=True,
     text_heads=_TEXT_HEADS,
+    pieces=lambda vocabulary_size: "tips",
 )
 
 _SAVED_MLP = (
@@ -90,6 +91,7 @@ HF_TIPSV2 = Layout(
     config="dual",
     vision_heads=_HEADS,
     text_heads=_TEXT_HEADS,
+    pieces=lambda vocabulary_size: "tips",
     note=TIPS_VISION.note,
     preprocessing=TIPS_VISION.preprocessing,
 )
