@@ -87,7 +87,7 @@ def stacks(
 
 
 def patch_batches(
-    images: Iterable[UInt8[np.ndarray, "h w 3"]], size: int, patch_size: int, length: int
+    images: Iterable[UInt8[np.ndarray, "_ _ 3"]], size: int, patch_size: int, length: int
 ) -> Iterator[PatchBatch]:
     """Yields batches of up to `size` images of any sizes, cut into patches and padded.
 
@@ -99,7 +99,7 @@ def patch_batches(
 
 
 def patch_batch(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]], patch_size: int, length: int
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], patch_size: int, length: int
 ) -> PatchBatch:
     """Cuts images whose sides are whole patches into patches, and pads them to `length`."""
     patches = np.zeros((len(images), length, patch_size * patch_size * 3), np.uint8)
