@@ -29,6 +29,7 @@ COMMANDS = {
     "status": "dinotxt_jax.status",
     "plan": "dinotxt_jax.plan",
     "evaluate": "dinotxt_jax.evaluate",
+    "compare": "dinotxt_jax.compare",
     "curate": "dinotxt_jax.curate",
     "classify": "dinotxt_jax.classify",
     "segment": "dinotxt_jax.segment",

@@ -26,8 +26,8 @@ FLOORS = (
     ("cli_flags",),
     ("cli",),
     (
-        *("train", "precompute", "plan", "status", "evaluate", "curate", "classify", "segment"),
-        *("embed", "ingest"),
+        *("train", "precompute", "plan", "status", "evaluate", "compare", "curate"),
+        *("classify", "segment", "embed", "ingest"),
     ),
     ("data.benchmark",),
 )

@@ -142,6 +142,7 @@ class SegmentationConfig:
             )
 
 
+PREPARATIONS = ("data", "model")
 TEXT_PARTS = ("whole", "class", "patch")
 
 
@@ -178,6 +179,12 @@ class TaskConfig:
         "evaluation examples; augmentation must not be random_resized_crop (segmentation has its "
         "own image preparation)",
     ] = DataConfig(augmentation="center_crop", split="test")
+    preparation: Annotated[
+        str,
+        Choice(PREPARATIONS),
+        "retrieval, classification: image preparation: data (image_size, resize and augmentation "
+        "of `data`), or model (size and resize rule of the model, as in its `model.json`)",
+    ] = "data"
     max_examples: Annotated[
         int,
         Range(0, 2**32 - 1),
@@ -255,6 +262,12 @@ class EvaluationConfig:
 
     def training_conflicts(self, key: str) -> Iterator[str]:
         """Yields sentences about settings that are used only in training."""
+        for name, task in self.tasks.items():
+            if task.preparation == "model":
+                yield (
+                    f"{key}.tasks.{name}.preparation is 'model', expected data, since a model in "
+                    "training has no preparation of its own; set it to data."
+                )
         if not self.best:
             return
         results = [f"{name}/{m}" for name, t in self.tasks.items() for m in _metrics(t)]

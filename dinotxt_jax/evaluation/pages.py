@@ -10,7 +10,7 @@ from dinotxt_jax.evaluation.retrieval import RECALLS
 from dinotxt_jax.storage.addresses import Address
 from dinotxt_jax.visualize.web_page import Table, picture_element, text_element, web_page
 
-_NAMES = {
+METRIC_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
     "mean_per_class": "mean per class",
@@ -20,9 +20,9 @@ _NAMES = {
     "pixel_accuracy": "pixel accuracy",
     "mean_recall": "mean recall",
 }
-_NAMES |= {f"image_to_text_r{k}": f"image->text R@{k}" for k in RECALLS}
-_NAMES |= {f"text_to_image_r{k}": f"text->image R@{k}" for k in RECALLS}
-_NAMES |= {f"caption_r{k}": f"caption->caption R@{k}" for k in RECALLS}
+METRIC_NAMES |= {f"image_to_text_r{k}": f"image->text R@{k}" for k in RECALLS}
+METRIC_NAMES |= {f"text_to_image_r{k}": f"text->image R@{k}" for k in RECALLS}
+METRIC_NAMES |= {f"caption_r{k}": f"caption->caption R@{k}" for k in RECALLS}
 
 # One sentence for each metric; `_ROWS` explains `chance` and published figures.
 _MEANINGS = {
@@ -65,7 +65,7 @@ def markdown_page(title: str, results: Results, pictures: Mapping[str, Address])
     parts += ["\n".join(f"- {meaning}" for meaning in _meanings(results)), _ROWS]
     for name, result in results.items():
         parts.append(f"## {name}")
-        parts += _texts(result)
+        parts += task_texts(result)
         if name in pictures:
             parts.append(f"![{name}]({pictures[name].name})")
             parts.append(_PICTURES.get(result["kind"], ""))
@@ -79,7 +79,7 @@ def html_page(title: str, results: Results, pictures: Mapping[str, Address]) -> 
     parts += [f"<ul>{items}</ul>", text_element("p", _ROWS)]
     for name, result in results.items():
         parts.append(text_element("h2", name))
-        parts += [text_element("p", text) for text in _texts(result)]
+        parts += [text_element("p", text) for text in task_texts(result)]
         if name in pictures:
             parts.append(text_element("p", _PICTURES.get(result["kind"], "")))
             parts.append(picture_element(pictures[name].read_bytes(), name))
@@ -94,7 +94,7 @@ def _tables(results: Results) -> Iterator[Table]:
     for kind in dict.fromkeys(result["kind"] for result in results.values()):
         chosen = {name: result for name, result in results.items() if result["kind"] == kind}
         columns = list(dict.fromkeys(key for r in chosen.values() for key in r["metrics"]))
-        rows = [["task", "", *(_NAMES.get(key, key) for key in columns)]]
+        rows = [["task", "", *(METRIC_NAMES.get(key, key) for key in columns)]]
         for name, result in chosen.items():
             for label, values in _compared(result):
                 cells = [_cell(values.get(key)) for key in columns]
@@ -126,12 +126,10 @@ def _meanings(results: Results) -> list[str]:
     return list(dict.fromkeys(meanings))
 
 
-def _texts(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yields sentences that state the data and the protocol for a result."""
-    if "task" in result:
-        data = result["task"]["data"]
-        yield f"Data: {data_name(data)}."
-    yield f"Protocol: {_described(result)}."
+def task_texts(result: Mapping[str, Any]) -> list[str]:
+    """Returns sentences that state the data and the protocol for a result."""
+    data = [f"Data: {data_name(result['task']['data'])}."] if "task" in result else []
+    return [*data, f"Protocol: {protocol_text(result['protocol'])}."]
 
 
 def data_name(data: Mapping[str, Any]) -> str:
@@ -142,10 +140,11 @@ def data_name(data: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _described(result: Mapping[str, Any]) -> str:
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """Returns the values of a protocol in one line."""
     return ", ".join(
         f"{key.replace('_', ' ')} {str(value)[:16] if key == 'dataset_fingerprint' else value}"
-        for key, value in result["protocol"].items()
+        for key, value in protocol.items()
     )
 
 

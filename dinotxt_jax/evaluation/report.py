@@ -15,7 +15,13 @@ from dinotxt_jax.config import EvaluationConfig, check
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, PartialWork, TaskResult
 from dinotxt_jax.evaluation.pages import data_name, html_page, markdown_page
-from dinotxt_jax.evaluation.tasks import OpenTask, check_tasks, open_task, run_task
+from dinotxt_jax.evaluation.tasks import (
+    OpenTask,
+    check_tasks,
+    open_task,
+    prepared_as_model,
+    run_task,
+)
 from dinotxt_jax.inference import Model, load
 from dinotxt_jax.runtime import processes
 from dinotxt_jax.storage.addresses import Address, AddressLike, to_output
@@ -58,7 +64,13 @@ def evaluate(
     output = to_output(output, "--output")
     file = output / "results.json"
     with processes.together():
-        check_tasks(config, read_description(model_path).vision, mesh, "config")
+        description = read_description(model_path)
+        tasks = {
+            name: prepared_as_model(task, description.preprocessing, f"config.tasks.{name}")
+            for name, task in config.tasks.items()
+        }
+        config = dataclasses.replace(config, tasks=tasks)
+        check_tasks(config, description.vision, mesh, "config")
         opened = [open_task(name, task, "config") for name, task in config.tasks.items()]
         results = _read(file)
         for task in opened:

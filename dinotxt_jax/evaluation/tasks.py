@@ -15,11 +15,14 @@ from jax.sharding import Mesh
 from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, TaskConfig
 from dinotxt_jax.config.architecture import VisionConfig
+from dinotxt_jax.config.data import AUGMENTATIONS
+from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.classification import ClassificationKind
 from dinotxt_jax.evaluation.jobs import Job, TaskKind, TaskResult, digest
 from dinotxt_jax.evaluation.retrieval import RetrievalKind
 from dinotxt_jax.evaluation.segmentation import SegmentationKind
 from dinotxt_jax.evaluation.text_similarity import TextKind
+from dinotxt_jax.storage.preprocessing import Preprocessing
 
 KINDS: dict[str, TaskKind[Any]] = {
     "retrieval": RetrievalKind(),
@@ -42,6 +45,30 @@ def check_tasks(config: EvaluationConfig, vision: VisionConfig, mesh: Mesh, wher
     sharding.check_batch(config.batch_size, mesh, f"{where}.batch_size")
     for name, task in config.tasks.items():
         KINDS[task.kind].check(f"{where}.tasks.{name}", task, vision)
+
+
+def prepared_as_model(task: TaskConfig, pixels: Preprocessing, section: str) -> TaskConfig:
+    """Returns a task whose images are prepared as its `preparation` says.
+
+    Args:
+        task: the task.
+        pixels: the preparation of the model.
+        section: the key of the task, for messages.
+
+    Raises:
+        UserError: the model keeps the aspect ratio of images, which tasks cannot do.
+    """
+    if task.preparation == "data" or not KINDS[task.kind].encodes_whole_images:
+        return task
+    if pixels.rule not in AUGMENTATIONS:
+        raise UserError(
+            f"{section}.preparation is model, but the model prepares images by {pixels.rule}, "
+            f"expected one of {', '.join(AUGMENTATIONS[1:])}; set it to data."
+        )
+    data = dataclasses.replace(
+        task.data, image_size=pixels.crop, resize=pixels.resize, augmentation=pixels.rule
+    )
+    return dataclasses.replace(task, data=data)
 
 
 @dataclasses.dataclass(frozen=True)
