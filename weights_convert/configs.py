@@ -243,14 +243,21 @@ def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+# PIL's numbers of filters -> the rule that resizes a whole image to a square with it.
+_SQUASHES = {2: "squash_bilinear", 3: "squash"}
+
+
 def _from_processor(values: Mapping[str, Any]) -> dict[str, Any]:
     """Reads image preprocessing from a `preprocessor_config.json` that transformers saved."""
     settings = _three("mean", values.get("image_mean")) | _three("std", values.get("image_std"))
     size, crop = values.get("size"), values.get("crop_size")
+    crops = values.get("do_center_crop") is True
     if isinstance(size, dict):
         side = size.get("shortest_edge", size.get("height"))
         if isinstance(side, int):
             settings |= {"resize": side, "crop": side}
+        if "height" in size and not crops and values.get("resample") in _SQUASHES:
+            settings["rule"] = _SQUASHES[values["resample"]]
     if isinstance(crop, dict) and isinstance(crop.get("height"), int):
         settings["crop"] = crop["height"]
     return settings
