@@ -93,7 +93,7 @@ class Checkpoint:
     name: str
     files: tuple[Path, ...]
     arrays: Mapping[str, SourceArray]
-    format: str
+    format: str = "torch"
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 

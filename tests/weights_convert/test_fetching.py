@@ -187,9 +187,27 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_activation_that_is_not_computed_here_is_refused(sharded: Path, tmp_path: Path) -> None:
-    (sharded / "config.json").write_text(json.dumps({"hidden_act": "relu"}))
-    with pytest.raises(UserError, match="hidden_act=relu, but such a backbone .* gelu"):
+    (sharded / "config.json").write_text(json.dumps({"hidden_act": "mish"}))
+    with pytest.raises(UserError, match="hidden_act=mish, but such a backbone .* gelu"):
         convert([sharded], tmp_path / "model", settings=ONE_HEAD, show_progress=False)
+    (sharded / "config.json").write_text(json.dumps({"hidden_act": "gelu_pytorch_tanh"}))
+    made = convert([sharded], tmp_path / "model", settings=ONE_HEAD, show_progress=False)
+    assert made.description.vision.activation == "gelu_tanh"
+
+
+@pytest.mark.parametrize(
+    ("processor", "rule"),
+    [
+        ({"size": {"height": 224, "width": 224}, "resample": 3}, "squash"),
+        ({"size": {"height": 224, "width": 224}, "resample": 2}, "squash_bilinear"),
+        ({"size": {"shortest_edge": 256}, "resample": 3, "do_center_crop": True}, None),
+    ],
+)
+def test_the_resize_rule_follows_the_image_processor(
+    processor: dict, rule: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert described_beside(tmp_path / "model.safetensors", "backbone").get("rule") == rule
 
 
 def test_a_config_next_to_an_official_file_is_ignored(tmp_path: Path) -> None:
@@ -313,7 +331,9 @@ def test_dinov2_with_registers_but_none_of_them_keeps_the_rule_for_positions(
 def test_a_wrong_number_in_a_file_is_not_blamed_on_the_command(tmp_path: Path) -> None:
     save_file(checkpoint("hf_dinov2"), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 7}))
-    with pytest.raises(UserError, match=r"num_heads=7 \(from config.json next to it\) does not"):
+    with pytest.raises(
+        UserError, match=r"num_heads=7 \(from the config file next to it\) does not"
+    ):
         convert([tmp_path], tmp_path / "model", show_progress=False)
 
 

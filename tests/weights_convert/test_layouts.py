@@ -1,5 +1,6 @@
 """Key tables: rows invert, no row hides another, and arrays identify each file's layout."""
 
+import itertools
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -17,39 +18,56 @@ from weights_convert.layouts.timm_vit import TIMM_DINOV2, TIMM_VIT
 from weights_convert.matching import recognise
 from weights_convert.sources import Checkpoint
 
-SIZES = dict(d=12, h=3, k=4, f=10, n=10, r=2, p=2, q=2, v=7, t=5, e=24, o=1)
-ROWS = [(layout, rule) for layout in LAYOUTS.values() for rule in layout.rules]
+SIZES = dict(d=12, h=3, k=4, f=10, n=10, r=2, p=2, q=2, v=7, t=5, e=24, o=1, g=3, j=3, l=2)
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize(
-    ("layout", "rule"), ROWS, ids=[f"{layout.name}-{rule.source}" for layout, rule in ROWS]
-)
-def test_every_row_is_inverted_bit_by_bit(layout, rule, dtype):
-    shape = rule.source_shape(SIZES)
-    draw = np.random.default_rng(0)
-    bits = [
-        draw.integers(0, 256, (*shape, np.dtype(dtype).itemsize), np.uint8) * bool(name)
-        for name in rule.sources
-    ]
-    sources = [source_bits.view(dtype)[..., 0] for source_bits in bits]
-    given = [array if name else None for array, name in zip(sources, rule.sources, strict=True)]
-    ours = rule.to_ours(given, SIZES)
-    assert [array.shape for array in ours] == [rule.shape(SIZES)] * len(rule.places)
-    for array, source_bits in zip(rule.to_source(ours, SIZES), bits, strict=True):
-        back = np.ascontiguousarray(array).view(np.uint8)
-        np.testing.assert_array_equal(back.reshape(source_bits.shape), source_bits)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_row_is_inverted_bit_by_bit(layout):
+    # A row with a function is inverted up to rounding (`test_a_temperature_becomes_a_logit_scale`).
+    rules = [rule for rule in layout.rules if not rule.function]
+    for rule, dtype in itertools.product(rules, DTYPES):
+        shape = rule.source_shape(SIZES)
+        draw = np.random.default_rng(0)
+        bits = [
+            draw.integers(0, 256, (*shape, np.dtype(dtype).itemsize), np.uint8) * bool(name)
+            for name in rule.sources
+        ]
+        sources = [np.asarray(source_bits.view(dtype)[..., 0]) for source_bits in bits]
+        given = [array if name else None for array, name in zip(sources, rule.sources, strict=True)]
+        ours = rule.to_ours(given, SIZES)
+        numbers = range(len(rule.places))
+        expected = [rule.shape(SIZES, number) for number in numbers]
+        assert [array.shape for array in ours] == expected, rule.source
+        for array, source_bits in zip(rule.to_source(ours, SIZES), bits, strict=True):
+            back = np.ascontiguousarray(array).view(np.uint8)
+            np.testing.assert_array_equal(
+                back.reshape(source_bits.shape), source_bits, f"{rule.source} as {dtype}"
+            )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_no_two_rows_share_a_name_or_a_place(layout):
     names = [name for rule in layout.rules for name in rule.sources if name]
-    places = [place for rule in layout.rules for place in rule.places]
     assert len(set(names)) == len(names)
-    assert len(set(places)) == len(places)
+    # Features among which a file has one may be kept in the same place.
+    exclusive = {name for choices in layout.alternatives for name in choices}
+    for feature in exclusive or {""}:
+        rules = [r for r in layout.rules if r.feature == feature or r.feature not in exclusive]
+        places = [place for rule in rules for place in rule.places]
+        assert len(set(places)) == len(places)
     for rule in layout.rules:
         for key in filter(None, rule.keys(3 if rule.stacked else None)):
             assert [other for other in layout.rules if other.match(key)] == [rule]
+
+
+def test_a_temperature_becomes_a_logit_scale():
+    (rule,) = (rule for rule in LAYOUTS["tips_text"].rules if rule.function)
+    temperature = np.array(0.005, np.float32)
+    (scale,) = rule.to_ours([temperature], SIZES)
+    assert np.exp(scale) == pytest.approx(200, rel=1e-6)
+    (back,) = rule.to_source([scale], SIZES)
+    assert back == pytest.approx(temperature, rel=1e-7)
 
 
 def test_query_key_value_and_heads_come_apart_in_this_order():
