@@ -18,7 +18,7 @@ from absl import flags
 from dinotxt_jax import cli
 from dinotxt_jax.config import DTYPE_NAMES
 
-_MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
+_MODEL = flags.DEFINE_string("model", None, cli.MODEL_HELP, required=True)
 _CLASSES = flags.DEFINE_string(
     "classes", None, 'Names between ";", a text file, or a list.', required=True
 )
@@ -36,7 +36,7 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax import sharding
     from dinotxt_jax.data.file_lists import image_files
     from dinotxt_jax.data.texts import check_several, read_names, read_templates
-    from dinotxt_jax.inference import load
+    from dinotxt_jax.hub.fetched import load_named
     from dinotxt_jax.inference.embeddings import embedded_files
     from dinotxt_jax.storage.addresses import to_output
     from dinotxt_jax.storage.files import check_no_folder, new_file
@@ -48,7 +48,7 @@ def _body(paths: Sequence[str]) -> None:
     output = to_output(_OUTPUT.value, "--output") if _OUTPUT.value else None
     if output is not None:
         check_no_folder(output)
-    model = load(_MODEL.value, _DTYPE.value, sharding.make_mesh())
+    model = load_named(_MODEL.value, _DTYPE.value, sharding.make_mesh())
     rows: list[list[object]] = []
     parts = embedded_files(model, files, _BATCH.value, _THREADS.value, "classifying")
     for paths_in_batch, descriptors in parts:

@@ -34,6 +34,8 @@ COMMANDS = {
     "classify": "dinotxt_jax.classify",
     "segment": "dinotxt_jax.segment",
     "embed": "dinotxt_jax.embed",
+    "push": "dinotxt_jax.push",
+    "models": "dinotxt_jax.models.__main__",
 }
 
 
@@ -133,6 +135,10 @@ CACHE_DIR_HELP = (
 CACHE_GIB_HELP = (
     "Limit of the local copies, in GiB: one for byte ranges, and one for whole files. Default: "
     "DINOTXT_CACHE_GIB, or 20."
+)
+MODEL_HELP = (
+    "Model directory; or hf://ORG/NAME[@REVISION], which is fetched and converted once; or a name "
+    "from python -m dinotxt_jax.models."
 )
 COMPILATION_CACHE_HELP = (
     "Folder or bucket address where compiled programs are kept for the next start, or off (plan "

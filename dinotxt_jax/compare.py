@@ -18,7 +18,7 @@ from dinotxt_jax.config import DTYPE_NAMES, EvaluationConfig
 
 _CONFIG = define_config("config", EvaluationConfig, "File with get_config().", needs=("tasks",))
 _MODELS = flags.DEFINE_multi_string(
-    "model", None, "Model directory, or NAME=DIR; repeat it for each model.", required=True
+    "model", None, "Model (as for evaluate), or NAME=MODEL; repeat it for each.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results and page.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16.")
@@ -26,9 +26,11 @@ cli.define_process_flags()
 
 
 def _body() -> None:
-    from dinotxt_jax.evaluation.comparison import compare_models
+    from dinotxt_jax.evaluation.comparison import compare_models, named_models
+    from dinotxt_jax.hub.fetched import local_model
 
-    for path in compare_models(_MODELS.value, _CONFIG.value, _OUTPUT.value, _DTYPE.value):
+    models = [f"{name}={local_model(path)}" for name, path in named_models(_MODELS.value).items()]
+    for path in compare_models(models, _CONFIG.value, _OUTPUT.value, _DTYPE.value):
         print(path)
 
 

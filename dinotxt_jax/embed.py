@@ -23,7 +23,7 @@ from dinotxt_jax.cli_flags import define_config
 from dinotxt_jax.config import DTYPE_NAMES, CurationConfig
 from dinotxt_jax.errors import UserError
 
-_MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
+_MODEL = flags.DEFINE_string("model", None, cli.MODEL_HELP, required=True)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "FILE.parquet or FILE.npz, or a folder with --config.", required=True
 )
@@ -41,7 +41,7 @@ def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax import sharding
     from dinotxt_jax.data.file_lists import image_files
     from dinotxt_jax.data.texts import read_list
-    from dinotxt_jax.inference import load
+    from dinotxt_jax.hub.fetched import load_named
     from dinotxt_jax.inference.embeddings import embed_lines, embedded_files, new_embeddings
     from dinotxt_jax.runtime import processes
     from dinotxt_jax.storage.addresses import to_output
@@ -60,7 +60,7 @@ def _body(paths: Sequence[str]) -> None:
     files = image_files(paths) if paths else []
     texts = read_list(_TEXTS.value, "--texts") if _TEXTS.value else ()
     with new_embeddings(to_output(_OUTPUT.value, "--output")) as write:
-        model = load(_MODEL.value, _DTYPE.value, sharding.make_mesh())
+        model = load_named(_MODEL.value, _DTYPE.value, sharding.make_mesh())
         if texts:
             embed_lines(model, texts, write, _BATCH.value)
         else:
@@ -71,6 +71,7 @@ def _body(paths: Sequence[str]) -> None:
 
 def _embed_pool(paths: Sequence[str]) -> None:
     from dinotxt_jax.curation.embed_pool import embed_pool
+    from dinotxt_jax.hub.fetched import local_model
     from dinotxt_jax.runtime import processes
     from dinotxt_jax.storage.addresses import to_output
 
@@ -80,7 +81,8 @@ def _embed_pool(paths: Sequence[str]) -> None:
             "names the images of a pool."
         )
     folder = to_output(_OUTPUT.value, "--output")
-    result = embed_pool(_CONFIG.value, _MODEL.value, folder, _BATCH.value, _DTYPE.value)
+    model = str(local_model(_MODEL.value))
+    result = embed_pool(_CONFIG.value, model, folder, _BATCH.value, _DTYPE.value)
     if processes.is_first():
         print(result)
 

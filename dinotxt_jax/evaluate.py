@@ -16,7 +16,7 @@ from dinotxt_jax.cli_flags import define_config
 from dinotxt_jax.config import DTYPE_NAMES, EvaluationConfig
 
 _CONFIG = define_config("config", EvaluationConfig, "File with get_config().", needs=("tasks",))
-_MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
+_MODEL = flags.DEFINE_string("model", None, cli.MODEL_HELP, required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results and report.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16.")
 cli.define_process_flags()
@@ -24,8 +24,10 @@ cli.define_process_flags()
 
 def _body() -> None:
     from dinotxt_jax.evaluation.report import evaluate
+    from dinotxt_jax.hub.fetched import local_model
 
-    for path in evaluate(_MODEL.value, _CONFIG.value, _OUTPUT.value, _DTYPE.value):
+    folder = str(local_model(_MODEL.value))
+    for path in evaluate(folder, _CONFIG.value, _OUTPUT.value, _DTYPE.value, name=_MODEL.value):
         print(path)
 
 

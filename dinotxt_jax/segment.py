@@ -19,7 +19,7 @@ from dinotxt_jax.config import DTYPE_NAMES
 from dinotxt_jax.config.evaluation import PROTOCOL_SIDES
 from dinotxt_jax.errors import UserError
 
-_MODEL = flags.DEFINE_string("model", None, "Model directory.", required=True)
+_MODEL = flags.DEFINE_string("model", None, cli.MODEL_HELP, required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The picture to write, PNG or JPEG.", required=True)
 _CLASSES = flags.DEFINE_string("classes", "", 'Names between ";", a text file, or a list.')
 _PICTURE = flags.DEFINE_string(
@@ -41,7 +41,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPE_NAMES, "float32 or bfloat16
 
 def _body(paths: Sequence[str]) -> None:
     from dinotxt_jax.data.texts import check_several, read_names, read_templates
-    from dinotxt_jax.inference import load
+    from dinotxt_jax.hub.fetched import load_named
     from dinotxt_jax.inference.images import read_image
     from dinotxt_jax.inference.pictures import (
         SEGMENTED,
@@ -70,7 +70,7 @@ def _body(paths: Sequence[str]) -> None:
         check_several(names, "--classes", advice)
     templates = read_templates(_TEMPLATES.value, "--templates")
     photo = read_image(paths[0])
-    model = load(_MODEL.value, _DTYPE.value)
+    model = load_named(_MODEL.value, _DTYPE.value)
     picture, segmentation = draw_picture(
         model,
         photo,

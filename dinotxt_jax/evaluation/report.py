@@ -35,6 +35,7 @@ def evaluate(
     output: AddressLike,
     dtype: str = "float32",
     mesh: Mesh | None = None,
+    name: str = "",
 ) -> list[Address]:
     """Evaluates a model directory.
 
@@ -52,6 +53,7 @@ def evaluate(
             picture.
         dtype: dtype of arrays and matrix products; "float32" or "bfloat16".
         mesh: device mesh; defaults to all devices.
+        name: the model's name in reports; by default from the path.
 
     Returns:
         The files written (by this process).
@@ -79,7 +81,7 @@ def evaluate(
                 task.check_images()
     processes.check_same({f"the data of {task.name}": task.origin["contents"] for task in opened})
     model = load(model_path, dtype, mesh)
-    model_name = named_folder(str(model_path))
+    model_name = named_folder(name or str(model_path))
     for task in opened:
         origin = _origin(model, task, dtype)
         if processes.first_says(results.get(task.name, {}).items() >= origin.items()):

@@ -11,6 +11,7 @@ import commands
 import numpy as np
 import pytest
 from drawn import checkpoint
+from hub_server import served_repository
 from safetensors.numpy import save_file
 
 from dinotxt_jax.errors import UserError
@@ -22,8 +23,6 @@ from weights_convert.settings import Settings
 from weights_convert.sources import open_checkpoint
 
 ONE_HEAD = Settings(num_heads=1)
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"  # served by tests/conftest.py
 
 
 @pytest.fixture(autouse=True)
@@ -51,33 +50,10 @@ def test_equal_file_names_from_two_addresses_are_separate_files(web: Any) -> Non
     assert [fetch(web.url(f"{f}/x.pth")).read_text() for f in ("a", "b")] == ["a", "b"]
 
 
-def hub_repository(web: Any, arrays: dict[str, np.ndarray], config: dict) -> dict[str, str]:
-    """Serves `someone/model` as the hub does; returns environment variables that point to it."""
-    folder = web.folder / f"someone/model/resolve/{COMMIT}"
-    folder.mkdir(parents=True)
-    save_file(arrays, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "README.md").write_text("not needed")
-    files = sorted(folder.iterdir())
-    siblings = [{"rfilename": file.name} for file in files]
-    tree = [
-        {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in files
-    ]
-    answers = {
-        "revision/main": {"id": "someone/model", "sha": COMMIT, "siblings": siblings},
-        f"tree/{COMMIT}": tree,  # requested by newer library versions
-    }
-    for place, answer in answers.items():
-        file = web.folder / "api/models/someone/model" / place
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(answer))
-    return {"HF_ENDPOINT": web.root, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-
-
 def test_a_hub_repository_is_converted_with_its_config(web: Any, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     config = {"num_attention_heads": 2, "hidden_act": "gelu"}
-    hub = hub_repository(web, checkpoint("hf_dinov2"), config)
+    hub = served_repository(web, checkpoint("hf_dinov2"), config)
     # The hub's address is read from the environment when the library is imported.
     done = commands.run(
         ["-m", "weights_convert", "hf://someone/model", "--output=model"],
