@@ -1,7 +1,8 @@
-"""The stages of an ingestion as Apache Beam pipelines, for clusters (Dataflow, Flink, Spark).
+"""Runs the ingestion stages as Apache Beam pipelines, for clusters (Dataflow, Flink, Spark).
 
 Workers import this module, so they need the project, the extra `beam`, and access to the source and
-the output folder. Shards, part files and duplicates are those that `local` writes, byte for byte.
+the output folder. Shards, part files and duplicates files are byte-identical to those that `local`
+writes.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ class BeamRunner:
     """Runs each stage as one pipeline.
 
     Args:
-        pipelines: the runner and further options.
+        pipelines: the Beam runner and pipeline options.
     """
 
     def __init__(self, pipelines: BeamPipelines):
         self._pipelines = pipelines
 
     def __call__(self, job: IngestionJob, source: Source, is_finding: bool) -> None:
-        """Runs an ingestion; workers open the source themselves.
+        """Runs an ingestion; each worker opens the source itself.
 
         Args:
             job: the job.
             source: the source.
-            is_finding: find duplicates before the shards are written.
+            is_finding: whether to find duplicates before writing the shards.
 
         Raises:
             UserError: the source has changed, or the pipeline failed.
@@ -53,7 +54,7 @@ class BeamRunner:
             )
 
     def _find_duplicates(self, job: IngestionJob) -> None:
-        """Writes the duplicates of every shard."""
+        """Writes the duplicates file for every shard."""
         with self._pipelines.running() as pipeline:
             shards = pipeline | "shards" >> beam.Create(job.shards)
             repeated = (
@@ -79,8 +80,8 @@ def _opened_writer(job: IngestionJob) -> ShardWriter:
     source = open_source(data)
     if len(source) != job.examples:
         raise UserError(
-            f"the source has {len(source)} examples on a worker, expected {job.examples}; let all "
-            "workers see the same files."
+            f"the source has {len(source)} examples on a worker, expected {job.examples}; give all "
+            "workers access to the same files."
         )
     return ShardWriter(job, source, data.threads)
 
@@ -95,14 +96,17 @@ class _Write(WorkerDoFn):
 
 
 class _Hash(WorkerDoFn):
-    """Yields (content hash, index) for the examples of shards."""
+    """Yields (content hash, source index) for every example in a shard."""
 
     def process(self, shard: int) -> Iterator[tuple[bytes, int]]:
         yield from self.state.hashes(shard)
 
 
 def _repeated(_: bytes, indices: Iterable[int]) -> Iterator[int]:
-    """Yields all indices but the first; a runner can read `indices` again without holding them."""
+    """Yields every index except the smallest.
+
+    Beam runners allow iterating over `indices` twice, so they need not fit in memory.
+    """
     first = min(indices)
     yield from (index for index in indices if index != first)
 
@@ -111,7 +115,7 @@ def _in_shard(index: int, shard_size: int) -> tuple[int, int]:
     return divmod(index, shard_size)
 
 
-# Stands for no duplicate, so that every shard has a group.
+# Placeholder index: GroupByKey then yields a group for shards without duplicates too.
 _NO_DUPLICATE = -1
 
 
@@ -119,5 +123,5 @@ def _without_duplicate(shard: int) -> tuple[int, int]:
     return shard, _NO_DUPLICATE
 
 
-def _write_duplicates(job: IngestionJob, shard: int, numbers: Iterable[int]) -> None:
-    write_duplicates(job, shard, (number for number in numbers if number != _NO_DUPLICATE))
+def _write_duplicates(job: IngestionJob, shard: int, positions: Iterable[int]) -> None:
+    write_duplicates(job, shard, (place for place in positions if place != _NO_DUPLICATE))

@@ -1,8 +1,8 @@
-"""Exact duplicates by content hash, with bounded memory.
+"""Finds exact duplicates by content hash, with bounded memory.
 
-Every input range has a file of hashes, ordered by partition: the partition of a hash follows from
-the highest bits. A partition of all ranges fits into memory and is sorted there. Of examples with
-the same hash, the first in the order of the source stays.
+Each input range writes its hashes to a file, sorted by partition; the highest bits of a hash select
+the partition. A partition collected from all ranges fits in memory and is sorted there. When
+several examples share a hash, the earliest in source order is kept.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dinotxt_jax.storage.byte_ranges import ByteRanges
 from dinotxt_jax.storage.files import new_file
 from dinotxt_jax.storage.retries import retried
 
-# Bytes of a partition of all ranges; sorting takes about four times as much memory.
+# Maximum bytes per partition, summed over all ranges; sorting needs about 4 times as much memory.
 _PARTITION = 2**25
-# Rows are (high half of the hash, low half, index of the example).
+# Rows are (high half of the hash, low half, source index).
 _NUMBER = np.dtype("<u8")
 _COLUMNS = 3
 _ROW_BYTES = _COLUMNS * _NUMBER.itemsize
@@ -29,17 +29,17 @@ _AGAIN = "remove it and run the same command again"
 
 
 def partition_bits(examples: int) -> int:
-    """Returns the number of hash bits that choose the partition."""
+    """Returns the number of hash bits that select the partition."""
     return max(0, (examples * _ROW_BYTES - 1) // _PARTITION).bit_length()
 
 
 def write_hashes(job: IngestionJob, shard: int, hashes: Iterable[tuple[bytes, int]]) -> None:
-    """Writes the hashes of one input range: where each partition starts, then the sorted rows.
+    """Writes the hashes for one input range: partition start rows, then the sorted rows.
 
     Args:
         job: the job.
-        shard: the shard of the input range.
-        hashes: (content hash, index of the example).
+        shard: shard number, which is also the number of the input range.
+        hashes: (content hash, source index) pairs.
     """
     packed = b"".join(content + index.to_bytes(8, "little") for content, index in hashes)
     rows = _sorted(np.frombuffer(packed, _NUMBER).reshape(-1, _COLUMNS))
@@ -51,22 +51,22 @@ def write_hashes(job: IngestionJob, shard: int, hashes: Iterable[tuple[bytes, in
 
 
 def _sorted(rows: UInt64[np.ndarray, "n 3"]) -> UInt64[np.ndarray, "n 3"]:
-    """Sorts rows by hash, and rows with equal hashes by index."""
+    """Sorts rows by hash, then by index."""
     return rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
 
 
 def _partition(high: UInt64[np.ndarray, " n"], bits: int) -> Int64[np.ndarray, " n"]:
-    # A shift by all 64 bits is undefined.
+    # With 0 bits the shift would be 64, which is undefined for uint64.
     return (high >> np.uint64(64 - bits) if bits else high * np.uint64(0)).astype(np.int64)
 
 
 def find_duplicates(job: IngestionJob) -> Iterator[None]:
-    """Writes the duplicates of every shard; yields after each partition, for a progress bar.
+    """Writes the duplicates file for every shard; yields after each partition, for progress bars.
 
     Raises:
-        UserError: a file of hashes is damaged.
+        UserError: a hashes file is damaged.
     """
-    # One bit per example is the only memory that grows with the input.
+    # A bitmap with one bit per example is the only memory that grows with the input.
     is_duplicate = np.zeros(-(-job.examples // 8), np.uint8)
     files = [_HashFile(job, shard) for shard in job.shards]
     for partition in range(2 ** partition_bits(job.examples)):
@@ -78,21 +78,21 @@ def find_duplicates(job: IngestionJob) -> Iterator[None]:
         span = job.span(shard)
         first = span.start // 8
         bits = np.unpackbits(is_duplicate[first : -(-span.stop // 8)])
-        numbers = np.flatnonzero(bits[span.start - 8 * first :][: len(span)])
-        write_duplicates(job, shard, numbers)
+        positions = np.flatnonzero(bits[span.start - 8 * first :][: len(span)])
+        write_duplicates(job, shard, positions)
 
 
 class _HashFile:
-    """The hashes of one input range."""
+    """Reads the hashes file that one input range wrote."""
 
     def __init__(self, job: IngestionJob, shard: int):
         self._file = job.hashes_file(shard)
         self._header = (2 ** partition_bits(job.examples) + 1) * _NUMBER.itemsize
 
     def read(self, partition: int) -> UInt64[np.ndarray, "n 3"]:
-        """Returns the rows of a partition.
+        """Returns the rows in a partition.
 
-        The file is opened each time, because there may be more files than can be open.
+        Opens the file on every call, since there may be more files than the open-file limit allows.
         """
         ranges = ByteRanges(self._file, watch=False)
         place = partition * _NUMBER.itemsize
@@ -108,40 +108,40 @@ class _HashFile:
 
 
 def _repeated(rows: UInt64[np.ndarray, "n 3"]) -> Int64[np.ndarray, " k"]:
-    """Returns the indices of rows whose hash an earlier example has."""
+    """Returns the source indices whose hash also occurs at a smaller index."""
     rows = _sorted(rows)
     is_same = (rows[1:, :2] == rows[:-1, :2]).all(1)
     return rows[1:, 2][is_same].astype(np.int64)
 
 
-def write_duplicates(job: IngestionJob, shard: int, numbers: Iterable[int]) -> None:
-    """Writes which examples of a shard are duplicates, as numbers from the start of the shard."""
+def write_duplicates(job: IngestionJob, shard: int, positions: Iterable[int]) -> None:
+    """Writes a shard's duplicates file: int64[k] positions, counted from the shard's start."""
     with new_file(job.duplicates_file(shard)) as partial, partial.open("wb") as file:
-        np.save(file, np.fromiter(sorted(numbers), np.int64))
+        np.save(file, np.fromiter(sorted(positions), np.int64))
 
 
 def read_duplicates(job: IngestionJob, shard: int) -> frozenset[int]:
-    """Returns the indices of the duplicates among the examples of a shard.
+    """Returns the source indices of a shard's duplicates.
 
     Raises:
         UserError: the file is damaged or missing.
     """
     file, span = job.duplicates_file(shard), job.span(shard)
     try:
-        numbers = np.load(io.BytesIO(retried(file.read_bytes)), allow_pickle=False)
-        return frozenset(span[number] for number in numbers.tolist())
+        positions = np.load(io.BytesIO(retried(file.read_bytes)), allow_pickle=False)
+        return frozenset(span[position] for position in positions.tolist())
     except (ValueError, EOFError, IndexError, FileNotFoundError) as error:
         raise UserError(f"{file} is damaged or missing ({error}); {_AGAIN}.") from error
 
 
 def has_duplicates_of_all(job: IngestionJob) -> bool:
-    """Returns whether the duplicates of all shards have been written; lists the folder once."""
+    """Returns whether every shard's duplicates file exists, from a single folder listing."""
     present = {file.name for file in job.parts()}
     return all(job.duplicates_file(shard).name in present for shard in job.shards)
 
 
 def remove_hashes(job: IngestionJob) -> None:
-    """Removes the temporary files with hashes."""
+    """Deletes the temporary hashes files."""
     for file in job.parts():
         if file.suffix == HASHES:
             file.unlink(missing_ok=True)

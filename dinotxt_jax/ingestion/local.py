@@ -1,4 +1,4 @@
-"""Runs an ingestion in processes on this machine, or its share on one of several machines."""
+"""Runs an ingestion in local processes; with several machines, each runs a share of the shards."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from dinotxt_jax.runtime.progress import progress_bar
 from dinotxt_jax.runtime.team import Team
 from dinotxt_jax.runtime.worker_pool import worker_pool
 
-# Runs the stages of a job: (job, source, whether duplicates have to be found first).
+# Runs a job's stages. Arguments: (job, source, whether to find duplicates first).
 IngestionRunner = Callable[[IngestionJob, Source, bool], None]
 _LESS_MEMORY = "lower config.workers, config.data.threads or config.data.prefetch"
 
 
 def run_in_processes(job: IngestionJob, source: Source, is_finding: bool) -> None:
-    """Runs an ingestion in `config.workers` processes; one worker is this process itself.
+    """Runs an ingestion in `config.workers` processes, or in this process if `workers` is 1.
 
-    If several processes were started together (`runtime.processes`), all must call it: each writes
-    its share of the shards, and the first one finds the duplicates.
+    If several processes were started together (`runtime.processes`), all must call this: each
+    process writes a share of the shards, and the first process finds the duplicates.
 
     Args:
         job: the job.
         source: the source.
-        is_finding: find duplicates before the shards are written.
+        is_finding: whether to find duplicates before writing the shards.
 
     Raises:
         UserError: too many examples cannot be stored, the source has changed, or a process was
@@ -63,7 +63,7 @@ def _find_duplicates(job: IngestionJob) -> None:
 def _watched(
     job: IngestionJob, shards: Sequence[int], results: Iterator[ShardResult], title: str
 ) -> Iterator[ShardResult]:
-    """Yields results of shards and shows a progress bar."""
+    """Yields the shard results, advancing a progress bar by each result's examples."""
     examples = sum(len(job.span(shard)) for shard in shards)
     with progress_bar(examples, 0, "example", title, unit_scale=True) as bar:
         for result in results:

@@ -30,8 +30,8 @@ _SCHEMA = {
         "columns": "list of str, optional: the column that each caption comes from",
     },
 }
-# Settings that do not change the stored examples: where and how fast the source is read, the limit
-# on bad examples, and how training prepares images.
+# Settings that do not change the stored examples: the source's location, reading speed, the limit
+# on bad examples, and image preparation in training.
 _WITHOUT_EFFECT = {
     "config.workers",
     *(
@@ -55,7 +55,7 @@ _WITHOUT_EFFECT = {
 
 
 def ingestion_plan(config: IngestionConfig, source: Source) -> dict[str, Any]:
-    """Returns the plan, which identifies the source and the settings that decide the output."""
+    """Builds the plan, which identifies the source and the settings that determine the output."""
     settings = {k: v for k, v in flatten(config).items() if k not in _WITHOUT_EFFECT}
     plan = {
         "format": FORMAT,
@@ -68,10 +68,10 @@ def ingestion_plan(config: IngestionConfig, source: Source) -> dict[str, Any]:
 
 
 def check_same_plan(folder: Address, plan: dict[str, Any]) -> bool:
-    """Returns whether the folder holds this ingestion already, finished or not.
+    """Returns whether the folder already contains this ingestion, finished or not.
 
     Raises:
-        UserError: it holds another ingestion, or ArrayRecord files that nothing describes.
+        UserError: the folder contains another ingestion, or ArrayRecord files without a plan.
     """
     cure = "give another --output, or remove that folder"
     if not retried((folder / PLAN).is_file):
@@ -80,8 +80,8 @@ def check_same_plan(folder: Address, plan: dict[str, Any]) -> bool:
     stored = read_json(folder / PLAN, "an ingestion plan", cure)
     if (stored.get("format"), stored.get("version")) != (FORMAT, FORMAT_VERSION):
         raise UserError(
-            f"{folder / PLAN} is no plan of this version of dinotxt_jax ({FORMAT}, version "
-            f"{FORMAT_VERSION}); {cure}."
+            f"{folder / PLAN} is not a plan that this dinotxt_jax version can read ({FORMAT}, "
+            f"version {FORMAT_VERSION}); {cure}."
         )
     before, now = stored["settings"], plan["settings"]
     for key in sorted(before.keys() | now.keys()):
@@ -92,7 +92,7 @@ def check_same_plan(folder: Address, plan: dict[str, Any]) -> bool:
             )
     if changed := difference(stored["source"], plan["source"]):
         raise UserError(
-            f"{folder} holds an ingestion of another source ({changed}), expected the same "
+            f"{folder} holds an ingestion from another source ({changed}), expected the same "
             f"examples; {cure}."
         )
     return True
@@ -105,17 +105,17 @@ def _check_no_records(folder: Address, cure: str) -> None:
     if present is not None:
         raise UserError(
             f"{folder} holds other ArrayRecord files, such as {present}, expected a folder without "
-            f"any; {cure}."
+            f"ArrayRecord files; {cure}."
         )
 
 
 def write_plan(folder: Address, plan: dict[str, Any]) -> None:
-    """Writes the plan; until the manifest exists, readers refuse the folder."""
+    """Writes the plan; readers refuse the folder until the manifest exists."""
     write_text(folder / PLAN, json.dumps(plan, indent=2) + "\n")
 
 
 def write_manifest(job: IngestionJob, plan: dict[str, Any]) -> None:
-    """Adds up the part files of all shards; writes the quarantine file and, last, the manifest.
+    """Sums all part files, then writes the quarantine file and finally the manifest.
 
     Raises:
         UserError: a part file is damaged, or too many examples cannot be stored.

@@ -1,4 +1,4 @@
-"""One example of a source as a record of a shard, or the reason why it cannot be stored."""
+"""Converts a source example to a shard record, or explains why the example cannot be stored."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from dinotxt_jax.data.transforms import decode_image, open_image
 _BICUBIC = Image.Resampling.BICUBIC
 _LOSSLESS = "PNG"
 _HAS_QUALITY = ("JPEG", "WEBP")
-# Cameras append further pictures to a JPEG, which Pillow then names so; readers see the first one.
+# Pillow reports this format for JPEGs to which a camera appended further pictures; decoders of JPEG
+# read only the first picture.
 _SEVERAL_JPEGS = "MPO"
 
 
 class StoredExample(NamedTuple):
-    """A record and what statistics need of it.
+    """A packed record with the sizes that the statistics count.
 
     Attributes:
         record: the packed record.
-        width, height: size of the stored image, upright, in pixels.
-        format: Pillow's name of the image format.
-        image_bytes: size of the image file.
-        caption_lengths: characters of each caption.
+        width, height: stored image size in pixels, after applying the EXIF orientation.
+        format: image format name in Pillow.
+        image_bytes: image file size in bytes.
+        caption_lengths: number of characters in each caption.
     """
 
     record: bytes
@@ -45,12 +46,12 @@ class StoredExample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Quarantined:
-    """An example that cannot be stored; the fields are those of a line in quarantine.jsonl.
+    """An example that cannot be stored; each line in quarantine.jsonl has these fields.
 
     Attributes:
-        index: its index in the source.
-        key: its name; empty if that cannot be read either.
-        reason: the first line of the reason.
+        index: source index.
+        key: example name; empty if the name cannot be read either.
+        reason: why the example cannot be stored, on one line.
     """
 
     index: int
@@ -66,7 +67,7 @@ class _StoredImage(NamedTuple):
 
 
 def to_record(source: Source, index: int, config: IngestionConfig) -> StoredExample | Quarantined:
-    """Reads an example and makes the record for it, which depends on nothing else.
+    """Reads an example and packs a record, which depends only on the example and the settings.
 
     Raises:
         UserError: the source has changed since it was opened.
@@ -79,7 +80,7 @@ def to_record(source: Source, index: int, config: IngestionConfig) -> StoredExam
     except BadImageError as error:
         return Quarantined(index, _key(source, index), " ".join(str(error).split()))
     except UnicodeEncodeError as error:
-        return Quarantined(index, _key(source, index), f"a text is no valid Unicode ({error})")
+        return Quarantined(index, _key(source, index), f"a text is not valid Unicode ({error})")
     lengths = tuple(map(len, example.captions))
     return StoredExample(
         record, image.width, image.height, image.format, len(image.content), lengths
@@ -94,10 +95,10 @@ def _key(source: Source, index: int) -> str:
 
 
 def _stored_image(example: Example, config: IngestionConfig) -> _StoredImage:
-    """Returns the image file to store.
+    """Returns the image file to store: the original bytes if possible, otherwise re-encoded.
 
     Raises:
-        BadImageError: the image does not decode, or cannot be encoded.
+        BadImageError: the image cannot be decoded, or cannot be encoded again.
     """
     image, target = example.image, ENCODINGS.get(config.encoding)
     if isinstance(image, bytes):
@@ -116,7 +117,7 @@ def _stored_image(example: Example, config: IngestionConfig) -> _StoredImage:
 
 
 def _reduced(picture: Image.Image, short_side: int) -> Image.Image:
-    """Resizes an image so that the short side is at most `short_side` pixels; 0 keeps the size."""
+    """Shrinks an image so that the short side is at most `short_side` pixels; 0 keeps the size."""
     short, long = sorted(picture.size)
     if not 0 < short_side < short:
         return picture
@@ -130,17 +131,19 @@ def _encoded(picture: Image.Image, target: str, quality: int) -> _StoredImage:
     options = {"quality": quality} if target in _HAS_QUALITY else {}
     try:
         picture.save(buffer, target, **options)
-    except (OSError, ValueError) as error:  # the format allows no image of this size
+    except (OSError, ValueError) as error:  # the format does not support images this large
         size = f"{picture.width} x {picture.height} pixels"
         raise BadImageError(f"{size} cannot be stored as {target} ({error})") from error
     return _StoredImage(buffer.getvalue(), picture.width, picture.height, target)
 
 
 def content_hash(source: Source, index: int, config: IngestionConfig) -> bytes | None:
-    """Returns 16 bytes that are equal for examples with the same image (and captions).
+    """Hashes an example's image, and the captions too if `config.deduplicate` is "pair".
 
-    None for an example that cannot be read, has no image header, or has invalid texts: `to_record`
-    puts each of these into the quarantine, and none of them replaces a good one.
+    Returns:
+        A 16-byte hash, or None if the example cannot be read, has no image header, or contains
+        invalid texts. `to_record` quarantines such examples, so they must not count as the first
+        copy and remove a valid example as the duplicate.
 
     Raises:
         UserError: the source has changed since it was opened.
@@ -165,6 +168,6 @@ def content_hash(source: Source, index: int, config: IngestionConfig) -> bytes |
 
 
 def _update(digest: hashlib.blake2b, content: bytes) -> None:
-    """Adds bytes after their number, so that different lists never give the same bytes."""
+    """Hashes the length, then the bytes, so that ("ab", "c") and ("a", "bc") differ."""
     digest.update(len(content).to_bytes(8, "little"))
     digest.update(content)

@@ -1,4 +1,4 @@
-"""The whole ingestion: checks, the two stages, and the manifest."""
+"""Runs a complete ingestion: checks, both stages, and the manifest."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def ingest(
 ) -> dict[str, Any]:
     """Copies a source into ArrayRecord shards, or continues, checks and repairs an earlier copy.
 
-    If several processes were started together, all must call it with the same settings.
+    If several processes were started together, all must call this with the same settings.
 
     Args:
         config: the settings.
         output: the folder for the shards, local or in a bucket.
-        runner: runs the stages, on this machine or on others.
+        runner: runs the stages, on this machine or on a cluster.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: the settings or the source cannot be used, or the folder holds something else;
-            nothing has been written then. Or: too many examples cannot be stored.
+        UserError: the settings or the source are invalid, or the folder contains other files (in
+            these cases nothing was written); or too many examples cannot be stored.
     """
     check(config)
     folder = to_output(output, "--output")
@@ -86,7 +86,7 @@ def ingest(
 
 
 def _remove_partial(folder: Address) -> None:
-    """Removes files that a killed run has left unfinished; uploads to buckets leave none."""
+    """Deletes unfinished files from a killed run; interrupted uploads to buckets leave no files."""
     for place in () if is_remote(folder) else (folder, folder / PART_FOLDER):
         for file in place.glob(".partial-*"):
             file.unlink(missing_ok=True)

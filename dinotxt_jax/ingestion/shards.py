@@ -1,4 +1,4 @@
-"""Writes one shard: the records, and a part file with counts, checksum, statistics and rejects."""
+"""Writes a shard: records, and a part file with counts, checksum, statistics and quarantine."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from dinotxt_jax.storage.downloads import sha256_of
 from dinotxt_jax.storage.files import new_file, read_json, write_text
 from dinotxt_jax.storage.retries import retried
 
-# Examples that a thread reads at a time: more cost memory, fewer cost time for tiny images.
+# Examples per thread task: larger chunks use more memory, smaller chunks are slow for tiny images.
 _CHUNK = 8
 
 
 class ShardResult(NamedTuple):
-    """What the coordinating process has to know about a finished shard.
+    """A finished shard's counts, reported to the coordinating process.
 
     Attributes:
         examples: number of source examples.
-        quarantined: how many of them cannot be stored.
-        reason: why the first of these cannot be stored; empty if there is none.
+        quarantined: number of source examples that cannot be stored.
+        reason: why the first quarantined example cannot be stored; empty without quarantine.
     """
 
     examples: int
@@ -44,11 +44,11 @@ class ShardResult(NamedTuple):
 
 
 class ShardWriter:
-    """Reads ranges of a source and writes them; any process can write any shard.
+    """Reads input ranges and writes shards; any process can write any shard.
 
     Args:
         job: the job.
-        source: the source, opened from the settings of the job.
+        source: the source, opened with the job's settings.
         threads: number of reading threads (0: none).
     """
 
@@ -56,7 +56,7 @@ class ShardWriter:
         self._job, self._source, self._threads = job, source, threads
 
     def write(self, shard: int) -> ShardResult:
-        """Writes a shard and the part file, unless both exist and are whole.
+        """Writes a shard and the part file, unless both exist and are complete.
 
         Raises:
             UserError: the source has changed since it was opened.
@@ -70,13 +70,13 @@ class ShardWriter:
         return ShardResult(part["examples"], len(reasons), rejection(reasons[0]) if reasons else "")
 
     def hash(self, shard: int) -> ShardResult:
-        """Writes the content hashes of the examples of a shard, unless the file exists."""
+        """Writes a shard's content hashes, unless the file exists."""
         if not retried(self._job.hashes_file(shard).is_file):
             write_hashes(self._job, shard, self.hashes(shard))
         return ShardResult(len(self._job.span(shard)), 0, "")
 
     def hashes(self, shard: int) -> Iterator[tuple[bytes, int]]:
-        """Yields (content hash, index) for the examples of a shard that can be read."""
+        """Yields (content hash, source index) for a shard's readable examples."""
         hashed = functools.partial(content_hash, self._source, config=self._job.config)
         span = self._job.span(shard)
         for index, content in zip(span, self._in_order(hashed, list(span)), strict=True):
@@ -91,11 +91,11 @@ class ShardWriter:
         def results(chunk: list[int]) -> list[Any]:
             return [function(index) for index in chunk]
 
-        for several in in_threads(chunks, results, self._threads, ahead) if chunks else ():
-            yield from several
+        for chunk_results in in_threads(chunks, results, self._threads, ahead) if chunks else ():
+            yield from chunk_results
 
     def _written(self, shard: int) -> dict[str, Any]:
-        """Writes the ArrayRecord file of a shard and returns the content of the part file."""
+        """Writes a shard's ArrayRecord file and returns the content for the part file."""
         job, span = self._job, self._job.span(shard)
         duplicates: frozenset[int] = frozenset()
         if job.config.deduplicate != NONE:
@@ -128,30 +128,30 @@ class ShardWriter:
         }
 
     def _finished(self, shard: int) -> dict[str, Any] | None:
-        """Returns the content of the part file if that and the shard are whole."""
+        """Returns the part file's content if both the part file and the shard are complete."""
         try:
             part = read_part(self._job, shard)
             size, _ = retried(lambda: size_and_version(self._job.shard_file(shard)))
         except FileNotFoundError:
             return None
         except UserError as error:
-            logging.warning("%s It is written again.", error)
+            logging.warning("%s Writing the shard again.", error)
             return None
         file = self._job.shard_file(shard)
-        whole = size == part["bytes"]
-        if whole and is_verifying():
-            whole = retried(lambda: sha256_of(file)) == part["sha256"]
-        if not whole:
-            logging.warning("%s differs from what was written; it is written again", file)
-        return part if whole else None
+        is_intact = size == part["bytes"]
+        if is_intact and is_verifying():
+            is_intact = retried(lambda: sha256_of(file)) == part["sha256"]
+        if not is_intact:
+            logging.warning("%s does not have the recorded size and checksum; rewriting it", file)
+        return part if is_intact else None
 
 
 def read_part(job: IngestionJob, shard: int) -> dict[str, Any]:
-    """Reads the part file of a shard.
+    """Reads a shard's part file.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: it is damaged.
+        FileNotFoundError: the file does not exist.
+        UserError: the file is damaged.
     """
     file = job.part_file(shard)
     part = read_json(file, "the counts of a shard", "run the same command again")
@@ -176,6 +176,6 @@ _FIELDS = {
 
 
 def rejection(quarantined: Mapping[str, Any]) -> str:
-    """Returns which example is in quarantine, and why."""
+    """Describes a quarantined example in a few words: index, key and reason."""
     name = f" ({quarantined['key']})" if quarantined["key"] else ""
     return f"example {quarantined['index']}{name}: {quarantined['reason']}"

@@ -1,4 +1,4 @@
-"""Statistics of stored examples that can be added up over shards."""
+"""Statistics about stored examples, computed per shard and then merged."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dinotxt_jax.ingestion.records import StoredExample
 
 
 def bin_start(value: int) -> int:
-    """Returns the smallest number in the histogram bin of a number: four bins per power of two."""
+    """Returns the smallest value in the histogram bin containing `value`; 4 bins per power of 2."""
     shift = max(value.bit_length() - 3, 0)
     return value >> shift << shift
 
 
 class Distribution:
-    """Count, sum, extremes and histogram of whole numbers from 0 on."""
+    """Count, sum, minimum, maximum and histogram for non-negative integers."""
 
     def __init__(self) -> None:
         self.count = self.total = 0
@@ -25,14 +25,14 @@ class Distribution:
         self._bins: Counter[int] = Counter()
 
     def add(self, value: int) -> None:
-        """Adds one number."""
+        """Adds a value."""
         self.count += 1
         self.total += value
         self._widen(value, value)
         self._bins[bin_start(value)] += 1
 
     def merge(self, other: Mapping[str, Any]) -> None:
-        """Adds the numbers that `to_json` describes."""
+        """Adds another distribution, given as the output of `to_json`."""
         self.count += other["count"]
         self.total += other["sum"]
         if other["count"]:
@@ -44,7 +44,7 @@ class Distribution:
         self.high = high if self.high is None else max(self.high, high)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all values; `bins` maps the smallest number of each bin to the count."""
+        """Returns JSON values; `bins` maps the smallest value in each bin to the bin's count."""
         bins = {str(start): self._bins[start] for start in sorted(self._bins)}
         return {
             "count": self.count,
@@ -55,7 +55,7 @@ class Distribution:
         }
 
 
-# Names in the manifest; sides in pixels, the aspect ratio as 100 x width / height.
+# Keys in the manifest. Sides are in pixels; aspect_percent is 100 x width / height.
 QUANTITIES = (
     "short_side",
     "long_side",
@@ -67,14 +67,14 @@ QUANTITIES = (
 
 
 class PairStatistics:
-    """Sizes and formats of images, and lengths of captions."""
+    """Distributions over image sizes, image formats and caption lengths."""
 
     def __init__(self) -> None:
         self._quantities = {name: Distribution() for name in QUANTITIES}
         self._formats: Counter[str] = Counter()
 
     def add(self, example: StoredExample) -> None:
-        """Adds one example."""
+        """Adds an example."""
         short, long = sorted((example.width, example.height))
         quantities = self._quantities
         quantities["short_side"].add(short)
@@ -87,13 +87,13 @@ class PairStatistics:
         self._formats[example.format] += 1
 
     def merge(self, other: Mapping[str, Any]) -> None:
-        """Adds the examples that `to_json` describes."""
+        """Adds another shard's statistics, given as the output of `to_json`."""
         for name, distribution in self._quantities.items():
             distribution.merge(other[name])
         self._formats.update(other["formats"])
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the statistics as JSON values, independent of the order of examples."""
+        """Returns the statistics as JSON values, which do not depend on the example order."""
         described: dict[str, Any] = {
             name: distribution.to_json() for name, distribution in self._quantities.items()
         }

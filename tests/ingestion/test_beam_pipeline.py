@@ -83,7 +83,8 @@ def test_errors_of_workers_stay_one_sentence(config: IngestionConfig, tmp_path: 
     with pytest.raises(UserError) as raised:
         ingest(config, str(tmp_path / "out"), after_a_change)
     assert str(raised.value) == (
-        "the source has 1 examples on a worker, expected 50; let all workers see the same files."
+        "the source has 1 examples on a worker, expected 50; give all workers access to the same "
+        "files."
     )
 
 

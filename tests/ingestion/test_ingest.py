@@ -193,7 +193,7 @@ def test_texts_that_are_no_unicode_go_into_quarantine(tmp_path: Path) -> None:
     ingest(settings(data, deduplicate="pair"), str(tmp_path / "out"))
     (entry,) = quarantine(tmp_path / "out")
     assert entry["index"] == 0
-    assert "a text is no valid Unicode" in entry["reason"]
+    assert "a text is not valid Unicode" in entry["reason"]
 
 
 def test_records_of_every_kind_of_damage_are_counted(tmp_path: Path) -> None:

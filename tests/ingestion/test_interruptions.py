@@ -114,7 +114,7 @@ def test_a_second_run_repairs_what_was_damaged_and_rewrites_nothing_else(
     ingest(config, str(out))
     assert contents(out) == before
     assert {file: file.stat().st_mtime_ns for file in times} == times
-    assert "pairs-00001-of-00006.array_record differs from what was written" in caplog.text
+    assert "pairs-00001-of-00006.array_record does not have the recorded size" in caplog.text
     assert "00003.json has the fields , expected" in caplog.text
     assert "00004.json is not JSON" in caplog.text
 
