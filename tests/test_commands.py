@@ -154,7 +154,7 @@ def test_embed_writes_both_formats_and_skips_broken_images(
             "c.txt', which is",
         ),
         (("segment", "a.png", "--model=M", "--output=o.png", "--classes=a, b"), "by semicolons"),
-        (("classify", "--model=M", "--classes=a"), "no image is named, expected the paths"),
+        (("classify", "--model=M", "--classes=a"), "no image is named, expected paths"),
         (("classify", "x.png", "--model=M", "--classes=a"), "x.png does not exist"),
         (
             ("classify", "a.png", "--model=M", "--classes=imagenet1"),

@@ -2,7 +2,7 @@
 
     {image: bytes, captions: [str], key: str, split?: str, columns?: [str]}
 
-`columns` names the column that each caption comes from.
+`columns` lists the source column for each caption.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ class ArrayRecordSource:
     """ArrayRecord files with msgpack records (see the module docstring).
 
     `path` is a file, a folder (all files with `.array_record` in the name) or a glob; files are
-    read in sorted name order. Selecting one `split` reads every record once on opening, which is
-    slow for large data: write one set of files per split instead. A damaged record counts as a bad
-    image. Files in a bucket are copied first (`storage.object_cache`), as the library opens paths.
-    Ingested files are compared with their manifest (`manifests`) by number, size and record count.
+    read in sorted name order. Selecting a `split` reads every record once on opening, which is
+    slow for large data: write separate files per split instead. A damaged record counts as a bad
+    image. Files in a bucket are first copied to a local cache (`storage.object_cache`), because the
+    array_record library only opens local paths. Ingested files are compared with the manifest
+    (`manifests`): which files exist, file sizes and record counts.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class ArrayRecordSource:
         try:
             return self._read(number).get("split", "")
         except BadImageError as error:
-            logging.warning("a record is left out, as its split is unknown: %s", error)
+            logging.warning("skipped a record with an unknown split: %s", error)
             return ""
 
     def _read(self, number: int) -> Mapping[str, Any]:
@@ -102,7 +103,7 @@ class ArrayRecordSource:
         where = f"{self._path}, record {number}"
         try:
             record = msgpack.unpackb(retried(lambda: self._records[number]))
-        except (RuntimeError, ValueError) as error:  # of ArrayRecord and of msgpack
+        except (RuntimeError, ValueError) as error:  # raised by ArrayRecord and msgpack
             if is_passing(error):
                 raise
             raise BadImageError(
@@ -127,11 +128,11 @@ class ArrayRecordSource:
         return self._entry(index)[1]
 
     def key(self, index: int) -> str:
-        """Returns the name of an example."""
+        """Returns an example's name."""
         return self._entry(index)[0]["key"]
 
     def _entry(self, index: int) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-        """Returns the record and the captions of an example."""
+        """Returns an example's record and captions."""
         number = int(self._numbers[index])
         record = self._read(number)
         return record, self._captions(record, f"{self._path}, record {number}")
@@ -143,9 +144,9 @@ class ArrayRecordSource:
         columns = record.get("columns")
         if not isinstance(columns, list) or len(columns) != len(captions):
             raise UserError(
-                f"{where}: the columns of the captions are {shortened(columns)}, expected the name "
-                "of a column for each caption; remove config.data.caption_key, or write the file "
-                "again from data with these columns."
+                f"{where}: the captions' columns are {shortened(columns)}, expected a column name "
+                "for each caption; remove config.data.caption_key, or write the file again from "
+                "data with these columns."
             )
         values = {
             name: [text for column, text in zip(columns, captions, strict=True) if column == name]
@@ -155,7 +156,7 @@ class ArrayRecordSource:
 
 
 def write_array_record(path: AddressLike, examples: Iterable[Example], *, split: str = "") -> int:
-    """Writes examples to one ArrayRecord file, which appears under `path` only when complete.
+    """Writes examples to an ArrayRecord file, which appears at `path` only when complete.
 
     Pixel arrays are stored as lossless PNG.
 
@@ -167,10 +168,10 @@ def write_array_record(path: AddressLike, examples: Iterable[Example], *, split:
 
 
 def packed(example: Example, split: str = "") -> bytes:
-    """Returns the record of an example.
+    """Serializes an example as a msgpack record.
 
     Raises:
-        UnicodeEncodeError: a caption or the key is no valid Unicode.
+        UnicodeEncodeError: a caption or the key is not valid Unicode.
     """
     import msgpack
 
@@ -187,14 +188,14 @@ def packed(example: Example, split: str = "") -> bytes:
 
 
 def write_packed(file: Path, records: Iterable[bytes]) -> int:
-    """Writes records to a local ArrayRecord file; equal records give equal bytes.
+    """Writes records to a local ArrayRecord file; equal records give identical files.
 
     Returns:
         The number of records written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # One record per group gives random access; images are already compressed.
+    # A group size of 1 gives random access; images are already compressed.
     writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
     count = 0
     try:

@@ -1,4 +1,4 @@
-"""Handling for images that cannot be read or decoded: skip, count, and fail if too many."""
+"""Handles images that cannot be read or decoded: skips and counts them, fails if too many."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MissingImageError(BadImageError):
 
 
 def too_many_bad(bad: int, examples: int, limit: float) -> UserError:
-    """Returns the error that `bad` of `examples` images exceed `config.data.max_bad_fraction`."""
+    """Returns the error for more than `max_bad_fraction` bad images (`bad` of `examples`)."""
     return UserError(
         f"{bad} of {examples} images ({bad / examples:.2%}) could not be read or decoded, expected "
         f"at most config.data.max_bad_fraction = {limit} ({limit:.2%}); the log names them: repair "
@@ -25,23 +25,23 @@ def too_many_bad(bad: int, examples: int, limit: float) -> UserError:
 
 
 def nothing_passes(count: int, section: str) -> UserError:
-    """Returns the error for filters that exclude all of `count` examples drawn at random."""
+    """Returns the error for filters that exclude all `count` randomly drawn examples."""
     return UserError(
-        f"none of {count} examples drawn from {section} passes its filters, expected enough "
+        f"none of {count} examples drawn from {section} passes the filters, expected enough "
         f"examples to train on; correct {section}.min_side, max_aspect_ratio, min_caption_length "
         "or max_caption_length."
     )
 
 
-# Probability that a search gives up although no more than the allowed fraction is bad.
+# Probability that a search gives up although the bad fraction is within the limit.
 _CHANCE = 1e-12
 
 
 def most_tries(limit: float, size: int) -> int:
-    """Returns the number of different random images after which the search for a good one ends.
+    """Returns how many distinct random images to try before giving up on finding a good image.
 
-    If all of them are bad, either more than `limit` times `size` images are bad, or the search met
-    a series of bad images that has a probability of 1e-12 within the limit.
+    If all these images are bad, either more than `limit * size` images are bad, or the search met
+    a run of bad images whose probability is at most 1e-12 when the limit holds.
     """
     if limit == 0:
         return 1
@@ -61,14 +61,14 @@ def bad_in_evaluation(index: int, error: BadImageError) -> UserError:
 class BadImageMonitor:
     """Counts the bad images that a run skipped, and stops the run when there are too many.
 
-    A bad image counts once in each epoch.
+    A bad image counts once per epoch.
 
     The limit is `max_bad_fraction` times the number of examples seen, or times the data set size
     during the first epoch, so that a bad image among the first ten does not stop a long run.
 
     Attributes:
-        skipped: bad images since training began.
-        filtered: drawn examples that the filters excluded since training began.
+        skipped: number of bad images since training began.
+        filtered: number of drawn examples that the filters excluded since training began.
     """
 
     def __init__(self, max_bad_fraction: float, dataset_size: int) -> None:
@@ -77,15 +77,15 @@ class BadImageMonitor:
         self._examples = self.skipped = self.filtered = 0
 
     def update(self, examples: int, skipped: int, filtered: int) -> None:
-        """Counts one global batch.
+        """Counts a global batch.
 
         Args:
             examples: number of rows in the batch.
-            skipped: number of bad images that others replaced in these rows, over all processes.
-            filtered: number of examples that others replaced because of filters.
+            skipped: number of bad images replaced in these rows, over all processes.
+            filtered: number of filtered examples replaced in these rows.
 
         Raises:
-            UserError: this number exceeds the limit.
+            UserError: the number of bad images exceeds the limit.
         """
         self._examples += examples
         self.skipped += skipped

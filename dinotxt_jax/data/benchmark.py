@@ -1,11 +1,12 @@
-"""Measures how fast the training images of a config are read, stage by stage and as a whole.
+"""Measures the speed of a config's input pipeline, for each stage and for the whole pipeline.
 
     python -m dinotxt_jax.data.benchmark --config=configs/NAME.py [--examples=512] \\
         [--config.KEY=VALUE ...]
 
-Prints images per second for reading, decoding, crop and resize, tokenization and assembly in one
-thread, and for the whole pipeline with the config's threads and workers and with an alternative.
-The last line names the bottleneck and the setting to change. Nothing is trained or written.
+Prints images per second for reading, decoding, crop and resize, tokenization and assembly in a
+single thread, then for the whole pipeline with the config's threads and workers, and with an
+alternative. The last line names the bottleneck and the setting to change. Nothing is trained or
+written.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def _body() -> None:
     config = _CONFIG.value
     if config.features:
         raise UserError(
-            f"config.features is {config.features!r}, so that training reads cached tokens instead "
-            "of images, expected no cache; add --config.features= to measure the images."
+            f"config.features is {config.features!r}, so training reads cached tokens instead of "
+            "images, expected no cache; add --config.features= to measure the images."
         )
     source = open_source(config.data)
     check_images_found(source, config.data, SECTION)
@@ -49,7 +50,7 @@ def _body() -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     cli.run(_body)
 
 

@@ -1,4 +1,4 @@
-"""Shared parsing for caption sets in JSON files, in the formats in which they were published."""
+"""Parsing shared by the caption sets that were published as JSON files (COCO, Karpathy)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CaptionFileSource:
         return self._entries[index][1]
 
     def key(self, index: int) -> str:
-        """Returns the name of an example: the path of the image."""
+        """Returns an example's name, which is the image path."""
         return self._entries[index][0]
 
 
@@ -54,7 +54,7 @@ def caption_file_source(
     entries: Sequence[tuple[str, tuple[str, ...]]],
     section: str,
 ) -> CaptionFileSource:
-    """Opens the images of a caption file; paths are relative to `image_root` or to the file."""
+    """Opens a caption file's images; relative to `image_root`, or to the file's folder if empty."""
     if not entries:
         raise nothing_left(file, "", set(), section)
     return CaptionFileSource(entries, folder_of_images(file, image_root, section))
@@ -67,7 +67,7 @@ def parsed_json(file: Address, section: str) -> Any:
         UserError: the file does not exist or is not JSON.
     """
     if not retried(file.is_file):
-        raise UserError(f"{no_file(file)}, expected a file of captions; correct {section}.path.")
+        raise UserError(f"{no_file(file)}, expected a caption file; correct {section}.path.")
     content = retried(file.read_bytes)
     if not content.strip():
         raise nothing_left(file, "", set(), section)
@@ -75,13 +75,13 @@ def parsed_json(file: Address, section: str) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{file} is not JSON ({error}), expected a caption file as it was published; download "
-            f"it again, or correct {section}.path or {section}.source."
+            f"{file} is not JSON ({error}), expected an unchanged caption file; download it again, "
+            f"or correct {section}.path or {section}.source."
         ) from error
 
 
 def typed_field(holder: Any, key: str, kind: type, where: object, section: str) -> Any:
-    """Returns the value of a JSON object at `key`; raises `UserError` unless it has type `kind`."""
+    """Returns `holder[key]`; raises `UserError` unless the value has type `kind`."""
     if not isinstance(holder, Mapping):
         raise UserError(
             f"{where}: there is {shortened(holder)}, expected an object with {key}; correct the "
@@ -98,7 +98,7 @@ def typed_field(holder: Any, key: str, kind: type, where: object, section: str) 
 
 
 def filled_text(holder: Any, key: str, where: object, section: str) -> str:
-    """Returns the text of a JSON object at `key`; raises `UserError` if it is empty."""
+    """Returns the text `holder[key]`; raises `UserError` if the text is empty."""
     text = typed_field(holder, key, str, where, section)
     if not text:
         raise UserError(f"{where}: the field {key} is empty, expected a text; correct the file.")

@@ -20,11 +20,11 @@ _WNID = re.compile(r"n[0-9]{8}")
 
 
 class LabelledImage(NamedTuple):
-    """One image and the classes it shows.
+    """An image and the classes that it shows.
 
     Attributes:
-        image: location of the image in the source: a file, or a record number.
-        labels: the class labels, one or more.
+        image: where the source stores the image: a file, or a record number.
+        labels: one or more class labels.
         key: the image name that reports use.
     """
 
@@ -34,12 +34,12 @@ class LabelledImage(NamedTuple):
 
 
 class LabelledImages(NamedTuple):
-    """The labelled images of a source, as read by the source module.
+    """A source's labelled images, as read by the source module.
 
     Attributes:
         images: every image that has a label.
         class_names: class names, ordered by label.
-        load: returns the image of a `LabelledImage`, given the fields `image` and `key`.
+        load: loads the image, given the `LabelledImage` fields `image` and `key`.
     """
 
     images: Sequence[LabelledImage]
@@ -48,12 +48,12 @@ class LabelledImages(NamedTuple):
 
 
 def is_number(text: str) -> bool:
-    """Returns whether `int` can parse the text as a label, including a negative one."""
+    """Returns whether `int` can parse the text as a label, which may be negative."""
     return text.removeprefix("-").isdecimal()
 
 
 def is_wnid(text: str) -> bool:
-    """Returns whether the text looks like a WordNet id (ImageNet folder names): n01440764."""
+    """Returns whether the text looks like a WordNet ID (ImageNet folder names): n01440764."""
     return _WNID.fullmatch(text) is not None
 
 
@@ -61,36 +61,36 @@ def checked_label(label: int, classes: int, where: str, section: str) -> int:
     """Returns the label, or raises a `UserError` that names `where` if no class has this label."""
     if not 0 <= label < classes:
         raise UserError(
-            f"{where}: the label {label} is not one of the {classes} classes (0 to {classes - 1}); "
+            f"{where}: the label {label} is outside the {classes} classes (0 to {classes - 1}); "
             f"correct it, or {section}.classes."
         )
     return label
 
 
 class Records(Protocol):
-    """Numbered records with a name for all of them and one for each."""
+    """Numbered records with a common name, and a key for each record."""
 
     name: str
 
     def __len__(self) -> int: ...
 
     def key(self, index: int, /) -> str:
-        """Returns the name of a record."""
+        """Returns a record's name."""
 
 
 def labelled_records(
     records: Records, labels_of: Callable[[int], Sequence[int]], classes: int, section: str
 ) -> list[LabelledImage]:
-    """Reads the labels of every record; records without a label are left out and counted.
+    """Reads every record's labels; skips records without a label, and logs their number.
 
     Args:
         records: the records.
-        labels_of: returns the labels of a record; an image may show several objects of a class.
+        labels_of: returns a record's labels, possibly repeated (several objects in one class).
         classes: number of classes.
         section: the command-line name for the data settings, used in messages.
 
     Raises:
-        UserError: a label that no class has, or a record that cannot be read.
+        UserError: a label is not a class, or a record cannot be read.
     """
     images = []
     for number in range(len(records)):
@@ -104,7 +104,7 @@ def labelled_records(
             images.append(LabelledImage(number, tuple(labels), key))
     if len(images) < len(records):
         logging.warning(
-            "%s: %d of %d examples have no label and are skipped",
+            "%s: skipped %d of %d examples, which have no label",
             *(records.name, len(records) - len(images), len(records)),
         )
     return images
@@ -114,13 +114,13 @@ def numbers_only(where: object, section: str) -> UserError:
     """Returns the error for data that has numbers where class names are needed."""
     return UserError(
         f"{where} stores labels as numbers, so class names are needed; set {section}.classes to "
-        "a list of them."
+        "a list of class names."
     )
 
 
 @functools.cache
 def imagenet_labels() -> Mapping[str, int]:
-    """Returns the ImageNet-1k labels, keyed by WordNet id."""
+    """Returns the ImageNet-1k labels, keyed by WordNet ID."""
     wnids = read_list("imagenet1k_wnids", "data.classes")
     return MappingProxyType({wnid: label for label, wnid in enumerate(wnids)})
 
@@ -134,18 +134,18 @@ def imagenet_names() -> tuple[str, ...]:
 def readable_names(names: Sequence[str], where: object, section: str) -> list[str]:
     """Converts class names from the data to a form for prompts.
 
-    Underscores become spaces, and WordNet ids become ImageNet class names.
+    Underscores become spaces, and WordNet IDs become ImageNet class names.
 
     Raises:
-        UserError: the names are WordNet ids and one is not in ImageNet-1k.
+        UserError: all names are WordNet IDs, and an ID is not in ImageNet-1k.
     """
     if not all(map(is_wnid, names)):
         return [name.replace("_", " ") for name in names]
     labels = imagenet_labels()
-    strange = [name for name in names if name not in labels]
-    if strange:
+    unknown_ids = [name for name in names if name not in labels]
+    if unknown_ids:
         raise UserError(
-            f"{where} has the class {strange[0]}, which is none of ImageNet's {len(labels)}, so "
-            f"its name is unknown; set {section}.classes to a list of names."
+            f"{where} has the class {unknown_ids[0]}, which is not among ImageNet's {len(labels)}, "
+            f"so the class name is unknown; set {section}.classes to a list of names."
         )
     return [imagenet_names()[labels[name]] for name in names]

@@ -1,7 +1,7 @@
 """Caption data sets in the COCO format.
 
-Files such as `captions_val2017.json` hold `images` (`id`, `file_name`) and `annotations`
-(`image_id`, `caption`) of one split.
+Files such as `captions_val2017.json` contain `images` (`id`, `file_name`) and `annotations`
+(`image_id`, `caption`) for a single split.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 def open_coco(
     path: AddressLike, *, image_root: AddressLike = "", split: str = "", section: str = SECTION
 ) -> CaptionFileSource:
-    """Opens a COCO caption file; images and the captions of each image keep the order of the file.
+    """Opens a COCO caption file; images, and each image's captions, keep the file order.
 
     Args:
         path: the caption file.
-        image_root: the image folder (default: the folder that holds the caption file).
-        split: must be "", because the file holds a single split.
+        image_root: the image folder (default: the folder that contains the caption file).
+        split: must be "", because the file contains a single split.
         section: command-line name for these settings, for messages.
 
     Raises:
@@ -46,8 +46,8 @@ def open_coco(
     if split:
         raise UserError(
             f"{section}.split is {split!r}, but a COCO caption file holds a single split, "
-            f"given by the file name; set --{section}.split= and {section}.path to the file of the "
-            "split."
+            f"given by the file name; set --{section}.split= and {section}.path to the file for "
+            "that split."
         )
     content = parsed_json(file, section)
     names: dict[int, str] = {}
@@ -56,7 +56,7 @@ def open_coco(
         identity = field(image, "id", int, where)
         if identity in names:
             raise UserError(
-                f"{where}: the id {identity} occurs twice, expected it once; remove one."
+                f"{where}: the id {identity} occurs twice, expected it once; remove a copy."
             )
         names[identity] = text(image, "file_name", where)
     captions: dict[int, list[str]] = {identity: [] for identity in names}

@@ -1,11 +1,11 @@
 """CSV and TSV files that list images, each with captions, class labels or a mask file.
 
 The image column is called `file`, `image`, `path`, `filename` or `filepath`. The column
-`config.caption_key`, `caption` or `title` holds one caption; lines of the same image add captions.
-The column `config.label_key` holds the labels, as numbers or names; several labels are separated by
-";". The column `mask` holds the mask files; image and mask files are relative to
-`config.image_root`. `config.classes` names the classes; a class called "background" in a list of
-mask classes means anything else. Values are separated by tabs if the first line has a tab.
+`config.caption_key`, `caption` or `title` contains a caption; further lines with the same image add
+captions. The column `config.label_key` contains labels, as numbers or names; several labels are
+separated by ";". The column `mask` contains mask files. Image and mask paths are relative to
+`config.image_root`. `config.classes` names the classes; among mask classes, "background" stands for
+everything else. Values are separated by tabs if the first line has a tab.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
 FILE_COLUMNS = ("file", "image", "path", "filename", "filepath")
-# Besides `config.caption_key`: the names in img2dataset's lists and in open_clip's.
+# Fallbacks for `config.caption_key`: the column names in lists for img2dataset and open_clip.
 _CAPTION_COLUMNS = ("caption", "title")
-_SEPARATOR = ";"  # between the labels of one image
+_SEPARATOR = ";"  # between an image's labels
 
 
 class IndexRow(NamedTuple):
-    """One index line: the line number, the image file, and the value in the other column."""
+    """An index line: line number, image file, and the value in the other column."""
 
     number: int
     file: str
@@ -70,14 +70,14 @@ def read_index(
     *,
     optional: bool = False,
 ) -> list[IndexRow]:
-    """Reads the index lines of a split ("": all), with the image file and one more column.
+    """Reads the index lines in a split ("": all lines), with the image file and another column.
 
     Args:
-        path: the CSV file; the image column is named by one of `FILE_COLUMNS`.
-        column: the additional column to read.
+        path: the CSV file, with an image column that `FILE_COLUMNS` lists.
+        column: the other column to read.
         split: the value to select in the column `split`.
         section: command-line name for the data settings, for messages.
-        setting: the key that names `column`, if there is one, for messages.
+        setting: the settings key that names `column`, for messages; "" if there is no such key.
         optional: whether the value may be empty.
 
     Raises:
@@ -112,7 +112,7 @@ def read_index(
 
 @contextlib.contextmanager
 def _lines(path: Address, section: str) -> Iterator[csv.DictReader[Any]]:
-    """Opens an index; errors in the block that mean another format become `UserError`."""
+    """Opens an index; converts decoding and CSV errors in the `with` block to `UserError`."""
     if not retried(path.is_file):
         raise UserError(
             f"{no_file(path)}, expected a CSV index with the column {FILE_COLUMNS[0]} and others; "
@@ -131,7 +131,7 @@ def _lines(path: Address, section: str) -> Iterator[csv.DictReader[Any]]:
 
 
 def _open_captions(config: DataConfig, section: str) -> CaptionFileSource | None:
-    """Opens images and captions, or returns None if there is no column of captions."""
+    """Opens images and captions, or returns None if there is no caption column."""
     path = to_address(config.path)
     with _lines(path, section) as lines:
         columns = lines.fieldnames or ()
@@ -140,9 +140,9 @@ def _open_captions(config: DataConfig, section: str) -> CaptionFileSource | None
     if existing is None and config.caption_key == DEFAULT_CAPTION_KEY:
         return None
     captions: dict[str, dict[str, list[str]]] = {}  # file -> column -> captions
-    wanted = (existing,) if existing else config.caption_columns
-    optional = len(wanted) > 1
-    for column in wanted:
+    columns_read = (existing,) if existing else config.caption_columns
+    optional = len(columns_read) > 1
+    for column in columns_read:
         for row in read_index(
             path, column, config.split, section, "caption_key", optional=optional
         ):
@@ -158,7 +158,7 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
     path = to_address(config.path)
     rows = read_index(path, config.label_key, config.split, section, "label_key")
     labels = [[label.strip() for label in row.value.split(_SEPARATOR)] for row in rows]
-    # If labels are class names (no `names` given), a label that looks like a number is a name too.
+    # Without `names`, labels are class names, including those that look like numbers.
     names_in_file = () if names else _names_in(path, labels, section)
     root = folder_of_images(path, config.image_root, section)
     images = []
@@ -175,7 +175,7 @@ def _read_labels(config: DataConfig, names: Sequence[str], section: str) -> Labe
 
 
 def _names_in(path: Address, labels: Sequence[Sequence[str]], section: str) -> list[str]:
-    """Returns the class names that a CSV uses as labels, sorted.
+    """Returns the sorted class names that a CSV uses as labels.
 
     Raises:
         UserError: all labels are numbers, which cannot name classes.
@@ -194,10 +194,8 @@ def _label(text: str, names: Sequence[str], where: str, section: str) -> int:
 
 def _label_named(text: str, names: Sequence[str], where: str) -> int:
     if list(names).count(text) != 1:
-        matches = "several classes" if text in names else "none of the classes"
-        raise UserError(
-            f"{where}: the label {shortened(text)} names {matches}; use the number of a class."
-        )
+        matches = "several classes" if text in names else "no class"
+        raise UserError(f"{where}: the label {shortened(text)} names {matches}; use class numbers.")
     return list(names).index(text)
 
 
@@ -205,8 +203,8 @@ def _open_masks(config: DataConfig, section: str) -> MaskFiles:
     path = to_address(config.path)
     if not config.classes:
         raise UserError(
-            f"{section}.classes is empty, expected the names of the classes that masks hold; set "
-            "it to a text file with one name per line."
+            f"{section}.classes is empty, expected the class names for the mask values; set it to "
+            "a text file with one name per line."
         )
     names = read_list(config.classes, f"{section}.classes")
     rows = read_index(path, "mask", config.split, section)

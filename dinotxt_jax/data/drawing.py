@@ -61,7 +61,7 @@ class SceneObject:
         place: a key in `PLACES`.
         centre: (x, y), fractions of the image side from the top left.
         radius: circumscribed circle's radius, as a fraction of the image side.
-        angle: clockwise rotation in radians, small.
+        angle: clockwise rotation in radians (within 0.2).
     """
 
     shape: str
@@ -84,7 +84,7 @@ def draw_scene(
     """Draws a picture and its mask: ground, soft shadows, then the shapes, anti-aliased.
 
     Args:
-        rng: decides the details that no caption mentions.
+        rng: draws the details that captions do not mention.
         size: picture side in pixels.
         objects: the shapes, in drawing order.
         texture: a key in `TEXTURES`.
@@ -107,7 +107,7 @@ def draw_scene(
 
 
 def _coverage(thing: SceneObject, size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Returns how far a shape covers each pixel (0 to 255) on a tile, and the tile's corner."""
+    """Returns a shape's coverage per pixel (0 to 255) on a tile, and the tile's (left, top)."""
     side = math.ceil(2 * thing.radius * size) + 2
     middle = np.asarray(thing.centre) * size
     corner = np.floor(middle - side / 2).astype(int)

@@ -1,4 +1,4 @@
-"""Batches for evaluation: prepared images in order, read by the processes that encode them."""
+"""Evaluation batches: images in order, each read only by processes that encode it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def evaluation_batches(
     rows: Sequence[int] | None = None,
     held: Sequence[int] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
-    """Yields batches of prepared images of the examples `rows` (default: all), in order.
+    """Yields image batches for the examples `rows` in order.
 
     Each example is used once. The last batch may be shorter.
 
@@ -58,17 +58,17 @@ def held_batches(
     threads: int,
     held: Sequence[int] | None,
 ) -> Iterator[Shaped[np.ndarray, "b ..."]]:
-    """Yields batches of arrays, of which only some rows are loaded, with threads.
+    """Yields array batches, loading in threads only the rows that this process needs.
 
-    Several processes that share batches each load the rows that their devices hold.
+    When several processes share batches, each process loads the rows for its own devices.
 
     Args:
-        indices: the examples, in order.
-        load: loads the array of an example.
-        blank: takes the place of the other rows; has the shape and dtype of each array.
+        indices: example indices, in order.
+        load: loads an example's array.
+        blank: array for rows that are not loaded, with the same shape and dtype as loaded rows.
         batch_size: number of rows per batch; the last batch may be shorter.
         threads: number of threads.
-        held: rows of each batch that are loaded, ascending; None loads all.
+        held: batch rows to load, ascending; None loads all rows.
     """
     positions = range(batch_size) if held is None else held
     starts = range(0, len(indices), batch_size)

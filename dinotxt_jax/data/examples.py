@@ -18,14 +18,14 @@ from dinotxt_jax.storage.retries import retried
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
-# Other names of captions stand in for a missing default key, never for a key that was set.
+# Other caption column names substitute for this default key only, never for a key set by the user.
 DEFAULT_CAPTION_KEY = "captions"
-SECTION = "config.data"  # settings name for training data; other data uses other names
+SECTION = "config.data"  # settings name for training data; evaluation data uses other names
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image and all captions that describe it.
+    """An image and all its captions.
 
     Attributes:
         image: image file bytes, or uint8 [h w] or [h w c].
@@ -39,24 +39,24 @@ class Example:
 
 
 class ColumnCaptions(tuple[str, ...]):
-    """Captions of one example from several columns, such as alt text and synthetic captions.
+    """An example's captions from several columns, such as alt text and synthetic captions.
 
     Attributes:
-        columns: the name of the column for each caption.
+        columns: the column name for each caption.
     """
 
     columns: tuple[str, ...]
 
     @classmethod
     def of(cls, values: Mapping[str, object], where: str) -> ColumnCaptions:
-        """Returns the captions in several columns; a column without a caption is left out.
+        """Collects the captions in several columns; skips columns without a caption.
 
         Args:
-            values: a caption, a list of captions or None, by column.
-            where: the place in the data, for messages.
+            values: column -> a caption, a list of captions, or None.
+            where: location in the data, for messages.
 
         Raises:
-            UserError: no column has a caption, or a value is no text.
+            UserError: no column has a caption, or a value is not a text.
         """
         present = {
             column: checked_captions(value, where)
@@ -65,8 +65,8 @@ class ColumnCaptions(tuple[str, ...]):
         }
         if not present:
             raise UserError(
-                f"{where}: the columns {', '.join(values)} have no caption, expected one in at "
-                "least one of them; add it or remove the example."
+                f"{where}: the columns {', '.join(values)} have no caption, expected a caption in "
+                "at least one column; add it or remove the example."
             )
         captions = cls(text for texts in present.values() for text in texts)
         captions.columns = tuple(column for column, texts in present.items() for _ in texts)
@@ -89,19 +89,19 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
     def captions(self, index: int, /) -> tuple[str, ...]:
-        """Returns the captions of an example, without reading or drawing the image if possible."""
+        """Returns an example's captions, if possible without reading or drawing the image."""
 
     def key(self, index: int, /) -> str:
-        """Returns the name of an example, likewise."""
+        """Returns an example's name, if possible without reading or drawing the image."""
 
 
 class Subset:
     """A source with `count` evenly spaced examples from another source.
 
-    All other attributes are those from the original source.
+    All other attributes are forwarded to the original source.
 
     Args:
-        source: any source that gives examples, labels or masks.
+        source: any source of examples, labels or masks.
         count: number of examples.
     """
 
@@ -116,15 +116,15 @@ class Subset:
         return self._source[self._rows[index]]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Returns the captions of an example."""
+        """Returns an example's captions."""
         return self._source.captions(self._rows[index])
 
     def labels(self, index: int) -> tuple[int, ...]:
-        """Returns the classes of an example."""
+        """Returns an example's class labels."""
         return self._source.labels(self._rows[index])
 
     def key(self, index: int) -> str:
-        """Returns the name of an example."""
+        """Returns an example's name."""
         return self._source.key(self._rows[index])
 
     def load(self, index: int) -> Any:
@@ -141,18 +141,18 @@ SizedT = TypeVar("SizedT", bound=Sized)
 
 
 def limited(source: SizedT, count: int) -> SizedT:
-    """Returns `count` evenly spaced examples from a source (all if 0 or more than it has)."""
+    """Returns `count` evenly spaced examples; all examples if `count` is 0 or too large."""
     if not 0 < count < len(source):
         return source
     return cast(SizedT, Subset(source, count))
 
 
 def image_bytes(file: Address, key: str) -> bytes:
-    """Reads the bytes from an image file, again after storage errors that may pass.
+    """Reads an image file's bytes, retrying after transient storage errors.
 
     Raises:
         BadImageError: the file cannot be read; the message names `key`.
-        OSError: the storage failed repeatedly, which is not the fault of an image.
+        OSError: the storage failed repeatedly, so the image itself may be good.
     """
     try:
         return retried(file.read_bytes)
@@ -163,11 +163,11 @@ def image_bytes(file: Address, key: str) -> bytes:
             raise
         raise BadImageError(f"{key} cannot be read: {error.strerror}") from error
     except ValueError as error:  # a zero byte, or half of a surrogate pair
-        raise BadImageError(f"{key!a} cannot be read: it is no path ({error})") from error
+        raise BadImageError(f"{key!a} cannot be read: it is not a path ({error})") from error
 
 
 def readable_captions(source: Source, index: int) -> tuple[str, ...]:
-    """Returns the captions of an example, or none if the record that holds them is damaged."""
+    """Returns an example's captions, or an empty tuple if the record is damaged."""
     try:
         return source.captions(index)
     except BadImageError:
@@ -175,10 +175,10 @@ def readable_captions(source: Source, index: int) -> tuple[str, ...]:
 
 
 def check_records(read: Callable[[int], object], count: int) -> None:
-    """Reads a few evenly spaced records until one is whole.
+    """Checks that at least one among a few evenly spaced records is readable.
 
     Raises:
-        UserError: none is whole: these are probably records of another kind.
+        UserError: no tried record is readable, so the records probably have another format.
     """
     tried = min(_LOOKED_FOR, count)
     for number in range(tried):
@@ -192,7 +192,7 @@ def check_records(read: Callable[[int], object], count: int) -> None:
 
 
 def no_file(path: Address) -> str:
-    """Returns the start of an error message for a path that is missing or a folder."""
+    """Returns a clause for error messages that says whether a path is missing or a folder."""
     return f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
 
 
@@ -217,8 +217,8 @@ _LOOKED_FOR = 8
 def check_images_found(source: Any, config: DataConfig, section: str = SECTION) -> None:
     """Tries a few evenly spaced images in a source, and stops at the first that exists.
 
-    A command that reads images calls this function before the first hour of work. Training from
-    cached features does not call it, because it needs no images.
+    Commands that read images call this first, to report a wrong folder before hours of work.
+    Training from cached features does not call it, because it needs no images.
 
     Args:
         source: the source opened from `config`; `source[i]` reads example i.
@@ -235,7 +235,7 @@ def check_images_found(source: Any, config: DataConfig, section: str = SECTION) 
         except MissingImageError as error:
             reason = str(error)
         except BadImageError:
-            return  # the file exists; the limit on bad images is checked while reading all
+            return  # the file exists; bad images are counted later, while reading all images
         else:
             return
     root = config.image_root or to_address(config.path).parent
@@ -247,7 +247,7 @@ def check_images_found(source: Any, config: DataConfig, section: str = SECTION) 
 
 
 def checked_captions(captions: object, where: str) -> tuple[str, ...]:
-    """Returns one caption or a list as a tuple; if invalid, raises a `UserError` naming `where`."""
+    """Converts a caption or a list to a tuple; if invalid, raises a `UserError` naming `where`."""
     listed = [captions] if isinstance(captions, (str, bytes)) else captions
     if not isinstance(listed, (list, tuple)):
         raise UserError(
@@ -259,8 +259,8 @@ def checked_captions(captions: object, where: str) -> tuple[str, ...]:
     )
     if not texts:
         raise UserError(
-            f"{where}: the list of captions is empty, expected at least one text; add a caption "
-            "or remove the example."
+            f"{where}: the caption list is empty, expected at least one text; add a caption or "
+            "remove the example."
         )
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text.strip():
@@ -272,11 +272,11 @@ def checked_captions(captions: object, where: str) -> tuple[str, ...]:
 
 
 def caption_columns(key: str, others: Sequence[str]) -> tuple[str, ...]:
-    """Returns the columns that may hold the captions, best first.
+    """Returns the columns in which to look for captions, most preferred first.
 
     Args:
         key: `config.caption_key`.
-        others: names that stand in for the default key.
+        others: column names that substitute for the default key.
     """
     return (key, *others) if key == DEFAULT_CAPTION_KEY else (key,)
 
@@ -285,11 +285,11 @@ def captions_of(values: Mapping[str, object], where: str) -> tuple[str, ...]:
     """Returns the captions in the columns that `caption_key` names.
 
     Args:
-        values: a caption, a list of captions or None, by column.
-        where: the place in the data, for messages.
+        values: column -> a caption, a list of captions, or None.
+        where: location in the data, for messages.
 
     Raises:
-        UserError: there is no caption, or a value is no text.
+        UserError: there is no caption, or a value is not a text.
     """
     if len(values) > 1:
         return ColumnCaptions.of(values, where)
@@ -297,9 +297,9 @@ def captions_of(values: Mapping[str, object], where: str) -> tuple[str, ...]:
 
 
 def captions_or_bad(values: Mapping[str, object], where: str) -> tuple[str, ...]:
-    """Returns captions as `captions_of` does; invalid ones raise `BadImageError`.
+    """Returns captions like `captions_of`, but raises `BadImageError` for invalid captions.
 
-    Data from the web has blank captions; they are counted with bad images and stop no run.
+    Web data contains blank captions; these count as bad images instead of stopping a run.
     """
     try:
         return captions_of(values, where)
@@ -308,24 +308,24 @@ def captions_or_bad(values: Mapping[str, object], where: str) -> tuple[str, ...]
 
 
 def shortened(value: object, width: int = 60) -> str:
-    """Formats a value and the value's type, short enough for an error message."""
+    """Formats a value and its type, short enough for an error message."""
     text = f"{value!r} ({type(value).__name__})"
     return text if len(text) <= width else f"{text[:width]}... ({type(value).__name__})"
 
 
 def nothing_left(path: object, split: str, splits: set[str], section: str) -> UserError:
-    """Returns the error for a source with no example in `split`; `splits` are those that exist."""
+    """Returns the error for a source without examples in `split`; `splits` lists its splits."""
     if not splits:
         return UserError(
             f"{path} is empty, expected at least one example; fill it, or correct {section}.path."
         )
-    named = ", ".join(sorted(name for name in splits if name)[:10])
-    if not named:
+    listed = ", ".join(sorted(name for name in splits if name)[:10])
+    if not listed:
         return UserError(
-            f"{path} has no example of split {split!r}, its examples name no split; set "
-            f"--{section}.split= to take all of them, or add the split to each example."
+            f"{path} has no example in the split {split!r}, its examples name no split; set "
+            f"--{section}.split= to use all examples, or add the split to each example."
         )
     return UserError(
-        f"{path} has no example of split {split!r}, its examples name {named}; correct "
+        f"{path} has no example in the split {split!r}, its examples name {listed}; correct "
         f"{section}.split."
     )

@@ -3,16 +3,16 @@
 A cache is a folder:
 
     features.json       description: backbone fingerprint, data settings, shape, dtype, views
-    v000-s00000.npy     tokens [examples, t, d] for one view and one shard with `SHARD` consecutive
-                        examples (bfloat16 is stored as raw uint16 bits)
-    v000-s00000.skipped.npy  per example, how many indices further (modulo the number of examples)
-                        the example that was used lies; 0 unless its image is bad, negative if
-                        the filters exclude the example
-    v000-s00000.sums.npy  per example, the checksum of the tokens (`storage.checksums`)
+    v000-s00000.npy     tokens [examples, t, d] for a view (v) and a shard (s) with `SHARD`
+                        consecutive examples (bfloat16 is stored as raw uint16 bits)
+    v000-s00000.skipped.npy  per example, the index offset (modulo the number of examples) to the
+                        example used in its place: 0 means no replacement, positive a bad image,
+                        negative an example that the filters exclude
+    v000-s00000.sums.npy  per example, a checksum over the tokens (`storage.checksums`)
 
-View v holds the same crops and flips that epoch v would use, so training from the cache equals
-training with the backbone while there are no more epochs than views. A shard file gets this name
-only when it is complete; an interrupted run continues with the first missing shard.
+View v has the same crops and flips as epoch v, so training from the cache equals training with the
+backbone as long as there are at least as many views as epochs. A shard file gets this name only
+when it is complete; an interrupted run continues with the first missing shard.
 """
 
 from __future__ import annotations
@@ -49,12 +49,11 @@ from dinotxt_jax.storage.checksums import is_verifying, row_checksums
 from dinotxt_jax.storage.retries import retried
 
 SHARD = 512
-# The field of features.json that says that every shard has checksums; caches from before they
-# existed lack it.
+# Field in features.json, true if every shard has checksums; older caches lack field and checksums.
 CHECKSUMS = "checksums"
 _SAMPLED = 256
-# The settings that determine the backbone's input pixels. All other DataConfig settings may
-# change while a cache stays valid.
+# Settings that determine the backbone's input pixels. Changing any other DataConfig setting keeps a
+# cache valid.
 _DATA_KEYS = (
     "source",
     "name",
@@ -83,8 +82,8 @@ def cache_description(
     Args:
         config: the run config.
         data: the data settings for `source`, which need not be the run's training data.
-        source: the images. A hash over evenly spaced captions distinguishes this source from
-            another with the same length.
+        source: the images. A hash over evenly spaced captions distinguishes sources with equal
+            length.
         views: number of views per image.
         fingerprint: the backbone fingerprint.
     """
@@ -105,7 +104,7 @@ def cache_description(
 
 
 def _mixture(data: DataConfig) -> dict[str, dict[str, Any]]:
-    """Returns the settings of the sources, without weights, which do not change the tokens."""
+    """Returns each source's settings, without weights, which do not change the tokens."""
     return {
         name: {key: getattr(source, key) for key in _DATA_KEYS if hasattr(source, key)}
         for name, source in data.mixture.items()
@@ -115,8 +114,8 @@ def _mixture(data: DataConfig) -> dict[str, dict[str, Any]]:
 class FeatureCache:
     """Reads a cache by (view, example).
 
-    Shard files are opened when they are needed. The tokens of an example are compared with their
-    checksum when they are read for the first time.
+    Shard files are opened on demand. An example's tokens are compared with the checksum on the
+    first read.
 
     Args:
         folder: the cache folder.
@@ -158,11 +157,11 @@ class FeatureCache:
 
     @functools.cached_property
     def blank(self) -> Float[np.ndarray, "t d"]:
-        """Zeros with the shape and dtype of the tokens of an example."""
+        """Zeros with the shape and dtype that an example's tokens have."""
         return np.zeros(self._opened(0, 0).shape, self._dtype)
 
     def tokens(self, view: int, index: int) -> Float[np.ndarray, "t d"]:
-        """Returns the tokens [class, registers, patches] for one view and one example.
+        """Returns the tokens [class, registers, patches] for an example in a view.
 
         Raises:
             UserError: the shard is damaged.
@@ -172,21 +171,20 @@ class FeatureCache:
         tokens = file.read(row)
         if self._sums and not self._verified[view, index]:
             if row_checksums(tokens[None])[0] != self._sums[view][index]:
-                raise damaged_shard(file.path, f"example {index} is not what was written")
+                raise damaged_shard(file.path, f"example {index} does not match its checksum")
             self._verified[view, index] = True
         return tokens.view(self._dtype)
 
     def _rows(self, shard: int) -> int:
         return min(SHARD, self._examples - shard * SHARD)
 
-    # The least recently used files are closed, so that a cache may have more shards than a process
-    # may have open files.
+    # Closes the least recently used files: caches may have more shards than the open-file limit.
     @functools.lru_cache(maxsize=128)  # noqa: B019 - the cache object lives for the whole run
     def _opened(self, view: int, shard: int) -> ShardFile:
         return ShardFile(shard_file(self._folder, view, shard), self._rows(shard), self._dtype)
 
     def _numbers(self, file: Callable[[Address, int, int], Address], view: int) -> np.ndarray:
-        """Reads the numbers of all examples in one view, one per example, [examples]."""
+        """Reads a view's per-example numbers from all shards: [examples]."""
         return np.concatenate(
             [
                 read_numbers(file(self._folder, view, shard), self._rows(shard))
@@ -196,7 +194,7 @@ class FeatureCache:
 
 
 class CachedExample:
-    """Makes examples with cached backbone tokens instead of an image; used as `make_example`."""
+    """Makes examples with cached backbone tokens instead of images; used as `make_example`."""
 
     def __init__(
         self,
@@ -212,16 +210,16 @@ class CachedExample:
 
     def __call__(self, draw: Draw) -> dict[str, np.ndarray]:
         view = draw.epoch % self._cache.views
-        further = int(self._cache.skipped[view][draw.index])
-        used = dataclasses.replace(draw, index=(draw.index + further) % len(self._cache))
+        offset = int(self._cache.skipped[view][draw.index])
+        used = dataclasses.replace(draw, index=(draw.index + offset) % len(self._cache))
         part = self._parts[part_number(self._parts, draw.index)]
         caption = part.selection.caption(used, self._source.captions(used.index))
         return {
             "features": self._cache.tokens(view, draw.index),
             "tokens": np.asarray(self._tokenize(caption)),
             "index": np.asarray(used.index, np.int64),
-            "skipped": np.asarray(further > 0, np.int32),
-            "filtered": np.asarray(further < 0, np.int32),
+            "skipped": np.asarray(offset > 0, np.int32),
+            "filtered": np.asarray(offset < 0, np.int32),
         }
 
 
@@ -256,8 +254,8 @@ def stored_description(folder: Address) -> dict[str, Any] | None:
 
 def check_same_cache(folder: Address, stored: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raises a `UserError` that names every difference between two cache descriptions."""
-    # A setting added after the cache was written counts as having the default value, except for
-    # the decoder: the first one was exact, and the default is another.
+    # Settings that are younger than the cache count as having the default value. The exception is
+    # the decoder: older caches used the exact decoder, which is not the default.
     defaults = json.loads(json.dumps(dataclasses.asdict(DataConfig(decoder=EXACT))))
     before = {"products": "none", **defaults, **stored, **stored["data"]}
     now = {**expected, **expected["data"]}

@@ -1,4 +1,4 @@
-"""Lists the files that a path names: data files, and images in folders."""
+"""Lists the files that a path refers to: data files, and images in folders."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _ENDINGS = ", ".join(sorted(_IMAGES))
 
 
 def data_files(path: AddressLike, ending: str, title: str, setting: str) -> list[Address]:
-    """Returns the file at an address, or the files in a folder or of a glob, sorted by name.
+    """Returns the file at a path, or all files in a folder or matching a glob, sorted by name.
 
     Args:
-        path: the address or the glob.
-        ending: what the names in a folder hold, such as ".tar".
-        title: the name of the file format, for the message.
-        setting: the setting that holds the path, for the message.
+        path: a file, a folder or a glob.
+        ending: substring that file names in a folder must contain, such as ".tar".
+        title: the file format's name, for the message.
+        setting: the settings key for the path, for the message.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     address = to_address(path)
     if retried(address.is_dir):
@@ -47,7 +47,7 @@ def data_files(path: AddressLike, ending: str, title: str, setting: str) -> list
 
 
 def _matches(address: Address) -> list[Address]:
-    """Returns the files that match an address with the characters * ? [ ] in any part."""
+    """Returns the files that match a glob; any path component may contain * ? [ ]."""
     if not is_remote(address):
         return [Path(file) for file in glob.glob(str(address))]
     pattern = re.search(r"[^/]*[*?[].*", str(address))
@@ -57,37 +57,37 @@ def _matches(address: Address) -> list[Address]:
 
 
 def images_below(folders: Iterable[Address], where: object) -> list[list[Address]]:
-    """Lists the image files in each folder, recursively, sorted and selected by file ending.
+    """Lists the image files in each folder, recursively, selected by file ending and sorted.
 
-    One warning counts the files with other endings, except hidden files.
+    Logs a single warning that counts the files with other endings, except hidden files.
 
     Args:
         folders: the folders.
-        where: one name for all folders together, used in messages.
+        where: a common name for all folders, used in messages.
 
     Raises:
-        UserError: the folders have files, but no image.
+        UserError: the folders contain files, but no image.
     """
     images: list[list[Address]] = []
-    others: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for folder in folders:
         images.append([])
         for file in sorted(folder.rglob("*")):
             if file.suffix.lower() in _IMAGES:
                 images[-1].append(file)
             elif not file.name.startswith(".") and file.is_file():
-                others[file.suffix.lower() or "without ending"] += 1
-    if not others:
+                skipped[file.suffix.lower() or "without ending"] += 1
+    if not skipped:
         return images
-    counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common(8))
+    counts = ", ".join(f"{count} {ending}" for ending, count in skipped.most_common(8))
     if not any(images):
         raise UserError(
-            f"{where} holds no image that can be read, only other files ({counts}), expected "
-            f"{_ENDINGS}; convert the images, or correct the path."
+            f"{where} holds no readable image, only other files ({counts}), expected {_ENDINGS}; "
+            "convert the images, or correct the path."
         )
     logging.warning(
         "%s: %d files are not read because of their endings (%s); images end in %s",
-        *(where, others.total(), counts, _ENDINGS),
+        *(where, skipped.total(), counts, _ENDINGS),
     )
     return images
 
@@ -99,7 +99,7 @@ def image_files(paths: Sequence[str]) -> list[Address]:
         UserError: a path does not exist, or no image is found.
     """
     if not paths:
-        raise UserError("no image is named, expected the paths of files or folders; add them.")
+        raise UserError("no image is named, expected paths to files or folders; add them.")
     addresses = [to_address(path) for path in paths]
     for address in addresses:
         if not address.exists():

@@ -1,8 +1,8 @@
-"""Data sets of the library Hugging Face `datasets` on disk, read without that library.
+"""Reads Hugging Face `datasets` data sets from disk, without that library.
 
-`config.path` is a folder that `save_to_disk` wrote, or the folder of a data set in the library's
-cache (with `dataset_info.json` and files `NAME-SPLIT.arrow`). The Arrow files are mapped into
-memory and read at any position.
+`config.path` is a folder that `save_to_disk` wrote, or a data set's folder in the library's cache
+(with `dataset_info.json` and files `NAME-SPLIT.arrow`). Arrow files are memory-mapped and read at
+random positions.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
 _CURE = "write or download the data set again"
-# An Arrow stream ends with these bytes; without them, batches may be missing.
+# An Arrow stream ends with these bytes; if they are missing, batches may be missing too.
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class ArrowRows:
-    """The rows of one split, in the order of the files.
+    """The rows in a split, in file order.
 
     Args:
         folder: the folder, see the module docstring.
-        split: the split; "" if there is only one.
+        split: the split; "" if there is a single split.
         section: command-line name for the data settings, for messages.
 
     Attributes:
         name: the folder and the split, for messages.
-        columns: the names of the columns.
-        features: the description of each column, as the library stores it.
+        columns: the column names.
+        features: the library's description for each column.
 
     Raises:
-        UserError: there is no such data set or split, or a file is damaged or not complete.
+        UserError: the data set or split does not exist, or a file is damaged or incomplete.
     """
 
     def __init__(self, folder: Address, split: str, section: str) -> None:
         files, features, count = _located(folder, split, section)
         self.features: Mapping[str, Any] = features
         self._files = local_copies(files, f"{section}.path")
-        of_split = f"[{split}]" if split else ""
-        self.name, self._key = f"{folder}{of_split}", f"{folder.name}{of_split}"
+        suffix = f"[{split}]" if split else ""
+        self.name, self._key = f"{folder}{suffix}", f"{folder.name}{suffix}"
         self._sizes = [file.stat().st_size for file in self._files]
         self._open()
         if count is not None and count != len(self):
             raise UserError(
-                f"{self.name} has {len(self)} rows, expected {count} by its dataset_info.json; "
+                f"{self.name} has {len(self)} rows, expected {count} as in dataset_info.json; "
                 f"{_CURE}."
             )
         if not len(self):
@@ -81,10 +81,10 @@ class ArrowRows:
         return int(self._bounds[-1]) if len(self._bounds) else 0
 
     def value(self, index: int, column: str) -> Any:
-        """Returns the value of a column in a row; "a/b" names the field b in the column a.
+        """Returns the value in a row and column; "a/b" names the field b in the column a.
 
         Raises:
-            UserError: the file has changed; reading a truncated map would end the process.
+            UserError: the file has changed; reading a truncated memory map would kill the process.
             BadImageError: the row cannot be read.
         """
         number = int(np.searchsorted(self._bounds, index, "right"))
@@ -97,7 +97,7 @@ class ArrowRows:
         row = index - (int(self._bounds[number - 1]) if number else 0)
         first = column.split("/")[0]
         try:
-            if number not in self._checked:  # a wrong offset would be followed without a check
+            if number not in self._checked:  # Arrow follows wrong offsets in unvalidated batches
                 batch.validate(full=True)
                 self._checked.add(number)
             return field_of(batch.column(first)[row].as_py(), column)
@@ -109,12 +109,12 @@ class ArrowRows:
             return image_bytes(Path(path), key)
         except MissingImageError as error:
             raise BadImageError(
-                f"{error}; copy the files to the same paths, or save the data set with the images "
-                "inside."
+                f"{error}; copy the files to the same paths, or save the data set with embedded "
+                "images."
             ) from error
 
     def key(self, index: int) -> str:
-        """Returns the name of a row, which stays the same if the folder is moved."""
+        """Returns a row's name, which does not depend on the parent folder."""
         return f"{self._key}[{index}]"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class ArrowRows:
 
 
 def _mapped_batches(file: Path) -> list[Any]:
-    """Returns the record batches of an Arrow stream, which stay on disk until they are read."""
+    """Returns an Arrow file's record batches, which stay on disk until they are read."""
     try:
         import pyarrow as pa
     except ImportError as error:
@@ -140,13 +140,13 @@ def _mapped_batches(file: Path) -> list[Any]:
                 raise UserError(f"{file} is truncated, expected a complete Arrow file; {_CURE}.")
         return list(pa.ipc.open_stream(pa.memory_map(str(file))))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{file} is no Arrow file that can be read ({error}); {_CURE}.") from error
+        raise UserError(f"{file} is not a readable Arrow file ({error}); {_CURE}.") from error
 
 
 def _located(
     folder: Address, split: str, section: str
 ) -> tuple[list[Address], dict[str, Any], int | None]:
-    """Returns the Arrow files of a split, the columns' descriptions, and the count if known."""
+    """Returns a split's Arrow files, the column descriptions, and the row count if known."""
     if (folder / "dataset_dict.json").is_file():
         file = folder / "dataset_dict.json"
         listed = typed_field(read_json(file, "the splits", _CURE), "splits", list, file, section)
@@ -159,8 +159,8 @@ def _located(
             _chosen(folder, split, [saved] if saved else [], section)
         if state.get("_indices_data_files"):
             raise UserError(
-                f"{folder} holds rows in an order of its own, which this version cannot read; save "
-                "the result of flatten_indices()."
+                f"{folder} stores its rows through an index mapping, which this version cannot "
+                "read; save the result of flatten_indices()."
             )
         files = [
             folder / filled_text(entry, "filename", file, section)
@@ -176,14 +176,14 @@ def _located(
         count = typed_field(splits[split], "num_examples", int, where, section)
     else:
         raise UserError(
-            f"{folder} holds no data set of the library datasets (neither state.json, "
-            "dataset_dict.json nor dataset_info.json), expected a folder of save_to_disk or of its "
-            f"cache; correct {section}.path."
+            f"{folder} holds no Hugging Face data set (neither state.json, dataset_dict.json nor "
+            "dataset_info.json), expected a folder from save_to_disk or from the datasets cache; "
+            f"correct {section}.path."
         )
     missing = [file for file in files if not file.is_file()]
     if missing or not files:
         name = missing[0] if missing else folder / "*.arrow"
-        raise UserError(f"there is no file {name}, expected the rows of the data set; {_CURE}.")
+        raise UserError(f"there is no file {name}, expected the data set's rows; {_CURE}.")
     return files, _dict_in(_info(folder), "features"), count
 
 
@@ -192,13 +192,17 @@ def _info(folder: Address) -> dict[str, Any]:
 
 
 def _dict_in(holder: dict[str, Any], key: str) -> dict[str, Any]:
-    """Returns the dict at a key, empty if there is none."""
+    """Returns the dict at a key, or an empty dict if there is no dict."""
     value = holder.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def _chosen(folder: Address, split: str, splits: Sequence[str], section: str) -> str:
-    """Returns the split, or the only one; raises `UserError` if there is no such split."""
+    """Returns `split`, or the only existing split if "".
+
+    Raises:
+        UserError: the split does not exist, or "" with several splits.
+    """
     if not split and len(splits) == 1:
         return splits[0]
     if split not in splits:

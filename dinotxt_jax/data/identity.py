@@ -11,23 +11,24 @@ from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.data.examples import Source
 from dinotxt_jax.data.pipeline import in_threads
 
-# Larger data is sampled, because some sources read a whole record, with the image, for its key.
-_MOST = 4096
+# Larger data is sampled, because reading a key may mean reading the whole record with the image.
+_MAX_SAMPLED = 4096
 
 
 def data_identity(source: Source, threads: int) -> dict[str, Any]:
-    """Returns the number of examples, and a hash over keys and captions in their order.
+    """Returns the number of examples, and a hash over all keys and captions in order.
 
-    Above 4096 examples, the hash covers this many, evenly spaced. Inserted, removed or shuffled
-    examples change nearly all of these; a change of a few examples can be missed.
+    Above 4096 examples, the hash covers 4096 evenly spaced examples. Inserting, removing or
+    shuffling examples changes nearly all sampled examples; edits to a few examples can be missed.
     """
     count = len(source)
-    rows = [number * count // min(count, _MOST) for number in range(min(count, _MOST))]
+    sampled = min(count, _MAX_SAMPLED)
+    rows = [number * count // sampled for number in range(sampled)]
 
     def described(index: int) -> list[str]:
         try:
             return [source.key(index), *source.captions(index)]
-        except BadImageError:  # a damaged record, whose key and captions are lost
+        except BadImageError:  # a damaged record has neither key nor captions
             return []
 
     digest = hashlib.sha256()
@@ -37,7 +38,7 @@ def data_identity(source: Source, threads: int) -> dict[str, Any]:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Returns how two identities differ, for a sentence; empty if they are equal."""
+    """Describes how two identities differ, as a clause for messages; "" if they are equal."""
     if before["examples"] != now["examples"]:
         return f"{before['examples']} examples there, {now['examples']} here"
     if before["order"] != now["order"]:

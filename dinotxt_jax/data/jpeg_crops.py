@@ -1,15 +1,14 @@
-"""The fast decoder for random crops from JPEG files: only as many pixels as the view needs.
+"""The fast decoder for random crops from JPEG files: decodes only as many pixels as the view needs.
 
-The crop is drawn before decoding, from the size in the header. libjpeg-turbo then decodes at a
-half, a quarter or an eighth of the size if the crop still has at least as many pixels as the view
-on both sides. The crop is resized with antialiased bicubic interpolation in fixed-point SIMD
-arithmetic, or, where there is no such library, by Pillow. Compared with Pillow's decoder and resize
-(`data.transforms`):
+The crop is drawn before decoding, from the size in the header. libjpeg-turbo then decodes at 1/2,
+1/4 or 1/8 scale if the crop still has at least as many pixels as the view on both sides. The crop
+is resized with antialiased bicubic interpolation in fixed-point SIMD arithmetic, or by Pillow if
+the SIMD library is not installed. Compared with Pillow's decoder and resize (`data.transforms`):
 
-- Pixels that are decoded at full size are identical. Resized pixels differ by rounding: by 0.1
-  levels of 255 on average, and by 9 at most where many were compared.
-- A reduced size averages blocks of pixels before the resize. The edges of the crop are rounded to
-  these blocks, which moves them by at most half a pixel of the view.
+- Pixels decoded at full scale are identical. Resized pixels differ by rounding: by 0.1 levels (of
+  255) on average, and by at most 9 levels in a large comparison.
+- Decoding at a reduced scale averages pixel blocks before the resize. Crop edges are rounded to
+  block edges, which shifts them by at most half a view pixel.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ _REDUCTIONS = (8, 4, 2)
 
 @dataclass(frozen=True)
 class _Turn:
-    """How stored pixels become upright: transposed first, then mirrored."""
+    """The rotation that makes stored pixels upright: a transpose, followed by mirroring."""
 
     transposed: bool = False
     mirrored_x: bool = False
     mirrored_y: bool = False
 
     def upright(self, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """Returns a view of stored pixels as an upright image."""
+        """Returns an upright view (no copy) of stored pixels."""
         if self.transposed:
             pixels = pixels.transpose(1, 0, 2)
         return pixels[:: -1 if self.mirrored_y else 1, :: -1 if self.mirrored_x else 1]
@@ -52,7 +51,12 @@ class _Turn:
     def stored_box(
         self, box: tuple[int, int, int, int], width: int, height: int
     ) -> tuple[int, int, int, int]:
-        """Converts a box (left, top, width, height) in the upright image, which has this size."""
+        """Converts a box (left, top, width, height) from upright to stored coordinates.
+
+        Args:
+            box: the box in the upright image.
+            width, height: size of the upright image.
+        """
         left, top, w, h = box
         if self.mirrored_x:
             left = width - left - w
@@ -61,7 +65,7 @@ class _Turn:
         return (top, left, h, w) if self.transposed else (left, top, w, h)
 
 
-# By EXIF orientation; other values mean upright.
+# EXIF orientation -> rotation; all other orientations are already upright.
 _TURNS = {
     2: _Turn(mirrored_x=True),
     3: _Turn(mirrored_x=True, mirrored_y=True),
@@ -75,7 +79,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class _Header:
-    """The size of a JPEG as stored, pixels, and how its pixels become upright."""
+    """A JPEG's stored size in pixels, and the rotation that makes it upright."""
 
     width: int
     height: int
@@ -85,16 +89,16 @@ class _Header:
 def decode_jpeg_crop(
     image: object, config: DataConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"] | None:
-    """Draws a random crop of an encoded image and decodes it, at a reduced size if that suffices.
+    """Draws a random crop and decodes only the crop, at a reduced scale if that is sufficient.
 
     Args:
         image: an image in any form that `data.transforms.decode_image` accepts.
-        config: the crop, and the size of the view.
+        config: crop settings and view size.
         rng: the generator for the crop.
 
     Returns:
-        The upright crop, or None for everything that the exact decoder must handle: other formats,
-        CMYK, more than `config.max_pixels` pixels, and data with the slightest damage.
+        The upright crop, or None if the exact decoder must handle the image: other formats, CMYK,
+        more than `config.max_pixels` pixels, and damaged data.
     """
     if not isinstance(image, bytes) or not image.startswith(_START):
         return None
@@ -113,7 +117,7 @@ def decode_jpeg_crop(
 def resize_crop(
     crop: UInt8[np.ndarray, "h w 3"], size: int, flipped: bool = False
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """Resizes to size x size with antialiased bicubic interpolation, and may mirror the result."""
+    """Resizes to size x size with antialiased bicubic interpolation; mirrors if `flipped`."""
     view = _resized_by_simd(crop, size) if _has_simd_resize() else _resized_by_pillow(crop, size)
     return _mirrored(view) if flipped else view
 
@@ -140,7 +144,7 @@ def _resized_by_pillow(
 
 @functools.cache
 def _has_simd_resize() -> bool:
-    """Returns whether the SIMD library is installed; Linux on aarch64 has no wheel of it."""
+    """Returns whether the SIMD library is installed; it has no wheel for Linux on aarch64."""
     return importlib.util.find_spec("cykooz_resizer") is not None
 
 
@@ -148,7 +152,7 @@ _LOCAL = threading.local()
 
 
 def _resizer() -> tuple[Any, Any]:
-    """Returns the resizer of this thread, which holds buffers, and its options."""
+    """Returns this thread's resizer and options; threads cannot share a resizer's buffers."""
     if not hasattr(_LOCAL, "resizer"):
         from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 
@@ -160,7 +164,7 @@ def _resizer() -> tuple[Any, Any]:
 
 
 def _mirrored(view: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns a mirrored copy; channel by channel is five times faster than pixel by pixel."""
+    """Returns a mirrored copy; copying by channel is five times faster than copying by pixel."""
     result = np.empty_like(view)
     for channel in range(view.shape[-1]):
         result[..., channel] = view[:, ::-1, channel]
@@ -175,7 +179,7 @@ def _read_header(image: bytes) -> _Header | None:
         turn = _read_turn(image) if _EXIF in image else _Turn()
     except MemoryError:
         raise
-    except Exception:  # the exact decoder fails likewise and says why
+    except Exception:  # the exact decoder then fails too, with a better message
         return None
     return _Header(width, height, turn) if colours in _COLOURS else None
 
@@ -186,11 +190,11 @@ def _read_turn(image: bytes) -> _Turn:
 
 
 def _reduction(box: tuple[int, int, int, int], size: int) -> tuple[int, tuple[int, int, int, int]]:
-    """Returns how far a crop can be reduced, and its box in the reduced image.
+    """Returns the largest usable scale denominator for a crop, and the box in the scaled image.
 
     Args:
         box: (left, top, width, height) in the stored image.
-        size: side of the view.
+        size: view side in pixels.
     """
     left, top, w, h = box
     for factor in _REDUCTIONS:
@@ -207,13 +211,13 @@ def _decoded_box(
     import simplejpeg
 
     factor, (left, top, w, h) = _reduction(box, size)
-    # libjpeg-turbo rounds reduced sizes up.
+    # libjpeg-turbo rounds up when it divides the image size.
     width, height = -(-header.width // factor), -(-header.height // factor)
     try:
         pixels = simplejpeg.decode_jpeg(
             image, min_width=width, min_height=height, min_factor=factor, strict=True
         )
-    except ValueError:  # damaged, where Pillow may accept what is left
+    except ValueError:  # damaged; Pillow may still decode the intact part
         return None
     if pixels.shape != (height, width, 3):
         return None

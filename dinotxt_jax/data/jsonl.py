@@ -32,13 +32,12 @@ if TYPE_CHECKING:
 
 
 class JsonlSource:
-    """Image files and an index with one JSON object per line.
+    """Image files and an index with a JSON object on each line.
 
-    Each line holds `image` (a path relative to `image_root`), `captions` (a list of texts) or
-    `caption` (one text), and optionally `split`; `caption_columns` names other fields with
-    captions. Every line is checked once, on construction. Only
-    the offset and length of each kept line stay in memory, 12 bytes per example; the line is read
-    again when the example is requested.
+    A line contains `image` (a path relative to `image_root`), `captions` (a list of texts) or
+    `caption` (a text), and optionally `split`; `caption_columns` names other fields with captions.
+    Every line is checked on construction. Only each line's offset and length stay in memory, 12
+    bytes per example; the line is read again when the example is requested.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class JsonlSource:
         self._path = to_address(path)
         if not retried(self._path.is_file):
             raise UserError(
-                f"{no_file(self._path)}, expected the index of {section}.source=jsonl; correct "
+                f"{no_file(self._path)}, expected an index for {section}.source=jsonl; correct "
                 f"{section}.path."
             )
         self._root = folder_of_images(self._path, image_root, section)
@@ -64,7 +63,7 @@ class JsonlSource:
     def _scan(
         self, split: str, section: str
     ) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
-        """Checks every line; returns offsets and lengths of the lines that belong to `split`."""
+        """Checks every line; returns the byte offsets and lengths of lines in `split`."""
         offsets, lengths = array("q"), array("i")
         splits = set()
         offset = 0
@@ -94,11 +93,11 @@ class JsonlSource:
         return self._entry(index)[1]
 
     def key(self, index: int) -> str:
-        """Returns the name of an example: the path of the image."""
+        """Returns an example's name, which is the image path."""
         return self._entry(index)[0]
 
     def _entry(self, index: int) -> tuple[str, tuple[str, ...]]:
-        """Returns (image path, captions) of an example."""
+        """Returns an example's (image path, captions)."""
         offset = int(self._offsets[index])
         line = self._index.read(offset, offset + int(self._lengths[index]))
         return _parse_line(line, self._caption_columns, f"{self._path}, example {index}")[:2]
@@ -107,7 +106,7 @@ class JsonlSource:
 def _parse_line(
     line: bytes, columns: Sequence[str], where: str
 ) -> tuple[str, tuple[str, ...], str]:
-    """Parses one index line and returns (image path, captions, split)."""
+    """Parses an index line and returns (image path, captions, split)."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -124,15 +123,15 @@ def _parse_line(
     if not isinstance(name, str) or not name:
         actual = shortened(name) if "image" in record else "missing"
         raise UserError(
-            f"{where}: the field image is {actual}, expected the path of an image; correct or "
-            "remove the line."
+            f"{where}: the field image is {actual}, expected an image path; correct or remove the "
+            "line."
         )
     if DEFAULT_CAPTION_KEY not in record and "caption" in record:
         record[DEFAULT_CAPTION_KEY] = record["caption"]
     if not any(column in record for column in columns):
         raise UserError(
             f"{where}: the field {' or '.join(columns)} is missing, expected a list of texts, or "
-            "in caption one text; add it or remove the line."
+            "a field caption with one text; add it or remove the line."
         )
     captions = captions_of({column: record.get(column) for column in columns}, where)
     split = record.get("split", "")

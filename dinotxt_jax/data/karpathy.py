@@ -1,8 +1,8 @@
 """Caption data sets with Karpathy's splits.
 
 `dataset_coco.json`, `dataset_flickr30k.json` and `dataset_flickr8k.json` by Karpathy and Li (2015)
-hold `images`, each with `filename`, optionally `filepath` (a folder), `split` and `sentences`; the
-field `raw` holds the text of a sentence.
+contain `images`, each with `filename`, optionally `filepath` (a folder), `split` and `sentences`;
+a sentence's field `raw` contains the text.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 def open_karpathy(
     path: AddressLike, *, image_root: AddressLike = "", split: str = "", section: str = SECTION
 ) -> CaptionFileSource:
-    """Opens a Karpathy caption file; the images keep the order of the file.
+    """Opens a Karpathy caption file; images keep the file order.
 
     Args:
         path: the caption file.
         image_root: the folder that `filepath`, or `filename` alone, is relative to (default: the
-            folder that holds the caption file).
-        split: "train", "restval", "val" or "test"; several are joined by + (other work trains on
-            "train+restval"; "train" alone has no restval); "" keeps all.
+            folder that contains the caption file).
+        split: "train", "restval", "val" or "test", or several joined by + (papers usually train on
+            "train+restval"; "train" does not include restval); "" keeps all images.
         section: command-line name for these settings, for messages.
 
     Raises:

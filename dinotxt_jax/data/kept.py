@@ -1,10 +1,10 @@
 """Lists of the examples that curation keeps, which training reads as a filter on any source.
 
-A list is one compressed npz file with
+A list is a compressed npz file with
 
-    description  JSON: format, the number and a hash of the pool's examples (`data.identity`), the
-                 number of kept examples, and how they were chosen
-    bits         one bit per example of the pool, the first in the highest bit of the first byte; or
+    description  JSON: format, the pool's size and hash (`data.identity`), the number of kept
+                 examples, and how they were chosen
+    bits         1 bit per pool example, starting at the highest bit in the first byte; or
     indices      ascending indices, if examples are repeated
 """
 
@@ -27,18 +27,18 @@ from dinotxt_jax.storage.files import new_file
 from dinotxt_jax.storage.retries import retried
 
 _FORMAT = "dinotxt_jax kept examples 1"
-# Bytes of the bitmap per entry in the table of counts.
+# Bitmap bytes per entry in the cumulative count table.
 _BLOCK = 512
-# Threads that read captions for the identity of a pool.
+# Threads that read captions to compute a pool's identity.
 _THREADS = 16
 
 
 class KeptRows:
-    """The kept indices of a pool, ascending, by number; one bit per example unless repeated.
+    """Sequence of the kept pool indices, ascending; takes 1 bit per pool example if none repeats.
 
     Args:
-        bits: one bit per example of the pool.
-        indices: the indices instead, if some are repeated.
+        bits: 1 bit per pool example, or None.
+        indices: the indices, if `bits` is None because indices are repeated.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class KeptRows:
         assert self._bits is not None
         block = int(np.searchsorted(self._ends, number, "right"))
         before = int(self._ends[block - 1]) if block else 0
-        ones = np.flatnonzero(np.unpackbits(self._bits[block * _BLOCK : (block + 1) * _BLOCK]))
-        return block * _BLOCK * 8 + int(ones[number - before])
+        set_bits = np.flatnonzero(np.unpackbits(self._bits[block * _BLOCK : (block + 1) * _BLOCK]))
+        return block * _BLOCK * 8 + int(set_bits[number - before])
 
     def counts(self, examples: int) -> Int64[np.ndarray, " n"]:
-        """Returns how often each example of the pool is kept."""
+        """Returns how often each pool example is kept."""
         if self._indices is not None:
             return np.bincount(self._indices, minlength=examples)
         assert self._bits is not None
@@ -74,7 +74,7 @@ class KeptRows:
 
 
 class KeptList(NamedTuple):
-    """The content of a list.
+    """A list's content.
 
     Attributes:
         rows: the kept indices.
@@ -100,8 +100,8 @@ def write_kept(
 
     Args:
         path: the file to write.
-        counts: how often each example of the pool is kept.
-        pool: the `data_identity` of the pool.
+        counts: how often each pool example is kept.
+        pool: the pool's `data_identity`.
         origin: how the examples were chosen, as JSON values.
     """
     repeated = bool((counts > 1).any())
@@ -117,10 +117,10 @@ def write_kept(
 
 
 def read_kept(path: Address, setting: str) -> KeptList:
-    """Reads a list; `setting` is the key that names it, for messages.
+    """Reads a list; `setting` is the settings key that names the file, for messages.
 
     Raises:
-        UserError: the file is missing, damaged or no list.
+        UserError: the file is missing, damaged or not a list.
     """
     cure = f"write it again with python -m dinotxt_jax.curate, or correct {setting}"
     try:
@@ -132,15 +132,15 @@ def read_kept(path: Address, setting: str) -> KeptList:
             description = json.loads(str(arrays["description"]))
             bits, indices = arrays.get("bits"), arrays.get("indices")
         if (bits is None) == (indices is None):
-            raise ValueError("it holds neither bits nor indices")
+            raise ValueError("expected either bits or indices")
         rows = KeptRows(bits, indices)
         pool = description["pool"]["examples"]
         size = -(-pool // 8) if indices is None else len(rows)
         length = len(rows) if bits is None else len(bits)
         if (description["format"], description["kept"], size) != (_FORMAT, len(rows), length):
-            raise ValueError("its description contradicts its content")
+            raise ValueError("the description contradicts the content")
         if indices is not None and not _is_ascending(indices, pool):
-            raise ValueError("its indices are outside of the pool or not ascending")
+            raise ValueError("indices are outside the pool or not ascending")
     except (
         ValueError,
         KeyError,
@@ -162,11 +162,11 @@ def _is_ascending(indices: Int64[np.ndarray, " n"], examples: int) -> bool:
 
 
 class KeptSource:
-    """The examples of a source that a list keeps.
+    """A source's examples that a list keeps.
 
     Args:
         source: the pool.
-        rows: the indices in the pool.
+        rows: the kept pool indices.
     """
 
     def __init__(self, source: Source, rows: KeptRows) -> None:
@@ -182,22 +182,22 @@ class KeptSource:
         return self._source.captions(self._rows[index])
 
     def key(self, index: int) -> str:
-        """Returns the name of an example in the pool."""
+        """Returns an example's name in the pool."""
         return self._source.key(self._rows[index])
 
 
 def kept_examples(source: Source, path: str, setting: str) -> KeptSource:
-    """Returns the examples of a pool that a list keeps.
+    """Returns the pool examples that a list keeps.
 
     Args:
         source: the pool.
-        path: the list.
-        setting: the key that names it, for messages.
+        path: the list file.
+        setting: the settings key that names the file, for messages.
 
     Raises:
-        UserError: the list cannot be read, keeps nothing, or belongs to another pool.
+        UserError: the list cannot be read, keeps no example, or belongs to another pool.
     """
-    # Imported here, because it reads with Grain, and the table of sources must import no reader.
+    # Imported late: `identity` imports Grain, which the table of sources must not load.
     from dinotxt_jax.data.identity import data_identity, difference
 
     kept = read_kept(to_address(path), setting)

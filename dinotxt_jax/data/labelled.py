@@ -17,7 +17,7 @@ PRESENT = "present"
 
 
 class LabelledSource:
-    """A source with images and labels, which also gives the class names as captions.
+    """A source with images and labels; the captions are the class names.
 
     Attributes:
         class_names: the name for each class, in label order.
@@ -41,11 +41,11 @@ class LabelledSource:
         return tuple(self.class_names[label] for label in self.labels(index))
 
     def labels(self, index: int) -> tuple[int, ...]:
-        """Returns the classes of an example."""
+        """Returns an example's class labels."""
         return self._images[index].labels
 
     def key(self, index: int) -> str:
-        """Returns the name of an example in reports."""
+        """Returns an example's name in reports."""
         return self._images[index].key
 
 
@@ -54,12 +54,12 @@ def with_classes(labelled: LabelledImages, only: str, section: str) -> LabelledI
 
     Args:
         labelled: all images and classes.
-        only: a list of class names (`read_list`), "present" (classes that have an image) or ""
-            (all classes).
+        only: a class name list (`read_list`), "present" (classes that have an image) or "" (all
+            classes).
         section: the command-line name for the data settings, used in messages.
 
     Raises:
-        UserError: the list has a name that no class has.
+        UserError: a listed name is not a class.
     """
     if not only:
         return labelled
@@ -72,12 +72,12 @@ def with_classes(labelled: LabelledImages, only: str, section: str) -> LabelledI
 
 
 def _labels_of(entries: Sequence[str], names: Sequence[str], section: str) -> set[int]:
-    """Returns the labels for the named classes; a name that several classes share keeps all."""
-    strange = [name for name in entries if name not in names]
-    if strange:
+    """Returns the named classes' labels; a name shared by several classes selects all of them."""
+    unknown_names = [name for name in entries if name not in names]
+    if unknown_names:
         raise UserError(
-            f"{section}.only names {shortened(strange[0])}, which is none of the {len(names)} "
-            "classes; correct it."
+            f"{section}.only names {shortened(unknown_names[0])}, which is not among the "
+            f"{len(names)} classes; correct it."
         )
     return {label for label, name in enumerate(names) if name in set(entries)}
 

@@ -1,7 +1,7 @@
-"""The manifest next to ingested ArrayRecord shards: which files there are, and their contents.
+"""Reads the manifest next to ingested ArrayRecord shards, which lists the files and their contents.
 
-`python -m dinotxt_jax.ingest` writes the plan first and the manifest last. A folder with a plan and
-no manifest is unfinished. `ingestion.manifest` writes both files.
+`python -m dinotxt_jax.ingest` writes the plan first and the manifest last. A folder with a plan but
+without a manifest is unfinished. `ingestion.manifest` writes both files.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def read_manifest(folder: Address) -> dict[str, Any] | None:
     """Returns the manifest in a folder, or None if no ingestion has written to the folder.
 
     Raises:
-        UserError: the ingestion has not finished, or a later version of the project wrote it.
+        UserError: the ingestion is unfinished, or a later dinotxt_jax version wrote the manifest.
     """
     if retried((folder / MANIFEST).is_file):
         manifest = read_json(folder / MANIFEST, "a manifest", _CURE)
         if manifest.get("format") != FORMAT:
-            return None  # another program's
+            return None  # written by another program
         if manifest.get("version") != FORMAT_VERSION:
             raise UserError(
                 f"{folder / MANIFEST} has version {manifest.get('version')}, expected "
@@ -49,11 +49,11 @@ def read_manifest(folder: Address) -> dict[str, Any] | None:
 
 
 def expected_shards(path: AddressLike, files: Sequence[Address]) -> dict[Address, dict[str, Any]]:
-    """Returns what manifests say about the files of a source, keyed by file.
+    """Returns the manifest entry for each file in a source that has a manifest.
 
     Args:
-        path: the file, folder or glob that the user gave.
-        files: the files found there.
+        path: the file, folder or glob that the user set.
+        files: the files that exist there.
 
     Raises:
         UserError: a folder or glob lacks a shard, or has a file that the manifest does not list.
@@ -65,14 +65,14 @@ def expected_shards(path: AddressLike, files: Sequence[Address]) -> dict[Address
             continue
         shards = {folder / shard["name"]: shard for shard in manifest["shards"]}
         present = {file for file in files if file.parent == folder}
-        # The path is the folder itself, a glob, or one of the files.
-        given = to_address(path)
-        pattern = f"{given}/*" if given == folder else str(given)
+        # `path` is the folder itself, a glob, or a single file in the folder.
+        address = to_address(path)
+        pattern = f"{address}/*" if address == folder else str(address)
         requested = {file for file in shards if fnmatch.fnmatch(str(file), pattern)}
-        if lost := sorted(requested - present):
+        if missing := sorted(requested - present):
             raise UserError(
-                f"{folder} lacks {len(lost)} of {len(shards)} shards that {MANIFEST} lists, such "
-                f"as {lost[0].name}; restore the files, or ingest the data again."
+                f"{folder} lacks {len(missing)} of {len(shards)} shards that {MANIFEST} lists, "
+                f"such as {missing[0].name}; restore the files, or ingest the data again."
             )
         if unknown := sorted(present - shards.keys()):
             raise UserError(
@@ -84,21 +84,21 @@ def expected_shards(path: AddressLike, files: Sequence[Address]) -> dict[Address
 
 
 def check_shard(file: Address, copy: Path, records: int, shard: Mapping[str, Any]) -> None:
-    """Compares the size and the number of records of a shard with the manifest.
+    """Compares a shard's size and number of records with the manifest.
 
     Args:
         file: the shard, for the message.
-        copy: the local file that holds it.
-        records: the number of records in it.
-        shard: what the manifest says.
+        copy: the shard's local copy.
+        records: number of records in the copy.
+        shard: the manifest entry.
 
     Raises:
-        UserError: they differ.
+        UserError: size or record count differ.
     """
     size = copy.stat().st_size
     if (size, records) != (shard["bytes"], shard["records"]):
         raise UserError(
             f"{file} has {size} bytes and {records} records, expected {shard['bytes']} and "
-            f"{shard['records']} as {MANIFEST} says; restore it, or run the ingestion again, which "
-            "writes it again."
+            f"{shard['records']} as in {MANIFEST}; restore it, or run the ingestion again, which "
+            "rewrites it."
         )

@@ -1,4 +1,4 @@
-"""Segmentation data sets in the folder layouts as published (`data.mask_layouts`)."""
+"""Segmentation data sets in the folder layouts in which they were published (`mask_layouts`)."""
 
 from __future__ import annotations
 
@@ -70,9 +70,10 @@ def _folder(template: str, split: str) -> str:
 def _pairs(
     root: Address, templates: tuple[str, str], split_list: str, split: str, section: str
 ) -> list[tuple[str, str]]:
-    """Returns (image file, mask file) for each name of a split, relative to the root.
+    """Returns (image file, mask file) for each image in a split, relative to the root.
 
-    All returned files exist.
+    Raises:
+        UserError: there is no image, or an image or mask file does not exist.
     """
     image, mask = templates
     names: Sequence[str]
@@ -90,8 +91,8 @@ def _pairs(
     ]
     for image_file, mask_file in pairs:
         for file, expected in (
-            (image_file, f"an image of the split {split}; restore it"),
-            (mask_file, f"the mask of {image_file}; add it, or remove the image"),
+            (image_file, f"an image in the split {split}; restore it"),
+            (mask_file, f"the mask for {image_file}; add it, or remove the image"),
         ):
             if not (root / file).is_file():
                 raise UserError(f"{root / file} is missing, expected {expected}.")
@@ -106,7 +107,7 @@ def _listed(file: Address, split: str, section: str) -> tuple[str, ...]:
             f"correct {section}.split (there are {split_files})" if split_files else "restore it"
         )
         raise UserError(
-            f"{file} is missing, expected the names of the images of split {split!r}; {advice}."
+            f"{file} is missing, expected the image names in the split {split!r}; {advice}."
         )
     return read_list(str(file), f"{section}.split")
 
@@ -118,7 +119,7 @@ def _not_found(config: DataConfig, root: Address, layout: MaskLayout, section: s
     splits = sorted({entry.name for entry in folders if _templates(root, layout, entry.name)})
     if splits:
         return UserError(
-            f"{config.path} has no split {config.split or layout.split!r} of {config.name}, it has "
+            f"{config.path} has no split {config.split or layout.split!r} for {config.name}, only "
             f"{', '.join(splits)}; correct {section}.split."
         )
     return UserError(

@@ -1,4 +1,4 @@
-"""Folder layouts for published segmentation data sets, and the meaning of mask values.
+"""Folder layouts and mask values for published segmentation data sets.
 
 Class names are stored in `data/texts`, ordered by class index.
 """
@@ -17,22 +17,22 @@ from dinotxt_jax.data.texts import BACKGROUND, read_list
 
 @dataclass(frozen=True)
 class MaskLayout:
-    """The file layout of a data set on disk, and the mapping from mask value to class index.
+    """A data set's file layout on disk, and the mapping from mask value to class index.
 
     Templates are paths relative to the data set root, with the placeholders `{split}` and `{name}`
-    (the image name, which may contain folders). If there are several templates, the first one whose
-    folder exists is used.
+    (the image name, which may contain folders). With several templates, the first template for
+    which the folder exists is used.
 
     Attributes:
-        about: the expected files and the source of the files.
+        about: the expected files, and where to get them.
         images, masks: path templates for image files and for mask files.
         lists: class lists in `data/texts`, concatenated in this order.
         ids: mask value -> class index, or `IGNORED`.
         split: the split to evaluate on ("": the data set has no splits).
         split_list: path template for the text file that lists the image names in a split ("": every
             image in the folder is used).
-        folder: name of the root folder; `data.path` may also be the parent folder.
-        background: whether a class 0, "background" (anything else), precedes the `lists` classes.
+        folder: root folder name; `data.path` may also be the parent folder.
+        background: whether class 0 is "background" (everything else), before the `lists` classes.
         others: class index for values missing from `ids` (None: such values raise an error).
         colours: whether mask values are colours, as 0xRRGGBB.
     """
@@ -50,14 +50,14 @@ class MaskLayout:
     colours: bool = False
 
     def class_names(self) -> tuple[str, ...]:
-        """Returns one name per class; two classes may have the same name."""
+        """Returns the name of each class; two classes may have the same name."""
         names = [name for part in self.lists for name in read_list(part, "the layout's lists")]
         return (BACKGROUND, *names) if self.background else tuple(names)
 
     def to_indices(
         self, pixels: Shaped[np.ndarray, "h w *rgb"], section: str
     ) -> Int[np.ndarray, "h w"]:
-        """Returns the class index, or `IGNORED`, of each pixel in a mask file.
+        """Converts mask file pixels to class indices, or `IGNORED`.
 
         Raises:
             ValueError: the mask is not valid; the message completes a sentence that starts with the
@@ -74,7 +74,7 @@ class MaskLayout:
                 f"colour {tuple(value.to_bytes(3))}" if self.colours else f"value {value}"
             )
             raise ValueError(
-                f"holds the {unknown_value}, which is no class of its data set; correct it, "
+                f"holds the {unknown_value}, which is not a class in this data set; correct it, "
                 f"or {section}.name"
             )
         others = IGNORED if self.others is None else self.others
@@ -85,27 +85,28 @@ def _packed(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
     """Packs RGB colours into integers, as 0xRRGGBB."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(
-            f"has {pixels.dtype} pixels of the shape {list(pixels.shape)}, expected 8-bit RGB "
+            f"has {pixels.dtype} pixels with the shape {list(pixels.shape)}, expected 8-bit RGB "
             "colours; correct it"
         )
     return pixels.astype(np.int32) @ np.array([0x10000, 0x100, 1], np.int32)
 
 
 def _counted(first: int, count: int, index: int = 0) -> dict[int, int]:
-    """Maps `count` consecutive values from `first` on to class indices from `index` on."""
+    """Maps `count` consecutive values starting at `first` to class indices starting at `index`."""
     return {first + number: index + number for number in range(count)}
 
 
 _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
-# COCO never annotated these 11 among the 91 thing categories: street sign, hat, shoe, eye glasses,
-# plate, mirror, window, desk, door, blender, hair brush. Mask values are category ids minus 1.
+# COCO never annotated 11 of the 91 thing categories: street sign, hat, shoe, eye glasses, plate,
+# mirror, window, desk, door, blender, hair brush. Mask values are category IDs minus 1.
 _COCO_NEVER = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 _COCO = [value for value in range(182) if value not in _COCO_NEVER]
 _COCO_THINGS = 80
 
 # Supercategories (coco_stuff_27 indices) for the 171 classes. COCO sorts things by supercategory,
-# so things are given as (index, run length); stuff is sorted by name and has one index per class.
+# so things are run-length encoded as INDEX*LENGTH; stuff is sorted by name, so each class has an
+# index here.
 _THING_RUNS = "9*1 11*8 8*5 7*10 6*5 10*10 5*7 2*10 3*6 0*6 1*5 4*7"
 _STUFF_GROUPS = (
     "17 17 22 20 20 22 15 25 16 13 12 12 17 17 23 15 15 17 15 21 15 25 13 13 13 13 13 22 26 14 14 "
@@ -127,7 +128,7 @@ _MSRC_COLOURS = (
 
 def _voc(*, background: bool) -> MaskLayout:
     return MaskLayout(
-        about="VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}, of the Pascal VOC "
+        about="VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}, from the Pascal VOC "
         "2012 development kit",
         folder="VOC2012",
         images=("JPEGImages/{name}.jpg",),
@@ -143,8 +144,8 @@ def _voc(*, background: bool) -> MaskLayout:
 def _context(*, background: bool) -> MaskLayout:
     return MaskLayout(
         about="VOC2010/{JPEGImages,SegmentationClassContext,ImageSets/SegmentationContext}, masks "
-        "and lists as MMSegmentation's converter writes them (classes by alphabet, not in the "
-        "order of the authors' list of 59)",
+        "and lists as MMSegmentation's converter writes them (classes in alphabetical order, not "
+        "in the order of the authors' list of 59)",
         folder="VOC2010",
         images=("JPEGImages/{name}.jpg",),
         masks=("SegmentationClassContext/{name}.png",),
@@ -195,7 +196,8 @@ MASK_LAYOUTS: dict[str, MaskLayout] = {
     # generated later, by a script whose class table users may modify.
     "cityscapes_19": MaskLayout(
         about="leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and "
-        "gtFine/SPLIT/CITY/*_gtFine_labelIds.png, of the official archives leftImg8bit and gtFine",
+        "gtFine/SPLIT/CITY/*_gtFine_labelIds.png, from the official archives leftImg8bit and "
+        "gtFine",
         images=("leftImg8bit/{split}/{name}_leftImg8bit.png",),
         masks=("gtFine/{split}/{name}_gtFine_labelIds.png",),
         split="val",
@@ -221,8 +223,8 @@ MASK_LAYOUTS: dict[str, MaskLayout] = {
         others=0,
     ),
     "camvid_11": MaskLayout(
-        about="{train,val,test} and, with the same file names, {train,val,test}annot, as the "
-        "SegNet tutorial has them (360 x 480)",
+        about="{train,val,test} and, with the same file names, {train,val,test}annot, as in the "
+        "SegNet tutorial (360 x 480)",
         folder="CamVid",
         images=("{split}/{name}.png",),
         masks=("{split}annot/{name}.png",),

@@ -21,7 +21,7 @@ IGNORED = 255  # in a mask: the pixel has no class
 
 
 class MaskSource(Protocol):
-    """Images for which the class is known at every pixel."""
+    """Images with a known class for every pixel."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ class MaskSource(Protocol):
 
     @property
     def background(self) -> int | None:
-        """The class index that means "anything else", or None if there is no such class."""
+        """The class index for everything else, or None if there is no background class."""
 
     def __len__(self) -> int: ...
 
@@ -41,7 +41,7 @@ class MaskSource(Protocol):
 
 
 class MaskFiles:
-    """A `MaskSource` for image files, each with a mask file that holds the class of every pixel.
+    """A `MaskSource` for image files, each with a mask file that stores a class per pixel.
 
     Images are rotated upright according to the EXIF orientation, but not by the official decoder.
     Masks are used as stored, and must already be upright.
@@ -132,22 +132,22 @@ class MaskFiles:
 
 def _unreadable(mask_name: str, image_name: str, error: Exception) -> UserError:
     return UserError(
-        f"{mask_name}, the mask of {image_name}, cannot be read ({error}); repair or remove the "
+        f"{mask_name}, the mask for {image_name}, cannot be read ({error}); repair or remove the "
         "pair."
     )
 
 
 def one_value_a_pixel(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray, "h w"]:
-    """Returns the pixels of an index, palette, greyscale or 16-bit mask as int32.
+    """Converts an index, palette, greyscale or 16-bit mask to int32.
 
     Raises:
-        ValueError: the mask holds colours or fractions; the message completes a sentence that
+        ValueError: the mask contains colours or fractions; the message completes a sentence that
             starts with the mask name.
     """
     if pixels.ndim != 2 or pixels.dtype.kind not in "biu":
         raise ValueError(
-            f"has {pixels.dtype} pixels of the shape {list(pixels.shape)}, expected one class "
-            "index per pixel, as integers; correct it"
+            f"has {pixels.dtype} pixels with the shape {list(pixels.shape)}, expected one integer "
+            "class index per pixel; correct it"
         )
     return pixels.astype(np.int32)
 
@@ -155,7 +155,11 @@ def one_value_a_pixel(pixels: Shaped[np.ndarray, "h w *rgb"]) -> Int[np.ndarray,
 def checked_indices(
     pixels: Shaped[np.ndarray, "h w *rgb"], classes: int, section: str
 ) -> Int[np.ndarray, "h w"]:
-    """Returns the pixels of a mask that holds class indices, checked against the class count."""
+    """Converts an index mask to int32 and checks the indices.
+
+    Raises:
+        ValueError: not an index mask, or an index is neither a class nor `IGNORED`.
+    """
     mask = one_value_a_pixel(pixels)
     outside = mask[(mask != IGNORED) & ((mask < 0) | (mask >= classes))]
     if outside.size:

@@ -1,4 +1,4 @@
-"""Mixtures of sources: weights set how often training uses the examples of each source."""
+"""Mixtures of sources: weights determine how often training uses each source's examples."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """One source of the training data.
+    """A source in the training data.
 
     Attributes:
-        section: the command-line name for the settings of the source.
+        section: the command-line name for this source's settings.
         source: the examples.
-        data: the data settings, for this source alone.
-        selection: the filters and the choice of captions.
-        share: the place of the examples among all, and the weight.
+        data: the data settings for this source.
+        selection: the filters and the caption choice.
+        share: the index range and the weight.
     """
 
     section: str
@@ -37,12 +37,12 @@ class Part:
 
 
 class Mixture:
-    """The examples of several sources, one source after the other.
+    """The concatenated examples from several sources.
 
     An example is named SOURCE/KEY.
 
     Args:
-        sources: the settings' section and the examples of each source.
+        sources: (settings section, source) pairs.
         config: the data settings that define the mixture.
 
     Attributes:
@@ -78,7 +78,7 @@ class Mixture:
         return self.parts[number].source.captions(row)
 
     def key(self, index: int) -> str:
-        """Returns the name of an example."""
+        """Returns an example's name."""
         number, row = self._place(index)
         return f"{self._names[number]}/{self.parts[number].source.key(row)}"
 
@@ -89,7 +89,7 @@ class Mixture:
         return number, index - self.parts[number].share.first
 
     def described(self, pairs: int) -> list[str]:
-        """Returns a line per source: examples, weight, and passes in `pairs` training pairs."""
+        """Returns a line per source: examples, weight, and epochs within `pairs` training pairs."""
         total = sum(part.share.weight for part in self.parts)
         lines = []
         for name, part in zip(self._names, self.parts, strict=True):
@@ -103,24 +103,24 @@ class Mixture:
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """Returns weights as whole numbers in the same proportions; an empty list if all are 0."""
-    # Decimal notation: 0.1 means a tenth, not the binary number next to it.
+    """Returns weights as integers in the same proportions; an empty list if all weights are 0."""
+    # Through decimal notation: 0.1 means exactly 1/10, not the nearest binary fraction.
     fractions = [Fraction(repr(weight)) for weight in weights]
     scale = math.lcm(*(fraction.denominator for fraction in fractions))
     return [int(fraction * scale) for fraction in fractions] if any(fractions) else []
 
 
 def part_number(parts: Sequence[Part], index: int) -> int:
-    """Returns which part an example belongs to."""
+    """Returns the number of the part that contains an example index."""
     return bisect.bisect_right(parts, index, key=lambda part: part.share.first) - 1
 
 
 def source_parts(source: Source, data: DataConfig, section: str = SECTION) -> tuple[Part, ...]:
-    """Returns the sources of a mixture, or the only source.
+    """Returns a mixture's parts, or a single part for any other source.
 
     Args:
         source: the examples.
-        data: the data settings of a source that is no mixture.
+        data: the data settings, used if the source is not a mixture.
         section: the command-line name for these settings.
     """
     if isinstance(source, Mixture):
@@ -129,7 +129,10 @@ def source_parts(source: Source, data: DataConfig, section: str = SECTION) -> tu
 
 
 def shares_of(source: Sized) -> tuple[Share, ...]:
-    """Returns how training shares its positions among the sources of a mixture, or the only one."""
+    """Returns how training positions are shared among a mixture's sources.
+
+    A source that is not a mixture gets a single share.
+    """
     if isinstance(source, Mixture):
         return tuple(part.share for part in source.parts)
     return (Share(0, len(source), 1),)

@@ -1,6 +1,6 @@
-"""The order in which training uses examples, and each example's randomness.
+"""The order in which training uses examples, and the random numbers for each example.
 
-Augmentation depends on (seed, epoch, index) only, and the order on (seed, position) only.
+Augmentation depends only on (seed, epoch, index), and the order only on (seed, position).
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from dinotxt_jax.data.shares import Share, shared
 
 _SHUFFLE_ROUNDS = 4  # Grain's default
 _LARGEST_GRAIN_SHUFFLE = 2**32 - 1  # limit of Grain's 32-bit index shuffle
-MAX_EXAMPLES = 2**62  # an index fits into int64
+MAX_EXAMPLES = 2**62  # indices must fit into int64
 
 
 def _hashed(purpose: str, *values: int) -> int:
-    """Hashes the arguments to 128 bits, equally in every process and version."""
+    """Hashes the arguments to 128 bits; stable across processes and Python versions."""
     data = b"".join(value.to_bytes(8, "little") for value in values)
     digest = hashlib.blake2b(data, digest_size=16, person=purpose.encode())
     return int.from_bytes(digest.digest(), "little")
 
 
 def _shuffled(index: int, size: int, seed: int) -> int:
-    """Returns the element `index` of a random permutation of `range(size)`."""
+    """Returns element `index` of a random permutation of `range(size)`."""
     if size <= _LARGEST_GRAIN_SHUFFLE:
         return index_shuffle(index, max_index=size - 1, seed=seed, rounds=_SHUFFLE_ROUNDS)
     return _shuffled_by_feistel(index, size, seed)
 
 
 def _shuffled_by_feistel(index: int, size: int, seed: int) -> int:
-    """Returns the element `index` of a permutation of `range(size)`, for any size.
+    """Returns element `index` of a random permutation of `range(size)`, for any size.
 
-    A Feistel network permutes all numbers with 2 x `half` bits, fewer than 4 x `size`. Numbers
-    outside the range are permuted again until they are inside, which leaves a permutation of the
-    range (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+    A Feistel network permutes all numbers with 2 x `half` bits, fewer than 4 x `size` numbers.
+    Numbers outside the range are permuted again until they fall inside, which yields a permutation
+    of the range (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
     """
     half = ((size - 1).bit_length() + 1) // 2
     mask = (1 << half) - 1
@@ -54,11 +54,11 @@ def _shuffled_by_feistel(index: int, size: int, seed: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draw:
-    """One use of an example in training.
+    """A single use of an example in training.
 
     Attributes:
-        epoch: complete passes over the source before this one.
-        index: the example's index; the examples of several sources follow each other.
+        epoch: number of complete passes over the source before this draw.
+        index: the example's index, counted through all sources.
         position: position in training, `step * batch_size + row`.
         seed: the run's seed.
     """
@@ -74,11 +74,11 @@ class Draw:
         return np.random.Generator(np.random.Philox(key=key))
 
     def substitutes(self, first: int, size: int) -> Iterator[int]:
-        """Yields all other indices from `first` to `first + size - 1` once.
+        """Yields each other index in `range(first, first + size)` once, in random order.
 
-        Their examples take the place of one with a bad image. The order depends on (seed, epoch,
-        index). Unlike neighbours, substitutes are spread over the data, so that a lost folder makes
-        no other example more frequent than the rest.
+        The examples at these indices replace a bad image, in this order. The order depends on
+        (seed, epoch, index). Substitutes are spread over the whole source: if neighbours were used,
+        a missing folder would make the example next to it much more frequent than all others.
         """
         seed = _hashed("substitutes", self.seed, self.epoch, self.index) % 2**32
         for number in range(size):
@@ -88,13 +88,13 @@ class Draw:
 
     def fraction(self, purpose: str) -> float:
         """Returns a number, uniform in [0, 1), determined by (seed, epoch, index) and `purpose`."""
-        # 53 bits: a float near 1 would be rounded to 1 with more.
+        # Only 53 bits: with more bits, numbers close to 1 would be rounded to 1.
         return (_hashed(purpose, self.seed, self.epoch, self.index) >> 75) / 2**53
 
     def caption_index(self, count: int) -> int:
-        """Returns which of `count` captions to use; `count` epochs use each caption once.
+        """Returns the number of the caption to use; `count` epochs use each caption once.
 
-        The captions are permuted by (seed, index), and epoch e uses number e mod `count`.
+        (seed, index) determine a permutation of the captions; epoch e uses entry e mod `count`.
         """
         if count == 1:
             return 0
@@ -105,11 +105,11 @@ class Draw:
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """The endless sequence of draws for one process, from `first_step` on.
+    """The endless sequence of draws for a process, starting at `first_step`.
 
-    In step s the global batch has the rows s*B to (s+1)*B and is split into N equal parts. A
-    process reads its `parts` in order; part p has the rows [s*B + p*B/N, s*B + (p+1)*B/N). Each
-    source has its own epochs, which follow each other without a gap, also within a batch.
+    The global batch in step s has the positions [s*B, (s+1)*B) and is split into N equal parts. A
+    process reads the numbers in `parts`; part p has positions [s*B + p*B/N, s*B + (p+1)*B/N). Each
+    source has separate epochs, which follow each other without a gap, even within a batch.
     """
 
     shares: tuple[Share, ...]
@@ -146,7 +146,7 @@ class Turns:
         share = self.shares[number]
         epoch, index = divmod(used, share.size)
         if self.shuffle:
-            # Sources of equal size get different orders, as their examples may correspond.
+            # Sources with equal sizes get different orders, since their examples may correspond.
             seed = _hashed("order", self.seed, epoch, *([number] if number else [])) % 2**32
             index = _shuffled(index, share.size, seed)
         return Draw(epoch, share.first + index, position, self.seed)
@@ -154,11 +154,11 @@ class Turns:
 
 @dataclasses.dataclass(frozen=True)
 class Dealt:
-    """The draws of `turns`, reordered so that each of W workers gets whole chunks of C rows.
+    """The draws in `turns`, reordered so that each of W workers gets complete chunks with C rows.
 
-    Elements come in parts of `together` consecutive rows. Worker w uses the parts w, w + W, w + 2W,
-    ... and joins them to chunks of C rows. Taking a chunk from each worker in turn then gives the
-    rows of `turns` in order:
+    Elements come in parts with `together` consecutive rows. Grain gives worker w the parts w, w+W,
+    w+2W, ..., which the worker joins to chunks with C rows. Taking chunks from the workers in turn
+    then restores the row order in `turns`:
 
         part  0 1 2 3 4 5 6 7  (W = 2)                worker 0: rows 0 1 | 4 5
         row   0 2 1 3 4 6 5 7  (C = 2, together = 1)  worker 1: rows 2 3 | 6 7

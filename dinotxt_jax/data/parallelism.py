@@ -1,4 +1,4 @@
-"""How many threads and worker processes decode images."""
+"""Chooses how many threads and worker processes decode images."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dinotxt_jax.storage.addresses import is_remote, to_address
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
-# Threads also wait for storage: little for a disk, long for a bucket.
+# Threads also wait for storage: briefly for disks, long for buckets.
 _FEWEST_THREADS, _FEWEST_FOR_BUCKETS = 2, 16
-# An assumption, not measured: Python's global lock lets about this many threads of a process
-# compute at the same time.
+# Assumed, not measured: despite Python's global lock, about this many threads in a process compute
+# at the same time.
 _CPUS_PER_PROCESS = 4
 
 
 def decoding_threads(threads: int, from_disk: bool = False) -> int:
-    """Returns the number of threads that a setting means.
+    """Converts a setting to a number of threads.
 
-    -1 means one per CPU and at least 16, or at least 2 where everything is read `from_disk`: more
-    threads than CPUs take Python's lock from each other (on two CPUs, 16 threads are a third
-    slower than 2).
+    -1 means a thread per CPU, but at least 16, or at least 2 if all data is read `from_disk`: more
+    threads than CPUs compete for Python's global lock (on two CPUs, 16 threads are a third slower
+    than 2).
     """
     if threads >= 0:
         return threads
@@ -38,9 +38,9 @@ def training_threads(data: DataConfig) -> int:
 
 
 def decoding_workers(workers: int) -> int:
-    """Returns the number of worker processes that a setting means.
+    """Converts a setting to a number of worker processes.
 
-    -1 means a worker for every four CPUs, and none below eight CPUs, where threads are as fast.
+    -1 means a worker per four CPUs, but no workers below eight CPUs, where threads are as fast.
     """
     if workers >= 0:
         return workers

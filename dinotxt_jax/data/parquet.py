@@ -1,7 +1,7 @@
-"""Parquet files with a column of images (bytes, or paths of image files) and columns of captions.
+"""Parquet files with an image column (file bytes or paths) and caption columns.
 
-A row is read by decoding its row group; decoded groups are kept up to a limit. Files in a bucket
-are read by range: one range for each column of a row group.
+Reading a row decodes the whole row group; decoded groups are cached up to a memory limit. Files in
+a bucket are read by byte range: one range per row group and column.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from dinotxt_jax.storage.faults import is_passing
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
-# Footers are read in several threads, because storage may be slow to answer.
+# Footers are read in several threads, because storage may have a high latency.
 _THREADS = 8
 _MOST_OPEN = 128
-# Bytes of decoded columns that a process keeps.
+# Maximum bytes that a process caches in decoded columns.
 _MOST_KEPT = 2**29
-# A larger row group makes reading in random order slow.
+# Row groups with more bytes make reading in random order slow.
 _LARGE_GROUP = 2**26
 
 
 class _Footer(NamedTuple):
-    """What the end of a file says.
+    """A Parquet file's metadata, stored at the end of the file.
 
     Attributes:
-        version: `size_and_version` of the file.
-        rows: number of rows of each row group.
-        columns: names of the columns.
-        features: descriptions of columns, where the library Hugging Face `datasets` has written it.
-        largest: bytes of the largest row group.
+        version: the file's `size_and_version`.
+        rows: number of rows in each row group.
+        columns: the column names.
+        features: column descriptions, if the Hugging Face `datasets` library wrote the file.
+        largest: size of the largest row group in bytes.
     """
 
     version: tuple[int, str]
@@ -59,15 +59,15 @@ class _Footer(NamedTuple):
 
 
 class ParquetRows:
-    """The rows of Parquet files, as `TableRows`.
+    """The rows in Parquet files, as `TableRows`.
 
     Args:
         path: a file, a folder (all `*.parquet`) or a glob; files are read in sorted name order.
-        image_root: the folder that paths of images are relative to; "" for the folder of the file.
+        image_root: the folder that image paths are relative to; "" for the Parquet file's folder.
         section: command-line name for the data settings, for messages.
 
     Raises:
-        UserError: a file is missing or damaged, the columns differ, or there is no row.
+        UserError: a file is missing or damaged, the columns differ, or there are no rows.
     """
 
     def __init__(self, path: str, image_root: str, section: str) -> None:
@@ -85,7 +85,7 @@ class ParquetRows:
                 )
         self._versions = [footer.version for footer in footers]
         self._root = to_address(image_root) if image_root else self._files[0].parent
-        # For each row group: its file and its number in the file, and the rows up to its end.
+        # For each row group: (file number, group number), and the number of rows up to its end.
         self._places = [
             (number, group)
             for number, footer in enumerate(footers)
@@ -98,8 +98,8 @@ class ParquetRows:
         largest = max(footer.largest for footer in footers)
         if largest > _LARGE_GROUP:
             logging.warning(
-                "%s has row groups of up to %.0f MiB, each of which is decoded whole for one row: "
-                "reading in random order is fast with row groups of some 100 images",
+                "%s has row groups with up to %.0f MiB, and reading a row decodes its whole row "
+                "group: reading in random order is fast with about 100 images per row group",
                 *(path, largest / 2**20),
             )
 
@@ -107,15 +107,15 @@ class ParquetRows:
         return int(self._bounds[-1]) if len(self._bounds) else 0
 
     def key(self, index: int) -> str:
-        """Returns the name of a row: its file, and its number there."""
+        """Returns a row's name: file name and row number in the file."""
         number = int(np.searchsorted(self._first_rows, index, "right")) - 1
         return f"{self._files[number].name}[{index - int(self._first_rows[number])}]"
 
     def value(self, index: int, column: str) -> Any:
-        """Returns the value of a column in a row; "a/b" names the field b in the column a.
+        """Returns the value in a row and column; "a/b" names the field b in the column a.
 
         Raises:
-            BadImageError: the row group does not decode.
+            BadImageError: the row group cannot be decoded.
             UserError: the file has changed.
         """
         place = int(np.searchsorted(self._bounds, index, "right"))
@@ -127,7 +127,7 @@ class ParquetRows:
             return field_of(values[row].as_py(), column)
         except UserError:
             raise
-        except Exception as error:  # of Arrow, for bytes that do not decode
+        except Exception as error:  # raised by Arrow, if bytes cannot be decoded
             if is_passing(error):
                 raise
             raise BadImageError(
@@ -164,7 +164,7 @@ def _footer(file: Address) -> _Footer:
 
 
 class _OpenParquet:
-    """An open file; reading takes a lock, because Arrow's reader is not made for threads."""
+    """An open file; reading takes a lock, because Arrow's reader is not thread-safe."""
 
     def __init__(self, ranges: ByteRanges):
         try:
@@ -185,8 +185,8 @@ class _OpenParquet:
                 raise
             reason = "it is empty" if not ranges.size else _short(error)
             raise UserError(
-                f"{ranges.address} is no Parquet file that can be read ({reason}); write it again, "
-                "or remove it."
+                f"{ranges.address} is not a readable Parquet file ({reason}); write it again, or "
+                "remove it."
             ) from error
 
 
@@ -196,7 +196,7 @@ def _opened(file: Address, size: int, version: str) -> _OpenParquet:
 
 
 class _Kept:
-    """The decoded columns of row groups that were used last."""
+    """A least-recently-used cache with decoded row group columns."""
 
     def __init__(self) -> None:
         self._columns: collections.OrderedDict[tuple[int, int, str], Any] = (
@@ -206,16 +206,16 @@ class _Kept:
         self._lock = threading.Lock()
 
     def column(self, opened: _OpenParquet, group: int, name: str) -> Any:
-        """Returns a column of a row group, decoded."""
+        """Returns a decoded row group column."""
         place = (id(opened), group, name)
-        with opened.lock:  # threads that need the same group decode it once
+        with opened.lock:  # threads that need the same group decode it only once
             with self._lock:
                 if place in self._columns:
                     self._columns.move_to_end(place)
                     return self._columns[place][1]
             values = opened.file.read_row_group(group, columns=[name], use_threads=False)[name]
             with self._lock:
-                # The file is kept as well, so that no other gets its id.
+                # Keeps the open file alive too, so that no other object can get the same `id`.
                 self._columns[place] = (opened, values)
                 self._bytes += values.nbytes
                 while self._bytes > _MOST_KEPT and len(self._columns) > 1:

@@ -1,7 +1,7 @@
 """The Grain training pipeline (batches, resume, bad images), and evaluation batches.
 
-Row r in the global batch at step s is always the same, for any number of processes, threads or
-workers, and wherever a run was interrupted (see `dinotxt_jax.data.order`).
+Row r in the global batch at step s does not depend on the number of processes, threads or workers,
+nor on interruptions (see `dinotxt_jax.data.order`).
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ __all__ = [
     "make_training_iterator",
 ]
 
-# Grain's error for a worker that ended by itself, and how often in a row workers are started again.
+# Grain's error for a worker that died, and how many times in a row the workers are restarted.
 _KILLED = re.compile(r"worker process( \d+)? was terminated unexpectedly", re.IGNORECASE)
 _RESTARTS = 3
-# Filtered examples in a row, drawn at random, after which a filter passes practically nothing.
+# If this many random examples in a row are filtered out, the filter passes practically nothing.
 _MOST_FILTERED = 10_000
-# Rows that a worker passes on at once: 10 MB of images of 224 px. A worker holds at most three
-# chunks, so that a hundred workers need no more memory than a large model's batches.
+# Rows that a worker sends at once, 10 MB with 224 px images. A worker holds at most three chunks,
+# so a hundred workers take about as much memory as a large model's batches.
 _CHUNK = 64
-# Examples that a thread makes before it passes them on.
+# Examples that a thread makes before it hands them over.
 _TOGETHER = 8
 
 ItemT = TypeVar("ItemT")
@@ -63,19 +63,18 @@ ResultT = TypeVar("ResultT")
 
 
 def _examples_together(rows: int, most: int) -> int:
-    """Returns how many examples a thread makes in one go.
+    """Returns how many examples a thread makes before it hands them over.
 
-    Fewer exchanges between threads leave Python's lock to the decoding. The number divides `rows`,
-    so that an error in one batch does not hold back the batch before.
+    Fewer exchanges between threads leave more of Python's global lock to decoding. The number
+    divides `rows`, so that an error in a batch does not delay the previous batch.
     """
     return max(n for n in range(1, max(1, min(most, _TOGETHER)) + 1) if rows % n == 0)
 
 
 class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
-    """Yields batches endlessly; the saved position is the next step, with no Grain state.
+    """Yields batches endlessly; the saved state is only the next step, without any Grain state.
 
-    A state saved with one number of processes, threads or workers can therefore be restored with
-    any other number.
+    A saved state can therefore be restored with any number of processes, threads or workers.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
         self._batches: grain.DatasetIterator[dict[str, np.ndarray]] | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Returns the next batch; starts the workers again if one was killed.
+        """Returns the next batch; restarts the workers if a worker was killed.
 
         Raises:
             UserError: workers were killed several times in a row.
@@ -119,7 +118,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
                 f"decoding workers were killed {_RESTARTS + 1} times in a row ({killed}), usually "
                 "for lack of memory; lower config.data.workers or config.data.prefetch."
             ) from killed
-        logging.warning("a decoding worker was killed (%s): the workers start again", killed)
+        logging.warning("a decoding worker was killed (%s): restarting the workers", killed)
         return self._retried(restarts - 1)
 
     def _started(self) -> grain.DatasetIterator[dict[str, np.ndarray]]:
@@ -127,7 +126,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
         split = max(1, self._workers)
         threads = -(-self._threads // split)
         if self._workers and threads == 1:
-            threads = 0  # the worker's own thread, which would only wait for the other
+            threads = 0  # decode in the worker's main thread, which would otherwise only wait
         prefetch = max(threads, -(-self._prefetch // split))
         chunk = min(turns.rows, _CHUNK) if self._workers else turns.rows
         together = _examples_together(chunk, prefetch // max(threads, 1))
@@ -145,7 +144,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
             return iter(ThreadPrefetchIterDataset(examples, prefetch_buffer_size=1))
         if not flags.FLAGS.is_parsed():  # Grain reads flags, which only absl.app parses
             flags.FLAGS.mark_as_parsed()
-        # A worker passes on a whole chunk at once, through one block of shared memory per array.
+        # A worker sends a whole chunk at once, as a single shared memory block per array.
         options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=1)
         chunks = examples.mp_prefetch(options, termination.ignore)
         batches = RebatchIterDataset(chunks, turns.rows)
@@ -172,7 +171,7 @@ class TrainingIterator(grain.DatasetIterator[dict[str, np.ndarray]]):
                 raise UserError(
                     f"the saved data position has {name} {state[name]}, this run has "
                     f"{current[name]}, and a position is valid only for equal values; resume with "
-                    "the data and config of the run, or start in a new work directory."
+                    "the original data and config, or start in a new work directory."
                 )
         self._stop()
         self._next_step = int(state["next_step"])
@@ -204,19 +203,20 @@ def make_training_iterator(
     """Returns an endless iterator, from step 0, over this process's share in every global batch.
 
     Args:
-        source: any object whose length is the number of examples; the order in a `Mixture` follows
-            the weights of its sources.
+        source: any object whose length is the number of examples; in a `Mixture`, the order follows
+            the source weights.
         make_example: makes the arrays for one example, e.g. `ImageTextExample`; called from many
             threads, and pickled if there are workers.
         batch_size: number of rows in the global batch.
         seed: non-negative seed for the order, the augmentation and the caption choice.
-        parts: indices, ascending, into the `part_count` equal parts that the batch rows are split
-            into (the parts that `sharding.batch_readers` lists for this process).
-        threads: total threads that call `make_example`, over all workers (0: none, -1: from the
-            CPUs, as `decoding_threads` says).
+        parts: ascending numbers among `part_count` equal parts of the batch rows (the parts that
+            `sharding.batch_readers` lists for this process).
+        part_count: number of equal parts.
+        threads: total threads that call `make_example`, over all workers (0: no threads, -1: chosen
+            by `decoding_threads`).
         prefetch: number of examples prepared ahead.
-        workers: number of processes that prepare examples (0: only threads, -1: from the CPUs, as
-            `decoding_workers` says).
+        workers: number of processes that prepare examples (0: only threads, -1: chosen by
+            `decoding_workers`).
         shuffle: whether to shuffle each epoch differently or always keep the source order.
 
     Raises:
@@ -230,8 +230,8 @@ def make_training_iterator(
         )
     if batch_size < 1 or batch_size % part_count:
         raise UserError(
-            f"the global batch of {batch_size} does not divide into {part_count} parts, "
-            "expected a multiple of their number; change config.batch_size or config.mesh."
+            f"the global batch of {batch_size} does not divide into {part_count} parts, expected "
+            f"a multiple of {part_count}; change config.batch_size or config.mesh."
         )
     shares = shares_of(source)
     turns = Turns(shares, batch_size, seed, shuffle, tuple(parts), part_count, first_step=0)
@@ -247,16 +247,16 @@ def make_training_iterator(
 class ImageTextExample:
     """Reads, augments and tokenizes the example for a draw.
 
-    An image that does not decode is logged once and replaced by another example of the same source,
-    drawn at random (`Draw.substitutes`), with the captions and augmentation of that example; so is
-    an example that does not pass the filters of its source. The search ends with a `UserError` when
-    it has met more bad images than `max_bad_fraction` explains (`most_tries`), or too many filtered
+    If an image cannot be decoded, this logs it once and uses a random other example from the same
+    source instead (`Draw.substitutes`), with that example's captions and augmentation. The same
+    happens if the source's filters exclude the example. The search ends with a `UserError` after
+    more bad images than `max_bad_fraction` explains (`most_tries`), or after too many filtered
     examples. With `evaluated`, every bad image raises an error, because skipping it would change
     the evaluation result.
 
     Returns a dict with image uint8 [s s 3] (not normalised), tokens int32 [l], index int64 (the
-    example used), and two int32 that tell whether that is another than the one drawn: skipped (1 if
-    the image drawn is bad, otherwise 0) and filtered (1 if the filters exclude the example drawn).
+    example used), skipped int32 (1 if the drawn image was bad, otherwise 0) and filtered int32 (1
+    if the filters excluded the drawn example, otherwise 0).
     """
 
     def __init__(
@@ -288,7 +288,7 @@ class ImageTextExample:
         }
 
     def _first_good(self, draw: Draw, part: Part) -> tuple[np.ndarray, str, Draw, Exception | None]:
-        """Returns pixels, caption, the draw used, and why that is not the first draw."""
+        """Returns pixels, caption, the draw used, and the first draw's error if it was replaced."""
         share = part.share
         most = most_tries(self._max_bad_fraction, share.size)
         bad = filtered = 0
@@ -321,8 +321,9 @@ class ImageTextExample:
         return self._views.finish(self._views.decode(example, draw)), caption
 
     def _name_once(self, index: int, error: BadImageError) -> None:
-        ours = object()
-        if self._named.setdefault(index, ours) is ours:  # atomic: only one thread logs
+        marker = object()
+        # `setdefault` is atomic, so that only one thread logs the image.
+        if self._named.setdefault(index, marker) is marker:
             logging.warning("skipped a bad image, example %d: %s", index, error)
 
 
@@ -331,7 +332,7 @@ def in_threads(
 ) -> Generator[ResultT, None, None]:
     """Yields function(item) for every item, in order, with up to `prefetch` computed ahead.
 
-    `threads` is a number of threads, or -1 for the number that `decoding_threads` returns.
+    `threads` is the number of threads; -1 means the number that `decoding_threads` chooses.
     """
     threads = decoding_threads(threads)
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))

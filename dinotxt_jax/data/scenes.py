@@ -1,9 +1,8 @@
 """Drawn scenes with captions and masks: real supervision without a download.
 
-A scene consists of one to three separate coloured shapes on a coloured and textured ground.
-Everything that a caption may mention (shape, colour, size, place, relation, ground) is first drawn
-at random as a description. Picture, mask and captions are made from that description, so captions
-are true and masks are exact.
+A scene shows one to three separate coloured shapes on a coloured, textured ground. A random
+description (shapes, colours, sizes, places, ground) is drawn first. Picture, mask and captions are
+all made from this description, so captions are true and masks are exact.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ PLACES: dict[tuple[int, int], tuple[str, ...]] = {
 _OBJECT_COUNTS = (1, 2, 2, 2, 3, 3)
 _CONTRAST = 125.0  # minimum RGB distance between an object and the ground
 _GAP = 0.03  # minimum distance between two objects, as a fraction of the image side
-_HELD_OUT = 5  # one in this many descriptions belongs to the test split
+_HELD_OUT = 5  # 1 / _HELD_OUT is the fraction of descriptions in the test split
 _GRID = (0.28, 0.5, 0.72)  # column and row positions
 _SMALLEST_IMAGE = 32
 
@@ -104,18 +103,18 @@ class Scene:
 class SceneSource:
     """Drawn scenes with captions and masks; nothing is stored, so it pickles to a few bytes.
 
-    Scene `i` depends on (seed, split, i) only: captions, places and colours are equal on every
-    platform, and pixels are equal up to rounding in the installed Pillow. A description (all
+    Scene `i` depends only on (seed, split, i): captions, places and colours are identical on every
+    platform, and pixels are identical up to rounding in the installed Pillow. A description (all
     shapes, colours, sizes and places, the ground and the ground's texture) belongs to `test` if its
-    hash is 0 modulo 5, else to `train`, for every seed. So no test scene, and no complete caption
-    for a test scene, is ever trained on; colours, shapes and words are shared.
+    hash is 0 modulo 5, else to `train`, for every seed. Training therefore never uses a test scene
+    or a complete caption for a test scene; only colours, shapes and words are shared.
 
     Attributes:
         num_scenes: number of scenes.
         split: "train" or "test".
-        image_size: side of the square images, in pixels.
+        image_size: side length in pixels; images are square.
         seed: a different seed gives different scenes in the same split.
-        class_names, background: the shapes and the ground, as `data.masks.MaskSource` has them.
+        class_names, background: the shapes and the ground, as in `data.masks.MaskSource`.
 
     Raises:
         UserError: unknown split, a negative number of scenes, or images too small to show shapes.
@@ -132,11 +131,11 @@ class SceneSource:
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "test"):
-            raise UserError(f"there are no scenes of split {self.split!r}; use 'train' or 'test'.")
+            raise UserError(f"scenes have no split {self.split!r}; use 'train' or 'test'.")
         if self.num_scenes < 1 or self.image_size < _SMALLEST_IMAGE:
             raise UserError(
-                f"{self.num_scenes} scenes of {self.image_size} pixels cannot be drawn; ask for at "
-                f"least 1 scene of {_SMALLEST_IMAGE} pixels."
+                f"{self.num_scenes} scenes with {self.image_size} pixels cannot be drawn; use at "
+                f"least 1 scene with {_SMALLEST_IMAGE} pixels."
             )
 
     def __len__(self) -> int:
@@ -167,10 +166,11 @@ class SceneSource:
     def _described(
         self, index: int
     ) -> tuple[random.Random, tuple[SceneObject, ...], str, str, tuple[str, ...]]:
-        """Returns scene `index` without the picture, and the generator for drawing it."""
+        """Returns scene `index` without the picture, and the generator that draws the picture."""
         if not 0 <= index < self.num_scenes:
             raise IndexError(f"scene {index} of {self.num_scenes}")
-        # Python guarantees stable results only for seeding by text and `random()`; hence `_pick`.
+        # Only seeding by text and `random()` are stable across Python versions, so `_pick` replaces
+        # `rng.choice`.
         rng = random.Random(f"{self.seed}/{self.split}/{index}")
         objects, texture, ground = _description(rng, held_out=self.split == "test")
         return rng, objects, texture, ground, _captions(rng, objects, texture, ground)
@@ -190,7 +190,7 @@ def _description(rng: random.Random, *, held_out: bool) -> tuple[tuple[SceneObje
             SceneObject(_pick(rng, tuple(SHAPES)), _pick(rng, colours), *spot) for spot in layout
         )
         if len({(o.shape, o.colour) for o in objects}) < len(objects):
-            continue  # two objects would have the same name
+            continue  # captions could not tell apart two objects with the same name
         facts = sorted((o.shape, o.colour, o.size, o.place) for o in objects)
         digest = hashlib.blake2b(repr((facts, texture, ground)).encode(), digest_size=8).digest()
         if (int.from_bytes(digest, "big") % _HELD_OUT == 0) == held_out:
@@ -198,7 +198,7 @@ def _description(rng: random.Random, *, held_out: bool) -> tuple[tuple[SceneObje
 
 
 def _layout(rng: random.Random, count: int) -> list[_Spot]:
-    """Draws the `SceneObject` fields from `size` on, without touching or coinciding objects."""
+    """Draws the `SceneObject` fields starting at `size`; objects do not touch or share a place."""
     while True:
         spots = []
         for _ in range(count):
@@ -222,7 +222,7 @@ def _visible_colours(ground: str) -> tuple[str, ...]:
 def _captions(
     rng: random.Random, objects: Sequence[SceneObject], texture: str, ground: str
 ) -> tuple[str, ...]:
-    """Makes five captions: all by place; by relation; without the ground; a list; one object."""
+    """Makes captions by place, by relation, without ground, as a list, and for a single object."""
     behind = f"{_pick(rng, ('on', 'against', 'over'))} a {texture} {ground} background"
     opening = _pick(rng, ("", "a picture of ", "an image of ", "a drawing of "))
     by_place = f"{opening}{_listed([_placed(rng, o) for o in objects])}, {behind}"

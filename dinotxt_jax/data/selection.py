@@ -1,4 +1,4 @@
-"""Images and captions that training uses: filters, caption columns and templates of a source."""
+"""Selects images and captions for training: a source's filters, caption columns and templates."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class FilteredError(Exception):
-    """An example does not pass the filters of its source; training uses another one."""
+    """The source's filters exclude an example; training uses another example instead."""
 
 
 class Selection:
-    """The filters of a source, and the choice of one caption per draw.
+    """A source's filters, and the choice of a caption for each draw.
 
     Args:
-        settings: the settings of the source.
+        settings: the source's settings.
         section: the command-line name for these settings, used in messages.
 
     Raises:
@@ -44,19 +44,19 @@ class Selection:
 
     @property
     def has_size_filter(self) -> bool:
-        """Whether the size of an image decides if training uses it."""
+        """Whether the filters depend on the image size."""
         return self._min_side > 0 or self._max_aspect_ratio < float("inf")
 
     def check_size(self, width: int, height: int) -> None:
-        """Raises `FilteredError` for an image that is too small or too long; in pixels."""
+        """Raises `FilteredError` if the short side (pixels) is too small or the image too long."""
         short, long = sorted((width, height))
         if short < self._min_side or long > short * self._max_aspect_ratio:
             raise FilteredError(f"{width} x {height} pixels")
 
     def candidates(self, draw: Draw, captions: Sequence[str]) -> tuple[str, ...]:
-        """Returns the captions among which epochs alternate: those in the drawn column.
+        """Returns the captions in the drawn column, between which epochs alternate.
 
-        Each fills the drawn template, if there are templates.
+        If there are templates, each caption is inserted into the drawn template.
 
         Raises:
             FilteredError: no caption has a length within the limits.

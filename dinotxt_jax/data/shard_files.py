@@ -1,4 +1,4 @@
-"""The files of one shard of the feature cache (`data.feature_cache`): names, reading, damage."""
+"""The files for a feature cache shard (`data.feature_cache`): names, reading, damage checks."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from dinotxt_jax.storage.byte_ranges import ByteRanges
 from dinotxt_jax.storage.checksums import row_checksums
 from dinotxt_jax.storage.retries import retried
 
-# numpy parses a header as Python, which before 3.11.8 raises SystemError if another thread does the
-# same and memory is collected meanwhile (github.com/python/cpython/issues/106905).
+# numpy parses npy headers as Python code. Before Python 3.11.8, this can raise SystemError if two
+# threads parse while garbage is collected (github.com/python/cpython/issues/106905).
 _PARSING = threading.Lock()
-# Longer than the header of a shard, which numpy pads to a multiple of 64 bytes.
+# More bytes than a shard's header, which numpy pads to a multiple of 64 bytes.
 _MOST_HEADER = 1024
 REPAIR = "run python -m dinotxt_jax.precompute with this config, which encodes these shards"
 
 
 def shard_file(folder: Address, view: int, shard: int) -> Address:
-    """Returns the file with the tokens of a shard; it is written last."""
+    """Returns the path for a shard's tokens; this file is written last."""
     return folder / f"v{view:03d}-s{shard:05d}.npy"
 
 
 def skipped_file(folder: Address, view: int, shard: int) -> Address:
-    """Returns the file that says which examples took the place of bad images."""
+    """Returns the path for the index offsets to the examples that replaced bad images."""
     return folder / f"v{view:03d}-s{shard:05d}.skipped.npy"
 
 
 def sums_file(folder: Address, view: int, shard: int) -> Address:
-    """Returns the file with the checksum of each example's tokens."""
+    """Returns the path for the per-example token checksums."""
     return folder / f"v{view:03d}-s{shard:05d}.sums.npy"
 
 
@@ -51,26 +51,26 @@ class ShardFile:
     Args:
         path: the file.
         rows: expected number of examples.
-        dtype: expected dtype of the tokens (bfloat16 is stored as uint16 bits).
+        dtype: expected token dtype (bfloat16 is stored as uint16 bits).
 
     Attributes:
         path: the file.
-        shape: shape of the tokens of one example, (t, d).
+        shape: token shape per example, (t, d).
 
     Raises:
-        UserError: the file holds something else.
+        UserError: the file's content differs from these expectations.
     """
 
     def __init__(self, path: Address, rows: int, dtype: np.dtype):
         self.path = path
-        # A shard that was encoded again has the same tokens.
+        # `watch=False`: if another process encodes the shard again, the tokens stay the same.
         self._ranges = ByteRanges(path, watch=False)
         header = io.BytesIO(self._ranges.read(0, _MOST_HEADER))
         shape, stored = _header(path, header)
         self._dtype = np.dtype(np.uint16 if dtype == ml_dtypes.bfloat16 else dtype)
         if len(shape) != 3 or shape[0] != rows or stored != self._dtype:
-            found = f"{stored} {list(shape)}, expected {self._dtype} [{rows}, t, d]"
-            raise damaged_shard(path, f"it holds {found}")
+            expected = f"{self._dtype} [{rows}, t, d]"
+            raise damaged_shard(path, f"it holds {stored} {list(shape)}, expected {expected}")
         self.shape = shape[1:]
         self._start = header.tell()
         self._size = math.prod(self.shape) * self._dtype.itemsize
@@ -78,9 +78,10 @@ class ShardFile:
             raise damaged_shard(path, f"it has {self._ranges.size} bytes")
 
     def read(self, row: int) -> Shaped[np.ndarray, "t d"]:
-        """Returns the stored numbers of one example.
+        """Returns an example's stored numbers.
 
-        A memory map would end the process with SIGBUS if the file were truncated meanwhile.
+        Reads the file instead of mapping it, because a memory map kills the process with SIGBUS if
+        the file is truncated while it is open.
         """
         start = self._start + row * self._size
         content = self._ranges.read(start, start + self._size)
@@ -95,15 +96,15 @@ def damaged_shard(path: Address, problem: str) -> UserError:
 
 
 def shard_problem(folder: Address, view: int, shard: int, rows: int, dtype: str, sums: bool) -> str:
-    """Returns why a shard has to be encoded (again), or "" if it is whole.
+    """Returns why a shard must be encoded (again), or "" if it is intact.
 
     Args:
         folder: the cache folder.
         view: the view.
         shard: the shard.
         rows: number of examples in the shard.
-        dtype: dtype of the tokens.
-        sums: compare all tokens with their checksums.
+        dtype: token dtype.
+        sums: whether to compare all tokens with the checksums.
     """
     if not shard_file(folder, view, shard).exists():
         return "missing"
@@ -114,14 +115,14 @@ def shard_problem(folder: Address, view: int, shard: int, rows: int, dtype: str,
             expected = read_numbers(sums_file(folder, view, shard), rows)
             for row in range(rows):
                 if row_checksums(file.read(row)[None])[0] != expected[row]:
-                    raise damaged_shard(file.path, f"example {row} is not what was written")
+                    raise damaged_shard(file.path, f"example {row} does not match its checksum")
     except UserError as error:
         return str(error).removesuffix(f"; {REPAIR}.")
     return ""
 
 
 def read_numbers(path: Address, rows: int) -> Shaped[np.ndarray, " n"]:
-    """Reads one number per example of a shard.
+    """Reads a shard's per-example numbers.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -140,7 +141,7 @@ def read_numbers(path: Address, rows: int) -> Shaped[np.ndarray, " n"]:
 
 
 def _header(path: Address, stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Reads the header of an npy file: shape and dtype."""
+    """Reads an npy header and returns shape and dtype."""
     try:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
@@ -148,5 +149,5 @@ def _header(path: Address, stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]
         with _PARSING:
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     except ValueError as error:
-        raise damaged_shard(path, f"it is no npy file: {error}") from error
+        raise damaged_shard(path, f"it is not an npy file: {error}") from error
     return shape, dtype

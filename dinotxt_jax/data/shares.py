@@ -1,4 +1,4 @@
-"""How training shares its positions among the sources of a mixture."""
+"""Distributes training positions among the sources in a mixture."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Share:
-    """The examples of one source, and how often training uses them.
+    """A source's index range, and how often training uses the source.
 
     Attributes:
-        first: the index of the first example, if all sources follow each other.
-        size: the number of examples.
-        weight: the share of the training positions, relative to the other weights.
+        first: index of the source's first example in the concatenated sources.
+        size: number of examples.
+        weight: fraction of the training positions, relative to the other weights.
     """
 
     first: int
@@ -22,12 +22,12 @@ class Share:
 
 
 def shared(position: int, shares: Sequence[Share]) -> tuple[int, int]:
-    """Returns which share has a position, and how many earlier positions the share has.
+    """Returns the number of the share that gets a position, and the share's earlier positions.
 
-    The positions of a share are spread as evenly as possible: of any n consecutive positions, it
-    has its part of n, give or take the number of shares. Positions are split between the first
-    share and the rest, and the rest is split likewise. Among the first p positions, the first of
-    two has floor(p a / b) with the fraction a / b of all (Bresenham's line algorithm).
+    Each share is spread as evenly as possible: with the fraction f of the total weight, it gets f*n
+    among any n consecutive positions, up to an error of the number of shares. Positions are split
+    between the first share and the rest, and the rest recursively in the same way. For a fraction
+    a/b, the first share gets floor(p*a/b) among the first p positions (Bresenham's line algorithm).
     """
     rest = sum(share.weight for share in shares)
     for number, share in enumerate(shares[:-1]):

@@ -1,4 +1,4 @@
-"""The interface between `data.sources` and the modules that each read one source kind."""
+"""The interface between `data.sources` and the modules that read each source kind."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One source kind: the settings that it reads, and one function per content type that it gives.
+    """A source kind: the settings that it reads, and a function for each content type it provides.
 
-    A module defines one such object and `data.sources.SOURCES` lists it under the name that users
-    write in `config.data.source`. Each function raises `UserError` for data that cannot be used.
+    Each source module defines a `SourceKind`, and `data.sources.SOURCES` lists it under the name
+    that users write in `config.data.source`. The functions raise `UserError` for unusable data.
 
     The last argument to each function is the command-line name for these settings, such as
     "config.data" or "config.tasks.flickr8k.data", so that messages name the key that the user set.
 
     Attributes:
         reads: `DataConfig` fields that locate the data or select a part. Fields that prepare
-            images (`image_size`, `augmentation`, ...) mean the same for every source and are not
-            listed.
+            images (`image_size`, `augmentation`, ...) have the same meaning for all sources and are
+            not listed.
         captions: opens the images and captions, or returns None for data with class labels only.
             None if the data has no captions.
         labels: reads the class labels; the second argument lists the class names from
@@ -45,9 +45,9 @@ class SourceKind:
 
     @property
     def gives(self) -> tuple[str, ...]:
-        """Lists which content (`CAPTIONS`, `LABELS`, `MASKS`) the source gives.
+        """Lists the content (`CAPTIONS`, `LABELS`, `MASKS`) that the source provides.
 
-        Class labels also give captions: the class names.
+        A source with class labels also provides captions: the class names.
         """
         openers = {CAPTIONS: self.captions or self.labels, LABELS: self.labels, MASKS: self.masks}
         return tuple(content for content, opener in openers.items() if opener is not None)

@@ -1,8 +1,8 @@
-"""The table with all example sources, and three functions that open a source from it.
+"""The table with all example sources, and functions that open sources for each content type.
 
-A source is opened once, with all checks that are cheap, and then read by index from many threads
-(and, pickled, from worker processes). It returns images undecoded: `dinotxt_jax.data.transforms`
-decodes them, so that broken images are handled in one place.
+A source is opened once, with all cheap checks, and then read by index from many threads (and, after
+pickling, from worker processes). It returns images undecoded: `dinotxt_jax.data.transforms` decodes
+them, so that broken images are handled in a single place.
 
 To add a source, write a module with a `SourceKind` and add a row here.
 """
@@ -49,7 +49,7 @@ SOURCES: dict[str, SourceKind] = {
 }
 """All sources, keyed by the name used in `config.data.source`."""
 
-_READ_BY_SOME = {key for kind in SOURCES.values() for key in kind.reads}
+_ALL_READ_KEYS = {key for kind in SOURCES.values() for key in kind.reads}
 
 
 def open_source(config: DataConfig, section: str = SECTION) -> Source:
@@ -77,7 +77,7 @@ def open_source(config: DataConfig, section: str = SECTION) -> Source:
 
 
 def open_labelled(config: DataConfig, section: str = SECTION) -> LabelledSource:
-    """Opens the images and class labels of a source.
+    """Opens a source's images and class labels.
 
     `config.classes` names the classes by label (default: the class names in the data).
     `config.only` keeps the classes that a list names, renumbers them, and keeps the examples with
@@ -96,7 +96,7 @@ def open_labelled(config: DataConfig, section: str = SECTION) -> LabelledSource:
 
 
 def open_masks(config: DataConfig, section: str = SECTION) -> MaskSource:
-    """Opens the images and masks of a source.
+    """Opens a source's images and masks.
 
     Raises:
         UserError: the data is missing or empty, an image has no mask, or there are no class names.
@@ -111,7 +111,7 @@ def check_gives(config: DataConfig, content: str, section: str = SECTION) -> Non
 
     Args:
         config: the data settings.
-        content: one of these three constants.
+        content: the constant for the required content type.
         section: the command-line name for these settings, used in the message.
     """
     kind = SOURCES.get(config.source)
@@ -124,7 +124,7 @@ def check_gives(config: DataConfig, content: str, section: str = SECTION) -> Non
 
 
 def _kind(config: DataConfig, content: str, section: str) -> SourceKind:
-    """Returns the table row for a source that gives `content`, and checks the shared settings."""
+    """Returns the table row for a source, after checking the content type and shared settings."""
     check_gives(config, content, section)
     kind = SOURCES[config.source]
     if kind.needs_path and not config.path:
@@ -132,7 +132,7 @@ def _kind(config: DataConfig, content: str, section: str) -> SourceKind:
             f"{section}.path is empty, expected the path that {section}.source={config.source} "
             "reads; set it."
         )
-    for key in sorted(_READ_BY_SOME - {*kind.reads}):
+    for key in sorted(_ALL_READ_KEYS - {*kind.reads}):
         value = getattr(config, key)
         # Evaluation tasks have separate defaults.
         if value not in (getattr(DataConfig(), key), getattr(TaskConfig().data, key)):

@@ -1,4 +1,4 @@
-"""How fast the input pipeline is, stage by stage and as a whole, and which setting to change."""
+"""Measures the input pipeline, by stage and as a whole, and recommends a setting to change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ READ, DECODE, RESIZE, TOKENIZE, ASSEMBLE = (
     "tokenize",
     "assemble",
 )
-# Cures for a stage that keeps the CPUs busy.
+# Advice for each stage, if the stage keeps the CPUs busy.
 _CURES = {
     READ: "convert the data to array_record or webdataset files (config.data.source)",
     DECODE: "store smaller images, or encode them once: run python -m dinotxt_jax.precompute and "
@@ -39,7 +39,7 @@ _CURES = {
     TOKENIZE: "lower config.tokenizer.context_length or shorten the captions",
     ASSEMBLE: "lower config.data.image_size",
 }
-# A gain below this is within the noise of a measurement.
+# Smaller speed ratios are within the measurement noise.
 _NOTICEABLE = 1.1
 _ROWS = 64
 
@@ -48,13 +48,13 @@ ResultT = TypeVar("ResultT")
 
 @dataclasses.dataclass
 class Stage:
-    """The time that one thread takes for a stage.
+    """The time that a single thread takes for a stage.
 
     Attributes:
         name: the stage.
         seconds: wall time per image.
-        cpu_seconds: CPU time per image, with that of a library's own threads; less than `seconds`
-            where the stage waits for storage.
+        cpu_seconds: CPU time per image, including threads that libraries start; less than `seconds`
+            if the stage waits for storage.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class PipelineRate:
-    """The images per second of the whole pipeline with these numbers of threads and workers."""
+    """The whole pipeline's speed in images per second, with these thread and worker counts."""
 
     threads: int
     workers: int
@@ -73,13 +73,14 @@ class PipelineRate:
 
 @dataclasses.dataclass(frozen=True)
 class InputSpeed:
-    """What `measure_input` measured.
+    """The measurements that `measure_input` returns.
 
     Attributes:
         config: the data settings.
         stages: the stages, in order.
-        configured: the pipeline with the settings.
-        alternative: with workers if the settings have none, otherwise with threads only.
+        configured: the pipeline as configured.
+        alternative: the pipeline with workers if `config` has no workers, otherwise with threads
+            only.
         cpus: number of CPUs that the process may use.
     """
 
@@ -91,7 +92,7 @@ class InputSpeed:
 
     @property
     def limit(self) -> float:
-        """Images per second if the stages kept all CPUs busy and nothing else used them."""
+        """Upper bound in images per second: the stages keep all CPUs busy, nothing else runs."""
         return self.cpus / max(sum(stage.cpu_seconds for stage in self.stages), 1e-9)
 
     def lines(self) -> Iterator[str]:
@@ -111,10 +112,10 @@ class InputSpeed:
         yield self.bottleneck()
 
     def bottleneck(self) -> str:
-        """Returns one sentence that names the bottleneck and the setting to change."""
+        """Returns a sentence that names the bottleneck and the setting to change."""
         slowest = max(self.stages, key=lambda stage: stage.seconds)
         share = slowest.seconds / sum(stage.seconds for stage in self.stages)
-        start = f"bottleneck: {slowest.name} ({share:.0%} of the time of an image)"
+        start = f"bottleneck: {slowest.name} ({share:.0%} of the time per image)"
         if slowest.name == READ and slowest.cpu_seconds < slowest.seconds / 2:
             threads = 2 * self.configured.threads
             return f"{start}, which waits for storage; set --config.data.threads={threads}."
@@ -142,7 +143,7 @@ def measure_input(
     examples: int,
     seed: int,
 ) -> InputSpeed:
-    """Measures the input pipeline in the order of a run that starts.
+    """Measures the input pipeline on the first examples that a new run would use.
 
     Args:
         source: the examples.
@@ -156,12 +157,12 @@ def measure_input(
     """
     make_example = ImageTextExample(source, config, tokenize)
     threads, workers = training_threads(config), decoding_workers(config.workers)
-    others = 0 if workers else available_cpus()
+    alternative_workers = 0 if workers else available_cpus()
     with progress_bar(3 * examples, 0, "image", "measuring") as bar:
         stages = _measure_stages(source, config, tokenize, examples, seed, bar)
 
         def rate(workers: int) -> PipelineRate:
-            """Measures the whole pipeline with a number of worker processes."""
+            """Measures the whole pipeline with `workers` worker processes."""
             iterator = make_training_iterator(
                 source,
                 make_example,
@@ -178,14 +179,14 @@ def measure_input(
             finally:
                 iterator.close()
 
-        configured, alternative = rate(workers), rate(others)
+        configured, alternative = rate(workers), rate(alternative_workers)
     return InputSpeed(config, stages, configured, alternative, available_cpus())
 
 
 def _images_per_second(
     batches: Iterator[dict[str, np.ndarray]], workers: int, examples: int, bar: tqdm
 ) -> float:
-    for _ in range(1 + workers):  # threads and all workers start, and modules are imported
+    for _ in range(1 + workers):  # warm-up: threads and workers start and import modules
         next(batches)
     count, start = -(-examples // _ROWS), time.perf_counter()
     for _ in range(count):
@@ -202,7 +203,7 @@ def _measure_stages(
     seed: int,
     bar: tqdm,
 ) -> list[Stage]:
-    """Runs the stages one after another in this thread; bad images are left out."""
+    """Runs the stages sequentially in this thread; skips bad images."""
     stages = {name: Stage(name) for name in (READ, DECODE, RESIZE, TOKENIZE, ASSEMBLE)}
     views, bad = TrainViews(config), 0
     rows: list[np.ndarray] = []
@@ -223,7 +224,7 @@ def _measure_stages(
         return view
 
     for number in range(-1, examples):
-        if number == 0:  # the first example imported the libraries
+        if number == 0:  # discard the warm-up example -1, which imported the libraries
             stages.update({name: Stage(name) for name in stages})
             rows.clear()
         try:

@@ -1,4 +1,4 @@
-"""Tables with a column of images, from Arrow or Parquet: rows, columns, captions, class labels."""
+"""Tables with an image column, from Arrow or Parquet: rows, columns, captions, class labels."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ class TableRows(Protocol):
     """Rows that any thread may read in any order.
 
     Attributes:
-        name: the name of the table, for messages.
-        columns: the names of the columns.
-        features: descriptions of columns as the library Hugging Face `datasets` stores them; may be
-            empty.
+        name: the table's name, for messages.
+        columns: the column names.
+        features: column descriptions in the Hugging Face `datasets` format; may be empty.
     """
 
     name: str
@@ -46,10 +45,10 @@ class TableRows(Protocol):
     def __len__(self) -> int: ...
 
     def key(self, index: int, /) -> str:
-        """Returns the name of a row, which stays the same if the files are moved."""
+        """Returns a row's name, which does not depend on the parent folder."""
 
     def value(self, index: int, column: str, /) -> Any:
-        """Returns the value of a column in a row; "a/b" names the field b in the column a.
+        """Returns the value in a row and column; "a/b" names the field b in the column a.
 
         Raises:
             BadImageError: the row cannot be read.
@@ -57,7 +56,7 @@ class TableRows(Protocol):
         """
 
     def image_file(self, path: str, key: str, /) -> bytes:
-        """Returns the content of the image file with a path that the table holds.
+        """Reads the image file at a path that the table contains.
 
         Raises:
             BadImageError: the file cannot be read; the message names `key`.
@@ -65,34 +64,34 @@ class TableRows(Protocol):
 
 
 def chosen_column(rows: TableRows, names: Sequence[str], setting: str) -> str:
-    """Returns the first of these columns that exists; `setting` is the key that names it.
+    """Returns the first existing column among `names`.
 
     Raises:
-        UserError: there is none of them.
+        UserError: no such column exists; the message recommends `setting`, the key for the column.
     """
-    found = next((name for name in names if name.split("/")[0] in rows.columns), None)
-    if found is None:
+    column = next((name for name in names if name.split("/")[0] in rows.columns), None)
+    if column is None:
         raise UserError(
             f"{rows.name} has the columns {', '.join(rows.columns)}, expected {names[0]}; set "
             f"{setting} to the correct column."
         )
-    return found
+    return column
 
 
 def field_of(value: Any, column: str) -> Any:
-    """Returns the field of a value that "a/b" names; raises `KeyError` or `TypeError`."""
+    """Returns the nested field that a column "a/b" selects; raises `KeyError` or `TypeError`."""
     for part in column.split("/")[1:]:
         value = value[part]
     return value
 
 
 class TableSource:
-    """Images and captions of a table.
+    """A table's images and captions.
 
     Args:
         rows: the rows.
         config: the data settings.
-        section: command-line name for them.
+        section: command-line name for these settings.
 
     Raises:
         UserError: a column is missing, or no row has captions.
@@ -101,7 +100,7 @@ class TableSource:
     def __init__(self, rows: TableRows, config: DataConfig, section: str) -> None:
         self._rows, self._section = rows, section
         self._image = chosen_column(rows, (config.image_key,), f"{section}.image_key")
-        # Keyed by the names in `caption_key`, to which its weights belong.
+        # Keyed by the names in `caption_key`, since `caption_weights` refers to these names.
         self._captions = {
             name: chosen_column(
                 rows, caption_columns(name, _CAPTION_COLUMNS), f"{section}.caption_key"
@@ -122,12 +121,12 @@ class TableSource:
         return captions_or_bad(values, self.key(index))
 
     def key(self, index: int) -> str:
-        """Returns the name of an example."""
+        """Returns an example's name."""
         return self._rows.key(index)
 
 
 def image_of_row(rows: TableRows, column: str, section: str, index: int, _: object = None) -> bytes:
-    """Returns the bytes of the image in a row, which holds them or the path of an image file.
+    """Returns a row's image file bytes; the row contains these bytes, or a path to read them from.
 
     Raises:
         BadImageError: the row has no image.
@@ -148,7 +147,7 @@ def image_of_row(rows: TableRows, column: str, section: str, index: int, _: obje
 def table_labels(
     rows: TableRows, config: DataConfig, names: Sequence[str], section: str
 ) -> LabelledImages:
-    """Returns images and class labels of a table.
+    """Returns a table's images and class labels.
 
     Raises:
         UserError: a column is missing or does not hold labels, or the classes have no names.
@@ -172,7 +171,11 @@ def table_labels(
 
 
 def _names_of_column(rows: TableRows, column: str, section: str) -> list[str]:
-    """Returns the class names that a `ClassLabel` defines."""
+    """Returns the class names that a `ClassLabel` column description lists.
+
+    Raises:
+        UserError: there are no class names, or all of them are numbers.
+    """
     description: Any = rows.features
     for part in column.split("/"):
         description = description.get(part, {}) if isinstance(description, dict) else {}
@@ -184,7 +187,7 @@ def _names_of_column(rows: TableRows, column: str, section: str) -> list[str]:
 
 
 def _element_of(description: Any) -> Any:
-    """Returns the description of the elements of a (possibly nested) list."""
+    """Returns the element description for a (possibly nested) list."""
     while True:
         if isinstance(description, list) and description:
             description = description[0]

@@ -1,8 +1,9 @@
-"""Where each sample of a tar file begins and ends.
+"""Indexes tar files: where each sample begins and ends.
 
-A sample is a run of members with the same name up to the first dot, the key: `KEY.jpg`, `KEY.txt`,
-`KEY.json` (the WebDataset convention, which img2dataset follows). The index of a tar is made once,
-by reading its headers, and kept in the cache folder until the tar changes.
+A sample consists of consecutive members with the same name up to the first dot, the key:
+`KEY.jpg`, `KEY.txt`, `KEY.json` (the WebDataset convention, which img2dataset follows). A tar is
+indexed once, by reading the member headers, and the index stays in the cache folder until the tar
+changes.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 class TarIndex(NamedTuple):
-    """The samples of one tar.
+    """The samples in a tar.
 
     Attributes:
-        size, version: `size_and_version` of the tar when it was indexed.
-        spans: first block of each sample, and the block behind the sample. A block has 512 bytes.
-        left_out: number of samples that cannot be used, by reason.
+        size, version: the tar's `size_and_version` at indexing time.
+        spans: first block and end block (exclusive) for each sample. A block has 512 bytes.
+        left_out: reason -> number of samples that cannot be used.
         problem: why the tar could not be read to the end; empty if it could.
     """
 
@@ -52,17 +53,17 @@ class TarIndex(NamedTuple):
 
 
 def name_parts(name: str) -> tuple[str, str]:
-    """Splits the name of a member into key and ending (lower case, without the dot)."""
+    """Splits a member name into key and ending (lower case, without the dot)."""
     folder, slash, file = name.rpartition("/")
     key, _, ending = file.partition(".")
     return folder + slash + key, ending.lower()
 
 
 def index_of(path: Address) -> TarIndex:
-    """Returns the index of a tar, from the cache folder unless the tar has changed.
+    """Returns a tar's index, from the cache folder unless the tar has changed.
 
     Raises:
-        UserError: the file is no tar.
+        UserError: the file is not a tar.
     """
     version = retried(lambda: size_and_version(path))
     name = str(path if is_remote(path) else path.resolve())
@@ -74,15 +75,17 @@ def index_of(path: Address) -> TarIndex:
         try:
             _store(file, index)
         except OSError as error:
-            logging.warning("the index of %s is not kept, as %s: %s", path, file, error.strerror)
+            logging.warning("cannot cache the index of %s in %s: %s", path, file, error.strerror)
     return index
 
 
 def scan(path: Address) -> TarIndex:
-    """Reads all headers of a tar; of a remote one, everything, as requests for headers are slower.
+    """Reads all member headers in a tar.
+
+    A remote tar is read completely, because a request per header would be slower.
 
     Raises:
-        UserError: the file is no tar.
+        UserError: the file is not a tar.
     """
     spans, left_out = array("I"), Counter[str]()
     ranges = ByteRanges(path)
@@ -99,7 +102,7 @@ def scan(path: Address) -> TarIndex:
 
 
 class _Members:
-    """The files in a tar, in order; afterwards, `problem` says why the tar ends early, if so."""
+    """Iterates over a tar's files; afterwards, `problem` says why the tar ends early (or is "")."""
 
     def __init__(self, path: Address, stream: BinaryIO, size: int):
         self._stream, self._size = stream, size
@@ -107,18 +110,18 @@ class _Members:
         try:
             self._archive = tarfile.TarFile(fileobj=stream)
         except tarfile.ReadError as error:
-            reason = "is empty" if not size else f"is no uncompressed tar ({error})"
+            reason = "is empty" if not size else f"is not an uncompressed tar ({error})"
             raise UserError(
-                f"{path} {reason}, expected a tar of images and captions; decompress it, write it "
-                "again, or remove it."
+                f"{path} {reason}, expected a tar with images and captions; decompress it, write "
+                "it again, or remove it."
             ) from error
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         try:
             while (member := self._archive.next()) is not None:
-                self._archive.members = []  # type: ignore[attr-defined] # it keeps all otherwise
-                if member.size < 0:  # tarfile would go back and read the same headers for ever
-                    self.problem = f"its header at byte {member.offset} is damaged"
+                self._archive.members = []  # type: ignore[attr-defined] # free memory: it keeps all
+                if member.size < 0:  # tarfile would go back and read the same headers forever
+                    self.problem = f"the header at byte {member.offset} is damaged"
                     return
                 if _end(member) * BLOCK > self._size:
                     self.problem = f"it is truncated inside {member.name}"
@@ -128,14 +131,14 @@ class _Members:
         except (tarfile.TarError, ValueError) as error:  # ValueError: numbers in extended headers
             self.problem = f"it is truncated or damaged ({error})"
             return
-        # tarfile takes a damaged header for the end, which is marked by blocks of zeros.
+        # tarfile stops at a damaged header as if it were the end; the real end is a zero block.
         self._stream.seek(self._archive.offset)
         if self._stream.read(BLOCK).strip(b"\0"):
-            self.problem = f"its header at byte {self._archive.offset} is damaged"
+            self.problem = f"the header at byte {self._archive.offset} is damaged"
 
 
 def _span(members: list[tarfile.TarInfo]) -> tuple[tuple[int, int], str]:
-    """Returns the blocks of a sample, and why it cannot be used (empty if it can)."""
+    """Returns a sample's (first, end) blocks, and why it cannot be used ("" if it can)."""
     endings = [name_parts(member.name)[1] for member in members]
     images = sum(ending in IMAGE_ENDINGS for ending in endings)
     reason = ""
@@ -144,12 +147,12 @@ def _span(members: list[tarfile.TarInfo]) -> tuple[tuple[int, int], str]:
     elif not TEXT_ENDINGS.intersection(endings):
         reason = "no caption"
     elif len(set(endings)) < len(endings):
-        reason = "two files of the same kind"
+        reason = "two files with the same ending"
     return (members[0].offset // BLOCK, _end(members[-1])), reason
 
 
 def _end(member: tarfile.TarInfo) -> int:
-    """Returns the block behind a member."""
+    """Returns the first block after a member."""
     return -(-(member.offset_data + member.size) // BLOCK)
 
 
@@ -161,11 +164,11 @@ def _store(file: Path, index: TarIndex) -> None:
 
 
 def _stored(file: Path) -> TarIndex | None:
-    """Returns a stored index, or None if there is none or it is damaged."""
+    """Returns a stored index, or None if it is missing or damaged."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             spans, facts = stored["spans"], json.loads(stored["facts"].tobytes())
         index = TarIndex(**(facts | {"spans": spans}))
-    except Exception:  # whatever numpy, zipfile or json raise: the index is made again
+    except Exception:  # any numpy, zipfile or json error means: make the index again
         return None
     return index if checksum(spans) == facts["spans"] else None

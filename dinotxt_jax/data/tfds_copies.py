@@ -1,4 +1,4 @@
-"""TFDS data sets in buckets: the files of a split are copied, because TFDS opens local paths.
+"""TFDS data sets in buckets: copies a split's files, because TFDS only opens local paths.
 
 DATA_DIR/NAME[/CONFIG]/VERSION/dataset_info.json, features.json, NAME-SPLIT.array_record-*
 """
@@ -21,27 +21,28 @@ _SHARD = re.compile(r"-(?P<split>[^-]+)\.(array_record|riegeli)-\d+-of-\d+$")
 
 
 def copied_data_set(data_dir: Address, name: str, split: str, section: str) -> Path:
-    """Returns a local folder with the metadata of a data set and the shards of a split.
+    """Returns a local folder with a data set's metadata and the shards for a split.
 
     Args:
-        data_dir: the folder of all data sets, in a bucket.
-        name: NAME, NAME/CONFIG, and either with :VERSION; the default is the newest version.
-        split: the split, a part such as train[:10%], a sum such as train+test, or all.
+        data_dir: the folder with all data sets, in a bucket.
+        name: NAME or NAME/CONFIG, optionally with :VERSION (default: the newest version).
+        split: a split, a part such as train[:10%], a sum such as train+test, or all.
         section: command-line name for these settings, for messages.
 
     Raises:
-        UserError: the data set does not exist, or is larger than the limit of the local copies.
+        UserError: the data set does not exist, or exceeds the size limit for local copies.
     """
     folder = _version_folder(data_dir, name, section)
-    wanted = set(re.findall(r"\w+", re.sub(r"\[[^]]*\]", "", split)))
+    requested_splits = set(re.findall(r"\w+", re.sub(r"\[[^]]*\]", "", split)))
     files = [file for file in retried(lambda: list(folder.iterdir())) if retried(file.is_file)]
     needed = [
         file
         for file in files
-        if (shard := _SHARD.search(file.name)) is None or wanted & {shard["split"], "all"}
+        if (shard := _SHARD.search(file.name)) is None or requested_splits & {shard["split"], "all"}
     ]
     copies = local_copies(needed, f"{section}.path")
-    # TFDS expects all files in one folder. Links do not count towards the limit of the copies.
+    # TFDS expects all files in a single folder, so link the copies there. Links do not count
+    # towards the size limit for local copies.
     digest = hashlib.sha256("\n".join(map(str, copies)).encode()).hexdigest()[:32]
     together = files_folder().parent / "tfds" / digest / folder.parent.name / folder.name
     together.mkdir(parents=True, exist_ok=True)
@@ -51,20 +52,20 @@ def copied_data_set(data_dir: Address, name: str, split: str, section: str) -> P
             partial = together / f".{file.name}.{os.getpid()}"
             partial.unlink(missing_ok=True)
             partial.symlink_to(copy.absolute())
-            partial.replace(link)  # another process may have made the same link
+            partial.replace(link)  # atomic, since another process may make the same link
     return together
 
 
 def _version_folder(data_dir: Address, name: str, section: str) -> Address:
-    """Returns the folder of the version that `name` asks for.
+    """Returns the folder for the version in `name`, or for the newest version.
 
     Raises:
-        UserError: there is none.
+        UserError: this version does not exist, or there is no version.
     """
     path, _, version = name.partition(":")
     folder = data_dir / path
     names = [child.name for child in retried(lambda: list(folder.iterdir()))] if _is(folder) else []
-    versions = [found for found in names if _VERSION.fullmatch(found)]
+    versions = [child for child in names if _VERSION.fullmatch(child)]
     chosen = version or max(versions, key=lambda text: [*map(int, text.split("."))], default="")
     if not chosen or not retried((folder / chosen / _INFO).is_file):
         choices = ", ".join(sorted(names)) or "nothing"

@@ -1,9 +1,9 @@
 """TensorFlow Datasets through `tfds.data_source`: random access, without TensorFlow or download.
 
-The data set must already be prepared in a random-access format; from a bucket, the files of the
-split are copied first (`data.tfds_copies`). Features are named by key; a path
-such as `captions/text` selects a nested feature. Encoded images are not decoded on read; this
-includes images in unused features.
+The data set must already be prepared in a random-access format. If it is in a bucket, the split's
+files are copied first (`data.tfds_copies`). Features are named by key; a path such as
+`captions/text` selects a nested feature. Encoded images are not decoded on read; this includes
+images in unused features.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ if TYPE_CHECKING:
 
 
 class TfdsRecords:
-    """The examples of one split, as nested mappings from feature name to value.
+    """The examples in a split, as nested mappings from feature name to value.
 
     Attributes:
         name: data set and split, for messages: `mnist[test]`.
 
     Args:
-        name: data set name. split: split name.
+        name: data set name.
+        split: split name.
         data_dir: directory in which the data set was prepared ("": the TFDS default).
-        image_key: the feature that holds the image.
+        image_key: the image feature.
         section: command-line name for these settings, for messages.
 
     Raises:
@@ -113,7 +114,7 @@ class TfdsRecords:
         return f"{self.name}[{index}]"
 
     def feature(self, key: str, setting: str) -> Any:
-        """Returns the TFDS feature of a key; for a sequence, returns the element feature.
+        """Returns the TFDS feature for a key; for a sequence, returns the element feature.
 
         Raises:
             UserError: the feature does not exist; the message names `setting`.
@@ -133,7 +134,7 @@ class TfdsRecords:
         return feature
 
     def value(self, record: Any, key: str) -> Any:
-        """Returns the value of a feature in a record."""
+        """Returns a feature's value in a record."""
         for part in key.split("/"):
             record = record[part]
         return record
@@ -142,7 +143,7 @@ class TfdsRecords:
         """Returns the image in a record: an encoded file, or pixels stored as an array.
 
         Raises:
-            UserError: the value is neither.
+            UserError: the value is neither bytes nor an array.
         """
         image = self.value(record, self._image_key)
         if not isinstance(image, (bytes, np.ndarray)):
@@ -154,7 +155,7 @@ class TfdsRecords:
 
 
 def _element(feature: Any) -> Any:
-    """Returns the element feature of a (possibly nested) sequence, else the feature unchanged."""
+    """Returns the element feature for a (possibly nested) sequence, else the feature unchanged."""
     import tensorflow_datasets as tfds
 
     while isinstance(feature, tfds.features.Sequence):
@@ -176,7 +177,7 @@ def _images_left_alone(features: Any) -> dict[str, Any]:
 
 
 class TfdsSource:
-    """Images and captions of a TFDS split (see the module docstring)."""
+    """The images and captions in a TFDS split (see the module docstring)."""
 
     def __init__(
         self,
@@ -205,7 +206,7 @@ class TfdsSource:
         return self._captions(self._records[index], index)
 
     def key(self, index: int) -> str:
-        """Returns the name of an example."""
+        """Returns an example's name."""
         return self._records.key(index)
 
     def _captions(self, record: Mapping[str, Any], index: int) -> tuple[str, ...]:
@@ -243,7 +244,7 @@ def _names_of_feature(records: TfdsRecords, key: str, names: Sequence[str]) -> S
     where = f"{records.name}, feature {key},"
     if not isinstance(feature, tfds.features.ClassLabel):
         raise UserError(
-            f"{where} is of type {type(feature).__name__}, expected class labels; correct "
+            f"{where} has the type {type(feature).__name__}, expected class labels; correct "
             f"{records.section}.label_key."
         )
     # TFDS reads a name that spans two lines as two names, so the counts may differ.
@@ -251,8 +252,8 @@ def _names_of_feature(records: TfdsRecords, key: str, names: Sequence[str]) -> S
         naming = f"{records.section}.classes names" if names else "the data set names"
         raise UserError(
             f"{where} has {feature.num_classes} classes, but {naming} "
-            f"{len(names or feature.names)}; name a class for each label, in the order of the "
-            f"labels, in {records.section}.classes."
+            f"{len(names or feature.names)}; name a class for each label, in label order, in "
+            f"{records.section}.classes."
         )
     if names:
         return names

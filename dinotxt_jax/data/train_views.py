@@ -1,4 +1,4 @@
-"""Training views from examples, in two parts: decoding, then crop and resize."""
+"""Makes training views in two stages: decoding, then crop and resize."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Decoded(NamedTuple):
-    """An image that is decoded and not yet resized.
+    """A decoded image before the resize.
 
     Attributes:
-        pixels: the crop alone (fast decoder) or the whole image (exact decoder).
-        rng: the generator for the random choices that remain.
+        pixels: the crop (fast decoder) or the whole image (exact decoder).
+        rng: the generator for the remaining random choices.
     """
 
     pixels: UInt8[np.ndarray, "h w 3"] | Image.Image
@@ -34,7 +34,8 @@ class Decoded(NamedTuple):
 class TrainViews:
     """Makes training views with the decoder that `config.decoder` names.
 
-    The fast decoder leaves fixed views, and everything but undamaged JPEG files, to the exact one.
+    The fast decoder handles random crops from undamaged JPEG files; everything else falls back to
+    the exact decoder.
     """
 
     def __init__(self, config: DataConfig):
@@ -43,10 +44,10 @@ class TrainViews:
         self._is_fast = config.decoder == FAST and is_random(config)
 
     def decode(self, example: Example, draw: Draw) -> Decoded:
-        """Decodes the image of an example.
+        """Decodes an example's image.
 
         Raises:
-            BadImageError: the image does not decode; the message names the example.
+            BadImageError: the image cannot be decoded; the message names the example.
         """
         if self._is_fast:
             rng = draw.rng()
@@ -56,7 +57,7 @@ class TrainViews:
         return Decoded(decoded_image(example, self._config), draw.rng())
 
     def finish(self, decoded: Decoded) -> UInt8[np.ndarray, "s s 3"]:
-        """Returns the view from a decoded image: cropped, resized and perhaps flipped."""
+        """Crops, resizes and randomly flips a decoded image."""
         pixels, rng = decoded
         if isinstance(pixels, Image.Image):
             return self._transform(pixels, rng)

@@ -1,7 +1,7 @@
 """Image transforms: RGB decoding, crops, resizes and flips in PIL, and array normalisation.
 
-All transforms before `normalize` use 8-bit RGB. A pipeline passes uint8 to the device, which
-normalises there: this transfers a quarter of the bytes.
+All transforms before `normalize` use 8-bit RGB. Pipelines transfer uint8 and normalise on the
+device, because uint8 takes a quarter of the float32 bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TURNS: dict[object, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Orientations that exchange width and height.
+# Orientations for which width and height are swapped.
 _EXCHANGE = (5, 6, 7, 8)
 
 ArrayT = TypeVar("ArrayT", np.ndarray, "jax.Array")
@@ -53,8 +53,8 @@ def decode_image(
     """Converts an encoded image, a pixel array or a PIL image to upright 8-bit RGB.
 
     The EXIF orientation is applied. Transparent pixels are composited over white. 16-bit greyscale
-    is scaled to 8 bits (PIL alone would clip it to white). PIL converts CMYK, palettes and all
-    other modes. Only the first frame in an animation is used.
+    is scaled to 8 bits (PIL's own conversion would clip it to white). PIL converts CMYK, palettes
+    and all other modes. Only the first frame in an animation is used.
 
     Args:
         image: image file bytes, or uint8 [h w] or [h w c] with c 1, 3 or 4, or uint16 [h w], or
@@ -90,8 +90,8 @@ def open_image(image: bytes, max_pixels: int) -> tuple[Image.Image, tuple[int, i
         max_pixels: limit as in `decode_image`.
 
     Returns:
-        The image for `decode_image`, and the width and height of the file after the EXIF
-        orientation is applied.
+        The undecoded image for `decode_image`, and its upright width and height (after applying
+        the EXIF orientation).
 
     Raises:
         BadImageError: the file does not begin like an image, or has too many pixels.
@@ -106,7 +106,7 @@ def open_image(image: bytes, max_pixels: int) -> tuple[Image.Image, tuple[int, i
 
 @contextlib.contextmanager
 def _bad_image_errors(image: object) -> Iterator[None]:
-    """Raises errors of PIL as `BadImageError`."""
+    """Converts PIL errors to `BadImageError`."""
     try:
         yield
     except MemoryError:
@@ -118,7 +118,7 @@ def _bad_image_errors(image: object) -> Iterator[None]:
 
 
 def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
-    """Returns width and height, in pixels, without decoding; before any EXIF rotation.
+    """Returns width and height in pixels, as stored (before any EXIF rotation), without decoding.
 
     Raises:
         BadImageError: the file does not begin like an image.
@@ -130,7 +130,7 @@ def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
 
 
 def _limit_size(image: Image.Image, max_pixels: int) -> None:
-    """Reduces the size at which a large JPEG will be decoded; raises an error for other images."""
+    """Sets a large JPEG's decoding scale to meet the limit; raises an error for other formats."""
     width, height = image.size
     for factor in (1, 2, 4, 8) if image.format == "JPEG" else (1,):
         if (width // factor) * (height // factor) <= max_pixels:
@@ -150,7 +150,7 @@ def _unidentified(image: object) -> str:
         return "not an image in a format that PIL knows"
     if image[4:8] == b"ftyp":  # HEIC and video container; bytes 8 to 12 name the format
         kind = image[8:12].decode("ascii", "replace").strip()
-        return f"a file of the format {kind}, which is not read"
+        return f"a file in the format {kind}, which is not supported"
     if image[:256].isascii() and image[:256].decode("ascii").replace("\n", "").isprintable():
         return "text, not an image"
     return "not an image in a format that PIL knows"
@@ -179,7 +179,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # PIL opens 16-bit PGM and, before version 10, 16-bit PNG in mode "I", at the same scale.
         wide = np.clip(np.asarray(image).astype(np.int32), 0, 65535)
-        # A PNG may name one grey level that is transparent, as a number of 16 bits.
+        # A PNG may declare a single grey level transparent, as a 16-bit number.
         clear = wide == image.info.get("transparency", -1)
         image = Image.fromarray(np.where(clear, 255, (wide + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:

@@ -34,7 +34,7 @@ from dinotxt_jax.storage.byte_ranges import ByteRanges
 if TYPE_CHECKING:
     from dinotxt_jax.config import DataConfig
 
-# Headers are read in several threads, because storage may be slow to answer.
+# Headers are read in several threads, because storage may have a high latency.
 _THREADS = 8
 _USED_ENDINGS = IMAGE_ENDINGS | TEXT_ENDINGS
 _MOST_OPEN = 128
@@ -49,19 +49,19 @@ class _Sample(NamedTuple):
 class WebDatasetSource:
     """Tar files in which the members `KEY.jpg` and `KEY.txt` or `KEY.json` form a sample.
 
-    The members of a sample follow each other. Samples are indexed once (`tar_index`), with 8 bytes
-    each, and then read at any position. A sample whose captions cannot be read counts as a bad
+    A sample's members must be consecutive. Samples are indexed once (`tar_index`), with 8 bytes
+    per sample, and then read at random positions. A sample with unreadable captions counts as a bad
     image.
 
     Args:
         path: a tar, a folder (all `*.tar`) or a glob; files are read in sorted name order.
-        caption_columns: the captions' keys in `KEY.json`; "txt" is the content of `KEY.txt`. Where
-            the default key is missing, the captions are the content of `KEY.txt`, or else the key
-            "caption" (as img2dataset names it).
+        caption_columns: keys in `KEY.json`; "txt" stands for the content of `KEY.txt`. If the
+            default key is missing, the caption is the content of `KEY.txt`, falling back to the key
+            "caption" in `KEY.json` (which img2dataset writes).
         section: command-line name for the data settings, for messages.
 
     Raises:
-        UserError: a file is missing or no tar, or there is no sample that can be used.
+        UserError: a file is missing or not a tar, or there is no usable sample.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class WebDatasetSource:
                 left_out.update(index.left_out)
                 if index.problem:
                     logging.warning(
-                        "%s: only the %d samples before the damage are used, as %s",
+                        "%s: using only the %d samples before the damage, because %s",
                         *(file, len(index.spans), index.problem),
                     )
         finally:
@@ -96,13 +96,13 @@ class WebDatasetSource:
         self._bounds = np.cumsum([len(index.spans) for index in indexes])
         if not len(self._spans):
             raise UserError(
-                f"{path} has no sample that can be used ({reasons or 'no files'}), expected "
-                "members KEY.jpg and KEY.txt or KEY.json that follow each other; write the tars "
-                f"again, or correct {section}.path."
+                f"{path} has no usable sample ({reasons or 'no files'}), expected consecutive "
+                "members KEY.jpg and KEY.txt or KEY.json; write the tars again, or correct "
+                f"{section}.path."
             )
         if reasons:
             logging.warning(
-                "%s: %d samples are left out (%s); %d are used",
+                "%s: skipped %d samples (%s); using %d",
                 *(path, left_out.total(), reasons, len(self)),
             )
         check_records(self._sample, len(self))
@@ -118,7 +118,7 @@ class WebDatasetSource:
         return self._sample(index).captions
 
     def key(self, index: int) -> str:
-        """Returns the name of an example: the tar and the key."""
+        """Returns an example's name, TAR/KEY."""
         return self._sample(index).key
 
     def _sample(self, index: int) -> _Sample:
@@ -130,7 +130,7 @@ class WebDatasetSource:
         key, members = _parsed(content, where)
         image = next((members[ending] for ending in members if ending in IMAGE_ENDINGS), None)
         if image is None:
-            raise BadImageError(f"{where}: the image cannot be found; write the tar again.")
+            raise BadImageError(f"{where}: there is no image; write the tar again.")
         return _Sample(
             f"{file.name}/{key}", image, _captions(members, self._caption_columns, where)
         )
@@ -142,7 +142,7 @@ def _opened(path: Address, size: int, version: str) -> ByteRanges:
 
 
 def _parsed(content: bytes, where: str) -> tuple[str, dict[str, bytes]]:
-    """Returns the key of a sample, and its image and texts by ending."""
+    """Returns a sample's key, and the image and text contents by file ending."""
     members, key = {}, ""
     try:
         for member in _headers(content):
@@ -155,10 +155,10 @@ def _parsed(content: bytes, where: str) -> tuple[str, dict[str, bytes]]:
 
 
 def _headers(content: bytes) -> list[tarfile.TarInfo]:
-    """Returns the files of a sample, with the places of their data.
+    """Returns a sample's files, with their data offsets.
 
-    Opening a `TarFile` takes ten times as long as reading the headers of plain members, with which
-    this begins.
+    Parses the headers directly, because opening a `TarFile` takes ten times as long; falls back to
+    `TarFile` if a member is not a regular file.
     """
     members: list[tarfile.TarInfo] = []
     offset = 0
@@ -172,7 +172,7 @@ def _headers(content: bytes) -> list[tarfile.TarInfo]:
         if member.type == tarfile.XHDTYPE:
             extra = content[member.offset_data : member.offset_data + member.size]
             if b" path=" not in extra and b" size=" not in extra:
-                continue  # a time or an owner of the next member
+                continue  # the extended header only sets the next member's time or owner
         if not member.isreg():
             with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
                 return [member for member in archive if member.isreg()]
@@ -188,10 +188,10 @@ def _captions(members: dict[str, bytes], columns: Sequence[str], where: str) -> 
         text = members["txt"].decode().strip() if "txt" in members else None
     except (ValueError, RecursionError) as error:
         raise BadImageError(
-            f"{where}: the caption is no UTF-8 or no JSON ({error}); correct or remove it."
+            f"{where}: the caption is not valid UTF-8 or JSON ({error}); correct or remove it."
         ) from error
     if not isinstance(record, dict):
-        raise BadImageError(f"{where}: its JSON is {shortened(record)}, expected an object.")
+        raise BadImageError(f"{where}: the JSON is {shortened(record)}, expected an object.")
     values = {"txt": text} | record
     if values.get(DEFAULT_CAPTION_KEY) is None:
         values[DEFAULT_CAPTION_KEY] = text if text is not None else record.get("caption")

@@ -41,7 +41,9 @@ def test_array_record_keeps_the_requested_split(tmp_path):
     write_array_record(tmp_path / "1.array_record", examples(4)[2:], split="train")
     source = ArrayRecordSource(tmp_path, split="train")
     assert [source[i] for i in range(len(source))] == examples(4)[2:]
-    with pytest.raises(UserError, match="no example of split 'val', its examples name test, train"):
+    with pytest.raises(
+        UserError, match="no example in the split 'val', its examples name test, train"
+    ):
         ArrayRecordSource(tmp_path, split="val")
 
 
@@ -130,6 +132,6 @@ def test_a_damaged_record_is_a_bad_image(damaged, caplog):
     assert int(example["index"]) != bad_index
     assert data_identity(source, 2)["examples"] == 40
     assert len(ArrayRecordSource(damaged, split="train")) == 39
-    assert "a record is left out, as its split is unknown" in caplog.text
+    assert "skipped a record with an unknown split" in caplog.text
     with pytest.raises(UserError, match=f"example {bad_index} cannot be evaluated"):
         KINDS["retrieval"].contents(source)

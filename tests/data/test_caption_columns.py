@@ -94,7 +94,9 @@ def test_captions_of_several_columns_carry_their_columns(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_an_example_without_a_caption_in_any_column_is_bad(name: str, tmp_path: Path) -> None:
-    with pytest.raises((UserError, BadImageError), match="have no caption, expected one in at le"):
+    with pytest.raises(
+        (UserError, BadImageError), match="have no caption, expected a caption in at le"
+    ):
         opened(name, tmp_path, ROWS, "alt+synthetic").captions(2)
 
 

@@ -140,15 +140,15 @@ def test_a_config_opens_both(tmp_path: Path) -> None:
         (
             changed(KARPATHY, "images", 2, "sentences", value=[]),
             "train",
-            r"images\[2\] \(train/3\.jpg\): the list of captions is empty",
+            r"images\[2\] \(train/3\.jpg\): the caption list is empty",
         ),
         (
             changed(KARPATHY, "images", 2, "sentences", 0, "raw", value=" "),
             "",
             "caption 1 is ' ' .*a text that is not blank",
         ),
-        (KARPATHY, "val", "no example of split 'val', its examples name restval, test, train"),
-        (KARPATHY, "train+trainval", "no example of split 'trainval', its examples name rest"),
+        (KARPATHY, "val", "no example in the split 'val', its examples name restval, test, train"),
+        (KARPATHY, "train+trainval", "no example in the split 'trainval', its examples name rest"),
     ],
 )
 def test_faults_of_karpathys_files_are_named(tmp_path, content, split, message) -> None:
@@ -173,7 +173,7 @@ def test_faults_of_karpathys_files_are_named(tmp_path, content, split, message) 
         (changed(COCO, "annotations", 1, "caption"), r"annotations\[1\]: the field caption is mis"),
         (
             changed(COCO, "annotations", 1),
-            r"image 9 \(000009\.jpg\): the list of captions is empty",
+            r"image 9 \(000009\.jpg\): the caption list is empty",
         ),
     ],
 )
@@ -186,7 +186,7 @@ def test_settings_that_do_not_fit_a_caption_file_are_named(tmp_path: Path) -> No
     path = written(tmp_path, COCO)
     with pytest.raises(UserError, match="config.data.split is 'val', but a COCO caption file"):
         open_coco(path, split="val")
-    with pytest.raises(UserError, match=r"there is no file .*absent\.json, expected a file of c"):
+    with pytest.raises(UserError, match=r"there is no file .*absent\.json, expected a caption"):
         open_coco(tmp_path / "absent.json")
     with pytest.raises(UserError, match="nowhere is not a folder"):
         open_coco(path, image_root=tmp_path / "nowhere")

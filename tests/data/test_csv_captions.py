@@ -44,7 +44,9 @@ def test_the_column_that_is_set_comes_first_and_splits_select_lines(tmp_path: Pa
     assert open_source(index(tmp_path, text))[0].captions == ("a",)
     with pytest.raises(UserError, match="and text; rename .* set config.data.caption_key to"):
         open_source(index(tmp_path, text, caption_key="text"))  # never another column instead
-    with pytest.raises(UserError, match="no example of split 'val', its examples name test, train"):
+    with pytest.raises(
+        UserError, match="no example in the split 'val', its examples name test, train"
+    ):
         open_source(index(tmp_path, text, split="val"))
 
 

@@ -132,23 +132,23 @@ def test_labels_inside_lists_and_structs_are_read(
     source = open_labelled(settings(folder, label_key="objects/label"))
     assert source.class_names == ("a", "b", "c")
     assert [source.labels(index) for index in range(len(source))] == [(0, 1), (2,), (2,), (2,)]
-    assert "1 of 5 examples have no label and are skipped" in caplog.text
+    assert "skipped 1 of 5 examples, which have no label" in caplog.text
     (tmp_path / "two.txt").write_text("x\ny\n")
-    with pytest.raises(UserError, match=r"set\[2\]: the label 2 is not one of the 2 classes"):
+    with pytest.raises(UserError, match=r"set\[2\]: the label 2 is outside the 2 classes"):
         open_labelled(
             settings(folder, label_key="objects/label", classes=str(tmp_path / "two.txt"))
         )
 
 
 def test_a_folder_of_something_else_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no data set of the library datasets .*data.path"):
+    with pytest.raises(UserError, match="holds no Hugging Face data set .*data.path"):
         open_source(settings(tmp_path))
     folder = small(tmp_path / "set")
     with pytest.raises(UserError, match="has no splits, but config.data.split is 'train'; set it"):
         open_source(settings(folder, split="train"))
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"a": 1}]}))
-    with pytest.raises(UserError, match=r"an order of its own, .* save the result of flatten_ind"):
+    with pytest.raises(UserError, match=r"an index mapping, .* save the result of flatten_ind"):
         open_source(settings(folder))
     for files in (None, "data.arrow", [None], [{}], [{"filename": 3}]):
         (folder / "state.json").write_text(json.dumps({"_data_files": files}))
@@ -171,7 +171,7 @@ def test_missing_and_truncated_files_are_named(goldens: Path, tmp_path: Path) ->
         ):
             open_source(settings(folder, split="train"))
     file.write_bytes((folder / "parquet-test.arrow").read_bytes())
-    with pytest.raises(UserError, match="has 3 rows, expected 7 by its dataset_info.json"):
+    with pytest.raises(UserError, match="has 3 rows, expected 7 as in dataset_info.json"):
         open_source(settings(folder, split="train"))
     info = json.loads((folder / "dataset_info.json").read_text())
     for splits in ({"train": {}}, {"train": None}, {"train": {"num_examples": "7"}}):
@@ -180,7 +180,7 @@ def test_missing_and_truncated_files_are_named(goldens: Path, tmp_path: Path) ->
             open_source(settings(folder, split="train"))
     (folder / "dataset_info.json").write_text(json.dumps(info))
     file.unlink()
-    with pytest.raises(UserError, match="there is no file .*arrow, expected the rows"):
+    with pytest.raises(UserError, match="there is no file .*arrow, expected the data set's rows"):
         open_source(settings(folder, split="train"))
 
 

@@ -143,8 +143,8 @@ def test_present_keeps_the_classes_that_have_an_image(tmp_path: Path) -> None:
         ([TENCH, "goldfish"], "has the folder goldfish, which is not the WordNet ID of any of"),
         ([TENCH, "7"], f"has the folder {TENCH} next to folders named by number"),
         (["3", "misc"], "has the folder misc next to folders named by number"),
-        (["0", "1000"], r"1000: the label 1000 is not one of the 1000 classes \(0 to 999\)"),
-        (["-1"], "the label -1 is not one of the 1000 classes"),
+        (["0", "1000"], r"1000: the label 1000 is outside the 1000 classes \(0 to 999\)"),
+        (["-1"], "the label -1 is outside the 1000 classes"),
         (["cat", "dog"], "has 2 folders, but config.data.classes names 1000 classes"),
         (["cat", "²"], "has 2 folders, but config.data.classes names 1000 classes"),
     ],
@@ -171,7 +171,7 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path) -> None:
             {"classes": str(tmp_path / "empty.txt")},
             "config.data.classes names, is empty",
         ),
-        (tree_of(tmp_path / "b", "n00000001"), {}, "has the class n00000001, which is none of"),
+        (tree_of(tmp_path / "b", "n00000001"), {}, "has the class n00000001, which is not among"),
     ):
         with pytest.raises(UserError, match=message):
             opened(path, **settings)
@@ -224,11 +224,11 @@ def test_classes_can_be_restricted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "changes", "message"),
     [
-        ("file,label\na,4\n", {}, r"index.csv:2: the label 4 is not one of the 4 classes"),
-        ("file,label\na,-1\n", {}, "the label -1 is not one of"),
-        ("file,label\na,crane\n", {}, "names several classes; use the number"),
-        ("file,label\na,cow\n", {}, "names none of the classes"),
-        ("file,label\na,²\n", {}, "names none of the classes"),
+        ("file,label\na,4\n", {}, r"index.csv:2: the label 4 is outside the 4 classes"),
+        ("file,label\na,-1\n", {}, "the label -1 is outside the"),
+        ("file,label\na,crane\n", {}, "names several classes; use class numbers"),
+        ("file,label\na,cow\n", {}, "names no class"),
+        ("file,label\na,²\n", {}, "names no class"),
         ("file,label\na,\n", {}, "index.csv:2: the column label is empty"),
         ("name,label\na,1\n", {}, "has the columns name, label, expected one of file"),
         ("file,class\na,1\n", {}, r"and label; rename the columns, or set config.data.label_key"),
@@ -335,7 +335,7 @@ def test_files_that_are_not_read_are_counted_by_ending(
     ]
     for file in tree.rglob("*.png"):
         file.unlink()
-    message = r"tree holds no image that can be read, only other files \(3 \.heic, 1 \.txt\)"
+    message = r"tree holds no readable image, only other files \(3 \.heic, 1 \.txt\)"
     with pytest.raises(UserError, match=message):
         opened(tree)
     with pytest.raises(UserError, match=message):

@@ -147,14 +147,17 @@ def test_a_source_for_labels_gives_names_of_classes_as_captions(config: DataConf
     [
         ({"label_key": "klass"}, "no feature klass: at klass it has .*label.*correct .*label_key"),
         ({"label_key": "objects/klass"}, "at klass it has area, label; correct .*label_key"),
-        ({"label_key": "text"}, r"feature text, is of type Text, expected class labels; correct "),
-        ({"label_key": "objects"}, "feature objects, is of type FeaturesDict, expected class"),
+        (
+            {"label_key": "text"},
+            r"feature text, has the type Text, expected class labels; correct ",
+        ),
+        ({"label_key": "objects"}, "feature objects, has the type FeaturesDict, expected class"),
         (
             {"label_key": "unnamed"},
             "unnamed, stores labels as numbers.*set config.data.classes",
         ),
-        ({"label_key": "foreign"}, "feature foreign, has the class n00000001, which is none of"),
-        ({"label_key": "unlabelled"}, r"small\[train\]\[0\]: the label -1 is not one of the 3"),
+        ({"label_key": "foreign"}, "feature foreign, has the class n00000001, which is not among"),
+        ({"label_key": "unlabelled"}, r"small\[train\]\[0\]: the label -1 is outside the 3"),
         (
             {"classes": "imagenet1k"},
             "3 classes, but config.data.classes names 1000; name a class for",

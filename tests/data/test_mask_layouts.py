@@ -261,13 +261,13 @@ def test_scene_words_are_single_and_no_object_classes() -> None:
             "voc_20",
             voc,
             "SegmentationClass/2007_000042.png",
-            "expected the mask of JPEGImages/2007",
+            "expected the mask for JPEGImages/2007",
         ),
-        ("voc_20", voc, "JPEGImages/2007_000033.jpg", "expected an image of the split val"),
+        ("voc_20", voc, "JPEGImages/2007_000033.jpg", "expected an image in the split val"),
         ("cityscapes_19", cityscapes, "gtFine", r"leftImg8bit/SPLIT/CITY/\*_leftImg8bit.png and"),
         ("voc_21", voc, "ImageSets/Segmentation/val.txt", "there are train"),
-        ("voc_21", voc, "ImageSets", "val.txt is missing, .* of split 'val'; restore it"),
-        ("camvid_11", camvid, "testannot", "no split 'test' of camvid_11, it has train, val;"),
+        ("voc_21", voc, "ImageSets", "val.txt is missing, .* in the split 'val'; restore it"),
+        ("camvid_11", camvid, "testannot", "no split 'test' for camvid_11, only train, val;"),
         ("msrc_v2", msrc, "Images", r"expected MSRC_ObjCategImageDatabase_v2/\{Images"),
     ],
 )
@@ -282,10 +282,10 @@ def test_missing_parts_of_a_data_set_are_named(
 
 def test_a_split_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path) -> None:
     for name, draw, splits in (
-        ("ade20k_150", ade20k, "it has training, validation; correct config.data.split"),
-        ("cityscapes_19", cityscapes, "it has val; correct"),
-        ("coco_object", coco, "it has val2017; correct"),
-        ("camvid_11", camvid, "it has test, train, val; correct"),
+        ("ade20k_150", ade20k, "only training, validation; correct config.data.split"),
+        ("cityscapes_19", cityscapes, "only val; correct"),
+        ("coco_object", coco, "only val2017; correct"),
+        ("camvid_11", camvid, "only test, train, val; correct"),
         ("voc_20", voc, r"correct config.data.split \(there are train, val\)"),
     ):
         draw(tmp_path / name)
@@ -333,14 +333,14 @@ def test_values_and_colours_without_a_class_are_named(tmp_path: Path) -> None:
     source = open_masks(masks("ade20k_150", tmp_path / "ade"))
     for value, dtype in ((151, np.uint8), (4000, np.uint16)):
         save(np.full(SIZE, value, dtype), truth)
-        with pytest.raises(UserError, match=f"holds the value {value}, which is no class"):
+        with pytest.raises(UserError, match=f"holds the value {value}, which is not a class"):
             source.load(0)
     save(np.zeros((*SIZE, 3), np.uint8), truth)
-    with pytest.raises(UserError, match=r"shape \[10, 12, 3\], expected one class index per pixel"):
+    with pytest.raises(UserError, match=r"shape \[10, 12, 3\], expected one integer class"):
         source.load(0)
 
 
 def test_things_of_coco_that_were_never_drawn_are_an_error() -> None:
     for name in ("coco_stuff_171", "coco_stuff_27"):
-        with pytest.raises(ValueError, match="holds the value 11, which is no class"):
+        with pytest.raises(ValueError, match="holds the value 11, which is not a class"):
             value_of(name, 11)

@@ -59,7 +59,7 @@ def test_a_class_called_background_means_anything_else(tmp_path: Path) -> None:
     ("mask", "message"),
     [
         (np.zeros((20, 31), np.uint8), r"has the shape \[20, 31\], but a.png has \[20, 30\]"),
-        (np.zeros((20, 30, 3), np.uint8), "expected one class index per pixel"),
+        (np.zeros((20, 30, 3), np.uint8), "expected one integer class index per pixel"),
         (np.full((20, 30), 2, np.uint8), "holds the index 2, but there are 2 classes"),
         (np.full((20, 30), 256, np.uint16), "holds the index 256, but there are 2 classes"),
     ],
@@ -89,7 +89,7 @@ def test_missing_pairs_and_lists_are_named(tmp_path: Path) -> None:
     config = pairs(tmp_path, np.zeros((20, 30), np.uint8))
     source = open_masks(config)
     (tmp_path / "a_mask.png").unlink()
-    with pytest.raises(UserError, match=r"a_mask.png, the mask of a.png, cannot be read"):
+    with pytest.raises(UserError, match=r"a_mask.png, the mask for a.png, cannot be read"):
         source.load(0)
     with pytest.raises(
         UserError,
@@ -118,7 +118,7 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     whole = (tmp_path / "a_mask.png").read_bytes()
     for broken in (b"", b"no image", whole[: len(whole) // 2]):
         (tmp_path / "a_mask.png").write_bytes(broken)
-        with pytest.raises(UserError, match="a_mask.png, the mask of a.png, cannot be read"):
+        with pytest.raises(UserError, match="a_mask.png, the mask for a.png, cannot be read"):
             open_masks(config).load(0)
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"^a.png cannot be read"):

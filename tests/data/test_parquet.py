@@ -110,7 +110,7 @@ def test_columns_are_named_where_they_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet file at all", b"PAR1" * 5])
 def test_files_of_another_kind_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.parquet is no Parquet file that can be read \("):
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file \("):
         open_source(settings(tmp_path / "a.parquet"))
     with pytest.raises(UserError, match=r"no Parquet file was found at .*; correct config\.data"):
         open_source(settings(tmp_path / "b.parquet"))
@@ -173,7 +173,7 @@ def test_large_row_groups_are_warned_about(
 ) -> None:
     monkeypatch.setattr(parquet, "_LARGE_GROUP", 100)
     open_source(settings(write(tmp_path / "a.parquet", range(9), group=9)))
-    assert "is fast with row groups of some 100 images" in caplog.text
+    assert "is fast with about 100 images per row group" in caplog.text
 
 
 def test_training_batches_are_those_of_other_sources_and_resume(tmp_path: Path) -> None:

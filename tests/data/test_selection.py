@@ -126,7 +126,7 @@ def test_other_examples_replace_filtered_ones_which_are_no_bad_images() -> None:
 def test_filters_that_pass_nothing_end_in_a_sentence_with_the_settings() -> None:
     config = DataConfig(image_size=8, min_side=17, max_bad_fraction=0.1)
     make = ImageTextExample(Sizes(), config, lambda text: np.array([0]))
-    with pytest.raises(UserError, match=r"none of 29 examples drawn from config\.data passes its"):
+    with pytest.raises(UserError, match=r"none of 29 examples drawn from config\.data passes the"):
         make(draws(1)[0])
 
 
@@ -139,5 +139,5 @@ def test_array_records_keep_the_columns_of_captions(tmp_path: Path) -> None:
     assert isinstance(chosen, ColumnCaptions)
     assert (chosen, chosen.columns) == (("s", "t", "a"), ("synthetic", "synthetic", "alt"))
     write_array_record(tmp_path / "a.array_record", [Example(b"image", ("a",), "k")])
-    with pytest.raises(UserError, match="the columns of the captions are None"):
+    with pytest.raises(UserError, match="the captions' columns are None"):
         ArrayRecordSource(tmp_path, caption_columns=("alt",))

@@ -83,7 +83,7 @@ def test_jsonl_missing_image_is_a_bad_image_when_it_is_read(folder):
         ({"caption": "x"}, r"captions\.jsonl:2: the field image is missing"),
         ({"image": 7, "caption": "x"}, r"captions\.jsonl:2: the field image is 7 \(int\)"),
         ({"image": "images/1.png"}, r"captions\.jsonl:2: the field captions is missing"),
-        ({"image": "a", "captions": []}, r"captions\.jsonl:2: the list of captions is empty"),
+        ({"image": "a", "captions": []}, r"captions\.jsonl:2: the caption list is empty"),
         ({"image": "a", "captions": ["x", 17]}, r":2: caption 2 is 17 \(int\), expected a text"),
         ({"image": "a", "caption": None}, r":2: the captions are None \(NoneType\), expected a te"),
         ({"image": "a", "captions": {"en": "x"}}, r":2: the captions are \{'en': 'x'\} \(dict\)"),
@@ -110,7 +110,7 @@ def test_missing_or_empty_jsonl_is_a_user_error(folder):
     with pytest.raises(UserError, match="captions.jsonl is empty"):
         JsonlSource(write_index(folder))
     path = write_index(folder, {"image": "a", "caption": "x", "split": "train"})
-    with pytest.raises(UserError, match="no example of split 'val', its examples name train"):
+    with pytest.raises(UserError, match="no example in the split 'val', its examples name train"):
         JsonlSource(path, split="val")
     with pytest.raises(UserError, match="nofolder is not a folder"):
         JsonlSource(path, image_root=folder / "nofolder")

@@ -41,7 +41,7 @@ def speed(
         (speed("crop and resize", decoder="exact"), "set --config.data.decoder=fast"),
         (speed("decode"), "2 are 1.2 times as fast; set --config.data.workers=2."),
         (speed("decode", workers=2), "0 are 1.2 times as fast; set --config.data.workers=0."),
-        (speed("decode", configured=59), "decode (71% of the time of an image) on 2 CPUs; use mor"),
+        (speed("decode", configured=59), "decode (71% of the time per image) on 2 CPUs; use more"),
         (speed("read", configured=59), "convert the data to array_record or webdataset files"),
         (
             speed("decode", configured=59, decoder="exact", augmentation="squash"),
@@ -123,4 +123,4 @@ def test_the_command_prints_stages_and_bottleneck(tmp_path: Path) -> None:
 def test_the_command_refuses_a_cache_of_tokens(tmp_path: Path) -> None:
     result = benchmark(tmp_path, "--config.features=x")
     assert result.returncode == 2
-    assert "config.features is 'x', so that training reads cached tokens" in result.stderr
+    assert "config.features is 'x', so training reads cached tokens" in result.stderr

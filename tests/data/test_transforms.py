@@ -191,7 +191,10 @@ def test_other_files_are_bad_images(image):
     [
         (b"", "the file is empty"),
         (b"a caption\nand another\n", "text, not an image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a file of the format heic, which is not read"),
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            "a file in the format heic, which is not supported",
+        ),
         (b"\x93\0\xff" * 30, "not an image in a format that PIL knows"),
     ],
 )

@@ -147,7 +147,7 @@ def test_an_index_that_cannot_be_kept_is_a_warning(
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DINOTXT_CACHE", str(tmp_path / "file"))
     assert len(WebDatasetSource(write_tar(tmp_path / "x.tar", pairs(range(2))))) == 2
-    assert "x.tar is not kept, as " in caplog.text
+    assert f"cannot cache the index of {tmp_path / 'x.tar'}" in caplog.text
 
 
 def test_samples_without_a_pair_are_left_out_and_counted(
@@ -157,10 +157,10 @@ def test_samples_without_a_pair_are_left_out_and_counted(
     members |= {"c.png": png(9), "c.txt": b"which?", "d.jpg": png(1)}
     source = WebDatasetSource(write_tar(tmp_path / "x.tar", members))
     assert len(source) == 3
-    expected = "4 samples are left out (2 with no caption, 1 with no image, 1 with several images)"
+    expected = "skipped 4 samples (2 with no caption, 1 with no image, 1 with several images)"
     assert expected in caplog.text
     unpaired = {"a.jpg": png(1), "b.jpg": png(2), "a.txt": b"x", "b.txt": b"y"}
-    message = r"no sample that can be used \(2 with no caption, 2 with no image\), .* follow each"
+    message = r"no usable sample \(2 with no caption, 2 with no image\), .* consecutive members"
     with pytest.raises(UserError, match=message):
         WebDatasetSource(write_tar(tmp_path / "y.tar", unpaired))
 
@@ -170,12 +170,14 @@ def test_what_is_no_tar_is_a_sentence(tmp_path: Path) -> None:
     contents = {"empty.tar": b"", "text.tar": b"hello " * 500, "x.tar.gz": gzip.compress(whole)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name} is (empty|no uncompressed tar .*), .* it.$"):
+        with pytest.raises(
+            UserError, match=f"{name} is (empty|not an uncompressed tar .*), .* it.$"
+        ):
             WebDatasetSource(tmp_path / name)
     with pytest.raises(UserError, match="no tar file was found at .*missing.*config.data.path"):
         WebDatasetSource(tmp_path / "missing.tar")
     write_tar(tmp_path / "nothing.tar", {})
-    with pytest.raises(UserError, match=r"no sample that can be used \(no files\)"):
+    with pytest.raises(UserError, match=r"no usable sample \(no files\)"):
         WebDatasetSource(tmp_path / "nothing.tar")
 
 
@@ -191,12 +193,12 @@ def test_a_tar_cut_anywhere_gives_the_whole_samples_before(
         # A sample whose last member, the text, is lost still has the caption in its JSON.
         complete += any(int(end) * 512 - 1024 <= cut < int(end) * 512 for end in spans[:, 1])
         if not complete:
-            with pytest.raises(UserError, match="no sample that can be used"):
+            with pytest.raises(UserError, match="no usable sample"):
                 WebDatasetSource(path)
             continue
         source = WebDatasetSource(path)
         assert len(source) == complete
-        assert "x.tar: only the " in caplog.text
+        assert "x.tar: using only the " in caplog.text
         for index in range(len(source)):
             assert source[index].image == png(index)
             assert source.captions(index) in ((f"text {index}",), (f"json {index}",))
@@ -211,7 +213,7 @@ def test_a_damaged_header_ends_a_tar_with_a_warning(
     content[start + 3] ^= 0xFF
     path.write_bytes(bytes(content))
     assert len(WebDatasetSource(path)) == 2
-    assert f"only the 2 samples before the damage are used, as its header at byte {start}" in (
+    assert f"using only the 2 samples before the damage, because the header at byte {start}" in (
         caplog.text
     )
 
@@ -254,9 +256,9 @@ def test_a_tar_that_changes_while_it_is_read_ends_the_run(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"9.jpg": png(9), "9.txt": b"\xff\xfe"}, "the caption is no UTF-8 or no JSON"),
-        ({"9.jpg": png(9), "9.json": b'{"caption": '}, "the caption is no UTF-8 or no JSON"),
-        ({"9.jpg": png(9), "9.json": b"[1]"}, r"its JSON is \[1\] \(list\), expected an object"),
+        ({"9.jpg": png(9), "9.txt": b"\xff\xfe"}, "the caption is not valid UTF-8 or JSON"),
+        ({"9.jpg": png(9), "9.json": b'{"caption": '}, "the caption is not valid UTF-8 or JSON"),
+        ({"9.jpg": png(9), "9.json": b"[1]"}, r"the JSON is \[1\] \(list\), expected an object"),
         ({"9.jpg": png(9), "9.txt": b" \n"}, "caption 1 is '' .*, expected a text that is not bla"),
         ({"9.jpg": png(9), "9.json": b"{}"}, "the captions are None"),
     ],

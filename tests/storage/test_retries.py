@@ -151,7 +151,7 @@ def test_storage_that_stays_broken_is_not_a_bad_image(
 
 @pytest.mark.parametrize("name", ["a\0b.png", "a\ud800b.png"])
 def test_a_name_that_is_no_path_is_a_bad_image(name: str, tmp_path: Path) -> None:
-    with pytest.raises(BadImageError, match="cannot be read: it is no path"):
+    with pytest.raises(BadImageError, match="cannot be read: it is not a path"):
         image_bytes(tmp_path / name, name)
     with pytest.raises(MissingImageError):
         image_bytes(tmp_path / "absent.png", "absent.png")

@@ -94,7 +94,7 @@ def test_the_data_of_tasks_is_opened_before_the_first_step(
     data = dataclasses.replace(HELD_OUT, source="jsonl", path="nowhere.jsonl")
     evaluation = EvaluationConfig(tasks={"a": TaskConfig(data=data)}, every=2, batch_size=8)
     key = "config.evaluation.tasks.a.data"
-    message = f"no file nowhere.jsonl, expected the index of {key}.source=jsonl; .* {key}.path"
+    message = f"no file nowhere.jsonl, expected an index for {key}.source=jsonl; .* {key}.path"
     with pytest.raises(UserError, match=message):
         train(config(tiny_backbone, evaluation=evaluation), tmp_path / "run")
     assert not (tmp_path / "run").exists()

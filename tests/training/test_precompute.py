@@ -285,7 +285,10 @@ KEY = "config.evaluation.tasks.held_out"
     ("changes", "message"),
     [
         ({"path": "nowhere.jsonl"}, f"no file nowhere.jsonl, .*; correct {KEY}.data.path"),
-        ({"split": "val"}, f"of split 'val', its examples name train; correct {KEY}.data.split"),
+        (
+            {"split": "val"},
+            f"in the split 'val', its examples name train; correct {KEY}.data.split",
+        ),
         (
             {"image_root": "."},
             f"none of 3 image paths .* {KEY}.data.image_root",

@@ -1,4 +1,4 @@
-"""Lists of class names and prompt templates: those that come with the project, and files."""
+"""Reads lists of class names and prompt templates: bundled lists, and user files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from dinotxt_jax.errors import UserError
 
 _FOLDER = Path(__file__).parent
-BACKGROUND = "background"  # the class for everything without another class
+BACKGROUND = "background"  # the class for pixels that belong to no other class
 BUNDLED = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
 
 
 def read_list(name: str, setting: str) -> tuple[str, ...]:
-    """The lines of a list, blank ones left out.
+    """Returns the non-blank lines in a list.
 
     Args:
-        name: of a list that comes with the project (`BUNDLED`), or the path of a text file.
-        setting: the setting that names it, for messages.
+        name: a bundled list (`BUNDLED`), or the path to a text file.
+        setting: the setting that names the list, for messages.
 
     Raises:
-        UserError: no such list, or an empty one.
+        UserError: the list does not exist or is empty.
     """
     file = _FOLDER / f"{name}.txt" if name in BUNDLED else Path(name)
     if not file.is_file():
@@ -44,17 +44,17 @@ def read_list(name: str, setting: str) -> tuple[str, ...]:
 
 
 def close_list(name: str) -> str:
-    """The list of the project that a mistyped name probably means, or ""."""
-    # Below 0.7 words of everyday language ("scene", "open") are close to a list.
+    """Returns the bundled list that a mistyped name probably means, or ""."""
+    # With a lower cutoff, everyday words ("scene", "open") would match a list.
     return next(iter(difflib.get_close_matches(name, BUNDLED, 1, cutoff=0.7)), "")
 
 
 def read_names(text: str, setting: str) -> tuple[str, ...]:
-    """Class names as a command takes them: "a; b; c", or an argument of `read_list`.
+    """Parses class names from the command line: "a; b; c", or an argument for `read_list`.
 
     Raises:
-        UserError: none is named, or a single name that looks like a file that does not exist, a
-            mistyped list, or names between commas.
+        UserError: there is no name, or a single name looks like a missing file, a mistyped list, or
+            names separated by commas.
     """
     if ";" not in text and (text in BUNDLED or Path(text).is_file()):
         return read_list(text, setting)
@@ -65,7 +65,7 @@ def read_names(text: str, setting: str) -> tuple[str, ...]:
         raise UserError(
             f"{setting} is {text!r}, which is neither a file nor one of {', '.join(BUNDLED)}; "
             'separate names by semicolons ("dog; grass"), and '
-            "end one that holds a comma with a semicolon."
+            "end a name that contains a comma with a semicolon."
         )
     if ";" not in text and close_list(text):
         raise UserError(
@@ -76,12 +76,12 @@ def read_names(text: str, setting: str) -> tuple[str, ...]:
 
 
 def check_several(names: Sequence[str], setting: str, advice: str) -> None:
-    """Raises `UserError` for a single class: it would win for every image.
+    """Raises `UserError` for a single class, which would win for every image.
 
     Args:
         names: the class names.
-        setting: the setting that names them.
-        advice: what to do, as the end of a sentence.
+        setting: the setting that names the classes.
+        advice: instructions for the user, which end a sentence.
     """
     if len(set(names)) == 1:
         raise UserError(
@@ -90,21 +90,26 @@ def check_several(names: Sequence[str], setting: str, advice: str) -> None:
         )
 
 
-def read_templates(named: str | Sequence[str], setting: str) -> tuple[str, ...]:
-    """Prompt templates: a list as for `read_list`, one template itself ("a {}"), or several.
+def read_templates(source: str | Sequence[str], setting: str) -> tuple[str, ...]:
+    """Returns prompt templates.
+
+    Args:
+        source: an argument for `read_list`, a template such as "a {}", or several templates.
+        setting: the setting that names the templates, for messages.
 
     Raises:
-        UserError: a template without the place `{}` for the class name, or none at all.
+        UserError: a template lacks the placeholder `{}` for the class name, or there is no
+            template.
     """
-    if isinstance(named, str):
-        if " " in named.strip() and "{}" not in named and not Path(named).is_file():
+    if isinstance(source, str):
+        if " " in source.strip() and "{}" not in source and not Path(source).is_file():
             raise UserError(
-                f"{setting} is {named!r}, which has no place for the class name, expected a "
+                f"{setting} is {source!r}, which has no place for the class name, expected a "
                 f'template such as "a photo of a {{}}."; write {{}} where the name belongs.'
             )
-        templates = (named,) if "{}" in named else read_list(named, setting)
+        templates = (source,) if "{}" in source else read_list(source, setting)
     else:
-        templates = tuple(named)
+        templates = tuple(source)
     if not templates:
         raise UserError(f"{setting} is empty, expected at least one template; add one.")
     for template in templates:
@@ -117,6 +122,6 @@ def read_templates(named: str | Sequence[str], setting: str) -> tuple[str, ...]:
 
 
 def filled(template: str, class_name: str) -> str:
-    """A prompt; braces in the class name are left alone."""
+    """Fills a template with a class name; braces in the class name stay unchanged."""
     before, _, after = template.partition("{}")
     return before + class_name + after
