@@ -1,13 +1,13 @@
-"""Gradient accumulation that gives the whole-batch update, contrastive loss included.
+"""Gradient accumulation that gives the whole-batch update, even for contrastive losses.
 
-The loss compares every image in a batch with every text, so the gradients of per-part losses do not
-add up to the gradient of the batch loss. Features do not depend on each other, though. They are
-computed part by part; the loss and the feature gradients are computed over the whole batch; then
-the parameter gradients are computed part by part again (arXiv 2111.10050, algorithm 1; "GradCache",
-arXiv 2101.06983).
+The loss compares every image in a batch with every text, so summing the gradients of per-part
+losses does not give the gradient of the batch loss. Features, however, are independent across
+examples. Features are therefore computed part by part; loss and feature gradients are computed over
+the whole batch; then parameter gradients are computed part by part again (arXiv 2111.10050,
+algorithm 1; "GradCache", arXiv 2101.06983).
 
 On a mesh that splits the batch into p shards, a batch with k parts has the layout [p k m ...]. Part
-j is [:, j]: every device has rows from every part, and no data moves.
+j is [:, j]: every device has rows from every part, and no data moves between devices.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def split(batch: Rows, count: int) -> Rows:
     devices = mesh_batch_parts()
 
     def parts(array: Shaped[Array, "rows ..."]) -> Shaped[Array, "k part_rows ..."]:
-        # Only the drop path groups in a very small batch are too few for all devices.
+        # Arrays with fewer rows than devices (drop path groups in a very small batch) use p = 1.
         spread = devices if array.shape[0] % (devices * count) == 0 else 1
         within = array.reshape(spread, count, -1, *array.shape[1:])  # [p k m ...]
         moved = jnp.moveaxis(within, 1, 0).reshape(count, -1, *array.shape[1:])
@@ -51,7 +51,7 @@ def join(parts: Rows) -> Rows:
 
 
 def map_parts(function: Callable[[Rows], Rows], batch: Rows, count: int) -> Rows:
-    """Computes `function(batch)` in `count` parts, one after the other."""
+    """Computes `function(batch)` sequentially in `count` parts."""
     if count == 1:
         return function(batch)
     return join(jax.lax.map(function, split(batch, count)))
@@ -63,10 +63,10 @@ def vjp_of_parts(
     """Returns `function(parameters, batch)`, in `count` parts, and the pull-back to the parameters.
 
     Args:
-        function: takes the parameters and a batch; result rows correspond to batch rows.
-        parameters: the arrays to differentiate for.
-        batch: arrays whose rows are the batch.
-        count: number of parts; if more than one, the pull-back computes them a second time.
+        function: maps parameters and a batch to results, with a result row for each batch row.
+        parameters: the arrays to differentiate with respect to.
+        batch: arrays with a leading batch axis.
+        count: number of parts; with count > 1, the pull-back recomputes each part's forward pass.
     """
     if count == 1:
         result, pull_back = jax.vjp(lambda p: function(p, batch), parameters)

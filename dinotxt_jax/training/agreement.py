@@ -1,4 +1,4 @@
-"""Checks, before training starts, that all processes in a run agree."""
+"""Checks before training that all processes have the same config, data and model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def check_same_run(
 
     Args:
         config: the run's config.
-        fingerprint: the fingerprint of the backbone.
-        identity: the `data_identity` of the training data.
+        fingerprint: the backbone's fingerprint.
+        identity: the training data's `data_identity`.
         tokenizer: the run's tokenizer.
         tasks: the tasks evaluated during training.
     """

@@ -1,4 +1,4 @@
-"""Training batches: read, agreed on by all processes, and placed on the mesh ahead of the step."""
+"""Reads training batches, agrees on them across processes, and places them before the step."""
 
 from __future__ import annotations
 
@@ -33,27 +33,28 @@ from dinotxt_jax.storage.faults import storage_fault
 from dinotxt_jax.tokenizers import Tokenizer
 from dinotxt_jax.training.texts import PreparedTexts, TextRows, TokenRows
 
-# Seconds after which a process that waits for a batch looks whether its devices are busy.
+# Polling interval in seconds: while waiting for a batch, check whether the devices are still busy.
 _POLL = 0.001
-# Examples of a batch that are kept for a picture.
+# Examples per batch that are kept for the samples picture.
 SAMPLES = 16
 
 
 class Batch(NamedTuple):
-    """One global batch, and the information that the training loop needs about it.
+    """A global batch, and the information that the training loop needs about it.
 
     Attributes:
         arrays: the batch for `Trainer.train_step`, on the mesh.
         token_rows: the rows that the text transformer computes for this batch.
-        waited: seconds that this process waited for the batch while its devices had nothing to do:
-            for examples, for other processes, or for the copy to the devices.
-        bad_images: images that all processes have skipped since training began.
-        filtered: drawn examples that filters have excluded in all processes since training began.
-        exit_code: the exit code for a signal that any process received (`Termination`), after
-            which the step with this batch is the last; 0 without a signal.
+        waited: seconds that this process waited for the batch while its devices were idle: for
+            examples, for other processes, or for the copy to the devices.
+        bad_images: number of images that all processes have skipped since training began.
+        filtered: number of drawn examples that filters have excluded since training began, in all
+            processes.
+        exit_code: the exit code for a signal that any process received (`Termination`); the run
+            then ends after this batch's step. 0 without a signal.
         indices: the examples that this process read for the batch.
-        samples: this process's first pixels uint8[s h w 3] and token rows [s l], as they enter the
-            model; no pixels where backbone tokens are cached.
+        samples: this process's first pixels uint8[s h w 3] and token rows [s l], as passed to the
+            model; None instead of pixels if backbone tokens are cached.
     """
 
     arrays: dict[str, jax.Array]
@@ -67,14 +68,14 @@ class Batch(NamedTuple):
 
 
 class _HostBatch(NamedTuple):
-    """One process's share of a batch, before it depends on other processes.
+    """This process's share of a batch, before the processes exchange any information.
 
     Attributes:
         images: pixels uint8[b h w 3], or cached backbone tokens [b t d].
         texts: the captions.
-        skipped: bad images that were skipped to fill the b rows.
-        filtered: examples that filters excluded, likewise.
-        indices: the example in each row.
+        skipped: number of bad images skipped to fill the b rows.
+        filtered: number of examples that filters excluded to fill the b rows.
+        indices: the example index in each row.
     """
 
     images: Shaped[np.ndarray, "b ..."]
@@ -85,7 +86,7 @@ class _HostBatch(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """A batch that is ready, and the position after it."""
+    """A batch on the mesh, and the data position after it."""
 
     batch: Batch
     position: dict[str, Any]
@@ -101,10 +102,10 @@ class _Agreement(NamedTuple):
 
 
 class ReadingError(processes.CommonError):
-    """The next batch cannot be read; all processes raise it, and the state may be saved first.
+    """The next batch cannot be read; raised by all processes. The current state may be saved.
 
     Attributes:
-        position: `Batches.get_state` after the last batch that was returned.
+        position: `Batches.get_state` after the last returned batch.
     """
 
     def __init__(self, error: UserError, position: dict[str, Any]):
@@ -113,29 +114,29 @@ class ReadingError(processes.CommonError):
 
 
 class Batches(Iterator[Batch]):
-    """Iterator over global batches up to the last step; all processes must advance it together.
+    """Iterates over global batches up to the last step; all processes must advance it together.
 
-    While the training loop starts the step with a batch, a thread prepares the next one: it is
-    read, agreed upon by all processes (over the coordination service, not on the devices, which are
-    busy with the step), packed and placed on the mesh. The loop waits only if that takes longer
-    than a step.
+    While the devices compute a step, a thread prepares the next batch: it reads the batch, agrees
+    on it with all processes (over the coordination service, because the devices are busy with the
+    step), packs the captions and places everything on the mesh. The training loop waits only if
+    this takes longer than a step.
 
-    A signal or a failed check in one process of several reaches the others with the batch that is
-    prepared next, so it ends the run one or two steps later.
+    With several processes, a signal or a failed check in any process is shared when the next batch
+    is prepared, so it ends the run a step or two later.
 
     Args:
         config: the run's config.
         source: the training data.
-        cache: backbone tokens of `source`; None reads images.
+        cache: backbone tokens for `source`; None reads images.
         tokenizer: the run's tokenizer.
         mesh: the mesh that receives the batches.
         termination: records a signal, which is then shared with all processes.
-        check: called before each batch; a `UserError` that it raises in any process ends all, and
-            nothing may be saved after it.
+        check: called before each batch; if it raises a `UserError` in any process, all processes
+            stop, and nothing may be saved afterwards.
 
     Attributes:
-        in_flight: a result of the step that was started last, which tells whether the devices are
-            busy; None before the first step.
+        in_flight: a result array from the most recently started step, which tells whether the
+            devices are busy; None before the first step.
     """
 
     def __init__(
@@ -167,8 +168,8 @@ class Batches(Iterator[Batch]):
         self.in_flight: Any = None  # the type of arrays does not declare `is_ready`
         if self._pairs > len(source) and processes.is_first():
             logging.warning(
-                "the %d pairs of a step exceed the %d examples, so a batch contains "
-                "images more than once and contrasts them with themselves; lower config.batch_size",
+                "the %d pairs per step exceed the %d examples, so a batch contains the same image "
+                "several times and contrasts it with itself; lower config.batch_size",
                 self._pairs,
                 len(source),
             )
@@ -199,7 +200,7 @@ class Batches(Iterator[Batch]):
 
         Raises:
             ReadingError: any process cannot read the examples, or too many images are bad.
-            UserError: the check in any process has failed; all processes raise it.
+            UserError: the check has failed in any process; all processes raise this error.
         """
         self._run_check()
         prepared, self._next = self._next or self._thread.submit(self._prepare), None
@@ -208,12 +209,12 @@ class Batches(Iterator[Batch]):
         batch, self._position = prepared.result()
         if self._position["data"]["next_step"] < self._steps:
             self._next = self._thread.submit(self._prepare)
-        # A single process need not wait until others know of a signal.
+        # A single process can react to a signal at once; several must react at the same step.
         exit_code = batch.exit_code if processes.several() else self._termination.exit_code
         return batch._replace(waited=waited, exit_code=exit_code)
 
     def _wait(self, prepared: Future[_Prepared]) -> float:
-        """Waits for a batch; returns for how long the devices had nothing to do meanwhile."""
+        """Waits for a batch; returns how many seconds the devices were idle meanwhile."""
         while self.in_flight is not None and not self.in_flight.is_ready():
             if wait([prepared], _POLL).done:
                 return 0.0
@@ -222,7 +223,7 @@ class Batches(Iterator[Batch]):
         return time.perf_counter() - started
 
     def _run_check(self) -> None:
-        """Raises a failed check at once; several processes raise it with the next batch."""
+        """Runs the check; a single process raises a failure now, several with the next batch."""
         try:
             self._check()
         except UserError as error:
@@ -237,7 +238,7 @@ class Batches(Iterator[Batch]):
             host, failure = self._read_unless(self._check_failure)
         with TraceAnnotation("agree on a batch"):
             agreed = self._agree(host, failure, before)
-        assert host is not None  # otherwise there is a failure, which all processes have raised
+        assert host is not None  # without a batch, `_agree` has raised the failure
         try:
             self._bad_images.update(self._pairs, agreed.skipped, agreed.filtered)
         except UserError as error:
@@ -259,17 +260,17 @@ class Batches(Iterator[Batch]):
         except UserError as error:
             return None, error
         except Exception as error:
-            failure = storage_fault(error)  # all processes have to hear of it
+            failure = storage_fault(error)  # returned, so that `_agree` tells all processes
             if failure is None:
                 raise
             return None, failure
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position after the last returned batch, as plain JSON."""
+        """Returns the data position after the last returned batch, as plain JSON."""
         return self._position
 
     def _read_position(self) -> dict[str, Any]:
-        """Returns the position after the last batch that was read."""
+        """Returns the data position after the last batch that was read, returned or not."""
         return {"data": self._examples.get_state(), "bad_images": self._bad_images.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -301,7 +302,12 @@ class Batches(Iterator[Batch]):
     def _agree(
         self, host: _HostBatch | None, failure: UserError | None, position: dict[str, Any]
     ) -> _Agreement:
-        """Makes all decisions in one exchange: every process must compile and run the same step."""
+        """Makes all common decisions in a single exchange, so that all processes run equal steps.
+
+        Raises:
+            ReadingError: any process failed to read the batch.
+            UserError: the check failed in any process.
+        """
         sizes, counts, checked, exit_codes, sentences, codes = zip(
             *self._exchange.gathered(
                 [
@@ -314,7 +320,7 @@ class Batches(Iterator[Batch]):
                 ]
             ),
             strict=True,
-        )  # each has one item per process
+        )  # each tuple has an item per process
         try:
             if failure is not None and not processes.several():
                 raise failure
@@ -323,7 +329,7 @@ class Batches(Iterator[Batch]):
             if all(checked):
                 raise ReadingError(error, position) from error
             raise
-        # All processes in a group read the same rows, so only the first one counts.
+        # All processes in a group read the same rows, so count only the group's first process.
         skipped, filtered = np.sum([counts[group[0]] for group in self._readers.values()], 0)
         return _Agreement(
             text_size=max(sizes),
@@ -334,5 +340,5 @@ class Batches(Iterator[Batch]):
 
     def _place(self, host: _HostBatch, text_size: int) -> tuple[dict[str, jax.Array], TokenRows]:
         arrays, token_rows = self._texts.arrange(host.texts, text_size)
-        whole = arrays | {self._image_name: host.images}
-        return sharding.global_batch(whole, self._mesh), token_rows
+        host_arrays = arrays | {self._image_name: host.images}
+        return sharding.global_batch(host_arrays, self._mesh), token_rows

@@ -28,7 +28,7 @@ from dinotxt_jax.storage.files import read_json, remove_abandoned, write_text
 from dinotxt_jax.training.health import Health
 from dinotxt_jax.training.step import TrainState
 
-# Settings that may change when a run is resumed: none of them changes the computed results.
+# Settings that may change when a run is resumed, because they do not change the computed results.
 FREE_SETTINGS = (
     "config.attention",
     "config.backbone",
@@ -61,7 +61,7 @@ FREE_SETTINGS = (
 
 
 def stored_run(workdir: Address, cure: str) -> dict[str, Any]:
-    """Returns what run.json in a work directory holds.
+    """Reads run.json in a work directory.
 
     Raises:
         UserError: the file is damaged; `cure` is the advice in the message.
@@ -69,26 +69,26 @@ def stored_run(workdir: Address, cure: str) -> dict[str, Any]:
     file = workdir / "run.json"
     stored = read_json(file, "config and fingerprint of a run", cure)
     if "fingerprint" not in stored or not isinstance(stored.get("config"), dict):
-        raise UserError(f"{file} lacks config or fingerprint of the run; {cure}.")
+        raise UserError(f"{file} lacks the run's config or fingerprint; {cure}.")
     return stored
 
 
 def check_workdir(
     workdir: Address, config: Config, fingerprint: str, identity: Mapping[str, Any]
 ) -> None:
-    """Raises `UserError` if `workdir` holds a run with another backbone, config or data.
+    """Raises `UserError` if `workdir` contains a run with another backbone, config or data.
 
     Args:
         workdir: the work directory, which need not exist.
-        config: the config of the run to start or resume there.
-        fingerprint: the fingerprint of the backbone.
-        identity: the `data_identity` of the training data.
+        config: the config for the run to start or resume there.
+        fingerprint: the backbone's fingerprint.
+        identity: the training data's `data_identity`.
     """
     if not (workdir / "run.json").exists():
         return
     stored = stored_run(
         workdir,
-        "restore it, take another --workdir, or remove it if the run there had the same config, "
+        "restore it, give another --workdir, or remove it if the run there had the same config, "
         "backbone and data",
     )
     if stored["fingerprint"] != fingerprint:
@@ -98,8 +98,8 @@ def check_workdir(
         )
     # Convert through JSON, so that tuples compare equal to the lists stored for them.
     now = flatten(json.loads(json.dumps(dataclasses.asdict(config))))
-    # A setting added after the stored run counts as the default, except for the decoder: the first
-    # one was exact, and the default is another.
+    # Settings that are younger than the stored run count as having the default value. The exception
+    # is the decoder: older runs used the exact decoder, which is not the default.
     defaults = Config(data=DataConfig(decoder=EXACT))
     before = flatten(json.loads(json.dumps(dataclasses.asdict(defaults)))) | flatten(
         stored["config"]
@@ -117,7 +117,7 @@ def check_workdir(
     changes = difference(stored["data"], identity) if "data" in stored else ""
     if changes and not config.data.accept_changed:
         raise UserError(
-            f"{workdir} was trained on other data: {changes}; restore the data, take another "
+            f"{workdir} was trained on other data: {changes}; restore the data, give another "
             "--workdir, or continue on the new data with --config.data.accept_changed=True."
         )
 
@@ -125,9 +125,9 @@ def check_workdir(
 def claim_workdir(
     workdir: Address, config: Config, fingerprint: str, identity: Mapping[str, Any]
 ) -> None:
-    """Writes `run.json`, which tells a later run which run the directory belongs to.
+    """Writes `run.json`, which identifies the run that owns the directory.
 
-    Removes leftovers of a killed export.
+    Also removes leftovers from a killed export.
 
     Raises:
         UserError: another process does not see `run.json`.
@@ -140,7 +140,7 @@ def claim_workdir(
 
 
 def _is_free(key: str) -> bool:
-    # The settings of a source in a mixture are as free as those of an only source.
+    # The same settings are free for each source in a mixture as for a single source.
     key = re.sub(r"^config\.data\.mixture\..+\.", "config.data.", key)
     return any(key == free or (free[-1] == "." and key.startswith(free)) for free in FREE_SETTINGS)
 
@@ -149,7 +149,7 @@ def save_state(checkpoints: Checkpoints, state: TrainState, positions: Mapping[s
     """Starts saving a state and the matching positions.
 
     Args:
-        checkpoints: the checkpoints of the run.
+        checkpoints: the run's checkpoints.
         state: the state after `state.step` updates.
         positions: plain JSON: the data iterator's state, the bad image count, and the seed that,
             together with the step, determines every random key.
@@ -164,13 +164,16 @@ _CHECKSUMS = "checksums"
 def restore_newest(
     checkpoints: Checkpoints, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]] | None:
-    """Returns the newest whole state and its positions, or None if nothing was saved.
+    """Restores the newest intact checkpoint, or returns None if nothing was saved.
 
-    Newer checkpoints that are damaged are set aside. All processes must call this function, and
-    all choose the same checkpoint.
+    Damaged newer checkpoints are renamed. All processes must call this function, and all choose the
+    same checkpoint.
+
+    Returns:
+        The state and the saved positions.
 
     Raises:
-        UserError: there are checkpoints, but none is whole; nothing is deleted or renamed.
+        UserError: there are checkpoints, but all are damaged; nothing is deleted or renamed.
     """
     damaged: dict[int, str] = {}
     for step in checkpoints.steps():
@@ -200,8 +203,8 @@ def restore_newest(
         newest, why = next(iter(damaged.items()))
         raise processes.CommonError(
             f"none of the {len(damaged)} checkpoints of this run can be read (step {newest}: "
-            f"{why}), expected at least one that is whole; nothing was deleted: restore one, or "
-            "start again with another --workdir."
+            f"{why}), expected at least one intact checkpoint; nothing was deleted: restore a "
+            "checkpoint, or start again with another --workdir."
         )
     return None
 
@@ -209,17 +212,17 @@ def restore_newest(
 def restore_state(
     checkpoints: Checkpoints, step: int, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state and the positions saved at `step`; reads each array as sharded.
+    """Returns the state and the positions saved at `step`; each device reads only its shards.
 
     Raises:
-        UserError: the arrays are not those that were saved, or not finite; the text is a clause
-            about the checkpoint, for `restore_newest`.
+        UserError: the arrays differ from the saved checksums, or are not finite; the text is a
+            clause about the checkpoint, for `restore_newest`.
     """
     mesh = cast(Mesh, cast(NamedSharding, abstract.step.sharding).mesh)
     parts, notes = checkpoints.load(
         step, {"trainable": abstract.trainable, "optimizer": abstract.optimizer}
     )
-    stored = notes.pop(_CHECKSUMS, None)  # absent before checksums existed
+    stored = notes.pop(_CHECKSUMS, None)  # older checkpoints have no checksums
     if stored is not None and (changed := changed_arrays(parts, stored)):
         raise UserError(changed_clause(changed))
     if not _all_finite(parts["trainable"]):

@@ -1,4 +1,4 @@
-"""Ends a diverged run, before it saves or exports anything, and records the failed batch."""
+"""Stops a diverged run before it saves or exports anything, and records the failed batch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from dinotxt_jax.training.step import Trainer, TrainState
 class Divergence:
     """Reads the record of non-finite steps and stops the run after too many.
 
-    The record is equal on all devices, so all processes stop at the same step.
+    The record is replicated on all devices, so all processes stop at the same step.
 
     Args:
         trainer: the run's trainer.
-        workdir: receives `divergence/` with one file per process.
-        source: the training data, for the keys of the examples.
+        workdir: receives `divergence/` with a file per process.
+        source: the training data, for the example keys.
     """
 
     def __init__(self, trainer: Trainer, workdir: Address, source: Source):
@@ -39,7 +39,7 @@ class Divergence:
         self._skipped = 0
 
     def note(self, step: int, indices: Int[np.ndarray, " b"]) -> None:
-        """Remembers which examples this process contributed to a step, until the next `check`."""
+        """Remembers the examples that this process read for a step, until the next `check`."""
         self._indices[step] = indices
 
     def check(self, state: TrainState) -> None:
@@ -53,7 +53,7 @@ class Divergence:
         if health.failed_step:
             self._stop(health, state)
         if skipped > self._skipped and processes.is_first():
-            logging.warning("%d steps so far were not finite and changed nothing", skipped)
+            logging.warning("skipped the update in %d non-finite steps so far", skipped)
         self._skipped = skipped
         self._indices.clear()
 
@@ -73,7 +73,7 @@ class Divergence:
         raise processes.CommonError(_sentence(report, self._config, self._folder), DIVERGED)
 
     def _examples(self, step: int) -> list[dict[str, Any]]:
-        """Returns index and key of this process's examples in a step."""
+        """Returns index and key for each example that this process read for a step."""
         indices = self._indices[step].tolist()
         return [{"index": index, "key": self._source.key(index)} for index in indices]
 

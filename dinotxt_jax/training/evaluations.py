@@ -1,4 +1,4 @@
-"""Evaluation during training: the schedule, the tasks, and the best model so far."""
+"""Runs evaluations during training, and keeps the best model so far."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dinotxt_jax.visualize.curves import CHANCE
 
 
 class Evaluations:
-    """Runs the evaluations in one run.
+    """Runs the scheduled evaluations in a training run.
 
     Args:
         config: the run's config.
-        exporter: makes the models of the run.
+        exporter: makes models from training states.
         workdir: receives best/ and best.json.
         tasks: the tasks in the config, with opened data.
-        caches: cached backbone tokens for the tasks that have them.
+        caches: task name -> cached backbone tokens, or None to run the backbone.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Evaluations:
 
     @property
     def need_backbone(self) -> bool:
-        """Returns whether any task runs the backbone itself."""
+        """Returns whether any task needs the backbone, because it has no cached tokens."""
         return any(self.caches.get(task.name) is None for task in self.tasks)
 
     def due(self, step: int) -> bool:
@@ -60,13 +60,18 @@ class Evaluations:
     def run(
         self, step: int, state: TrainState, frozen: dict[str, Any], check: Callable[[], None]
     ) -> dict[str, float]:
-        """Returns the results of every task, prefixed with the task name; keeps the best model.
+        """Evaluates all tasks and keeps the best model.
 
-        `check` is called after each batch and may end the evaluation with an exception.
+        All processes must call this method: they share every batch, and each process reads a part.
 
-        Chance levels follow as "TASK/METRIC/chance".
+        Args:
+            step: number of completed steps.
+            state: the training state.
+            frozen: the backbone, or {} if all tasks have cached tokens.
+            check: called after each batch; may end the evaluation with an exception.
 
-        All processes must call this method: they share every batch, and each reads its images.
+        Returns:
+            "TASK/METRIC" -> result, then "TASK/METRIC/chance" -> chance level.
         """
         model = self._exporter.model(state, frozen)
         results: dict[str, float] = {}
@@ -92,7 +97,7 @@ class Evaluations:
         return results | chances
 
     def _keep_best(self, step: int, state: TrainState, results: Mapping[str, float]) -> None:
-        """Writes best/ if the result is better than the value in best.json."""
+        """Writes best/ and best.json if the result is better than the value in best.json."""
         metric, file = self._config.best, self._workdir / "best.json"
         if metric not in results:
             raise UserError(
@@ -103,8 +108,10 @@ class Evaluations:
             return
         cure = "remove it, so that this evaluation becomes the best"
         before = read_json(file, "the best result", cure) if file.exists() else {}
-        stays = before.get("metric") == metric and before.get("value", -math.inf) >= results[metric]
-        if processes.first_says(stays):
+        is_before_best = (
+            before.get("metric") == metric and before.get("value", -math.inf) >= results[metric]
+        )
+        if processes.first_says(is_before_best):
             return
         self._exporter.write(state, self._workdir / "best")
         record = {"step": step, "metric": metric, "value": results[metric]}

@@ -1,4 +1,4 @@
-"""Goodput: the share of a run's wall time that is spent in steps, over all its starts."""
+"""Goodput: the fraction of wall time that a run spends in steps, over all starts and resumes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dinotxt_jax.storage.files import read_json, write_text
 
 GOODPUT_FILE = "goodput.json"
 STEPS = "steps"
-# Everything else: from the start of a process to its first step, which includes compilation;
-# waiting for examples; starting a save, and waiting for the one before; evaluation; and from the
-# last record of an ended process to the start of the next one, with steps that are made again.
+# Time outside of steps: "starting" lasts until the end of the first step, including compilation;
+# "waiting" for examples; "saving" starts a save and waits for the previous save; "evaluating"; and
+# "lost", from the last record of an ended process to the next start, includes repeated steps.
 OTHERS = ("starting", "waiting", "saving", "evaluating", "lost")
 
 
 class Goodput:
-    """Adds up the wall time of a run by kind and stores the sums in `goodput.json`.
+    """Adds up a run's wall time by kind and stores the sums in `goodput.json`.
 
-    With several processes, the first one measures and writes.
+    With several processes, only the first process measures and writes.
 
     Args:
         workdir: the work directory.
@@ -45,7 +45,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def spent(self, kind: str) -> Iterator[None]:
-        """Counts the time in the block, once the first step is made."""
+        """Counts the time in the `with` block; ignored before the first step is complete."""
         start = time.time()
         try:
             yield
@@ -53,18 +53,18 @@ class Goodput:
             self.add(kind, time.time() - start)
 
     def add(self, kind: str, seconds: float) -> None:
-        """Counts some seconds, once the first step is made."""
+        """Counts seconds as `kind`; ignored before the first step is complete."""
         if self._is_started:
             self._seconds[kind] += seconds
 
     def made_step(self) -> None:
-        """Counts the time until the end of the first call as "starting"."""
+        """Records a completed step; the first call counts all time so far as "starting"."""
         if not self._is_started:
             self._is_started = True
             self._seconds["starting"] = time.time() - self._begun
 
     def save(self) -> None:
-        """Stores the sums so far."""
+        """Writes the sums so far to `goodput.json`."""
         if not processes.is_first():
             return
         now = time.time()
@@ -79,7 +79,7 @@ class Goodput:
 
 
 def read_goodput(workdir: Address) -> dict[str, Any]:
-    """Returns what `goodput.json` holds; {} if there is none or it is damaged."""
+    """Reads `goodput.json`; returns {} if the file is missing or damaged."""
     file = workdir / GOODPUT_FILE
     try:
         stored = read_json(file, "the goodput of a run", "remove it") if file.exists() else {}
@@ -96,7 +96,7 @@ def read_goodput(workdir: Address) -> dict[str, Any]:
 
 
 def described_goodput(record: Mapping[str, Any]) -> str:
-    """Returns one line about a record of `read_goodput` that is not empty."""
+    """Formats a non-empty record from `read_goodput` as a line of text."""
     seconds = record["seconds"]
     total = max(sum(seconds.values()), 1e-9)
     others = ", ".join(f"{kind} {seconds[kind] / total:.1%}" for kind in OTHERS)

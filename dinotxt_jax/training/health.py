@@ -1,8 +1,8 @@
-"""Finite checks on the device: a step with a non-finite loss or gradient changes nothing.
+"""Finite checks on the device: a step with a non-finite loss or gradient changes no parameters.
 
-The check needs no transfer to the host: the step itself decides whether to apply the update, and
-the training loop reads the record when it reads the metrics, before it saves and before it
-evaluates (`training.divergence`).
+The check needs no transfer to the host: the compiled step decides whether to apply the update. The
+training loop reads the record together with the metrics, before saving and before evaluating
+(`training.divergence`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Health(NamedTuple):
     Attributes:
         finite: whether the last step was finite.
         nonfinite_steps: number of steps without an update so far.
-        in_a_row: number of such steps since the last finite one.
-        failed_step: the first step after which nothing changes any more (0: none).
-        last_loss: loss of the last finite step (nan: none yet).
-        failed_loss, failed_norm: loss and gradient norm of the last non-finite step.
+        in_a_row: number of consecutive non-finite steps, up to the last step.
+        failed_step: the step that exceeded the limit; no later step updates anything (0: none).
+        last_loss: loss at the last finite step (nan: none yet).
+        failed_loss, failed_norm: loss and gradient norm at the last non-finite step.
     """
 
     finite: Bool[Array, ""]
@@ -42,19 +42,19 @@ class Health(NamedTuple):
     @classmethod
     def abstract(cls, mesh: Mesh) -> Self:
         """Returns shapes, dtypes and shardings."""
-        whole = sharding.replicated(mesh)
+        replicated = sharding.replicated(mesh)
         dtypes = ("bool", "int32", "int32", "int32", "float32", "float32", "float32")
-        structs: Any = [jax.ShapeDtypeStruct((), dtype, sharding=whole) for dtype in dtypes]
+        structs: Any = [jax.ShapeDtypeStruct((), dtype, sharding=replicated) for dtype in dtypes]
         return cls(*structs)
 
     @classmethod
     def initial(cls, mesh: Mesh, nonfinite_steps: int = 0) -> Self:
-        """Returns the record at the start, or after resuming a run with `nonfinite_steps`."""
+        """Returns the record for a new run, or for a resumed run with `nonfinite_steps`."""
         values = (True, nonfinite_steps, 0, 0, np.nan, np.nan, np.nan)
-        whole = sharding.replicated(mesh)
+        replicated = sharding.replicated(mesh)
         return cls(
             *(
-                processes.placed(np.asarray(value, struct.dtype), whole)
+                processes.placed(np.asarray(value, struct.dtype), replicated)
                 for value, struct in zip(values, cls.abstract(mesh), strict=True)
             )
         )
@@ -62,11 +62,17 @@ class Health(NamedTuple):
     def after(
         self, step: Int[Array, ""], loss: Float[Array, ""], grad_norm: Float[Array, ""], limit: int
     ) -> Health:
-        """Returns the record after a step; `limit` non-finite steps in a row fail."""
+        """Returns the record after a step.
+
+        Args:
+            step: the step number, from 1.
+            loss, grad_norm: the step's loss and gradient norm.
+            limit: number of consecutive non-finite steps at which the run fails.
+        """
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         running = self.failed_step == 0
         in_a_row = jnp.where(finite, 0, self.in_a_row + 1)
-        noted = running & ~finite  # after the failure, later steps do not replace the record
+        noted = running & ~finite  # steps after the failure must not overwrite the record
         return Health(
             finite=running & finite,
             nonfinite_steps=self.nonfinite_steps + noted,
@@ -79,5 +85,5 @@ class Health(NamedTuple):
 
 
 def applied(health: Health, updated: Any, before: Any) -> Any:
-    """Returns `updated` after a finite step, otherwise `before` (trees of equal arrays)."""
+    """Returns `updated` after a finite step, otherwise `before` (trees with equal shapes)."""
     return jax.tree.map(lambda new, old: jnp.where(health.finite, new, old), updated, before)

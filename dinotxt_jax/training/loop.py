@@ -1,4 +1,4 @@
-"""Training from a config and a work directory: start or resume, log, evaluate, save, export."""
+"""Trains from a config in a work directory: starts or resumes, logs, evaluates, saves, exports."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ from dinotxt_jax.training.trackers import Tracker, check_tracker
 def train(config: Config, workdir: AddressLike) -> Address:
     """Trains to the last step, resuming from the newest checkpoint in `workdir` if there is one.
 
-    With several processes, all of them must call this function, with a shared work directory.
+    With several processes, all must call this function, with a shared work directory.
 
     Args:
         config: the run's config.
@@ -69,12 +69,12 @@ def train(config: Config, workdir: AddressLike) -> Address:
         The model directory written at the end, `workdir / "model"`.
 
     Raises:
-        UserError: the settings or the data cannot be used, or the work directory belongs to
-            another run; nothing has been written in these cases.
-        CommonError: too many steps were not finite (exit code 3); the checkpoints are from finite
-            steps only.
-        SystemExit: any process received SIGTERM (code 143) or Ctrl-C (code 130); the step during
-            which it arrived is saved.
+        UserError: the settings or the data are invalid, or the work directory belongs to another
+            run; nothing has been written in these cases.
+        CommonError: too many steps were not finite (exit code 3); all checkpoints are from finite
+            steps.
+        SystemExit: any process received SIGTERM (code 143) or Ctrl-C (code 130); the last completed
+            step was saved.
     """
     with processes.together():
         run = _Run(config, workdir)
@@ -83,7 +83,7 @@ def train(config: Config, workdir: AddressLike) -> Address:
 
 
 class _Run:
-    """One call of `train`: everything is checked here before the first file is written."""
+    """A call to `train`; the constructor checks everything before the first file is written."""
 
     def __init__(self, config: Config, workdir: AddressLike):
         self.begun = time.time()
@@ -97,7 +97,7 @@ class _Run:
         check_tasks(config.evaluation, vision, self.mesh, "config.evaluation")
         self.source = open_source(config.data)
         self.config = config = config.for_examples(len(self.source))
-        check(config)  # the number of steps has become known
+        check(config)  # again: the number of steps is known only now, if `epochs` is set
         self.identity = data_identity(self.source, config.data.threads)
         check_workdir(workdir, config, self.backbone.fingerprint, self.identity)
         self.cache = self._open_cache(
@@ -197,10 +197,10 @@ class _Run:
         self.lock.check()
 
     def _make_steps(self, state: TrainState, whole: dict[str, Any]) -> tuple[TrainState, int]:
-        """Runs to the last step or until a signal; saves the last step.
+        """Runs to the last step or until a signal; saves the last completed step.
 
         Returns:
-            The state after that step, and the exit code for a signal that ended the run, or 0.
+            The final state, and the exit code if a signal ended the run, otherwise 0.
         """
         config, first = self.config, int(state.step)
         frozen = whole if self.cache is None else {}
@@ -222,7 +222,7 @@ class _Run:
 
         try:
             if first and self.evaluations.due(first) and not writer.has_evaluation(first):
-                evaluate(first)  # the previous run was interrupted during this evaluation
+                evaluate(first)  # the previous process was interrupted during this evaluation
             with progress_bar(config.steps, first, "step", "training") as bar:
                 step_function = bar.compiling(step_function)
                 for step in range(first + 1, config.steps + 1):
@@ -247,7 +247,7 @@ class _Run:
                     if exit_code or self._is_due(step, config.checkpoint.every):
                         divergence.check(state)
                         with goodput.spent("saving"):
-                            writer.copy()  # a run that resumes here has all earlier lines
+                            writer.copy()  # so that a run resumed here has all earlier lines
                             self._save(state, self.batches.get_state())
                         goodput.save()
                     if exit_code:
@@ -256,11 +256,11 @@ class _Run:
                         divergence.check(state)
                         evaluate(step)
                         counted.restart()
-            self.termination.check()  # a signal during the last step
-        except Terminated as signal:  # an interrupted evaluation is repeated by the next run
+            self.termination.check()  # for a signal during the last step
+        except Terminated as signal:  # the next run repeats an interrupted evaluation
             exit_code = signal.exit_code
             self._save_last(state, self.batches.get_state())
-        except ReadingError as error:  # only reading has failed: the steps made so far are kept
+        except ReadingError as error:  # only reading failed, so keep the completed steps
             divergence.check(state)
             if int(state.step) > first:
                 self._save_last(state, error.position)
@@ -268,7 +268,7 @@ class _Run:
                 logging.info("step %d is saved", int(state.step))
             raise
         finally:
-            # Each is closed, also if the storage fails while another one is.
+            # ExitStack runs all callbacks, even if closing a resource fails.
             with contextlib.ExitStack() as closing:
                 if not processes.others_may_be_gone():
                     closing.callback(self.checkpoints.close)
@@ -277,7 +277,7 @@ class _Run:
         return state, exit_code
 
     def _start(self) -> TrainState:
-        """Restores the newest whole checkpoint with position and counters, or creates a state."""
+        """Restores the newest intact checkpoint with data position, or creates an initial state."""
         restored = restore_newest(self.checkpoints, self.trainer.abstract_state())
         if restored is None:
             return self.trainer.create_state()
@@ -294,7 +294,7 @@ class _Run:
         save_state(self.checkpoints, state, positions)
 
     def _save_last(self, state: TrainState, position: dict[str, Any]) -> None:
-        """Saves the state of a run that ends early, unless its step is saved already."""
+        """Saves the state when a run ends early, unless this step is already saved."""
         self.checkpoints.wait()
         if self.checkpoints.latest() != int(state.step):
             self._save(state, position)
@@ -311,12 +311,12 @@ class _Run:
 
 
 def _show(bar: Bar, values: Mapping[str, float]) -> None:
-    """Puts loss and speed next to the progress bar."""
+    """Shows loss and speed next to the progress bar."""
     bar.set_postfix(loss=f"{values['loss']:.4f}", pairs_s=f"{values['pairs_per_second']:.0f}")
 
 
 def _end_early(step: int, exit_code: int) -> NoReturn:
-    processes.wait()  # a launcher may end the others after the first exit
+    processes.wait()  # launchers may kill the other processes after the first exit
     if processes.is_first():
         print(
             f"ended by {NAMES[exit_code]}; step {step} is saved: run the same command again to "

@@ -1,4 +1,4 @@
-"""Writes the metrics of a run to `metrics.jsonl`, TensorBoard and experiment trackers."""
+"""Writes a run's metrics to `metrics.jsonl`, TensorBoard and experiment trackers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsSink(Protocol):
-    """Receives the lines of metrics of a run."""
+    """A destination for a run's metrics."""
 
     def write(self, step: int, values: Mapping[str, float], /) -> None:
-        """Takes one line."""
+        """Writes the metrics at a step."""
 
     def close(self) -> None:
-        """Is called once, after the last line."""
+        """Closes the destination; called once, after the last `write`."""
 
 
 class _JsonLines:
-    """Appends to `metrics.jsonl`, one JSON object per line.
+    """Writes `metrics.jsonl`, one JSON object per line.
 
     Args:
-        path: the file.
-        rows: earlier lines, which the file holds first.
+        path: the file, which is replaced.
+        rows: earlier lines to keep at the beginning.
     """
 
     def __init__(self, path: Path, rows: Sequence[Mapping[str, Any]]):
@@ -43,7 +43,7 @@ class _JsonLines:
         self._file = path.open("a")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line; non-finite values become null, so that the line is valid JSON."""
+        """Appends a line; non-finite values become null, because JSON has no NaN or infinity."""
         row: dict[str, Any] = {"step": step}
         row |= {name: v if math.isfinite(v) else None for name, v in values.items()}
         self._file.write(json.dumps(row) + "\n")
@@ -54,7 +54,7 @@ class _JsonLines:
 
 
 class _TensorBoard:
-    """Writes the values as scalars; steps after `first_step` of earlier runs are hidden."""
+    """Writes TensorBoard scalars; hides steps after `first_step` that earlier runs wrote."""
 
     def __init__(self, folder: Path, first_step: int):
         self._board = tensorboardX.SummaryWriter(
@@ -70,15 +70,14 @@ class _TensorBoard:
 
 
 class MetricsWriter:
-    """Passes the metrics of a run on to `metrics.jsonl`, TensorBoard and, if set, a tracker.
+    """Writes metrics to `metrics.jsonl`, TensorBoard and, if configured, a tracker.
 
-    With several processes, only the first one writes.
+    With several processes, only the first process writes.
 
     Args:
         workdir: the work directory.
         first_step: lines for later steps are dropped, because a resumed run writes them again.
-        open_tracker: opens a tracker that receives the metrics too; its argument is a local folder
-            for the tracker's files.
+        open_tracker: opens a tracker; the argument is a local folder for the tracker's files.
     """
 
     def __init__(
@@ -102,24 +101,24 @@ class MetricsWriter:
         self._sinks.append(_TensorBoard(folder / "tensorboard", first_step))
 
     def has_evaluation(self, step: int) -> bool:
-        """Returns whether an earlier run has stored results of an evaluation after this step.
+        """Returns whether an earlier run has stored evaluation results for this step.
 
         All processes must call this method.
         """
         return processes.first_says(step in self._evaluated)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line everywhere."""
+        """Writes the metrics at a step to all destinations."""
         for sink in self._sinks:
             sink.write(step, values)
 
     def copy(self) -> None:
-        """Copies the lines so far to a work directory in a bucket; see `Mirror`."""
+        """Copies the lines so far to the work directory if it is in a bucket; see `Mirror`."""
         if self._mirror is not None:
             self._mirror.copy()
 
     def close(self) -> None:
-        """Closes all outputs, which flushes them."""
+        """Flushes and closes all destinations."""
         for sink in self._sinks:
             sink.close()
         if self._mirror is not None:
@@ -127,7 +126,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Address) -> list[dict[str, Any]]:
-    """Returns the lines of a `metrics.jsonl`; skips damaged ones, such as a truncated last line."""
+    """Reads a `metrics.jsonl`; skips damaged lines, such as a truncated last line."""
     rows = []
     content = retried(path.read_bytes) if retried(path.exists) else b""
     for line in content.splitlines():

@@ -12,7 +12,7 @@ from dinotxt_jax.config import OptimizerConfig
 
 
 def learning_rate_schedule(peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
-    """Returns a linear warm-up from 0, then a cosine that reaches 0 at the last step.
+    """Returns a schedule: linear warm-up from 0, then a cosine that reaches 0 at the last step.
 
     The official trainer indexes an array of `steps` rates: rate[0] = 0, rate[warmup_steps] = peak,
     rate[steps - 1] = 0 (`CosineScheduler` in facebookresearch/dinov2).
@@ -29,13 +29,13 @@ def learning_rate_schedule(peak: float, warmup_steps: int, steps: int) -> optax.
 
 
 def decay_mask(logical_axes: Any) -> Any:
-    """Returns which arrays are decayed: those with two or more dimensions, as in the official code.
+    """Returns a weight decay mask: True for arrays with at least two axes, as in the official code.
 
-    The "layers" dimension in stacked blocks does not count, so that biases, norms and LayerScale
-    are not decayed; token and position embeddings are.
+    The "layers" axis in stacked blocks does not count. Therefore biases, norms and LayerScale are
+    not decayed, while token and position embeddings are.
 
     Args:
-        logical_axes: tree of tuples of dimension names.
+        logical_axes: tree with a tuple of axis names for each array.
     """
 
     def decayed(axes: tuple[str, ...]) -> bool:
@@ -49,12 +49,12 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns AdamW over the trained arrays, and the learning rate schedule.
 
-    With `config.clip_norm`, gradients with a larger global norm are scaled down to it first.
+    If `config.clip_norm` is set, gradients with a larger global norm are first scaled down to it.
 
     Args:
         config: rates, betas and the clipping limit.
         steps: number of steps in the run.
-        logical_axes: tree of tuples of dimension names, like the trained arrays.
+        logical_axes: tree with a tuple of axis names for each trained array.
     """
     schedule = learning_rate_schedule(config.learning_rate, config.warmup_steps, steps)
     optimizer = optax.adamw(

@@ -1,4 +1,4 @@
-"""Pictures of a run: the first examples, and the training curves."""
+"""Draws pictures for a run: the first examples, and the training curves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dinotxt_jax.visualize import samples_sheet, training_curves
 
 
 class RunPictures:
-    """Draws the pictures of a run, in its first process.
+    """Draws a run's pictures, in the first process only.
 
     Args:
         config: the run's config.
@@ -26,7 +26,7 @@ class RunPictures:
         tokenizer: the run's tokenizer.
 
     Attributes:
-        title: the last two parts of the work directory.
+        title: the last two path components of the work directory.
     """
 
     def __init__(self, config: Config, workdir: Address, tokenizer: Tokenizer):
@@ -35,9 +35,9 @@ class RunPictures:
         self.title = "/".join(str(absolute).split("/")[-2:])
 
     def draw_samples(self, batch: Batch) -> None:
-        """Writes samples.png: the first images with their captions as they enter the model.
+        """Writes samples.png: the first images and captions, as passed to the model.
 
-        Draws nothing where backbone tokens are cached.
+        Draws nothing if backbone tokens are cached, since there are no images.
         """
         pixels, tokens = batch.samples
         if pixels is None or not processes.is_first():
@@ -48,7 +48,7 @@ class RunPictures:
             samples_sheet(list(pixels), captions, title).save(partial)
 
     def draw_curves(self) -> None:
-        """Writes curves.png; a missing matplotlib does not end the run with an error."""
+        """Writes curves.png; without matplotlib, logs a warning instead of ending the run."""
         loss = self._config.loss
         plain = loss.kind == "softmax" and not loss.gram_weight
         try:

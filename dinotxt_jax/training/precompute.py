@@ -45,7 +45,7 @@ from dinotxt_jax.storage.files import new_file, write_text
 from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.training.models import frozen_dtypes
 
-# The values of an example that tell which other example was used in its place, and why.
+# Example fields: the index of the example that was used, and whether filters replaced the original.
 _REPLACEMENT = ("index", "filtered")
 
 
@@ -58,10 +58,10 @@ class EncodedSet:
         source: the images.
         folder: the cache folder.
         views: number of views per image.
-        section: the command-line name of `data`, for messages.
+        section: the command-line name for `data`, for messages.
         title: name for the images in the progress bar.
         evaluated: whether the images belong to an evaluation task, which allows no bad images.
-        missing: (view, shard) for the shards that this process has to encode.
+        missing: (view, shard) for the shards that this process must encode.
     """
 
     data: DataConfig
@@ -74,7 +74,7 @@ class EncodedSet:
     missing: tuple[tuple[int, int], ...] = ()
 
     def jobs(self) -> list[tuple[int, int]]:
-        """Returns (view, shard) for the shards in the cache that are this process's part."""
+        """Returns (view, shard) for this process's share of the cache."""
         shards = range(-(-len(self.source) // feature_cache.SHARD))
         jobs = [(view, shard) for view in range(self.views) for shard in shards]
         return jobs[jax.process_index() :: jax.process_count()]
@@ -85,13 +85,12 @@ class EncodedSet:
 
 
 def precompute(config: Config) -> None:
-    """Writes the missing and damaged shards of the caches for training data and evaluation tasks.
+    """Writes missing and damaged cache shards for the training data and the evaluation tasks.
 
-    All data is opened, and all existing caches are compared with the data, before the first image
-    is encoded.
+    Before encoding the first image, this opens all data and compares all existing caches with it.
 
     Raises:
-        UserError: the settings or the data cannot be used, or the folder holds a different cache.
+        UserError: the settings or the data are invalid, or a folder contains a different cache.
     """
     with processes.together():
         sets = _open_sets(config)
@@ -129,7 +128,7 @@ def _open_sets(config: Config) -> list[EncodedSet]:
 
 
 def _to_encode(images: EncodedSet, stored: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Returns this process's shards that are missing or damaged; reads all existing ones."""
+    """Returns this process's missing or damaged shards; reads and verifies all existing shards."""
     existing = [job for job in images.jobs() if shard_file(images.folder, *job).exists()]
     sums = bool(stored.get(CHECKSUMS)) and is_verifying()
     damaged = []
@@ -139,10 +138,10 @@ def _to_encode(images: EncodedSet, stored: Mapping[str, Any]) -> list[tuple[int,
             problem = shard_problem(images.folder, view, shard, rows, dtype, sums)
             if problem:
                 damaged.append((view, shard))
-                logging.warning("%s: it is encoded again", problem)
+                logging.warning("%s: encoding it again", problem)
             bar.update()
-    whole = set(existing) - set(damaged)
-    return [job for job in images.jobs() if job not in whole]
+    intact = set(existing) - set(damaged)
+    return [job for job in images.jobs() if job not in intact]
 
 
 def _description(config: Config, images: EncodedSet, fingerprint: str) -> dict[str, Any]:
@@ -150,16 +149,16 @@ def _description(config: Config, images: EncodedSet, fingerprint: str) -> dict[s
 
 
 def tasks_with_caches(config: Config) -> list[tuple[str, TaskConfig]]:
-    """Returns the evaluation tasks that encode whole images; other tasks encode image windows."""
+    """Returns the tasks that encode whole images; other tasks encode windows, without a cache."""
     tasks = config.evaluation.tasks.items()
     return [(name, task) for name, task in tasks if KINDS[task.kind].encodes_whole_images]
 
 
 def encode_source(config: Config, images: EncodedSet) -> None:
-    """Writes the tokens for all views of every example in one source.
+    """Writes the missing token shards, for all views and examples in a source.
 
-    With several processes, each process encodes some shards on the local devices, which split the
-    backbone as `config.mesh.fsdp` says if there are enough local devices.
+    With several processes, each process encodes a share of the shards on the local devices. These
+    shard the backbone over `config.mesh.fsdp` devices if there are enough local devices.
     """
     local = jax.local_devices()
     mesh = sharding.make_mesh(fsdp=math.gcd(config.mesh.fsdp, len(local)), devices=local)
@@ -183,7 +182,7 @@ def encode_source(config: Config, images: EncodedSet) -> None:
     processes.check_shared(folder / "features.json")
     rows = {job: images.rows(job[1]) for job in images.jobs()}
     done = sum(rows.values()) - sum(rows[job] for job in images.missing)
-    # All batches have the same shape, even the last batch in a shard, to compile only one program.
+    # Pad the last batch in a shard to the same shape as all batches, to compile a single program.
     batch_size = min(config.evaluation.batch_size, feature_cache.SHARD, len(source))
     batch_size += -batch_size % mesh.size
     arrays = nnx.to_pure_dict(state)
@@ -205,17 +204,18 @@ def encode_source(config: Config, images: EncodedSet) -> None:
                 used += rows_read
                 bar.update(len(pixels))
             index, filtered = (np.stack([row[key] for row in used]) for key in _REPLACEMENT)
-            further = (index - [draw.index for draw in draws]) % len(source)
+            offsets = (index - [draw.index for draw in draws]) % len(source)
             encoded = np.concatenate(tokens)
             finite = np.isfinite(encoded).all((1, 2))
             if not finite.all():
                 bad = draws[int(np.argmin(finite))].index
                 raise UserError(
-                    f"the backbone's tokens for {source.key(bad)} are not finite; use a backbone "
-                    "that is whole, or another config.precision.frozen."
+                    f"the backbone's tokens for {source.key(bad)} are not finite; use an intact "
+                    "backbone, or another config.precision.frozen."
                 )
             bits = _bits(encoded)
-            _write(skipped_file(folder, view, shard), further - filtered * len(source))
+            # Filtered examples get negative offsets; see `data.feature_cache`.
+            _write(skipped_file(folder, view, shard), offsets - filtered * len(source))
             _write(sums_file(folder, view, shard), row_checksums(bits))
             _write(shard_file(folder, view, shard), bits)
     processes.wait()

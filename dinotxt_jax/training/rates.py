@@ -1,4 +1,4 @@
-"""Speed and resource use of a run: pairs and FLOPs per second, MFU, data waits, memory."""
+"""Measures speed and resource use: pairs and FLOPs per second, MFU, data waits, memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from dinotxt_jax.training.step import Arrays, Trainer
 
 
 class ModelFlops:
-    """Counts the FLOPs that the matrix products in a step need, by batch shapes.
+    """Counts the FLOPs in a step's matrix products, for given batch shapes.
 
-    `flops.matmul_flops` counts them in the step for the whole batch at once and without
-    rematerialisation: backbone forward, the rest forward and backward, caption rows as given
-    (packed or trimmed), every attention matrix in full. Blocks of the contrastive loss count as
-    often as they are computed. Recomputation by `remat` and accumulation does not count.
+    `flops.matmul_flops` counts a step over the whole batch at once, without rematerialisation: the
+    backbone forward, everything else forward and backward, caption rows as given (packed or
+    trimmed), full attention matrices. Contrastive loss blocks count as often as they are computed.
+    Recomputation by `remat` and accumulation does not count.
     """
 
     def __init__(self, trainer: Trainer):
@@ -51,14 +51,14 @@ class ModelFlops:
                 ),
                 (frozen, dict(batch)),
             )
-            # On a mesh the loss would count once per part of the tensor axis.
+            # Trace without a mesh, where the loss would count once per tensor axis shard.
             with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
                 self._known[shapes] = matmul_flops(self._trainer.train_step, self._state, *abstract)
         return self._known[shapes]
 
 
 class Throughput:
-    """Measures the rates between two reports, for the whole run unless stated otherwise."""
+    """Measures rates between two reports, summed over all devices unless stated otherwise."""
 
     def __init__(self) -> None:
         devices = jax.devices()
@@ -74,7 +74,7 @@ class Throughput:
         self._flops = 0.0
 
     def add(self, pairs: int, flops: float, waited: float) -> None:
-        """Adds one step with the given pairs and FLOPs that waited `waited` seconds for data."""
+        """Adds a step with the given pairs and FLOPs, which waited `waited` seconds for data."""
         self._pairs += pairs
         self._flops += flops
         self._waited += waited
@@ -82,9 +82,9 @@ class Throughput:
     def report(self) -> dict[str, float]:
         """Returns the rates since the last report, and the peak memory since the process began.
 
-        `tflops_per_second` is per device, and so is `mfu`, the fraction of the bfloat16 peak, where
-        that peak is known. Memory is measured for this process and for the local device that used
-        most.
+        `tflops_per_second` and `mfu` are per device. `mfu` is the fraction of the bfloat16 peak; it
+        is absent if that peak is unknown. Memory is measured for this process, and for the local
+        device with the highest use.
         """
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
@@ -103,9 +103,10 @@ class Throughput:
 
 
 def peak_memory() -> dict[str, float]:
-    """Returns in GiB `host_memory_gib`, and `device_memory_gib` if the devices report it.
+    """Returns peak memory in GiB.
 
-    `host_memory_gib` is the peak for this process.
+    `host_memory_gib` is for this process; `device_memory_gib` is the maximum over local devices,
+    and is absent if the devices do not report it.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     memory = {

@@ -1,4 +1,4 @@
-"""What the files in a work directory say about a run, without touching it."""
+"""Reads a run's state from the files in the work directory, without affecting the run."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from dinotxt_jax.training.checkpoints import stored_run
 from dinotxt_jax.training.goodput import described_goodput, read_goodput
 from dinotxt_jax.training.metrics import METRICS_FILE, read_metrics
 
-# A file in every checkpoint: folders in a bucket have no time.
+# A file in every checkpoint; provides the checkpoint's time, since bucket folders have no time.
 _NOTES = "_CHECKPOINT_METADATA"
-# Rates are means over this many of the last lines.
+# Number of most recent metrics lines over which rates are averaged.
 _LINES = 10
-# Metrics that are counts of things that should not happen.
+# Metrics that count problems; nonzero values become warnings.
 _COUNTS = ("bad_images", "filtered_examples", "nonfinite_steps", "storage_retries")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunStatus:
-    """The state of a run.
+    """A run's state.
 
     Attributes:
         workdir: the work directory.
-        lock: who holds the lock, or None.
-        steps: the step of the last line of metrics, and the number of steps.
-        pairs_per_second, seconds_left: None before the first line.
-        metrics: the last line of metrics.
-        evaluation: the last line of an evaluation.
-        best: what best.json holds.
-        checkpoint: the newest checkpoint, or None.
-        ages: seconds since the last line of metrics and since the newest checkpoint.
-        goodput: how the wall time of the run was spent (`read_goodput`), or {}.
-        warnings: what an operator should look at.
+        lock: the lock owner, or None if the lock is free.
+        steps: the step in the last metrics line, and the total number of steps.
+        pairs_per_second, seconds_left: None before the first metrics line.
+        metrics: the last training metrics line.
+        evaluation: the last evaluation line.
+        best: the content of best.json.
+        checkpoint: the newest checkpoint's step, or None.
+        ages: seconds since the last metrics line and since the newest checkpoint.
+        goodput: the wall time by kind (`read_goodput`), or {}.
+        warnings: problems that an operator should look at.
         finished: whether the final model is written.
     """
 
@@ -62,14 +62,14 @@ class RunStatus:
 
 
 def run_status(workdir: Address) -> RunStatus:
-    """Reads the state of a run.
+    """Reads a run's state.
 
     Raises:
-        UserError: the folder is no work directory, or its run.json is damaged.
+        UserError: the folder is not a work directory, or run.json is damaged.
     """
     if not (workdir / "run.json").exists():
         raise UserError(
-            f"{workdir} is no work directory (it has no run.json), expected the --workdir of a "
+            f"{workdir} is not a work directory (it has no run.json), expected the --workdir of a "
             "run; correct it."
         )
     config = stored_run(workdir, "restore it")["config"]
@@ -103,7 +103,7 @@ def run_status(workdir: Address) -> RunStatus:
 
 
 def described_status(status: RunStatus) -> list[str]:
-    """Formats the state of a run as text lines."""
+    """Formats a run's state as text lines."""
     step, total = status.steps
     share = f" ({step / total:.1%})" if total else ""
     lines = [f"{status.workdir}: step {step} of {total}{share}, {_activity(status)}"]
@@ -140,10 +140,10 @@ def _activity(status: RunStatus) -> str:
     if status.finished:
         return "finished"
     if status.lock is None:
-        return "not running; the same command continues it"
+        return "not running; the same command continues the run"
     if status.is_running:
         return f"running ({status.lock.owner})"
-    return f"not running: {status.lock.owner} ended without a word; the same command continues it"
+    return f"not running: {status.lock.owner} died; the same command continues the run"
 
 
 def _warnings(workdir: Address, last: Mapping[str, Any]) -> list[str]:
@@ -161,7 +161,7 @@ def _entries(folder: Address) -> list[Address]:
 def _age(path: Address) -> float | None:
     try:
         return max(time.time() - path.stat().st_mtime, 0.0)
-    except FileNotFoundError:  # also while the run removes an old checkpoint
+    except FileNotFoundError:  # missing, or the run has just removed an old checkpoint
         return None
 
 
@@ -172,8 +172,8 @@ def _duration(seconds: float | None) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     parts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s"))
-    shown = [f"{value} {unit}" for value, unit in parts if value][:2]
-    return " ".join(shown) or "0 s"
+    largest_two = [f"{value} {unit}" for value, unit in parts if value][:2]
+    return " ".join(largest_two) or "0 s"
 
 
 def _number(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The metrics of the steps between two lines of `metrics.jsonl`."""
+"""Collects the metrics for steps between two lines in `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dinotxt_jax.training.texts import TextMetrics
 
 
 class StepMetrics:
-    """Adds up what steps cost, and reports it with the last step's losses.
+    """Adds up pairs, FLOPs, waits and tokens over steps; reports them with the last step's losses.
 
     Args:
         config: the run's config.
@@ -34,7 +34,7 @@ class StepMetrics:
         self._texts.add(batch.token_rows)
 
     def report(self, metrics: Mapping[str, Any], batch: Batch) -> dict[str, float]:
-        """Returns the values of a line; waits for the step, whose time the rates include."""
+        """Returns the metrics for a line; waits for the last step, to include it in the rates."""
         losses = {name: float(value) for name, value in metrics.items()}
         counts = {
             "bad_images": batch.bad_images,
@@ -44,5 +44,5 @@ class StepMetrics:
         return losses | self._texts.report() | self._throughput.report() | counts
 
     def restart(self) -> None:
-        """Leaves the time since the last report out of the rates."""
+        """Excludes the time since the last report from the rates, as after an evaluation."""
         self._throughput = Throughput()

@@ -1,4 +1,4 @@
-"""Turns batch captions into token rows for the train step: packed, trimmed, or unchanged."""
+"""Converts batch captions to token rows for the train step: packed, trimmed, or unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dinotxt_jax.storage.files import read_json, write_text
 from dinotxt_jax.tokenizers import TOKENIZERS, Tokenizer, load_tokenizer, trimmed_length
 from dinotxt_jax.training.start import starting_point
 
-# Number of examples whose captions are read to estimate caption lengths.
+# Number of examples to sample for estimating caption lengths.
 _SAMPLED = 2048
 # A backward pass costs twice as much as a forward pass.
 _FORWARD_AND_BACKWARD = 3
@@ -77,13 +77,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Address) -> None:
 
 
 class PreparedTexts(NamedTuple):
-    """The captions of one process in a batch, before all processes agree on a common size.
+    """This process's captions in a batch, before all processes agree on a common size.
 
     Attributes:
-        size: with packing, the packed rows that each part needs; without, the longest caption in
+        size: with packing, the number of packed rows per part; otherwise the longest caption in
             tokens.
-        tokens: one caption per row.
-        parts: the packed rows of each batch part; empty without packing.
+        tokens: a caption per row.
+        parts: packed rows for each batch part; empty without packing.
     """
 
     size: int
@@ -92,7 +92,7 @@ class PreparedTexts(NamedTuple):
 
 
 class TokenRows(NamedTuple):
-    """The token rows that the text transformer computes in one step.
+    """The token rows that the text transformer computes in a step.
 
     Attributes:
         rows: number of rows in the global batch.
@@ -108,8 +108,8 @@ class TokenRows(NamedTuple):
 class TextRows:
     """Arranges batch captions as token rows: packed, trimmed, or unchanged.
 
-    All processes must agree on the row size, hence the two steps: `prepare` returns the size that
-    this process's captions need, and `arrange` takes the largest size over all processes.
+    Arranging takes two calls, because all processes must agree on the row size: `prepare` returns
+    the size that this process's captions need; `arrange` takes the largest size over all processes.
 
     Args:
         config: the run's config.
@@ -148,7 +148,7 @@ class TextRows:
         return PreparedTexts(max(len(part.tokens) for part in parts), tokens, parts)
 
     def arrange(self, texts: PreparedTexts, size: int) -> tuple[TokenArrays, TokenRows]:
-        """Returns the text arrays of the batch.
+        """Returns the text arrays for the batch.
 
         `size` is the largest `PreparedTexts.size` over all processes.
         """
@@ -169,8 +169,8 @@ class TextRows:
         if rows > planned and rows not in self._logged and processes.is_first():
             self._logged.add(rows)
             logging.warning(
-                "a batch needs %d rows of packed captions per device, but %d were planned: its "
-                "step is compiled again for %d rows; no caption is dropped",
+                "a batch needs %d rows of packed captions per device, but %d were planned: "
+                "compiling the step again for %d rows; no caption is dropped",
                 needed,
                 planned,
                 rows,
@@ -206,16 +206,16 @@ class TextMetrics:
         self._steps: list[TokenRows] = []
 
     def add(self, rows: TokenRows) -> None:
-        """Counts one step."""
+        """Counts a step."""
         self._steps.append(rows)
 
     def report(self) -> dict[str, float]:
         """Returns metrics over the steps since the last report.
 
-        The baseline for `text_tokens_computed_fraction` and `text_flops_saved` is one row of the
-        context length per caption. `text_flops_saved` is the saving per step in the products of
-        the text transformer, forward and backward. With packing, `packing_overflows` counts the
-        steps that needed more rows than planned.
+        The baseline for `text_tokens_computed_fraction` and `text_flops_saved` is a full-length row
+        per caption. `text_flops_saved` counts FLOPs per step in the text transformer's matrix
+        products, forward and backward. With packing, `packing_overflows` counts the steps that
+        needed more rows than planned.
         """
         steps = len(self._steps)
         untrimmed = steps * self._config.pairs_per_step
@@ -235,9 +235,10 @@ class TextMetrics:
 def sampled_lengths(
     source: Source, tokenizer: Tokenizer, data: DataConfig, seed: int
 ) -> list[Int[np.ndarray, " c"]]:
-    """Returns the lengths, in tokens, of the captions that training may use, per example.
+    """Returns caption lengths in tokens for sampled examples, int[c] for an example's c captions.
 
-    The examples are drawn as training draws them, spread over the first epoch.
+    The samples are evenly spaced over the first epoch's draws. Only captions that training may use
+    are counted; examples without such captions are left out.
     """
     count = min(len(source), _SAMPLED)
     parts = source_parts(source, data)

@@ -1,4 +1,4 @@
-"""Experiment trackers: Weights & Biases, or trackio, which has the same functions."""
+"""Experiment trackers: Weights & Biases, or trackio, which has the same interface."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def check_tracker(name: str) -> None:
     if name != NO_TRACKER and importlib.util.find_spec(name) is None:
         raise UserError(
             f"config.tracker={name} needs {name}, which is not installed; run pip install {name}, "
-            f"or leave the setting {NO_TRACKER}."
+            f"or set config.tracker={NO_TRACKER}."
         )
 
 
 class Tracker:
-    """Sends metrics to a tracker; a resumed run continues there under the same name.
+    """Sends metrics to a tracker; a resumed run continues under the same name.
 
-    A tracker that fails later, such as without a connection, does not end the run: it is left out
-    from then on, with a warning.
+    If the tracker fails during the run, for example after losing the connection, the run continues
+    without it, with a warning.
 
     Args:
         config: the run's config; `config.tracker` is not "none".
-        workdir: keeps the run's id in `tracker.json`.
-        folder: local folder for what the tracker writes.
-        title: name of the run.
+        workdir: stores the run ID in `tracker.json`.
+        folder: local folder for the tracker's files.
+        title: the run's name.
 
     Raises:
-        UserError: the tracker does not start, for example because nobody is logged in.
+        UserError: the tracker does not start, for example because the user is not logged in.
     """
 
     def __init__(self, config: Config, workdir: Address, folder: Path, title: str):
@@ -58,7 +58,7 @@ class Tracker:
         }
         if self._name == "wandb":
             settings |= {"id": run_id, "name": title, "dir": str(folder)}
-        else:  # trackio knows a run by its name
+        else:  # trackio identifies runs by name
             settings |= {"name": f"{title}-{run_id}"}
         try:
             self._run: Any = module.init(**settings)
@@ -66,13 +66,13 @@ class Tracker:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"config.tracker={self._name} does not start ({reason[:300]}); log in, set "
-                f"{self._name.upper()}_MODE=offline, or leave the setting {NO_TRACKER}."
+                f"{self._name.upper()}_MODE=offline, or set config.tracker={NO_TRACKER}."
             ) from error
         self._log = module.log
         self._finish = module.finish
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Sends one line of metrics."""
+        """Sends the metrics at a step."""
         self._try(lambda: self._log(dict(values), step=step))
 
     def close(self) -> None:
@@ -86,11 +86,11 @@ class Tracker:
             action()
         except Exception as error:
             self._run = None
-            logging.warning("%s gets no more metrics: %s", self._name, error)
+            logging.warning("%s failed and receives no more metrics: %s", self._name, error)
 
 
 def _run_id(workdir: Address) -> str:
-    """Returns the id of the run in a work directory, which is drawn at the first start."""
+    """Returns the run ID in a work directory, which is drawn at the first start."""
     file = workdir / TRACKER_FILE
     stored = read_json(file, "the id of a run", "remove it") if file.exists() else {}
     if isinstance(stored.get("id"), str) and stored["id"]:

@@ -56,7 +56,7 @@ def test_a_damaged_shard_is_noticed_and_repaired(
     with pytest.raises(UserError, match=rf"{shard}.*npy is damaged .*precompute with this config"):
         read_all(run)
     precompute(run)
-    assert re.search(rf"{shard}.*npy is damaged .*: it is encoded again", caplog.text)
+    assert re.search(rf"{shard}.*npy is damaged .*: encoding it again", caplog.text)
     for file in files:
         assert file.read_bytes() == before[file.name][0]
         rewritten = file.stat().st_mtime_ns != before[file.name][1]
@@ -96,7 +96,7 @@ def test_tokens_that_are_not_finite_are_not_cached(
 ) -> None:
     monkeypatch.setattr(writer, "normalize", lambda images, *_: images * np.float32(np.nan))
     run = config(tiny_backbone, tmp_path / "features", feature_views=1)
-    with pytest.raises(UserError, match="tokens for .* are not finite; use a backbone"):
+    with pytest.raises(UserError, match="tokens for .* are not finite; use an intact backbone"):
         precompute(run)
     assert [file.name for file in (tmp_path / "features").iterdir()] == ["features.json"]
 

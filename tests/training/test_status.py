@@ -48,7 +48,7 @@ def test_time_left_follows_from_the_mean_rate_of_the_last_lines(tmp_path: Path) 
     assert status.pairs_per_second == pytest.approx(2 / (1 / 2 + 1 / 4))
     assert status.seconds_left == pytest.approx(80 * 16 / status.pairs_per_second)
     text = text_of(tmp_path / "run")
-    assert "step 20 of 100 (20.0%), not running; the same command continues it" in text
+    assert "step 20 of 100 (20.0%), not running; the same command continues the run" in text
     assert "rate        3 pairs/s, 8 min left at this rate" in text
     assert "checkpoint  none yet" in text
 
@@ -78,7 +78,7 @@ def test_the_lock_tells_whether_the_run_is_alive(tmp_path: Path) -> None:
     assert "running (process 7 on elsewhere)" in text_of(workdir)
     old = (workdir / ".lock").stat().st_mtime - STALE_AFTER - 1
     os.utime(workdir / ".lock", (old, old))
-    assert "not running: process 7 on elsewhere ended without a word" in text_of(workdir)
+    assert "not running: process 7 on elsewhere died" in text_of(workdir)
 
 
 def test_a_run_before_its_first_line_has_no_rate(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_run_before_its_first_line_has_no_rate(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_or_a_damaged_file_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no work directory \(it has no run.json\)"):
+    with pytest.raises(UserError, match=r"is not a work directory \(it has no run.json\)"):
         run_status(tmp_path)
     workdir = write(tmp_path / "run")
     (workdir / "run.json").write_text("{")

@@ -84,7 +84,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     for step in (2, 3):
         writer.write(step, {"loss": 1.0})
     writer.close()
-    assert caplog.text.count("wandb gets no more metrics: the network is gone") == 1
+    assert caplog.text.count("wandb failed and receives no more metrics: the network is gone") == 1
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
 

@@ -167,7 +167,7 @@ def test_a_second_run_in_a_work_directory_is_refused(tiny_backbone: Path, tmp_pa
         ),
         ("run.json", b"\xff\xfe", "run.json is not JSON"),
         ("run.json", b"[]", "run.json holds list, expected config and fingerprint of a run"),
-        ("run.json", b"{}", "run.json lacks config or fingerprint of the run; restore it"),
+        ("run.json", b"{}", "run.json lacks the run's config or fingerprint; restore it"),
         (
             "tokenizer/spec.json",
             b"",
