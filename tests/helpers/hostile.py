@@ -38,7 +38,20 @@ CALLS: dict[str, tuple[bytes, str]] = {
         b"ccollections\nOrderedDict.__reduce__.__globals__\n.",
         "OrderedDict.__reduce__.__globals__",
     ),
-    "NEWOBJ": (b"ccollections\nOrderedDict\n)\x81.", "NEWOBJ"),
+    "NEWOBJ": (b"ccollections\nOrderedDict\n)\x81.", "not a module of TorchScript"),
+    "NEWOBJ of a script class with arguments": (
+        b"c__torch__\nM\n(K\x01t\x81.",
+        "not a module of TorchScript",
+    ),
+    "REDUCE of a script class": (b"c__torch__\nM\n)R.", "__torch__.M"),
+    "BUILD of a script object twice": (
+        b"c__torch__\nM\n)\x81}X\x01\x00\x00\x00aNsb}X\x01\x00\x00\x00aNsb.",
+        "attributes",
+    ),
+    "a script object in itself": (
+        b"c__torch__\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.",
+        "nested more than",
+    ),
     "NEWOBJ_EX": (b"ccollections\nOrderedDict\n)}\x92.", "NEWOBJ_EX"),
     "OBJ": (b"(ccollections\nOrderedDict\no.", "OBJ"),
     "EXT1": (b"\x82\x01.", "EXT1"),

@@ -27,7 +27,7 @@ from dinotxt_jax.training.exports import Exporter
 def test_a_model_prepares_images_as_in_training(augmentation: str, rule: str, resize: int) -> None:
     run = config(Path("backbone"))
     data = dataclasses.replace(run.data, augmentation=augmentation, resize=80)
-    trainer: Any = SimpleNamespace(model=SimpleNamespace(head=None, text=None))
+    trainer: Any = SimpleNamespace(model=SimpleNamespace(head=None, text=None, logit_bias=False))
     tokenizer = TrainedTokenizer.train(["a red circle"] * 2, 300)
     exporter = Exporter(dataclasses.replace(run, data=data), BACKBONE, trainer, tokenizer)
     images = exporter.description().preprocessing

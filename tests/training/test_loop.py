@@ -231,7 +231,7 @@ def test_a_model_that_names_its_backbone(
         ({"evaluation": EvaluationConfig(batch_size=9)}, "config.evaluation.batch_size=9 does not"),
         (
             {"evaluation": EvaluationConfig(tasks={"a": TaskConfig(kind="sums")})},
-            "config.evaluation.tasks.a.kind is 'sums', expected retrieval, classification or seg",
+            "config.evaluation.tasks.a.kind is 'sums', expected retrieval, classification, segme",
         ),
         (
             {"data": DataConfig(source="jsonl", path="missing.jsonl")},
