@@ -12,16 +12,18 @@ from dinotxt_jax.config.curation import CurationConfig
 from dinotxt_jax.config.data import DataConfig, TokenizerConfig, check_image_size
 from dinotxt_jax.config.evaluation import EvaluationConfig, SegmentationConfig, TaskConfig
 from dinotxt_jax.config.ingestion import IngestionConfig
+from dinotxt_jax.config.recipe import (
+    HeadTrainingConfig,
+    LossConfig,
+    OptimizerConfig,
+    TextTrainingConfig,
+)
 from dinotxt_jax.config.training import (
     DTYPE_NAMES,
     CheckpointConfig,
     Config,
-    HeadTrainingConfig,
-    LossConfig,
     MeshConfig,
-    OptimizerConfig,
     PrecisionConfig,
-    TextTrainingConfig,
 )
 
 __all__ = [
