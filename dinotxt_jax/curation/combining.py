@@ -27,17 +27,17 @@ def combine(config: CurationConfig, files: Sequence[str], output: Address) -> st
 
     Args:
         config: the pool, `combine`, `target` and `seed`.
-        files: the lists, at least two.
+        files: the lists; one alone is only thinned to `target`.
         output: the list to write.
 
     Raises:
         UserError: a list cannot be read or belongs to another pool, or fewer examples than
             `target` are left.
     """
-    if len(files) < 2:
+    if len(files) < (1 if config.target else 2):
         raise UserError(
-            f"{len(files)} lists are given, expected at least two to combine; name them after "
-            "combine."
+            f"{len(files)} lists are given, expected at least two to combine, or one with "
+            "config.target to thin it; name them after combine."
         )
     source = open_source(config.data)
     identity = data_identity(source, config.data.threads)

@@ -115,7 +115,7 @@ def joined_matches(parts: Iterable[Matches]) -> Matches:
 class EntryMatcher:
     """Finds entries in captions with one automaton (Aho and Corasick, 1975).
 
-    Time per caption does not depend on the number of entries; 500,000 entries take about 70 MB.
+    Time per caption does not depend on the number of entries; 500,000 entries take 49 to 70 MB.
 
     Args:
         entries: entries without repetition; the position of an entry is its ID.

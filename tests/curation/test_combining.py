@@ -15,6 +15,7 @@ from dinotxt_jax.curation.draws import hashes, uniform
 from dinotxt_jax.data.identity import data_identity
 from dinotxt_jax.data.kept import read_kept, write_kept
 from dinotxt_jax.data.sources import open_source
+from dinotxt_jax.storage.addresses import to_address
 
 CONFIG = CurationConfig(data=DataConfig(num_scenes=30))
 FIRST, SECOND = np.arange(30) % 2, np.arange(30) % 3
@@ -70,6 +71,12 @@ def test_wrong_lists_and_targets_end_in_a_sentence(lists: list[str], tmp_path: P
     output = tmp_path / "c.npz"
     with pytest.raises(UserError, match="1 lists are given, expected at least two"):
         combine(CONFIG, lists[:1], output)
+    thinned_list = tmp_path / "thinned.npz"
+    combine(dataclasses.replace(CONFIG, target=3), lists[:1], thinned_list)
+    rows = read_kept(to_address(thinned_list), "").rows.counts(30)
+    before = read_kept(to_address(lists[0]), "").rows.counts(30)
+    assert rows.sum() == 3
+    assert (rows <= before).all()
     with pytest.raises(UserError, match="another pool: 30 examples there, 31 here"):
         combine(dataclasses.replace(CONFIG, data=DataConfig(num_scenes=31)), lists, output)
     with pytest.raises(UserError, match="config.target is 11, expected at most the 10 examples"):
