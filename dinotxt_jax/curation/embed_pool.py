@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Float16, UInt8
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import CurationConfig, DataConfig, check_image_size
+from dinotxt_jax.config import CurationConfig, DataConfig, MeshConfig, check_image_size
 from dinotxt_jax.curation.embeddings import (
     EMBEDDINGS_FORMAT,
     read_embeddings_description,
@@ -125,6 +125,13 @@ def embed_pool(
 
 
 def _opened(config: CurationConfig, model: AddressLike, folder: Address, dtype: str) -> _Pool:
+    for name in ("data", "tensor", "slices"):
+        value, default = getattr(config.mesh, name), getattr(MeshConfig(), name)
+        if value != default:
+            raise UserError(
+                f"config.mesh.{name} is {value}, expected {default}, since embed runs replicas on "
+                "all devices and only shards the backbone; remove it, or set config.mesh.fsdp."
+            )
     data = config.data
     backbone = read_description(model)
     check_image_size(data.image_size, backbone.vision.patch_size)

@@ -54,6 +54,16 @@ def test_embeddings_are_class_tokens_of_prepared_images(
     np.testing.assert_array_equal(np.load(folder / "s00001.npy"), embeddings.read(8, 16))
 
 
+@pytest.mark.parametrize("axis", ["data", "tensor"])
+def test_mesh_axes_that_embed_does_not_use_are_refused(
+    axis: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(**{axis: 2}))
+    with pytest.raises(UserError, match=f"config.mesh.{axis} is 2, expected"):
+        embed(config, tiny_backbone, tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
 def test_missing_and_damaged_shards_are_embedded_again(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

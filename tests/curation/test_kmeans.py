@@ -86,6 +86,17 @@ def test_the_nearest_centroid_is_found_across_tiles(monkeypatch: pytest.MonkeyPa
     assert (np.asarray(index) == expected.argmin(1)).mean() > 0.9
 
 
+def test_steps_in_bfloat16_move_centroids_to_the_same_blobs() -> None:
+    initial = ROWS[::100].astype(np.float32)
+    exact, rounded = (
+        run(PlacedPoints(HeldPoints(ROWS), mesh(2), 1e9), initial, 5, Method(dtype, False))
+        for dtype in ("float32", "bfloat16")
+    )
+    # Distances have 8 bits, but means are summed in float32: points of a blob stay together.
+    scale = np.abs(exact).max()
+    np.testing.assert_allclose(rounded, exact, atol=2**-7 * scale)
+
+
 def test_an_empty_cluster_keeps_its_centroid() -> None:
     far = np.full((1, 8), 50, np.float32)
     initial = np.concatenate([ROWS[:2].astype(np.float32), far])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -116,3 +117,25 @@ def test_mistakes_in_the_command_end_in_a_sentence(
     result = commands.run(command)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU's compiler, is missing"
+)
+def test_the_command_compiles_billions_of_pairs_for_a_pod(tmp_path: Path) -> None:
+    done = commands.run(
+        [
+            *("-m", "dinotxt_jax.curate", "plan", "--pairs=2.3e9", "--output=plan.md"),
+            *("--config.plan.backbone=dinov2_vits14", "--config.plan.topology=v5e:4x4"),
+            *("--config.data.num_scenes=64", "--config.workers=1"),
+        ],
+        cwd=tmp_path,
+        env=commands.environment(JAX_PLATFORMS="cpu"),
+        timeout=1200,
+        fresh=True,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "plan.md").read_text()
+    assert "2,300,000,000" in page
+    assert "sums added over devices per step" in page
