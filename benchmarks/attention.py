@@ -1,4 +1,4 @@
-"""Compares attention implementations: measured on this machine, and compiled for TPUs.
+"""Compares attention implementations: measured on this machine, or compiled for TPUs.
 
     python benchmarks/attention.py [--images=256] [--rows=64] [--repeats=10]
     python benchmarks/attention.py --topology=v5e:2x2 --topology=v6e:2x2    # needs libtpu, no TPU
@@ -11,7 +11,7 @@ inputs are random.
 Without --topology, every implementation that runs on this machine's devices is timed (medians
 without compilation; use fewer images and rows on a CPU). With --topology nothing is run: the
 compiler reports temporary memory and the bytes moved per chip. Blocks are scanned and the compiler
-counts a scan's body once, so bytes are those for one block plus everything outside the blocks. The
+counts a scan's body once, so bytes cover a single block plus everything outside the blocks. The
 compiler knows how many bytes a Pallas kernel moves, but not how long it takes.
 """
 
@@ -47,10 +47,10 @@ class Workload(NamedTuple):
     """A computation to compare.
 
     Attributes:
-        title: title in the table.
+        title: row title in the table, with a placeholder for the row count.
         create: makes the module, given an implementation's name and a dtype.
         run: computes the result from the module's graph definition, arrays and inputs.
-        inputs: makes inputs with `count` rows in a number of parts.
+        inputs: makes inputs, given the total number of rows and the number of parts.
     """
 
     title: str
@@ -137,7 +137,7 @@ def compiled(
     mesh: Mesh,
     options: dict[str, str] | None = None,
 ) -> Any:
-    """Compiles a workload for a mesh whose devices need not exist."""
+    """Compiles a workload for a mesh; the devices need not exist."""
     create = lambda: workload.create(attention, dtype)  # noqa: E731
     graphdef = nnx.graphdef(create())
     with jax.set_mesh(mesh):
@@ -149,7 +149,7 @@ def compiled(
 
 
 def compile_for(topology: str, counts: dict[Workload, int]) -> None:
-    """Prints the table for one topology."""
+    """Prints the table for a topology."""
     devices = topologies.get_topology_desc(topology, platform="tpu").devices
     mesh = sharding.make_mesh(devices=devices)
     print(f"\n{topology}, bfloat16, per chip; ratios to XLA's\n")
@@ -207,7 +207,7 @@ def measure(counts: dict[Workload, int], repeats: int) -> None:
 
 
 def main() -> None:
-    """Prints a table with one row per workload and implementation."""
+    """Prints a table with a row for each workload and implementation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", action="append", default=[], help="compile, run nothing")
     parser.add_argument("--images", type=int, default=256, help="images per device")

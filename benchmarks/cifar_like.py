@@ -1,10 +1,10 @@
-"""Makes folders like CIFAR-10's from ImageNet photos: 32 x 32 pixels, one folder per class.
+"""Makes folders like CIFAR-10's from ImageNet photos: 32 x 32 pixels, a folder for each class.
 
     python benchmarks/cifar_like.py --source=data/imagenet_sample --output=data/cifar_like
 
-The rule: photos in the index `labels.csv` (columns file, label) whose ImageNet class belongs to a
-CIFAR-10 class by the ranges below are center-cropped and resized to 32 x 32 (bicubic). ImageNet has
-no deer, so nine classes remain; class sizes differ widely, so look at the mean over classes.
+`CLASSES` maps CIFAR-10 classes to ImageNet labels. All photos in the index `labels.csv` (columns
+file, label) with such a label are center-cropped and resized to 32 x 32 (bicubic). ImageNet has no
+deer, so nine classes remain. Class sizes differ widely, so look at the mean over classes.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/conversion.py [--presets dinov2_vitl14 dinov2_vitg14] [--format pth] \
         [--dtype bfloat16] [--folder DIR]
 
-Each step runs in a separate process. The peak is resident memory as the kernel counts it, including
-mapped file pages, beyond a bare Python interpreter. The ratio is peak divided by checkpoint size; a
-tool that loads everything first needs at least 1.
+Each step runs in a separate process. The peak is the resident memory that the kernel reports,
+including mapped file pages, minus that of a bare Python interpreter. The ratio is peak divided by
+checkpoint size; a tool that loads everything first needs at least 1.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def shapes(preset: str) -> dict[str, tuple[int, ...]]:
 
 
 def random_arrays(array_shapes: dict[str, tuple[int, ...]]) -> Iterator[np.ndarray]:
-    """Yields random arrays one after the other."""
+    """Yields random arrays, to hold only a single array in memory."""
     rng = np.random.default_rng(0)
     for shape in array_shapes.values():
         yield rng.standard_normal(shape, np.float32) * np.float32(0.02)
 
 
 def write_safetensors(path: Path, array_shapes: dict[str, tuple[int, ...]]) -> None:
-    """Writes random arrays as .safetensors, one at a time."""
+    """Streams random arrays to a .safetensors file."""
     header: dict = {}
     end = 0
     for key, shape in array_shapes.items():
@@ -75,7 +75,7 @@ def write_safetensors(path: Path, array_shapes: dict[str, tuple[int, ...]]) -> N
 
 
 def write_pth(path: Path, array_shapes: dict[str, tuple[int, ...]]) -> None:
-    """Writes random arrays as .pth, one at a time."""
+    """Streams random arrays to a .pth file."""
     tensors = {}
     for number, (key, shape) in enumerate(array_shapes.items()):
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
@@ -88,7 +88,7 @@ def write_pth(path: Path, array_shapes: dict[str, tuple[int, ...]]) -> None:
                 record.write(array.tobytes())
 
 
-# A process inherits the peak from its parent, so a small process starts the measured one.
+# A process inherits the parent's peak memory, so a small launcher starts the measured process.
 _LAUNCHER = """
 import os, subprocess, sys, time
 start = time.perf_counter()

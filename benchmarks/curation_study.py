@@ -1,26 +1,31 @@
-"""Trains on a dirty pool, and on what curation keeps of it: does curation help?
+"""Measures whether curation helps: trains on a dirty pool, and on curated subsets.
 
     python benchmarks/curation_study.py --flickr8k=DIR --msrc=DIR --backbone=FILE --output=DIR
         [--steps=120] [--seeds=3]
 
-The pool is made of the 6000 training photos of Flickr8k, unbalanced and dirty on purpose:
+The pool contains the 6000 Flickr8k training photos, and is deliberately unbalanced and dirty:
 
-- originals: every photo once, with its five captions;
-- repeats by Zipf's law: words of more than two letters are ranked by the photos whose captions hold
-  them; a photo of the word of rank r (its best-ranked word among the 50 first that is no function
-  word) is repeated round(5 / r) more times, each time as another crop of half to all of its area
-  and with one of its captions;
-- duplicates: 50 photos, each 30 more times in other JPEG qualities, with captions of other photos;
-- boilerplate: 1500 more photos, drawn at random, with captions such as "IMG_0042" or "click here to
-  enlarge".
+- originals: every photo once, with all five captions;
+- repeats by Zipf's law: words with more than two letters, except function words, are ranked by the
+  number of photos with the word in a caption. A photo's rank r is the best rank among its words,
+  if r <= 50. The photo is repeated round(5 / r) more times, each time as a different crop (50 to
+  100 % of the area) with a single caption;
+- duplicates: 50 photos, each 30 more times with different JPEG qualities and captions from other
+  photos;
+- boilerplate: 1500 more random photos, with captions such as "IMG_0042" or "click here to enlarge".
 
-All lists hold the same number of examples: `--target`, or fewer if both has fewer. text: `curate
-text` with entries from the pool's captions. image: `embed`, `curate cluster`, `deduplicate` and
-`sample`. both: what a text list and an image list of twice the size have in common. random: drawn
-at random, as a control. all: the whole pool. Each is trained for the same number of steps with the
-same settings, and evaluated by retrieval on Flickr8k's test photos (mean of six recalls) and
-segmentation of MSRC (protocol whole). Finished runs in --output are kept, so that the script may be
-interrupted.
+Training runs on five lists. Except for `all`, they have the same size: `--target`, or less if
+`both` is smaller.
+
+- all: the whole pool;
+- random: a random subset, as a control;
+- text: `curate text` with entries from the pool's captions;
+- image: `embed`, `curate cluster`, `deduplicate` and `sample`;
+- both: the intersection of a text list and an image list with twice the size.
+
+All runs have the same settings and number of steps. They are evaluated by retrieval on Flickr8k's
+test photos (mean of six recalls) and segmentation on MSRC (protocol whole). Finished runs in
+--output are kept, so the script may be interrupted and restarted.
 """
 
 from __future__ import annotations
@@ -76,19 +81,19 @@ from dinotxt_jax.training.precompute import precompute
 FUNCTION_WORDS = frozenset(
     ["the", "and", "with", "are", "for", "his", "her", "its", "their", "that", "this", "out"]
 )
-SIDE = 112  # pixels of training images: a quarter of the work of 224
+SIDE = 112  # training image side in pixels; needs a quarter of the compute that 224 needs
 ORIGINAL, REPEAT, DUPLICATE, BOILERPLATE = "original", "repeat", "duplicate", "boilerplate"
 ARMS = ("all", "random", "text", "image", "both")
 
 
 def write_pool(flickr8k: Path, folder: Path) -> list[str]:
-    """Writes the pool and its index; returns the kind of each example."""
+    """Writes the pool and its index; returns each example's kind."""
     lines = map(json.loads, (flickr8k / "captions.jsonl").read_text().splitlines())
     photos = [line for line in lines if line["split"] == "train"]
     rng = np.random.default_rng(0)
     texts = [" ".join(photo["captions"]).lower() for photo in photos]
     words = [set(re.findall(r"[a-z]{3,}", text)) - FUNCTION_WORDS for text in texts]
-    frequency = collections.Counter(word for found in words for word in found)
+    frequency = collections.Counter(word for photo_words in words for word in photo_words)
     ranks = {word: rank for rank, (word, _) in enumerate(frequency.most_common(50), start=1)}
     examples: list[tuple[str, int, list[str]]] = []  # kind, photo, captions
     for number, photo in enumerate(photos):
@@ -114,7 +119,7 @@ def write_pool(flickr8k: Path, folder: Path) -> list[str]:
 
 
 def write_photo(source: Path, target: Path, kind: str, seed: int) -> None:
-    """Writes an original, a crop of it (repeats), or a copy in another quality (the others)."""
+    """Writes an original unchanged, a repeat as a random crop, other kinds as JPEG re-encodings."""
     if target.exists():
         return
     if kind == ORIGINAL:
@@ -134,7 +139,7 @@ def write_photo(source: Path, target: Path, kind: str, seed: int) -> None:
 def lists(
     config: CurationConfig, backbone: str, folder: Path, target: int
 ) -> dict[str, Path | None]:
-    """Writes all lists of `target` examples; returns the file of each arm."""
+    """Writes all lists, with `target` examples each; returns arm -> list file (None: all)."""
 
     def made(name: str, step: Callable[[Path], object]) -> Path:
         if not (folder / name).exists():
@@ -184,7 +189,7 @@ def lists(
 def training(
     data: DataConfig, backbone: str, features: Path, steps: int, batch: int, seed: int
 ) -> Config:
-    """Returns the settings of a run: configs/flickr8k_vit_tiny.py with smaller images."""
+    """Returns a run's settings: configs/flickr8k_vit_tiny.py with smaller images."""
     return Config(
         steps=steps,
         batch_size=batch,
@@ -201,7 +206,7 @@ def training(
 
 
 def evaluation(flickr8k: Path, msrc: Path) -> EvaluationConfig:
-    """Returns both tasks."""
+    """Returns the config for retrieval and segmentation."""
     photos = DataConfig(
         source="jsonl",
         path=str(flickr8k / "captions.jsonl"),
@@ -227,14 +232,14 @@ def evaluation(flickr8k: Path, msrc: Path) -> EvaluationConfig:
 
 
 def scores(file: Path) -> tuple[float, float]:
-    """Returns mean recall and mIoU of a finished evaluation, in percent."""
+    """Returns mean recall and mIoU from a finished evaluation, in percent."""
     results = json.loads(file.read_text())
     recall, iou = results["flickr8k"]["metrics"], results["msrc"]["metrics"]
     return recall["mean_recall"], iou["mean_iou"]
 
 
 def print_lists(files: dict[str, Path | None], kinds: np.ndarray) -> None:
-    """Prints how many examples of each kind the lists hold."""
+    """Prints the number of examples by kind for each list."""
     names = (ORIGINAL, REPEAT, DUPLICATE, BOILERPLATE)
     print("| list | examples | " + " | ".join(names) + " |")
     print("|---|---|" + "---|" * len(names))
@@ -248,7 +253,7 @@ def print_lists(files: dict[str, Path | None], kinds: np.ndarray) -> None:
 
 
 def main() -> None:
-    """Prints what each list holds, and a table of results."""
+    """Prints the lists' content by kind, and a table with results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
-"""Reads from a trace of JAX's CPU backend when each device executes, and why it does not.
+"""Reads from a JAX CPU trace when each device is busy, and why it is idle.
 
-The backend has no line per device. Its threads, which serve any device, record events with the
-device (`device_ordinal`) and the execution (`run_id`): one from the start of a program until it is
-complete ("ThunkExecutor::Execute (wait for completion)"), and one for each operation, which names
-the program (`hlo_module`). A device that waits within a program for other devices, in a collective
-operation, executes by this measure. `training.batches` records when the training loop waits for a
-batch, and when its thread reads, agrees on and places one.
+The CPU backend's traces have no line per device. Threads serve any device, and record events with
+the device (`device_ordinal`) and the execution (`run_id`): an event from the start of a program
+until it is complete ("ThunkExecutor::Execute (wait for completion)"), and an event for each
+operation, which names the program (`hlo_module`). A device that waits for other devices inside a
+collective operation counts as busy. `training.batches` records when the training loop waits for a
+batch, and when the batch thread reads, agrees on and places a batch.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from jax.profiler import ProfileData
 WAIT = "wait for a batch"
 PREPARATIONS = ("read a batch", "agree on a batch", "place a batch")
 
-# Disjoint intervals in nanoseconds, in order: starts and ends.
+# Disjoint intervals in nanoseconds, ascending: [n 2], starts and ends.
 Intervals = np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceTime:
-    """The time of one device from the start of the first traced step to the end of the last.
+    """How a device spends the time from the start of the first traced step to the end of the last.
 
     Attributes:
         steps: number of traced steps.
-        seconds: the whole time.
+        seconds: total time.
         idle: seconds in which the device executes nothing.
-        without_batch: the part of `idle` in which the training loop waits for a batch.
-        causes: the parts of `without_batch` in which a batch is read, agreed on and placed.
+        without_batch: seconds of `idle` in which the training loop waits for a batch.
+        causes: seconds of `without_batch` in which a batch is read, agreed on and placed.
     """
 
     steps: int
@@ -44,24 +44,24 @@ class DeviceTime:
 
 
 def device_times(file: Path, program: str = "jit_train_step") -> dict[int, DeviceTime]:
-    """Returns the time of each device in a trace of one process.
+    """Returns each device's times in a trace from a single process.
 
     Args:
         file: an `xplane.pb`.
-        program: the step's program.
+        program: name of the compiled step.
 
     Raises:
-        ValueError: the trace has no execution of the program.
+        ValueError: the trace does not contain this program.
     """
     runs: dict[int, dict[str, list[tuple[float, float]]]] = collections.defaultdict(
         lambda: collections.defaultdict(list)
     )
     step_runs: set[str] = set()
-    named: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+    spans_by_name: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
     for line in ProfileData.from_file(str(file)).find_plane_with_name("/host:CPU").lines:
         for event in line.events:
             if event.name == WAIT or event.name in PREPARATIONS:
-                named[event.name].append((event.start_ns, event.end_ns))
+                spans_by_name[event.name].append((event.start_ns, event.end_ns))
                 continue
             stats = dict(event.stats)
             if "run_id" not in stats or "device_ordinal" not in stats:
@@ -72,7 +72,7 @@ def device_times(file: Path, program: str = "jit_train_step") -> dict[int, Devic
                 step_runs.add(run)
     if not step_runs:
         raise ValueError(f"{file} has no execution of {program}")
-    waits = united(named[WAIT])
+    waits = united(spans_by_name[WAIT])
     result = {}
     for device, executions in sorted(runs.items()):
         steps = united([span for run in step_runs for span in executions.get(run, [])])
@@ -85,14 +85,15 @@ def device_times(file: Path, program: str = "jit_train_step") -> dict[int, Devic
             idle=length(idle),
             without_batch=length(without_batch),
             causes={
-                name: length(common(without_batch, united(named[name]))) for name in PREPARATIONS
+                name: length(common(without_batch, united(spans_by_name[name])))
+                for name in PREPARATIONS
             },
         )
     return result
 
 
 def united(spans: list[tuple[float, float]]) -> Intervals:
-    """Returns disjoint intervals that cover the same time."""
+    """Merges overlapping intervals."""
     merged: list[list[float]] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -103,14 +104,14 @@ def united(spans: list[tuple[float, float]]) -> Intervals:
 
 
 def gaps(busy: Intervals, start: float, end: float) -> Intervals:
-    """Returns the time from `start` to `end` that no interval covers."""
+    """Returns the intervals between `start` and `end` that `busy` does not cover."""
     inside = common(busy, np.asarray([[start, end]]))
     edges = np.concatenate([[start], inside.ravel(), [end]]).reshape(-1, 2)
     return edges[edges[:, 1] > edges[:, 0]]
 
 
 def common(first: Intervals, second: Intervals) -> Intervals:
-    """Returns the time that intervals of both cover."""
+    """Returns the intersection of two interval lists."""
     pairs = [(max(a, c), min(b, d)) for a, b in first for c, d in second if max(a, c) < min(b, d)]
     return united(pairs)
 

@@ -3,9 +3,9 @@
     pip install -e '.[fuzz]'
     python benchmarks/fuzz_torch_file.py [--minutes=10] [--corpus=DIR]
 
-Coverage-guided (atheris, based on libFuzzer). Every input is a file. The reader must return
-readable arrays or raise a one-line UserError, within ten seconds and 1 GB. Anything else stops the
-run and keeps the input. Prints a summary.
+The fuzzer is coverage-guided (atheris, based on libFuzzer). Every input is a file. The reader must
+return readable arrays or raise a one-line UserError, within ten seconds and 1 GB. Anything else
+stops the run and keeps the input. Prints a summary.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-# Half the inputs are bare pickles, so that mutations reach the pickle without a valid zip.
+# Some inputs are bare pickles, packed into a zip later: mutations rarely keep a zip file valid.
 _PICKLE, _FILE = b"p", b"f"
 
 
 def write_seeds(folder: Path) -> int:
-    """Writes the hostile files and an intact file as inputs; returns how many."""
+    """Writes the hostile files and an intact file as inputs; returns the number of inputs."""
     from hostile import CALLS, MALFORMED, corpus
     from torch_files import TorchFiles
 
@@ -60,7 +60,7 @@ def fuzz(arguments: list[str]) -> None:
     storages = {"0": bytes(64), "1": bytes(16)}
 
     def one_input(data: bytes) -> None:
-        """Reads one mutated file; only arrays or a `UserError` of one line may come of it."""
+        """Reads a mutated file; fails unless it gives arrays or a single-line `UserError`."""
         path = folder / "input.pth"
         if data[:1] == _PICKLE:
             files.write_raw(data[1:], storages, path.name)
@@ -71,7 +71,7 @@ def fuzz(arguments: list[str]) -> None:
                 assert array.read().shape == array.shape
         except UserError as error:
             if "\n" in str(error):
-                raise AssertionError("a message of several lines") from error
+                raise AssertionError("the message has several lines") from error
 
     atheris.Setup([sys.argv[0], *arguments], one_input)
     atheris.Fuzz()

@@ -1,12 +1,12 @@
-"""Clusters and samples drawn embeddings: time, memory, and how far sampling flattens a pool.
+"""Clusters and samples random embeddings: measures time, memory, and how far sampling balances.
 
     python benchmarks/image_curation.py [--points=1000000] [--levels=10000,1000,100]
         [--coarse=100] [--memory_gib=0.25] [--rounds=2]
 
-The embeddings are unit vectors of 384 elements around random centres ("concepts"), whose
-frequencies follow Zipf's law. The memory limit is below their size, so that each pass reads them
-from disk. Memory is the highest resident size of this process beyond that before clustering. The
-sample must have exactly the requested size; its concepts are compared with those of the pool.
+The embeddings are 384-dimensional unit vectors around random centres ("concepts") with frequencies
+that follow Zipf's law. They exceed the memory limit, so each pass reads them from disk. Memory is
+this process's peak resident size, before and after clustering. The sample must have exactly the
+requested size; the table compares concept frequencies in the sample and the pool.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WIDTH = 384
 
 
 def write_pool(folder: Path, data: DataConfig, concepts: int) -> np.ndarray:
-    """Writes embeddings for a pool, and returns the concept of each."""
+    """Writes embeddings for a pool, and returns each embedding's concept."""
     rng = np.random.default_rng(0)
     count = data.num_scenes
     frequencies = 1 / np.arange(1, concepts + 1)
@@ -53,15 +53,15 @@ def write_pool(folder: Path, data: DataConfig, concepts: int) -> np.ndarray:
     folder.mkdir()
     (folder / "embeddings.json").write_text(json.dumps(description))
     for shard, start in enumerate(range(0, count, size)):
-        own = labels[start : start + size]
-        rows = centres[own] + 0.5 * rng.normal(size=(len(own), WIDTH))
+        shard_labels = labels[start : start + size]
+        rows = centres[shard_labels] + 0.5 * rng.normal(size=(len(shard_labels), WIDTH))
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         write_shard(folder, shard, rows.astype(np.float16), [])
     return labels
 
 
 def described(title: str, labels: np.ndarray, concepts: int) -> str:
-    """Returns a table row: shares of the most frequent concepts, and the effective number."""
+    """Returns a table row: the most frequent concepts' shares, and the effective concept number."""
     shares = np.sort(np.bincount(labels, minlength=concepts))[::-1] / len(labels)
     present = shares[shares > 0]
     effective = np.exp(-(present * np.log(present)).sum())
@@ -72,7 +72,7 @@ def described(title: str, labels: np.ndarray, concepts: int) -> str:
 
 
 def peak() -> float:
-    """Returns the highest resident size of this process so far, in GiB."""
+    """Returns this process's peak resident size so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

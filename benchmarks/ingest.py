@@ -1,15 +1,15 @@
-"""Measures the rate and the peak memory of an ingestion, and compares the shards of all runners.
+"""Measures ingestion speed and peak memory, and checks that all runners write the same shards.
 
     python benchmarks/ingest.py [--examples=1000000] [--small=100000] [--workers=1,2] \\
         [--beam=20000] [--deduplicate=none] [--folder=DIR]
 
-Generated examples (32 x 32 JPEGs with a caption) are in an ArrayRecord file that is listed several
-times: it opens at once, and readers keep nothing of it in memory. Each run is the command itself,
-in a new process: the rate includes its start, and the memory is the highest sum of the resident
-sizes of all its processes. At most 1.2 times as much memory with --examples as with --small means
-that memory does not grow with the input. A run is also killed halfway and started again. --beam
-examples go through Beam's direct runner as well (0: none; it needs the extra `beam`). All shards of
-equal input must be equal.
+The input is an ArrayRecord file with generated examples (32 x 32 JPEGs with a caption), hard-linked
+several times: this source opens at once, and its readers keep nothing in memory. Each run starts
+the command in a new process. The rate includes the start-up. Memory is the highest sum of resident
+sizes over all processes. If --examples need at most 1.2 times as much memory as --small, memory
+does not grow with the input. Another run is killed halfway and started again. --beam examples also
+go through Beam's direct runner (0: none; needs the extra `beam`). Runs with the same input must
+write the same shards.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from dinotxt_jax.data.examples import Example
 ROOT = Path(__file__).parents[1]
 SHARD = 10_000
 MOST_GROWTH = 1.2
-# Seconds between two looks at the memory.
+# Seconds between memory samples.
 _PAUSE = 0.1
 
 
 class Measured(NamedTuple):
-    """One run.
+    """The measurements for a run.
 
     Attributes:
         seconds: wall time.
         mebibytes: highest sum of resident sizes.
-        digest: hash over the names and contents of the shards and the manifest.
+        digest: hash over the names and contents of shards and manifest.
     """
 
     seconds: float
@@ -56,7 +56,7 @@ class Measured(NamedTuple):
 
 
 def write_examples(folder: Path, count: int) -> None:
-    """Writes a file with at most 10^5 examples, and as many links to it as needed."""
+    """Writes a file with at most 10^5 examples, and as many hard links to it as needed."""
     folder.mkdir(parents=True)
     files, per_file = max(1, count // 100_000), min(count, 100_000)
     rng = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def write_examples(folder: Path, count: int) -> None:
 
 
 def jpeg(rng: np.random.Generator) -> bytes:
-    """Returns a JPEG of 32 x 32 pixels from 4 x 4 random colours."""
+    """Returns a 32 x 32 JPEG, enlarged from 4 x 4 random colours."""
     small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
     buffer = io.BytesIO()
     small.resize((32, 32)).save(buffer, "JPEG", quality=75)
@@ -76,7 +76,7 @@ def jpeg(rng: np.random.Generator) -> bytes:
 
 
 def command(source: Path, output: Path, *flags: str) -> list[str]:
-    """Returns the command of a run."""
+    """Returns the command line for a run."""
     data = ("--config.data.source=array_record", f"--config.data.path={source}")
     return [
         *(sys.executable, "-m", "dinotxt_jax.ingest", f"--output={output}", *data),
@@ -85,17 +85,17 @@ def command(source: Path, output: Path, *flags: str) -> list[str]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Returns a process and all that it has started."""
+    """Returns a process and all its descendants."""
     try:
         tasks = Path(f"/proc/{pid}/task").iterdir()
         children = [int(c) for task in tasks for c in (task / "children").read_text().split()]
-    except OSError:  # it has ended
+    except OSError:  # the process has exited
         return []
     return [pid, *(inner for child in children for inner in descendants(child))]
 
 
 def resident(pid: int) -> int:
-    """Returns the resident size of a process in bytes."""
+    """Returns a process's resident size in bytes."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -103,7 +103,7 @@ def resident(pid: int) -> int:
 
 
 def run(arguments: list[str], output: Path, killed_after: int = 0) -> Measured:
-    """Runs a command to the end, or kills it when `killed_after` shards are written."""
+    """Runs a command; with `killed_after`, first kills it after this many shards."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     peak, start = 0, time.perf_counter()
     with (output.parent / "log").open("w") as log:
@@ -116,12 +116,12 @@ def run(arguments: list[str], output: Path, killed_after: int = 0) -> Measured:
                 return run(arguments, output)
             time.sleep(_PAUSE)
     if process.returncode:
-        sys.exit(f"{' '.join(arguments)} ended with {process.returncode}:\n{log_text(output)}")
+        sys.exit(f"{' '.join(arguments)} exited with {process.returncode}:\n{log_text(output)}")
     return Measured(time.perf_counter() - start, peak / 2**20, digest_of(output))
 
 
 def log_text(output: Path) -> str:
-    """Returns the end of what the last command printed."""
+    """Returns the end of the last command's output."""
     return (output.parent / "log").read_text()[-2000:]
 
 
@@ -136,7 +136,7 @@ def digest_of(output: Path) -> str:
 
 
 def main() -> None:
-    """Prints one line per run, the growth of memory, and whether all shards are equal."""
+    """Prints a line per run, the memory growth, and whether all shards are equal."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--examples", type=int, default=1_000_000)
     parser.add_argument("--small", type=int, default=100_000)
@@ -179,8 +179,8 @@ def main() -> None:
         small, large = (peaks[f"{workers} workers", n] for n in (options.small, options.examples))
         verdict = "does not grow" if large <= MOST_GROWTH * small else "GROWS"
         print(f"{workers} workers: memory {verdict}: {large / small:.2f} times as much")
-    equal = all(len(several) == 1 for several in digests.values())
-    print("all outputs of equal input are equal" if equal else "OUTPUTS DIFFER")
+    equal = all(len(input_digests) == 1 for input_digests in digests.values())
+    print("equal inputs gave equal outputs" if equal else "OUTPUTS DIFFER")
     sys.exit(not equal)
 
 

@@ -1,18 +1,18 @@
-"""Images per second of the input pipeline, against a PyTorch DataLoader and tf.data.
+"""Measures input pipeline speed in images per second, against a PyTorch DataLoader and tf.data.
 
     python benchmarks/input_speed.py --photos=FOLDER [--torch_python=PYTHON] [--tf_python=PYTHON]
 
-Copies `--count` photos with a short side of `--side` pixels as JPEG files, and reads them from
-there in three ways, which alternate for `--rounds` rounds on the same `--cpus` CPUs:
+Resizes `--count` photos to a short side of `--side` pixels, saves them as JPEG files, and reads
+these files in three ways, which alternate for `--rounds` rounds on the same `--cpus` CPUs:
 
 - dinotxt_jax with `--config.data.decoder` fast and exact, threads and worker processes;
 - a PyTorch DataLoader with worker processes and PIL transforms, as in torchvision;
 - tf.data with the fused `decode_and_crop_jpeg` and an antialiased resize.
 
-All draw crops like torchvision's RandomResizedCrop, flip half of the images, and make batches of
-uint8. Images per second are given by the clock, and by the CPU time of the process and its workers,
-which other work on the machine distorts less: CPUs divided by the CPU time per image. PyTorch and
-TensorFlow may be installed in environments of their own.
+All pipelines draw crops like torchvision's RandomResizedCrop, flip half of the images, and make
+uint8 batches. Images per second are measured by wall time, and also by CPU time (CPUs divided by
+CPU time per image, over the process and its workers), which other work on the machine distorts
+less. PyTorch and TensorFlow may be installed in separate environments.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
 SIZE, BATCH, SCALE, RATIO, FLIP = 224, 250, (0.08, 1.0), (3 / 4, 4 / 3), 0.5
-WARM_UP = 4  # batches that are not measured: workers start, the files reach the page cache
+WARM_UP = 4  # unmeasured batches, while workers start and files are read into the page cache
 
 
 def copy_photos(source: Path, target: Path, count: int, side: int, progressive: bool) -> None:
-    """Writes photos with this short side, as JPEG files of quality 90."""
+    """Resizes photos to this short side and writes them as JPEG files with quality 90."""
     from PIL import Image
 
     files = sorted(file for file in source.iterdir() if file.suffix.lower() in (".jpg", ".jpeg"))
@@ -73,7 +73,7 @@ def ours(files: Sequence[Path], decoder: str, threads: int, workers: int) -> Ite
 
 
 class PhotoFiles:
-    """The photos as a source of examples."""
+    """An example source that reads the photos."""
 
     def __init__(self, files: Sequence[Path]):
         self._files = files
@@ -88,7 +88,7 @@ class PhotoFiles:
 
 
 class NoTokens:
-    """A tokenizer without work, which the other pipelines do not have either."""
+    """A tokenizer that does no work, since the other pipelines do not tokenize."""
 
     def __init__(self, tokens: Any):
         self._tokens = tokens
@@ -173,7 +173,7 @@ def tf_data(files: Sequence[Path], cpus: int) -> Iterator[Any]:
         top = tf.random.uniform([], 0, height - crop_h + 1, tf.int32)
         left = tf.random.uniform([], 0, width - crop_w + 1, tf.int32)
         window = tf.stack([top, left, crop_h, crop_w])
-        # TensorFlow's default is a faster and less accurate transform than Pillow's.
+        # TensorFlow's default DCT is faster and less accurate than Pillow's.
         image = tf.image.decode_and_crop_jpeg(data, window, 3, dct_method="INTEGER_ACCURATE")
         image = tf.image.resize(image, (SIZE, SIZE), "bicubic", antialias=True)
         image = tf.saturate_cast(tf.round(image), tf.uint8)

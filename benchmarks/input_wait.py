@@ -1,13 +1,13 @@
-"""How long the devices have nothing to do because the next batch is not ready.
+"""Measures how long devices are idle because the next batch is not ready.
 
 Trains two processes with four simulated devices each on cached backbone tokens, so that reading is
-fast and the exchange between the processes remains. Prints the share of the time that the devices
-of a process waited for a batch, by the run's own accounting (`data_wait_fraction`, of the first
-process) and by a trace of both processes (`device_trace`), and the time of the exchange itself,
-over the coordination service and as a computation on the devices.
+fast and the exchange between the processes dominates. Prints the fraction of time that devices
+waited for a batch, measured by the run itself (`data_wait_fraction` in the first process) and from
+traces of both processes (`device_trace`). Also prints how long the exchange takes, over the
+coordination service and as a computation on the devices.
 
-With `--delay=S`, the second process takes S seconds longer to read each batch: both measures have
-to show it, unless S is shorter than a step.
+With `--delay=S`, the second process takes S seconds longer to read each batch: both measures must
+show it, unless S is shorter than a step.
 
     python benchmarks/input_wait.py
 """
@@ -35,7 +35,7 @@ LOG_EVERY = 10
 
 
 def started(arguments: list[str], index: int, port: int) -> subprocess.Popen[str]:
-    """Starts one of the processes."""
+    """Starts process `index`."""
     flags = f"--xla_force_host_platform_device_count={DEVICES}"
     joined = (f"--coordinator=127.0.0.1:{port}", f"--num_processes={PROCESSES}")
     return subprocess.Popen(
@@ -49,7 +49,7 @@ def started(arguments: list[str], index: int, port: int) -> subprocess.Popen[str
 
 
 def joined_run(arguments: list[str]) -> list[str]:
-    """Runs all processes to the end; returns what each one printed."""
+    """Runs all processes to the end; returns each process's output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,12 +57,12 @@ def joined_run(arguments: list[str]) -> list[str]:
     outputs = [process.communicate() for process in running]
     for process, (_, error) in zip(running, outputs, strict=True):
         if process.returncode:
-            sys.exit(f"a process ended with {process.returncode}: {error[-2000:]}")
+            sys.exit(f"a process exited with {process.returncode}: {error[-2000:]}")
     return [out for out, _ in outputs]
 
 
 def milliseconds(action: Callable[[], object], rounds: int = 200) -> float:
-    """Returns the median time of an action."""
+    """Returns an action's median time in milliseconds."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -72,13 +72,13 @@ def milliseconds(action: Callable[[], object], rounds: int = 200) -> float:
 
 
 def exchanges() -> None:
-    """Runs in each process: prints the times of both kinds of exchange."""
+    """Runs in each process: times both kinds of exchange and prints the medians."""
     from absl import flags
 
     from dinotxt_jax import cli
 
     cli.define_process_flags()
-    flags.DEFINE_bool("exchanges", False, "Run this part.")
+    flags.DEFINE_bool("exchanges", False, "Only measure the exchanges.")
 
     def body() -> None:
         from dinotxt_jax.runtime import processes
@@ -93,7 +93,7 @@ def exchanges() -> None:
 
 
 def traced(folder: str, delay: float) -> None:
-    """Runs in each process: trains, and writes the trace into a folder of the process."""
+    """Runs in each process: trains, and writes the trace to a separate folder per process."""
     import jax
 
     from dinotxt_jax import train
@@ -102,8 +102,8 @@ def traced(folder: str, delay: float) -> None:
     start_trace, read = jax.profiler.start_trace, Batches._read
 
     def start_own_trace(_: object) -> None:
-        # Processes on one machine would write the same file. Python's calls are not recorded,
-        # because that slows the threads which read and start the steps.
+        # Processes on the same machine would all write to the same file. Python calls are not
+        # recorded, because that slows the threads that read batches and start steps.
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0
         start_trace(f"{folder}/trace{jax.process_index()}", profiler_options=options)
@@ -118,7 +118,7 @@ def traced(folder: str, delay: float) -> None:
 
 
 def print_traces(folder: str) -> None:
-    """Prints each device's shares of the time in which it executes nothing."""
+    """Prints each device's idle fraction, split by cause."""
     print("device: idle by the trace, without a batch (read, agree, place), other")
     for index in range(PROCESSES):
         (file,) = Path(folder, f"trace{index}").glob("plugins/profile/*/*.xplane.pb")
@@ -135,7 +135,7 @@ def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--traced", type=int, default=20, help="the last of them are traced")
+    parser.add_argument("--traced", type=int, default=20, help="number of last steps to trace")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds, in the second process")
     options = parser.parse_args()
     first_traced = options.steps - options.traced + 1

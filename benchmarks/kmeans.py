@@ -3,11 +3,12 @@
     pip install scikit-learn faiss-cpu
     python benchmarks/kmeans.py [--points=50000] [--clusters=1000] [--width=384] [--steps=10]
 
-All start from the same centroids (greedy k-means++ of this project), make the same number of Lloyd
-steps in float32, and have the same `--threads` cores. The points are drawn around random centres
-with very different frequencies. For the speed, runs of two lengths alternate, so that load on the
-machine affects all; the difference of their minimum times is free of copies and of the assignment
-after the last step. CPU seconds tell how the libraries compare where the cores are shared.
+All libraries start from the same centroids (this project's greedy k-means++), make the same number
+of Lloyd steps in float32, and use the same `--threads` cores. Points are drawn around random
+centres with very different frequencies. Speed is measured from runs with two different step counts,
+which alternate so that load on the machine affects all libraries. The difference between their
+minimum times excludes copies and the assignment after the last step. Points per CPU second remain
+comparable if other processes share the cores.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from collections.abc import Callable
 import numpy as np
 from machine import device
 
-# Lloyd steps of the two runs whose times are compared.
+# Lloyd step counts of the short and the long run; speed is measured from the time difference.
 LENGTHS = (1, 4)
 
 
 def with_threads(count: int) -> None:
-    """Restricts this process to a number of cores, before any library is imported."""
+    """Restricts this process to `count` cores; must run before any library is imported."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     os.environ |= {"OMP_NUM_THREADS": str(count), "JAX_PLATFORMS": "cpu"}
 
 
 def points(count: int, width: int, centres: int) -> np.ndarray:
-    """Returns unit vectors in blobs whose sizes follow Zipf's law."""
+    """Draws unit vectors around `centres` centres with frequencies that follow Zipf's law."""
     rng = np.random.default_rng(0)
     shares = 1 / np.arange(1, centres + 1)
     labels = rng.choice(centres, count, p=shares / shares.sum())
@@ -40,7 +41,7 @@ def points(count: int, width: int, centres: int) -> np.ndarray:
 
 
 def inertia(rows: np.ndarray, centroids: np.ndarray) -> float:
-    """Returns the sum of squared distances to the nearest centroids, in float64 where it counts."""
+    """Returns the sum of squared distances to the nearest centroids, accumulated in float64."""
     total = 0.0
     for start in range(0, len(rows), 8192):
         block = rows[start : start + 8192]
@@ -50,7 +51,7 @@ def inertia(rows: np.ndarray, centroids: np.ndarray) -> float:
 
 
 def ours(rows: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Returns a function that makes Lloyd steps of this project."""
+    """Returns a function that runs this project's Lloyd steps."""
     from dinotxt_jax import sharding
     from dinotxt_jax.curation.kmeans import Method, lloyd
     from dinotxt_jax.curation.points import HeldPoints, PlacedPoints
@@ -65,11 +66,11 @@ def ours(rows: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
 
 
 def sklearn(rows: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Returns a function that makes Lloyd steps of scikit-learn."""
+    """Returns a function that runs scikit-learn's Lloyd steps."""
     from sklearn.cluster import KMeans
 
     def run(centroids: np.ndarray, steps: int) -> np.ndarray:
-        # tol=0: no early end. Its last assignment is one more half step.
+        # tol=0 disables early stopping. A final assignment adds half a step.
         settings = {"n_init": 1, "max_iter": steps, "tol": 0, "algorithm": "lloyd"}
         return KMeans(len(centroids), init=centroids, **settings).fit(rows).cluster_centers_
 
@@ -77,12 +78,12 @@ def sklearn(rows: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
 
 
 def faiss(rows: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Returns a function that makes Lloyd steps of faiss."""
+    """Returns a function that runs faiss's Lloyd steps."""
     from faiss import Kmeans
 
     def run(centroids: np.ndarray, steps: int) -> np.ndarray:
         count, width = centroids.shape
-        # faiss samples the points unless there are at most this many per cluster.
+        # faiss subsamples if there are more points per cluster than this limit.
         kmeans = Kmeans(width, count, niter=steps, max_points_per_centroid=len(rows))
         kmeans.train(rows, init_centroids=centroids.copy())
         return kmeans.centroids
@@ -127,11 +128,11 @@ def main() -> None:
     print("|---|---|---|---|---|")
     reference = inertia(rows, results["dinotxt_jax"])
     for name, centroids in results.items():
-        own = inertia(rows, centroids)
+        library_inertia = inertia(rows, centroids)
         short, long = times[name].min(axis=0)
         speeds = arguments.points * (LENGTHS[1] - LENGTHS[0]) / (long - short)
-        cells = f"{own:.6g} | {own / reference:.5f} | {speeds[0]:,.0f} | {speeds[1]:,.0f}"
-        print(f"| {name} | {cells} |")
+        cells = f"{library_inertia:.6g} | {library_inertia / reference:.5f}"
+        print(f"| {name} | {cells} | {speeds[0]:,.0f} | {speeds[1]:,.0f} |")
 
 
 if __name__ == "__main__":

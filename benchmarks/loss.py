@@ -1,11 +1,11 @@
-"""Measures time and memory for contrastive losses and their plain definition, in one run.
+"""Measures time and memory for the contrastive losses, against their plain definitions.
 
     python benchmarks/loss.py [--chunk=2048] [--repeats=5] [--topology=v5e:2x4]
 
-Both compute loss and all gradients in float32. The plain losses (tests/helpers/plain_losses.py)
-hold all logits. Memory is the amount that the compiler reserves per device beyond arguments and
-results; large sizes are compiled but not run. With libtpu everything is also compiled for a TPU
-topology.
+Both compute the loss and all gradients in float32. The plain losses (tests/helpers/plain_losses.py)
+materialize all logits. Memory is the amount that the compiler reserves per device in addition to
+arguments and results; large sizes are compiled but not run. If libtpu is installed, everything is
+also compiled for a TPU topology.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu need not look for chips
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # keep libtpu from searching for chips
 # NPROC and the second flag: see tests/conftest.py.
 os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = " ".join(
@@ -58,7 +58,7 @@ def program(loss: Callable, numbers: int, options: dict[str, str] | None = None)
 
 
 def seconds(kind: str, losses: list[Callable], size: tuple[int, int], repeats: int) -> list[float]:
-    """Returns minimum times on the current mesh; losses alternate, so all see the same load."""
+    """Returns minimum times on the current mesh; alternates losses, so that all see equal load."""
     features = np.random.default_rng(0).normal(size=(2, *size)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     placement = sharding.batch_sharding(jax.sharding.get_mesh())
@@ -86,7 +86,7 @@ def reserved(kind: str, loss: Callable, mesh: Mesh, size: tuple[int, int]) -> tu
 
 
 def print_times(chunk: int, repeats: int) -> None:
-    """Prints the seconds for both losses, on one and on eight devices."""
+    """Prints the time for both losses, on 1 and 8 devices."""
     print("\n| devices | loss | batch x width | plain, s | in chunks, s | ratio |")
     print("|---|---|---|---|---|---|")
     for devices in (1, 8):
@@ -100,7 +100,7 @@ def print_times(chunk: int, repeats: int) -> None:
 
 
 def print_memory(chunk: int) -> None:
-    """Prints the memory per device for both losses, on one and on eight devices."""
+    """Prints the memory per device for both losses, on 1 and 8 devices."""
     print("\n| devices | loss | batch x width | plain, GB | in chunks, GB |")
     print("|---|---|---|---|---|")
     for devices in (1, 8):
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--topology", default="v5e:2x4")
     options = parser.parse_args()
-    sys.stdout.reconfigure(line_buffering=True)  # each line when it is known, in a file too
+    sys.stdout.reconfigure(line_buffering=True)  # show each line at once, even in a log file
     print(f"{device()}, float32, chunk {options.chunk}")
     print_times(options.chunk, options.repeats)
     print_memory(options.chunk)

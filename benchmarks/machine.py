@@ -1,4 +1,4 @@
-"""Names the machine that figures come from."""
+"""Names the machine on which figures were measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """Returns the name of the processor, as Linux gives it, and the number of CPUs."""
+    """Returns the processor name from Linux, and the number of CPUs."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return f"{line.partition(':')[2].strip()}, {os.cpu_count()} CPUs"
@@ -15,7 +15,7 @@ def processor() -> str:
 
 
 def device() -> str:
-    """Returns the names of JAX and of the device that it computes on."""
+    """Returns the JAX version and the device kind (on CPUs: the processor name)."""
     import jax
 
     kind = jax.devices()[0].device_kind

@@ -1,12 +1,13 @@
-"""Compares ways to match captions with metadata, and shows what balancing does.
+"""Compares ways to match captions with metadata, and shows the effect of balancing.
 
     pip install pyahocorasick
     python benchmarks/matching.py [--entries=500000] [--captions=20000]
 
-Captions and entries are drawn: word frequencies follow Zipf's law. Rates are captions per second of
-one core (processor time, the best of five passes), folding included; memory is what the entries
-take in a process of their own. Then the kept sets of one process, of two, and of a Beam pipeline
-(if Beam is installed) are compared, and the balance before and after is printed.
+Captions and entries are random, with word frequencies that follow Zipf's law. Rates are captions
+per second on a single core (processor time, best of five passes), including case folding. Memory is
+the increase when a separate process builds the matcher. Then the script balances with a single
+process, with two processes and, if Beam is installed, with a Beam pipeline; it checks that all keep
+the same examples, and prints the entry frequencies before and after.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dinotxt_jax.curation.text_step import ENTRIES, KEPT, balance_text
 from dinotxt_jax.data.kept import read_kept
 from dinotxt_jax.planning.curation_rates import drawn_captions, drawn_entries
 
-_NAIVE = 40  # captions for the naive loop, which takes a twentieth of a second for each
+_NAIVE = 40  # captions for the naive loop, which takes 0.05 seconds per caption
 _PASSES = 5
 
 
@@ -66,7 +67,7 @@ _METHODS = {"this project": _ours, "pyahocorasick": _pyahocorasick, "naive loop"
 
 
 def _resident() -> float:
-    """Returns the resident memory of this process in MB."""
+    """Returns this process's resident memory in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
@@ -86,11 +87,11 @@ def _rates(count: int, number: int) -> None:
     methods = {name: make(entries) for name, make in installed.items()}
     texts = {name: captions[:_NAIVE] if name == "naive loop" else captions for name in methods}
     seconds = dict.fromkeys(methods, np.inf)
-    found = {}
-    for _ in range(_PASSES):  # in turns, because other work disturbs for seconds
+    entries_per_caption = {}
+    for _ in range(_PASSES):  # methods alternate, because other work may disturb a whole pass
         for name, match in methods.items():
             start = time.process_time()
-            found[name] = match(texts[name]) / len(texts[name])
+            entries_per_caption[name] = match(texts[name]) / len(texts[name])
             seconds[name] = min(seconds[name], time.process_time() - start)
     for name, least in seconds.items():
         results = context.SimpleQueue()
@@ -99,7 +100,8 @@ def _rates(count: int, number: int) -> None:
         memory = results.get()
         process.join()
         rate = len(texts[name]) / least
-        print(f"{name:14s} {rate:10,.0f} captions/s {memory:7.0f} MB {found[name]:6.2f} entries")
+        matched = f"{entries_per_caption[name]:6.2f} entries"
+        print(f"{name:14s} {rate:10,.0f} captions/s {memory:7.0f} MB {matched}")
 
 
 def _has(module: str) -> bool:

@@ -1,11 +1,11 @@
-"""Lists classes whose names occur in captions, so that a small model can have learned them.
+"""Lists classes with names that occur in captions, and that a small model can therefore learn.
 
     python benchmarks/names_in_captions.py --captions=data/flickr8k/captions.jsonl --split=train \\
         --least=20 > names.txt
 
-The rule: count the captions in which a name, or the plural in -s, occurs as separate words
-(ignoring case). Names with at least `--least` captions are printed, one per line, in list order.
-Use the result as `data.only`.
+For each name, counts the captions in which the name, or the plural in -s, occurs as separate words
+(ignoring case). Names with at least `--least` captions are printed on separate lines, in list
+order. Use the result as `data.only`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Measures how much packed captions save: text tokens computed, and train step time.
+"""Measures how much packing saves: text tokens computed, and train step time.
 
     python benchmarks/packing.py --captions=data/flickr8k/captions.jsonl \\
         --vocabulary=bpe_simple_vocab_16e6.txt.gz [--dtype=bfloat16] [--batch=256] [--steps=5]
 
-Tokens are counted over random caption batches, on one device and on several, for rows of 77 tokens,
-rows trimmed to the longest caption (`config.text.trim=8`) and packed rows (`config.text.pack`, with
-the number of rows that a run plans). The timed steps are those in benchmarks/train_step.py, with
-cached features, on one batch of these captions.
+Tokens are counted over random caption batches, for different device counts, with 77-token rows,
+rows trimmed to the longest caption (`config.text.trim=8`), and packed rows (`config.text.pack`,
+with as many rows as a run would plan). The timed steps are those in benchmarks/train_step.py with
+cached features, on a batch of these captions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCHES = 100
 
 
 def computed(batches: list[np.ndarray], sample: list[np.ndarray], devices: int) -> dict:
-    """Returns mean tokens per batch, and how many steps needed more rows than planned."""
+    """Returns mean tokens per batch, and the number of steps that needed more rows than planned."""
     size = len(batches[0])
     planned = planned_rows(sample, size // devices, devices, CONTEXT)
     counts = row_counts(planned, size // devices)
@@ -49,7 +49,7 @@ def computed(batches: list[np.ndarray], sample: list[np.ndarray], devices: int) 
 def print_tokens(flat: np.ndarray, sample: list[np.ndarray]) -> None:
     """Prints the token table."""
     print(f"{len(flat)} captions of {flat.mean():.2f} tokens on average, {flat.max()} at most;")
-    print(f"{BATCHES} drawn batches each\n")
+    print(f"{BATCHES} random batches each\n")
     print(
         "| batch | devices | rows of 77 | trimmed | packed | overflows |\n|---|---|---|---|---|---|"
     )
@@ -68,7 +68,7 @@ def print_tokens(flat: np.ndarray, sample: list[np.ndarray]) -> None:
 def print_seconds(
     tokens: np.ndarray, lengths: np.ndarray, planned: int, dtype: str, steps: int
 ) -> None:
-    """Prints the step table."""
+    """Prints the table with step times."""
     config = step_config(dtype, len(tokens))
     start = time.perf_counter()
     packed = stacked([pack(tokens, lengths)], planned)

@@ -1,12 +1,12 @@
-"""Measures how 8-bit products affect a frozen backbone's features, memory and time.
+"""Measures how 8-bit matrix products affect a frozen backbone's features, memory and time.
 
     python benchmarks/quantization.py --model=models/vit_tiny --images=photos/ [--count=64]
     python benchmarks/quantization.py --preset=dinov2_vitl14_reg [--count=64]
 
-With --model and photos: the class token and the mean patch token are compared with float32.
-With --preset: weights and pixels are random, so only memory and time are meaningful. Times
-are medians of --repeats runs over the images in one batch, after a warm-up run; ratios
-are relative to bfloat16 in the same run.
+With --model and photos: compares the class token and the mean patch token with float32. With
+--preset: weights and pixels are random, so only memory and time are meaningful. Times are medians
+over --repeats runs with all images in a single batch, after a warm-up run; ratios are relative to
+bfloat16 in the same run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KINDS = (
 
 
 def backbones(options: argparse.Namespace) -> Iterator[tuple[tuple[str, str], Backbone]]:
-    """Yields the backbone in every kind of arithmetic."""
+    """Yields the backbone for each (dtype, products) in `KINDS`."""
     for dtype, products in KINDS:
         if options.model:
             yield (dtype, products), dt.load_backbone(options.model, dtype, products)
@@ -58,7 +58,7 @@ def backbones(options: argparse.Namespace) -> Iterator[tuple[tuple[str, str], Ba
 
 
 def drawn_backbone(config: VisionConfig, dtypes: DTypes) -> VisionTransformer:
-    """A backbone with initial values, its kernels quantised as if they had been read."""
+    """Returns a randomly initialised backbone, quantising the kernels as if read from a file."""
     declared = VisionTransformer(config, dtypes=dtypes)
     plain = VisionTransformer(config, dtypes=dataclasses.replace(dtypes, products="none"))
     arrays = initial_arrays(plain, abstract_arrays(lambda: plain, None), 0)

@@ -1,9 +1,10 @@
-"""Measures the cost of the finite check in a step and of verifying a checkpoint.
+"""Measures how much the finite check slows a step, and how long checkpoint checksums take.
 
     python benchmarks/reliability.py [--batch=64] [--rounds=15]
 
-The step is that of benchmarks/train_step.py on cached features. Both programs take turns in one
-process, and the ratio of their medians is printed. Checksums are those of the training state.
+The step is the same as in benchmarks/train_step.py with cached features. Steps with and without the
+check alternate in the same process; the ratio between their medians is printed. Checksums are
+computed over the whole training state.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from dinotxt_jax.training.step import TrainState, make_trainer
 
 
 def steppers(batch_size: int) -> tuple[TrainState, dict[str, Callable[[], None]]]:
-    """Returns a training state, and by name a function that takes one step and waits for it."""
+    """Returns a training state, and functions by name that run a step and wait for it."""
     mesh = sharding.make_mesh()
     config = step_config("float32", batch_size)
     features = np.random.default_rng(0).normal(size=(batch_size, 197, 192)).astype(np.float32)
     batch = sharding.global_batch({"features": features, **drawn_text(batch_size, LONGEST)}, mesh)
 
     def stepper() -> Callable[[], None]:
-        """Compiles a step; a new trainer, since JAX reuses programs of an equal function."""
+        """Compiles a step with a new trainer, since JAX would reuse the program otherwise."""
         trainer = make_trainer(config, BACKBONE, VOCABULARY, mesh)
         state = trainer.create_state()
         program = trainer.compiled_step().lower(state, {}, batch).compile()
@@ -59,7 +60,7 @@ def steppers(batch_size: int) -> tuple[TrainState, dict[str, Callable[[], None]]
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Returns the time of one call."""
+    """Returns the duration of a call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -75,7 +76,7 @@ def main() -> None:
     state, steps = steppers(options.batch)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(options.rounds):
-        # The order alternates, so that a drift of the machine's speed cancels.
+        # The order alternates, so that drifts in the machine's speed cancel.
         for name in list(steps)[:: 1 if number % 2 else -1]:
             times[name].append(seconds(steps[name]))
     plain = float(np.median(times["without"]))

@@ -2,11 +2,11 @@
 
     python benchmarks/slide.py --model=DIR --data=data/msrc_v2 [--classes=ade20k_150] [--images=24]
 
-Both sides run the same protocol on the same photos and masks in one process, and print the scores.
-With `--classes` the photos are classified among another data set's classes; the scores are then
-meaningless, but the cost is right for the other data set. The loop is the obvious implementation:
-for each window encode one image, resize the map, softmax, add. Everything in it is compiled before
-the clock starts. Both sides run `--repeats` times, alternating; the medians are compared.
+Both sides run the same protocol on the same photos and masks in the same process, and print the
+scores. With `--classes` the photos are classified among another data set's classes; the scores are
+then meaningless, but the cost is the same as for the other data set. The loop is the obvious
+implementation: for each window, encode an image, resize the map, apply softmax, add. It is compiled
+before the clock starts. Both sides run `--repeats` times, alternating; the medians are compared.
 """
 
 from __future__ import annotations

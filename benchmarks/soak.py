@@ -1,14 +1,14 @@
-"""Injects faults into small runs at random, and checks that nothing is lost or wrong at the end.
+"""Injects random faults into small runs, and checks that nothing is lost or wrong at the end.
 
     python benchmarks/soak.py [--minutes=30] [--seed=0] [--only=TEXT]
 
-Three runs train the same tiny model on the same drawn photos: from image files on eight devices,
-from ArrayRecord and from a feature cache on 1 to 8 devices in one or two processes. Every fault is
-one start of one of them, perhaps after damage to the files, and with an end by a signal, a full
-disk or another fault while it trains. Checked are exit codes, the checkpoint from which the next
-start continues and tracebacks in the output, and at the end all losses against runs that nobody
-disturbed: equal to the last bit on the same devices, and within float32 rounding on others.
-Linux only.
+Three runs train the same tiny model on the same generated photos: from image files on eight
+devices, from ArrayRecord and from a feature cache on 1 to 8 devices in one or two processes. For
+each fault, a run is started, possibly after damaging files, and then disturbed while it trains: by
+a signal, a full disk or another fault. The soak checks exit codes, the checkpoint from which the
+next start continues, and that the output contains no traceback. At the end, it compares all losses
+with undisturbed runs: they must be bit-identical on the same devices, and agree within float32
+rounding on others. Linux only.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ import several
 from small_runs import losses
 
 TRACEBACK = "Traceback (most recent call last)"
-# Processes and devices in each; the batch of 8 divides over all of them.
+# (processes, devices per process); the batch size 8 is divisible by all device counts.
 SAME, ANY = ((1, 8),), ((1, 8), (1, 4), (1, 1), (2, 4), (2, 1))
 
 
 @dataclasses.dataclass
 class Outcome:
-    """The starts with one kind of fault.
+    """Counts over all starts with the same kind of fault.
 
     Attributes:
         times: number of starts.
-        codes: exit codes, with the number of processes.
-        repeated: steps that had to be made again, summed.
+        codes: exit code -> number of processes.
+        repeated: total number of steps that had to be repeated.
     """
 
     times: int = 0
@@ -53,7 +53,7 @@ class Outcome:
 
 
 class Soak:
-    """The runs, the faults that they met, and the problems that were found."""
+    """The runs, the faults injected so far, and the problems found."""
 
     def __init__(self, folder: Path, seed: int):
         self.random = random.Random(seed)
@@ -64,17 +64,17 @@ class Soak:
         self.outcomes: dict[str, Outcome] = collections.defaultdict(Outcome)
         self.last: dict[Run, Outcome] = {}
         self.problems: list[str] = []
-        for run in self.runs:  # damage to checkpoints needs two of them
+        for run in self.runs:  # some faults damage a checkpoint, which requires an older checkpoint
             train_until(run, run.workdir, 10)
 
     def round(self, name: str) -> None:
-        """Starts a run with one fault, and checks how it ends."""
+        """Starts a run, injects a fault, and checks how the run ends."""
         fault = FAULTS[name]
         run, shape = self.choice(fault)
         before, intact = run.step(), [int(path.name) for path in run.checkpoints()][fault.loses :]
         try:
             fault.before(run)
-        except OSError as error:  # what an earlier fault left behind
+        except OSError as error:  # an earlier fault left the files in a wrong state
             self.problems.append(f"{name}, {run.source}: {error!r}")
             return
         group, codes = run.start(*shape, flags=fault.flags), list[int]()
@@ -93,13 +93,14 @@ class Soak:
         outcome.times += 1
         outcome.codes.update(codes)
         if (resumed := resumed_from(group)) is not None:
-            # Damage to a checkpoint costs this start steps, an end without saving the next one.
+            # Damaged checkpoints make this start repeat steps; unsaved exits make the next start
+            # repeat steps, so these count for the previous fault.
             cause = outcome if fault.loses else self.last.get(run, outcome)
             cause.repeated += max(0, before - resumed)
         self.last[run] = outcome
 
     def choice(self, fault: Fault) -> tuple[Run, tuple[int, int]]:
-        """Returns a run that can meet the fault, with processes and devices."""
+        """Chooses a run to which the fault applies, and its (processes, devices)."""
         possible = [
             (run, shapes)
             for run in self.runs
@@ -112,23 +113,23 @@ class Soak:
     def check(
         self, name: str, fault: Fault, group: several.Group, codes: list[int], intact: list[int]
     ) -> None:
-        """Records a wrong exit code, a traceback, a missing sentence or a lost checkpoint."""
+        """Records wrong exit codes, tracebacks, missing error sentences and lost checkpoints."""
         output = group.everything()
         if TRACEBACK in output:
             self.problems.append(f"{name}: a traceback: {output[output.index(TRACEBACK) :][:4000]}")
         if not set(codes) <= set(fault.codes):
             self.problems.append(f"{name}: exit codes {codes}: {last_line(group)}")
         if fault.sentence and "error: " not in output:
-            self.problems.append(f"{name}: no sentence: {last_line(group)}")
+            self.problems.append(f"{name}: no error sentence: {last_line(group)}")
         resumed = resumed_from(group)
         if fault.waits and intact and (resumed is None or resumed < intact[0]):
-            self.problems.append(f"{name}: continued from {resumed}, saved was {intact[0]}")
+            self.problems.append(f"{name}: continued from {resumed}, expected {intact[0]}")
 
     def differences(self) -> list[str]:
-        """Trains without faults on eight devices, and compares the losses of all steps.
+        """Trains without faults on eight devices, and compares the losses at all steps.
 
         Returns:
-            A sentence for each run.
+            A sentence for each run with the largest difference.
         """
         sentences = []
         files, records, cache = self.runs
@@ -150,7 +151,7 @@ class Soak:
 
 
 def train_until(run: Run, workdir: Path, last: int) -> dict[int, float]:
-    """Trains on eight devices without faults until a step; returns the losses."""
+    """Trains on eight devices without faults until step `last`; returns step -> loss."""
     group = run.start(1, 8, workdir=workdir)
     while not workdir.exists() or max(losses(workdir), default=0) < last:
         if group.processes[0].poll() is not None:
@@ -162,11 +163,11 @@ def train_until(run: Run, workdir: Path, last: int) -> dict[int, float]:
 
 
 def main() -> None:
-    """Prints the table of faults, and exits with 1 if anything was lost or wrong."""
+    """Prints the fault table, and exits with 1 if anything was lost or wrong."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="only faults whose name contains this text")
+    parser.add_argument("--only", default="", help="only faults with this text in the name")
     options = parser.parse_args()
     names = [name for name in FAULTS if options.only in name]
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +188,7 @@ def main() -> None:
 
 
 def print_table(soak: Soak, sentences: list[str], options: argparse.Namespace) -> None:
-    """Prints the faults as a Markdown table, and the differences of the losses."""
+    """Prints the faults as a Markdown table, and the loss differences."""
     print(f"{device()}; {options.minutes:g} minutes, seed {options.seed}\n")
     print("| fault | times | exit codes | steps repeated |\n|---|---|---|---|")
     for name in filter(soak.outcomes.__contains__, FAULTS):

@@ -1,4 +1,4 @@
-"""The faults of the soak, as one table."""
+"""The table with all faults that the soak injects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-# Importing it makes the helpers of the tests importable.
+# `soak_run` must be imported first: it makes the test helpers importable.
 from soak_run import CACHE, FILES, LIMIT, RECORDS, Run, last_line, last_step, wait_until
 
 # isort: split
@@ -22,10 +22,10 @@ from damage import CHECKPOINT_DAMAGES, empty, empty_all, flip, largest, truncate
 from dinotxt_jax.errors import STORAGE, USER
 
 TERMINATED, INTERRUPTED, KILLED = 143, 130, -signal.SIGKILL
-# A process whose partner has left ends with 1, or JAX aborts or (seldom) crashes it.
+# After losing another process, a process exits with 1, or JAX aborts or (rarely) crashes it.
 LOST_PARTNER = (1, -signal.SIGABRT, -signal.SIGSEGV)
 
-# A short fault fails the save that happens to run; the signal may then find the run ending.
+# A short fault may fail a save that is in progress; the signal may then arrive while the run ends.
 SAVED_OR_FAILED = (TERMINATED, STORAGE, -signal.SIGTERM)
 
 Action = Callable[[Run, several.Group], None]
@@ -33,12 +33,12 @@ Damage = Callable[[Path], object]
 
 
 def terminate(run: Run, group: several.Group) -> None:
-    """Tells one of the processes to end."""
+    """Sends SIGTERM to a random process."""
     run.send(group, signal.SIGTERM)
 
 
 def nothing(run: Run, group: several.Group) -> None:
-    """Lets the run end by itself."""
+    """Does nothing: the run ends without help."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +47,15 @@ class Fault:
 
     Attributes:
         codes: the allowed exit codes.
-        before: damages the files before a start.
+        before: damages files before the start.
         during: acts on the training processes.
-        undo: repairs what the user would have to repair.
-        processes: the only number of processes with which it makes sense; 0 for any.
-        sources: the kinds of data with which it makes sense.
-        loses: the number of newest checkpoints that it damages.
+        undo: repairs the damage that a user would have to repair.
+        processes: required number of processes; 0 for any number.
+        sources: the kinds of data to which the fault applies.
+        loses: number of newest checkpoints that `before` damages.
         waits: whether to wait for a few steps before `during`.
-        sentence: whether every start must end with an error sentence.
-        flags: further flags of the command.
+        sentence: whether the run must end with an error sentence.
+        flags: additional command-line flags.
     """
 
     codes: tuple[int, ...] = (TERMINATED,)
@@ -71,14 +71,14 @@ class Fault:
 
 
 def damaged_newest(damage: Damage) -> Fault:
-    """Returns damage to the newest checkpoint."""
+    """Returns a fault that damages the newest checkpoint."""
     return Fault(before=lambda run: damage(run.checkpoints()[0]), loses=1)
 
 
 def refused(
     path: Callable[[Run], Path], damage: Damage, sources: Sequence[str] = Fault.sources
 ) -> Fault:
-    """Returns damage without whose repair no run can continue."""
+    """Returns a fault that damages a file without which the run must refuse to start."""
 
     def before(run: Run) -> None:
         run.keep(path(run))
@@ -96,7 +96,7 @@ def refused(
 
 
 def cache_damaged(pattern: str, damage: Damage, running: bool = False) -> Fault:
-    """Returns damage to a file of the feature cache, which `precompute` repairs."""
+    """Returns a fault that damages a feature cache file, which `precompute` repairs."""
 
     def act(run: Run) -> None:
         damage(sorted(run.cache.glob(pattern))[-1])
@@ -115,17 +115,17 @@ def cache_damaged(pattern: str, damage: Damage, running: bool = False) -> Fault:
 
 
 def healed(damage: Callable[[Run], object]) -> Fault:
-    """Returns damage that the run repairs by itself."""
+    """Returns a fault with damage that the run repairs automatically."""
     return Fault(before=damage)
 
 
 def rewritten(file: Path, change: Callable[[list[bytes]], Iterable[bytes]]) -> None:
-    """Changes the lines of a file."""
+    """Rewrites a file with changed lines."""
     file.write_bytes(b"\n".join(change(file.read_bytes().split(b"\n"))))
 
 
 def limit(group: several.Group, name: int, value: int) -> None:
-    """Sets the soft limit on a resource of all processes; -1 stands for the hard limit."""
+    """Sets a soft resource limit for all processes; -1 stands for the hard limit."""
     for process in group.processes:
         if process.poll() is None:
             _, hard = resource.prlimit(process.pid, name)
@@ -133,13 +133,13 @@ def limit(group: several.Group, name: int, value: int) -> None:
 
 
 def fill_disk(run: Run, group: several.Group) -> None:
-    """Lets no file grow beyond the size of the logs, so that no checkpoint can be written."""
+    """Limits file sizes to slightly more than the logs, so that checkpoints cannot be written."""
     texts = [*group.logs, run.workdir / "metrics.jsonl"]
     limit(group, resource.RLIMIT_FSIZE, max(file.stat().st_size for file in texts) + 2**15)
 
 
 def fill_disk_for_a_while(run: Run, group: several.Group) -> None:
-    """Frees space after a second: a run that has not noticed goes on."""
+    """Frees space after a second; a run that did not save meanwhile continues."""
     fill_disk(run, group)
     time.sleep(1)
     limit(group, resource.RLIMIT_FSIZE, -1)
@@ -147,7 +147,7 @@ def fill_disk_for_a_while(run: Run, group: several.Group) -> None:
 
 
 def open_no_file(run: Run, group: several.Group) -> None:
-    """Lets the processes open no further file for a second."""
+    """Prevents the processes from opening files for a second."""
     limit(group, resource.RLIMIT_NOFILE, 3)
     time.sleep(1)
     limit(group, resource.RLIMIT_NOFILE, -1)
@@ -155,7 +155,7 @@ def open_no_file(run: Run, group: several.Group) -> None:
 
 
 def start_again(run: Run, group: several.Group) -> None:
-    """Starts a second run in the same work directory, which is refused."""
+    """Starts a second run in the same work directory, which must be refused."""
     second = run.start(1, 1)
     if second.finish(LIMIT) != [USER] or "error: " not in second.output(0):
         raise RuntimeError(f"a second run: {last_line(second)}")
@@ -163,7 +163,7 @@ def start_again(run: Run, group: several.Group) -> None:
 
 
 def suspend(run: Run, group: several.Group) -> None:
-    """Stops all processes for two seconds."""
+    """Suspends all processes for two seconds."""
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for process in group.processes:
             process.send_signal(number)
@@ -172,14 +172,14 @@ def suspend(run: Run, group: several.Group) -> None:
 
 
 def interrupt_twice(run: Run, group: several.Group) -> None:
-    """Presses Ctrl-C twice."""
+    """Sends SIGINT twice, like a user who presses Ctrl-C twice."""
     for _ in range(2):
         group.processes[0].send_signal(signal.SIGINT)
         time.sleep(0.2)
 
 
 def signal_early(number: signal.Signals) -> Action:
-    """Returns a signal to all processes within the first seconds of a start."""
+    """Returns an action that signals all processes within the first seconds after the start."""
 
     def act(run: Run, group: several.Group) -> None:
         time.sleep(run.random.uniform(0, 4))
@@ -190,7 +190,7 @@ def signal_early(number: signal.Signals) -> Action:
 
 
 def kill_while_saving(run: Run, group: several.Group) -> None:
-    """Kills the run while the folder of a checkpoint has its temporary name."""
+    """Kills the run while a checkpoint folder still has a temporary name."""
     wait_until(group, lambda: any(run.workdir.glob("checkpoints/*tmp*")))
     group.kill()
 
@@ -205,30 +205,30 @@ def kill_worker(run: Run, group: several.Group) -> None:
 
 
 def children(process: int) -> list[int]:
-    """Returns the processes that a process has started."""
+    """Returns a process's children."""
     lists = Path(f"/proc/{process}/task").glob("*/children")
     return [int(pid) for file in lists for pid in file.read_text().split()]
 
 
 def command_line(process: int) -> bytes:
-    """Returns the arguments of a process."""
+    """Returns a process's command line."""
     return Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def flip_in_photo(records: Path) -> None:
-    """Inverts a byte of the first PNG image, not of the padding between records."""
+    """Inverts a byte inside the first PNG image; padding between records would have no effect."""
     content = bytearray(records.read_bytes())
     content[content.index(b"IDAT") + 100] ^= 0xFF
     records.write_bytes(bytes(content))
 
 
 def abandoned(run: Run) -> Path:
-    """Returns the temporary folder of an export."""
+    """Returns the path where a killed export leaves a temporary folder."""
     return run.workdir / f".model.{socket.gethostname()}-0123abcd.partial"
 
 
 def check_removed(path: Path) -> None:
-    """Raises an error if the run has left a file or folder."""
+    """Raises an error if the run has not removed a file or folder."""
     if path.exists():
         raise RuntimeError(f"{path.name} is still there")
 
@@ -278,7 +278,7 @@ FAULTS: dict[str, Fault] = {
     "run.json truncated": refused(workdir_file("run.json"), truncate),
     "run.json missing": healed(lambda run: (run.workdir / "run.json").unlink()),
     "a tokenizer file truncated": refused(lambda run: largest(run.workdir / "tokenizer"), truncate),
-    # A run from a feature cache reads no arrays of the backbone.
+    # A run from a feature cache does not read the backbone's arrays.
     "backbone: a byte flipped": refused(
         lambda run: largest(run.folder / "backbone/arrays"), flip, (FILES, RECORDS)
     ),

@@ -1,4 +1,4 @@
-"""A training run of the soak: its files, its starts, and what its output says."""
+"""A training run for the soak: creates the files, starts processes, and parses their output."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from weights_convert.convert import convert  # noqa: E402
 from weights_convert.settings import Settings  # noqa: E402
 
 STEPS = 5000
-# Seconds until a start counts as hanging.
+# Seconds after which a start counts as hanging.
 LIMIT = 240.0
-# What a run reads its examples from.
+# The kinds of data that a run may read.
 FILES, RECORDS, CACHE = "image files", "ArrayRecord", "feature cache"
 
 
 class Run:
-    """A tiny run that never ends by itself, and the folder with everything that it reads.
+    """A tiny run that does not finish within the soak, and the folder with all files that it reads.
 
     Args:
         folder: receives all files.
         source: `FILES`, `RECORDS` or `CACHE`; the examples are the same.
-        shapes: the allowed numbers of processes, and of devices in each.
-        draw: the random choices.
+        shapes: the allowed (processes, devices per process).
+        draw: the random generator for all choices.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Run:
         return max(losses(self.workdir), default=0) if self.workdir.exists() else 0
 
     def checkpoints(self) -> list[Path]:
-        """Returns the checkpoints, the newest first."""
+        """Returns the checkpoint folders, newest first."""
         saved = [path for path in self.workdir.glob("checkpoints/*") if path.name.isdigit()]
         return sorted(saved, key=lambda path: -int(path.name))
 
@@ -115,17 +115,17 @@ class Run:
         copy(path, saved / path.name)
 
     def restore(self, path: Path) -> None:
-        """Puts back a kept file or folder."""
+        """Restores a file or folder that `keep` copied."""
         if path.is_dir():
             shutil.rmtree(path)
         shutil.move(self.folder / "saved" / path.name, path)
 
     def send(self, group: several.Group, number: signal.Signals) -> None:
-        """Sends a signal to one of the processes."""
+        """Sends a signal to a random process."""
         self.random.choice(group.processes).send_signal(number)
 
     def wait_for_steps(self, group: several.Group, has_checkpoint: bool) -> None:
-        """Waits until a start has made one to four steps."""
+        """Waits until the processes have made 1 to 4 steps since the start."""
         steps = self.random.randint(1, 4)
 
         def has_made_them() -> bool:
@@ -136,18 +136,18 @@ class Run:
 
 
 def wait_until(group: several.Group, condition: Callable[[], bool]) -> None:
-    """Waits for a condition on running processes."""
+    """Waits for a condition; raises an error if a process exits first, or after `LIMIT` seconds."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         if any(process.poll() is not None for process in group.processes):
             raise RuntimeError(f"the run has ended: {last_line(group)}")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"nothing happened within {LIMIT:.0f} seconds")
+            raise RuntimeError(f"the condition was not met within {LIMIT:.0f} seconds")
         time.sleep(0.01)
 
 
 def resumed_from(group: several.Group) -> int | None:
-    """Returns the step from which the run continued."""
+    """Returns the step from which the run resumed, or None for a new run."""
     steps = re.findall(r"resuming from step (\d+)", group.output(0))
     return int(steps[-1]) if steps else None
 

@@ -2,9 +2,9 @@
 
     python benchmarks/sources.py [--examples=5000] [--bytes=40000] [--threads=8] [--folder=DIR]
 
-The same examples (random bytes as images, one caption each) are written in every format to a
-temporary folder. They are read in the page cache: the figures compare the work of the sources, not
-of a disk. "Index" is the size of the pickled source per example, which every worker process holds.
+The same examples (random bytes as images, with a caption) are written in every format to a
+temporary folder. They are read from the page cache, so the figures compare the sources, not disks.
+"Index" is the pickled source's size per example; every worker process holds a copy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PER_SHARD = 1000
 
 
 def examples(count: int, size: int) -> Iterator[Example]:
-    """Yields examples with `size` random bytes as image."""
+    """Yields examples with `size` random bytes instead of an image."""
     rng = np.random.default_rng(0)
     for number in range(count):
         caption = f"a photo of the thing with the number {number} in front of a wall"
@@ -59,7 +59,7 @@ def write_files(folder: Path, made: Iterator[Example]) -> None:
 
 
 def write_tars(folder: Path, made: Iterator[Example]) -> None:
-    """Writes tars as img2dataset does."""
+    """Writes tars in the img2dataset layout."""
     for number, example in enumerate(made):
         shard = folder / f"{number // PER_SHARD:05d}.tar"
         with tarfile.open(shard, "a" if shard.exists() else "w") as archive:
@@ -72,7 +72,7 @@ def write_tars(folder: Path, made: Iterator[Example]) -> None:
 
 
 def write_arrow(folder: Path, made: Iterator[Example]) -> None:
-    """Writes a data set as the library Hugging Face datasets does, 100 rows in a batch."""
+    """Writes a Hugging Face data set, with 100 rows per record batch."""
     import pyarrow as pa
 
     schema = pa.schema([("image", pa.binary()), ("caption", pa.string())])
@@ -85,7 +85,7 @@ def write_arrow(folder: Path, made: Iterator[Example]) -> None:
 
 
 def write_parquet(folder: Path, made: Iterator[Example]) -> None:
-    """Writes one Parquet file with 100 rows in a row group, of which none stays decoded."""
+    """Writes a Parquet file with 100 rows per row group, and disables the row group cache."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -98,11 +98,11 @@ def write_parquet(folder: Path, made: Iterator[Example]) -> None:
 
 
 def write_records(folder: Path, made: Iterator[Example]) -> None:
-    """Writes one ArrayRecord file."""
+    """Writes an ArrayRecord file."""
     write_array_record(folder / "pairs.array_record", made)
 
 
-# Title, source, path in the folder, writer (None: the folder before).
+# (title, source, path in the folder, writer); without a writer, reads the previous format's folder.
 FORMATS: tuple[tuple[str, str, str, Callable[[Path, Iterator[Example]], None] | None], ...] = (
     ("image files, JSONL", "jsonl", "index.jsonl", write_files),
     ("image files, CSV", "csv", "index.csv", None),
@@ -114,14 +114,14 @@ FORMATS: tuple[tuple[str, str, str, Callable[[Path, Iterator[Example]], None] | 
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Returns the time that an action takes."""
+    """Returns the duration of an action."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 def row(source: Source, first: float, again: float, threads: int) -> str:
-    """Measures one source and returns a line of the table."""
+    """Measures a source and returns a table line."""
     order = np.random.default_rng(1).permutation(len(source)).tolist()
     alone = seconds(lambda: [source[index] for index in order])
     with ThreadPoolExecutor(threads) as pool:

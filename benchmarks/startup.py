@@ -1,10 +1,10 @@
-"""Measures how long imports, `--help`, a new training state and the first and second starts take.
+"""Measures start-up times: imports, `--help`, a new training state, first and second starts.
 
     python benchmarks/startup.py [--repeats=3]
 
-Every measurement is a process of its own. The commands run the quickstart with two training steps,
-three times: without a compilation cache, with an empty one, and with the one just filled. The
-median over the repeats is printed for imports and `--help`; CPU seconds add up all threads.
+Every measurement runs in a new process. The quickstart commands run with two training steps, three
+times: without a compilation cache, with an empty cache, and with the cache just filled. For imports
+and `--help`, the median over the repeats is printed. CPU seconds are summed over all threads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(*arguments: str) -> tuple[float, float]:
     """Runs Python with these arguments.
 
     Returns:
-        Wall time and CPU time of the process and its children, seconds.
+        Wall time and CPU time in seconds, for the process including its children.
     """
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -57,7 +57,7 @@ def run(*arguments: str) -> tuple[float, float]:
 
 
 def short_runs(folder: Path) -> dict[str, list[str]]:
-    """Returns the three commands of the quickstart, with two steps and few scenes."""
+    """Returns the three quickstart commands, with two steps and few scenes."""
     common = [
         "--config=configs/quickstart.py",
         f"--config.backbone={folder / 'backbone'}",

@@ -1,12 +1,12 @@
-"""Compares conversions with the real transformers and timm, and can write their outputs for tests.
+"""Compares conversions with the real transformers and timm; can write their outputs for tests.
 
     pip install -e '.[verify]'
     python benchmarks/third_party.py [--write]
 
-For every layout from these libraries, the library must load a small random checkpoint
-(tests/helpers/drawn.py) without a missing or an unexpected name. Outputs at the stored and at a
-non-square size are compared with the converted model's. `--write` stores them in
-tests/goldens/third_party, so that the tests need neither library.
+For each layout from these libraries, the library must load a small random checkpoint
+(tests/helpers/drawn.py) without missing or unexpected names. The library's outputs, at the stored
+size and at a non-square size, are compared with the converted model's outputs. `--write` stores the
+library's outputs in tests/goldens/third_party, so that the tests need neither library.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def hf_dinov2(swiglu: bool = False, registers: bool = False) -> torch.nn.Module:
 
 
 def hf_dinov3(gated: bool, **biases: bool) -> torch.nn.Module:
-    """Creates DINOv3ViTModel with the usual biases, or others."""
+    """Creates DINOv3ViTModel; `biases` overrides which projections have a bias."""
     import transformers as t
 
     options = {**DINOV2, "patch_size": 16, "image_size": 48}
@@ -112,7 +112,7 @@ def tokens(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
 
 
 def save_and_load(name: str, arrays: dict[str, np.ndarray], folder: Path) -> torch.nn.Module:
-    """Loads the arrays into the library's model; every name and shape must match."""
+    """Loads the arrays into the library's model; requires all names and shapes to match."""
     model = MODELS[name]().eval()
     if name.startswith("hf_"):
         model.config.save_pretrained(folder)
@@ -127,7 +127,7 @@ def save_and_load(name: str, arrays: dict[str, np.ndarray], folder: Path) -> tor
 
 
 def exported_to_transformers() -> float:
-    """Exports an official backbone for transformers; compares with the official outputs."""
+    """Exports an official backbone to transformers; returns the largest output difference."""
     import transformers as t
 
     backbones = ROOT / "tests" / "goldens" / "backbones"

@@ -3,9 +3,9 @@
     pip install -e '.[verify]'
     python benchmarks/torch_forward.py [--model=small|base|large] [--batch=8]
 
-transformers' DINOv2 with registers gets random weights, `weights_convert` converts them, and both
-encode the same images in float32 on the CPU with `--threads` threads each. The two alternate, so
-that load on the machine affects both; the minimum times are compared.
+DINOv2 with registers from transformers gets random weights, which `weights_convert` converts. Both
+models encode the same images in float32 on the CPU, with `--threads` threads each. They alternate,
+so that load on the machine affects both; the minimum times are compared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
 def with_threads(count: int) -> None:
-    """Restricts this process to a number of cores, before either library is imported."""
+    """Restricts this process to `count` cores; must run before either library is imported."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     os.environ |= {"OMP_NUM_THREADS": str(count), "JAX_PLATFORMS": "cpu"}
 

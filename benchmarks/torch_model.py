@@ -15,7 +15,7 @@ EPSILON = 1e-5
 
 
 class Attention(nn.Module):
-    """Self-attention with one product for queries, keys and values."""
+    """Self-attention with a fused projection for queries, keys and values."""
 
     def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()

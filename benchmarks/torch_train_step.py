@@ -4,10 +4,10 @@
     python benchmarks/torch_train_step.py [--batch=32] [--steps=5]
 
 The frozen ViT-S/14 with registers, the head and the text transformer (width 384, 6 blocks, 77
-tokens) start with the same random weights in both, get the same images and captions, and take the
-same number of steps with the recipe's AdamW, in float32 on `--threads` threads, without drop path.
-The captions are as long as web captions (14 tokens on average); a third line packs them into shared
-rows, as the shipped recipes do. Steps alternate; the minimum times are compared.
+tokens) start with the same random weights in both frameworks, get the same images and captions, and
+take the same number of steps with the recipe's AdamW, in float32 on `--threads` threads, without
+drop path. The captions are as long as web captions (14 tokens on average); a third line packs them
+into shared rows, like the shipped recipes. Steps alternate; the minimum times are compared.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Times a train step with and without each speed-up, and prints ratios measured in one run.
+"""Times a train step with and without each speed-up, and prints ratios from the same run.
 
     python benchmarks/train_step.py [--dtype=float32|bfloat16] [--batch=256] [--steps=5]
 
 The model is the one in configs/flickr8k_vit_tiny.py (ViT-Ti/16 at 224 px) with random weights,
-random pixels and captions as long as Flickr8k's. Every line changes one thing relative to the named
-line.
+random pixels and captions as long as Flickr8k's. Every line makes a single change relative to the
+line that it names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BACKBONE = ModelDescription(PRESETS["vit_tiny_patch16_224"], Preprocessing(), fi
 def seconds_per_step(
     config: Config, steps: int, *, cached: bool, text: Mapping[str, np.ndarray]
 ) -> float:
-    """Returns the median step time with these caption arrays, without compilation."""
+    """Returns the median step time with these caption arrays, excluding compilation."""
     check(config)
     mesh = sharding.make_mesh()
     trainer = make_trainer(config, BACKBONE, VOCABULARY, mesh)

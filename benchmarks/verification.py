@@ -1,10 +1,10 @@
-"""Measures the cost of verifying a model directory and a feature cache when they are read.
+"""Measures how much time verification adds to reading a model directory and a feature cache.
 
     python benchmarks/verification.py [--cache_gb=10] [--rounds=3]
 
-The model is a backbone of the size of ViT-L/14 with random weights, the cache has the tokens of
-ViT-L/14 at 224 px in bfloat16. Reads with and without verification take turns in one process; the
-files are in the page cache if there is enough memory.
+The model is a ViT-L/14 backbone with random weights; the cache has bfloat16 tokens with the
+shape of ViT-L/14's at 224 px. Reads with and without verification alternate in the same process;
+the files are in the page cache if there is enough memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TOKENS, WIDTH = 261, 1024
 
 
 def write_backbone(folder: Path) -> float:
-    """Writes a backbone with random weights; returns the size of the arrays in GB."""
+    """Writes a backbone with random weights; returns the arrays' size in GB."""
     vision = PRESETS["dinov2_vitl14_reg"]
     abstract = abstract_arrays(
         lambda: VisionTransformer(vision, dtypes=DTypes()), sharding.make_mesh()
@@ -57,7 +57,7 @@ def write_backbone(folder: Path) -> float:
 
 
 def write_cache(folder: Path, gigabytes: float) -> tuple[Callable[[], FeatureCache], float]:
-    """Writes a cache of random tokens; returns a function that opens it, and the size in GB."""
+    """Writes a cache with random tokens; returns a function that opens it, and its size in GB."""
     shard_gb = SHARD * TOKENS * WIDTH * 2 / 1e9
     shards = max(1, round(gigabytes / shard_gb))
     data = DataConfig(num_scenes=shards * SHARD, image_size=224, augmentation="squash")
@@ -76,7 +76,7 @@ def write_cache(folder: Path, gigabytes: float) -> tuple[Callable[[], FeatureCac
 
 
 def read_all(cache: FeatureCache) -> None:
-    """Reads the tokens of every example, in one thread."""
+    """Reads the tokens of every example in a single thread."""
     for index in range(len(cache)):
         cache.tokens(0, index)
 
@@ -89,13 +89,13 @@ class Times:
     off: list[float] = dataclasses.field(default_factory=list)
 
     def line(self, name: str, size: float) -> str:
-        """Returns a line of the table."""
+        """Returns a table line."""
         on, off = float(np.median(self.on)), float(np.median(self.off))
         return f"| {name} | {size:.2f} | {off:.2f} | {on:.2f} | {on - off:.2f} |"
 
 
 def alternating(action: Callable[[], Any], rounds: int) -> Times:
-    """Times an action with and without verification in turn, after one of each to warm up."""
+    """Times an action alternately with and without verification, after a warm-up round."""
     times = Times()
     for number in range(-1, rounds):
         for value in ("on", "off") if number % 2 else ("off", "on"):
