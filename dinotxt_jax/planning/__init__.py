@@ -1,1 +1,1 @@
-"""Compiles a run for TPU slices without having them, and reports memory and cost."""
+"""Compiles a run for TPU slices that need not exist, and reports memory and cost."""

@@ -1,4 +1,4 @@
-"""A training run without arrays: the real step with argument shapes and shardings."""
+"""Builds a training run without arrays: the real step, with argument shapes and shardings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dinotxt_jax.storage.model_directory import ModelDescription, Preprocessing,
 from dinotxt_jax.tokenizers import TOKENIZERS
 from dinotxt_jax.training.step import Trainer, make_trainer
 
-# How many captions are simulated; the length standard deviation divided by the mean length.
+# Number of simulated captions; standard deviation of their lengths, divided by the mean length.
 _CAPTIONS = 2048
 _SPREAD = 0.5
 
@@ -56,7 +56,7 @@ class AbstractRun:
 
 
 def device_bytes(tree: Any) -> float:
-    """Returns the bytes per device that a tree of sharded arrays takes."""
+    """Returns the bytes per device that a tree with sharded arrays needs."""
     return float(
         sum(
             np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -76,7 +76,7 @@ def abstract_run(
         caption_tokens: mean caption length; determines the number of packed rows.
 
     Raises:
-        UserError: settings that cannot be run.
+        UserError: the settings cannot run on these devices.
     """
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=devices)
     backbone = backbone_description(config.backbone)
@@ -85,7 +85,7 @@ def abstract_run(
     trainer = make_trainer(config, backbone, vocabulary, mesh)
     frozen = {} if config.features else {"backbone": trainer.abstract["backbone"]}
     batch = _abstract_batch(trainer, caption_tokens)
-    # Outside of `jax.set_mesh`: optax creates small arrays here, which these devices cannot hold.
+    # Outside `jax.set_mesh`: optax creates small arrays here, which abstract devices cannot store.
     state = trainer.abstract_state()
     return AbstractRun(trainer, {"state": state, "frozen": frozen, "batch": batch})
 
@@ -94,7 +94,7 @@ def backbone_description(backbone: str) -> ModelDescription:
     """Reads a model directory; if it does not exist, uses the preset that the path ends with.
 
     Raises:
-        UserError: neither a model directory nor a preset name.
+        UserError: the path is neither a model directory nor a preset name.
     """
     path = to_address(backbone)
     if (path / "model.json").exists():
@@ -133,11 +133,11 @@ def _abstract_batch(trainer: Trainer, caption_tokens: float) -> dict[str, jax.Sh
 
 
 def packed_rows(captions: int, parts: int, length: int, mean: float) -> int:
-    """Returns how many rows training would plan for captions with a given mean length.
+    """Returns the number of rows that training would plan for captions with a given mean length.
 
     Args:
         captions: captions per device.
-        parts: devices that share a batch.
+        parts: number of devices that share a batch.
         length: tokens per row.
         mean: mean tokens per caption, including start and end.
 
@@ -154,7 +154,7 @@ def packed_rows(captions: int, parts: int, length: int, mean: float) -> int:
 
 
 def assumed_lengths(longest: int, mean: float) -> Int[np.ndarray, " n"]:
-    """Draws lengths (always the same) from a gamma distribution; std is half the mean."""
+    """Draws lengths from a gamma distribution with std = mean / 2, always with the same seed."""
     shape = _SPREAD**-2
     lengths = np.random.default_rng(0).gamma(shape, mean / shape, _CAPTIONS)
     return np.clip(np.round(lengths), 3, longest).astype(np.int64)

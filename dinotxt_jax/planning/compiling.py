@@ -18,15 +18,15 @@ from dinotxt_jax.runtime.chips import CHIPS, Chip
 
 
 def keep_from_devices() -> None:
-    """Keeps JAX and libtpu from looking for a TPU, which would take one that is there.
+    """Keeps JAX and libtpu from searching for a TPU, which would claim this machine's TPU.
 
     Must be called before the first computation.
     """
     jax.config.update("jax_platforms", "cpu")
     # Programs from the cache do not always report their memory.
     jax.config.update("jax_enable_compilation_cache", False)
-    # Nothing is run, so that several compilers may use the library at the same time. The last three
-    # keep it from complaining that it cannot find out where it is.
+    # Nothing runs on a TPU, so several processes may load libtpu at the same time. The last three
+    # variables silence libtpu's warnings about an unknown environment.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -58,13 +58,13 @@ class Target:
 
     @property
     def accelerator_type(self) -> str:
-        """The type to request for each slice, such as v5p-256; "" if there is no such type."""
+        """The accelerator type to request per slice, such as v5p-256; "" if Cloud has none."""
         counted = self.chips // self.slices * self.chip.counted
         return f"{self.chip.accelerator}-{counted}" if self.chip.accelerator else ""
 
 
 def target(topology: Topology | str) -> Target:
-    """Returns a topology's target; raises `UserError` if it or libtpu is not available."""
+    """Returns a topology's target; raises `UserError` if the topology or libtpu is missing."""
     parsed = parse_topology(topology) if isinstance(topology, str) else topology
     return Target(parsed.name, CHIPS[parsed.kind], parsed.devices(), parsed.slices)
 
@@ -79,8 +79,8 @@ class Memory:
         temporaries: peak size of the intermediate arrays.
         code: the program.
         limit: available memory.
-        refused: memory that the compiler would have needed, if it gave up; the other numbers are
-            then 0.
+        refused: if the compiler gave up, the memory that it would have needed, otherwise 0; all
+            sizes above are then 0, except `limit`.
     """
 
     arguments: float

@@ -1,4 +1,4 @@
-"""Costs per call and device in an optimised program: products, HBM traffic, collectives."""
+"""Counts costs per call and device in an optimised program: FLOPs, HBM traffic, collectives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLLECTIVES = (
     "ragged-all-to-all",
 )
 BETWEEN_SLICES = "between slices"
-# Instructions that move no bytes, or whose bytes a later instruction counts.
+# Instructions that move no bytes, or have bytes that a later instruction counts.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "copy-start"),
@@ -26,14 +26,14 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All runs of one kind of collective over the same mesh axes.
+    """Totals for a kind of collective over the same mesh axes.
 
     Attributes:
         kind: an entry of `COLLECTIVES`.
         axes: mesh axes over which devices communicate, joined by "+"; or `BETWEEN_SLICES`.
         count: number of runs.
         bytes: total bytes that a device sends, assuming ring algorithms.
-        dcn_bytes: the bytes among these that go to another slice.
+        dcn_bytes: the part of `bytes` that goes to other slices.
     """
 
     kind: str
@@ -71,8 +71,8 @@ def _dot_flops(computation: Mapping[str, Instruction], instruction: Instruction)
 def _convolution_flops(computation: Mapping[str, Instruction], instruction: Instruction) -> float:
     """Counts the terms that are neither padding nor dilation gaps, like XLA.
 
-    The TPU compiler turns every product into a convolution, and the batch dimension of a batched
-    product into a dilated dimension.
+    The TPU compiler converts every matrix product to a convolution, and a batched product's batch
+    dimension to a dilated spatial dimension.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if labels is None:
@@ -118,7 +118,7 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
 
     Args:
         program: program partitioned over the mesh; its device n is the mesh's device n (with
-            several slices, device n of the first slice).
+            several slices, device n in the first slice).
         mesh_shape: mesh axis sizes, in order.
     """
     devices = math.prod(mesh_shape.values())
@@ -139,7 +139,7 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
         elif kind in COLLECTIVES:
             groups = _exchanging(instruction, devices)
             size, result = groups.shape[1], _result_bytes(instruction)
-            # A fusion with this name keeps only the device's shard of the sum.
+            # A fusion with this name keeps only this device's shard of the sum.
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind, result = "reduce-scatter", result / size
             axes, sent = "+".join(_axes(groups, mesh_shape)) or "none", _sent(kind, result, size)
@@ -208,9 +208,9 @@ def _axes(groups: np.ndarray, mesh_shape: Mapping[str, int]) -> list[str]:
 def memory_traffic(program: Program) -> float:
     """Estimates the bytes that a device reads from and writes to HBM.
 
-    Every instruction reads each operand and writes each result once. If a fusion reads or updates
-    only a slice, only the slice counts. Arrays that the compiler keeps on the chip do not count;
-    repeated reads are unknown.
+    The estimate assumes that an instruction reads each operand once and writes each result once. If
+    a fusion reads or updates only a slice, only the slice counts. Arrays in on-chip memory do not
+    count.
     """
     fused, total = program.fused(), 0.0
     for name, instruction, times in program.runs():

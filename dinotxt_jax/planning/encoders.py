@@ -1,4 +1,4 @@
-"""Compiles the encoders that `dinotxt_jax.evaluate` runs for a topology, to plan memory."""
+"""Compiles the encoders in `dinotxt_jax.evaluate` for a topology, to plan memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EncoderPlan:
 
 
 def image_sizes(config: EvaluationConfig) -> dict[int, str]:
-    """Returns the side lengths of square images that tasks encode, pixels -> encoder method."""
+    """Returns the image sides (pixels) that tasks encode -> the encoder method for this size."""
     sizes: dict[int, str] = {}
     for task in config.tasks.values():
         kind = KINDS[task.kind]
@@ -54,7 +54,7 @@ def evaluation_run(config: Config, evaluation: EvaluationConfig, target: Target)
     """Builds a config's model, replicated on all devices like in `dinotxt_jax.evaluate`.
 
     Raises:
-        UserError: tasks that cannot run on this number of devices.
+        UserError: the tasks cannot run on this number of devices.
     """
     replicas = dataclasses.replace(
         config,
@@ -79,7 +79,7 @@ def plan_encoders(
         dtype: dtype for arrays and products.
 
     Raises:
-        UserError: settings that cannot be run.
+        UserError: the settings cannot run on these devices.
     """
     run = evaluation_run(config, evaluation, target)
     check_choice("dtype", dtype, DTYPE_NAMES)

@@ -1,4 +1,4 @@
-"""Plans a step: facts from the compiler, and estimated time and cost."""
+"""Plans a step: reads facts from the compiler, and estimates time and cost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dinotxt_jax.planning.abstract import abstract_run
 from dinotxt_jax.planning.compiling import Compiled, Memory, Target, compile_for
 from dinotxt_jax.runtime.flops import matmul_flops
 
-# The fraction of peak rates that well-written programs reach; used in the second estimate.
+# The fraction of the peak rates that well-written programs reach; used for the second estimate.
 REACHED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The work that one device does in one step, counted in the optimised program.
+    """A device's work per step, counted in the optimised program.
 
     Attributes:
         flops: matrix product FLOPs, including recomputation.
@@ -50,7 +50,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A step compiled for one topology; bytes and FLOPs are per device unless stated otherwise.
+    """A step compiled for a topology; bytes and FLOPs are per device unless stated otherwise.
 
     Attributes:
         target: the devices.
@@ -98,7 +98,7 @@ class Plan:
 
 
 def work_of(compiled: Compiled, mesh: Mesh) -> Work | None:
-    """Counts the work of a compiled program; None if it did not fit."""
+    """Counts the work in a compiled program; returns None if the program did not fit."""
     program = compiled.program
     if program is None:
         return None
@@ -129,7 +129,7 @@ def plan_step(config: Config, target: Target, caption_tokens: float) -> Plan:
         caption_tokens: mean caption length, used if captions are packed.
 
     Raises:
-        UserError: settings that cannot run on this number of devices.
+        UserError: the settings cannot run on this number of devices.
     """
     run = abstract_run(config, target.devices, caption_tokens)
     arguments = tuple(run.arguments.values())

@@ -1,4 +1,4 @@
-"""Parses optimised programs that XLA prints: instructions, and how often each runs."""
+"""Parses optimised programs that XLA prints: instructions, and how often each one runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CALLED = re.compile(
     r"(calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
     r"(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
-# Instructions whose called computation applies to single elements.
+# Instructions that call a computation per array element, which does not count as a run.
 _ELEMENTWISE = {
     *("reduce", "all-reduce", "reduce-scatter", "scatter", "sort", "map", "reduce-window"),
     *("select-and-scatter", "all-reduce-start", "reduce-scatter-start"),
@@ -60,7 +60,7 @@ class Instruction:
     constant: str = ""
 
     def called(self, kind: str | None = None) -> list[str]:
-        """Returns called computations, of one kind ("body", "calls", ...) or all."""
+        """Returns the called computations, all or only one kind ("body", "calls", ...)."""
         return [
             name.strip().lstrip("%")
             for attribute, names, single_name in _CALLED.findall(self.attributes)
@@ -105,7 +105,10 @@ class Program:
         )
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """Returns how often a loop's body runs: the annotated count, or a counter's limit."""
+        """Returns how often a loop's body runs: the annotated count, or the counter's limit.
+
+        Returns None if the count is unknown.
+        """
         annotated = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes)
         if annotated:
             return int(annotated[1])
@@ -182,7 +185,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str, opened: int) -> int:
-    """Returns the position after the parenthesis that closes the one at `opened`."""
+    """Returns the position after the parenthesis that matches the parenthesis at `opened`."""
     depth = 0
     for position in range(opened, len(text)):
         depth += {"(": 1, ")": -1}.get(text[position], 0)

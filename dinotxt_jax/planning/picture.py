@@ -10,13 +10,13 @@ from dinotxt_jax.planning.estimates import Plan
 from dinotxt_jax.runtime.chips import GIB
 
 _PARTS = ("frozen", "trainable", "optimizer", "batch", "temporaries", "program", "outputs")
-# Bars for less than this fraction of the memory are invisible.
+# Smaller fractions of the memory are left out, because their bars would be invisible.
 _SEEN = 1e-3
 _RESOURCES = ("compute", "hbm", "ici", "dcn")
 
 
 def check_drawing() -> None:
-    """Raises `UserError` where matplotlib, which comes with the extra `[plots]`, is missing."""
+    """Raises `UserError` if matplotlib (in the extra `[plots]`) is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -30,7 +30,7 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
     """Draws two panels: memory per device with the limit, and time per resource.
 
     Args:
-        plans: one row of bars per plan.
+        plans: the plans, with a row of bars each.
         path: the PNG to write.
     """
     from matplotlib.figure import Figure

@@ -30,7 +30,7 @@ class Proposal:
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
-    """Replaces settings in a config, given by dotted name."""
+    """Replaces settings in a config; `changes` maps dotted names to values."""
     for name, value in changes.items():
         first, _, rest = name.partition(".")
         new = changed(getattr(config, first), {rest: value}) if rest else value
@@ -41,8 +41,8 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
 def candidates(config: Config, devices: int, slices: int = 1) -> Iterator[dict[str, Any]]:
     """Yields changes worth trying, cheapest first, as settings by dotted name.
 
-    Recomputation costs FLOPs, sharding parameters further costs traffic, accumulation costs a
-    second pass over the text transformer and the head. Only then is the batch reduced, which
+    Recomputation costs FLOPs; sharding parameters further costs traffic; accumulation costs a
+    second pass over the text transformer and the head. A smaller batch comes last, because it
     changes the recipe.
 
     Args:
@@ -53,7 +53,7 @@ def candidates(config: Config, devices: int, slices: int = 1) -> Iterator[dict[s
     weaker = {"none": ("dots", "full"), "dots": ("full",)}.get(config.remat, ())
     full_remat = {"remat": "full"} if config.remat != "full" else {}
     replicas = {} if config.mesh.data == -1 else {"mesh.data": -1}
-    parts = devices // config.mesh.tensor  # parts of the batch
+    parts = devices // config.mesh.tensor  # number of shards that the batch is split into
     widest = parts // slices
     wider = [
         {"mesh.fsdp": fsdp} | replicas
@@ -87,7 +87,7 @@ def propose(
     max_changes: int,
     compile_step: Callable[[Config, Target, float], Plan] = plan_step,
 ) -> Proposal | None:
-    """Returns the first change that makes a step fit, which is verified by compiling it.
+    """Returns the first change that makes a step fit, verified by compiling; None if none does.
 
     Args:
         config: a run that does not fit.
@@ -106,7 +106,7 @@ def propose(
             try:
                 with bar.stage(" ".join(f"{name}={value}" for name, value in changes.items())):
                     plan = compile_step(changed(config, changes), target, caption_tokens)
-            except UserError:  # the devices or the batch do not divide into this mesh
+            except UserError:  # the devices or the batch cannot be divided over this mesh
                 continue
             finally:
                 bar.update()

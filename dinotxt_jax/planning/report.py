@@ -21,7 +21,7 @@ _RESOURCES = {
 
 
 def described(plan: Plan, price: float | None = None) -> list[str]:
-    """Formats a plan as text lines; `price` is what a chip-hour costs."""
+    """Formats a plan as text lines; `price` is the price per chip-hour."""
     target, memory = plan.target, plan.memory
     axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "of 1"
     settings = ", ".join(f"{name} {value}" for name, value in plan.settings.items())
@@ -29,11 +29,11 @@ def described(plan: Plan, price: float | None = None) -> list[str]:
         f"{target.name}: {target.chips} chips, {len(target.devices)} devices, mesh {axes}"
         f"{_request(target)}",
         f"  config: {settings}; compiled in {plan.compile_seconds:.0f} s",
-        "  memory of a device, GiB (from the compiler):",
+        "  memory per device, GiB (from the compiler):",
     ]
     if memory.refused:
         lines.append(
-            f"    does not fit: it would take {_gib(memory.refused)} of {_gib(memory.limit)}"
+            f"    does not fit: needs {_gib(memory.refused)}, available {_gib(memory.limit)}"
         )
     else:
         lines += [
@@ -50,12 +50,12 @@ def described(plan: Plan, price: float | None = None) -> list[str]:
         ]
     parts = ", ".join(f"{name} {_gib(value)}" for name, value in plan.parts.items())
     lines.append(f"    arguments by part, from their shapes: {parts}")
-    lines.append(f"  FLOPs of a step, all devices, counted through scans: {plan.traced_flops:.3e}")
+    lines.append(f"  FLOPs per step, all devices, counted through scans: {plan.traced_flops:.3e}")
     return lines + (_work_lines(plan, plan.work, price) if plan.work else [])
 
 
 def _request(target: Target) -> str:
-    """Returns what to request from Google Cloud, as a clause."""
+    """Returns a clause with the flags for requesting the target from Google Cloud."""
     if not target.accelerator_type:
         return ""
     slices = f" --slices={target.slices}" if target.slices > 1 else ""
@@ -64,7 +64,7 @@ def _request(target: Target) -> str:
 
 def _work_lines(plan: Plan, work: Work, price: float | None) -> list[str]:
     lines = [
-        f"  FLOPs of a device in the compiled program, with recomputation: {work.flops:.3e}",
+        f"  FLOPs per device in the compiled program, with recomputation: {work.flops:.3e}",
         "  sent by a device per step, MiB (from the compiled program, ring algorithms):",
     ]
     lines += [
@@ -90,7 +90,7 @@ def _work_lines(plan: Plan, work: Work, price: float | None) -> list[str]:
 
 def described_encoders(plans: Sequence[EncoderPlan], topology: str) -> list[str]:
     """Formats an evaluation's encoders as text lines."""
-    lines = [f"{topology}: evaluation, memory of a device, GiB (from the compiler):"]
+    lines = [f"{topology}: evaluation, memory per device, GiB (from the compiler):"]
     for plan in plans:
         memory = plan.compiled.memory
         verdict = "" if memory.fits else ": does not fit, lower batch_size in --eval"
@@ -102,7 +102,7 @@ def described_encoders(plans: Sequence[EncoderPlan], topology: str) -> list[str]
 
 
 def described_proposal(plan: Plan, proposal: Proposal | None) -> str:
-    """Explains how to make a step fit."""
+    """Formats the proposal that makes a step fit, or general advice without a proposal."""
     if proposal is None:
         return (
             f"{plan.target.name}: the step does not fit, and none of the compiled changes makes it "
@@ -116,10 +116,10 @@ def described_proposal(plan: Plan, proposal: Proposal | None) -> str:
 
 
 def as_json(plan: Plan, price: float | None = None) -> dict[str, Any]:
-    """Converts a plan to JSON values; `price` is what a chip-hour costs.
+    """Converts a plan to JSON values; `price` is the price per chip-hour.
 
-    "compiled" comes from the compiler, "traced" from shapes, "estimated" from both and the
-    chip's peak rates.
+    "compiled" values come from the compiler, "traced" values from shapes, "estimated" values from
+    both and the chip's peak rates.
     """
     target, memory, work = plan.target, plan.memory, plan.work
     return {

@@ -1,4 +1,4 @@
-"""The implementation behind `python -m dinotxt_jax.plan`."""
+"""Implements `python -m dinotxt_jax.plan`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from dinotxt_jax.storage.files import new_file, write_text
 
 
 def named_targets(names: Sequence[str]) -> list[Target]:
-    """Returns the targets with these topology names; the first is planned, the others compared.
+    """Returns targets by topology name; the first is planned, the others are compared with it.
 
     Raises:
-        UserError: no name, an unknown topology, or libtpu is missing.
+        UserError: there is no name, a topology is unknown, or libtpu is missing.
     """
     if not any(names):
         raise UserError(
@@ -58,17 +58,17 @@ def plan(
         config: the run.
         targets: the target that would run it, then targets to compare with.
         caption_tokens: mean caption length, used if captions are packed.
-        evaluation: also compile the encoders for these tasks.
+        evaluation: if set, also compile the encoders for these tasks.
         evaluation_dtype: dtype for these encoders.
         output: folder for plan.json and plan.png.
-        proposals: how many changes to try if the step does not fit.
-        price: what a chip-hour costs, in any currency.
+        proposals: maximum number of changes to try if the step does not fit.
+        price: price per chip-hour, in any currency.
 
     Returns:
         Whether everything fits on the first target.
 
     Raises:
-        UserError: settings that cannot run; raised before anything is compiled.
+        UserError: the settings cannot run; raised before anything is compiled.
     """
     check(config, needs=("backbone",))
     if config.epochs:

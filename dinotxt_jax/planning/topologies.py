@@ -1,4 +1,4 @@
-"""TPU topologies by name, and devices to compile for without having them."""
+"""Parses TPU topology names, and creates devices to compile for without owning a TPU."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One or several slices with the same chip kind and shape.
+    """One or more slices with the same chip kind and shape.
 
     Attributes:
-        name: `KIND:AxB[xC]`, or several slices `N*KIND:AxB[xC]`.
+        name: `KIND:AxB[xC]`, or `N*KIND:AxB[xC]` for N slices.
         kind: a key of `CHIPS`.
         shape: number of chips along each torus dimension, per slice.
         slices: number of slices.
@@ -76,13 +76,13 @@ def parse_topology(name: str) -> Topology:
     """Parses a name such as "v5e:16x16", "v5p:4x4x8" or "2*v6e:16x16".
 
     Raises:
-        UserError: a kind or shape that does not exist.
+        UserError: the kind or shape does not exist.
     """
     matched = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)+)", name)
     if matched is None:
         raise UserError(
-            f"the topology {name!r} is not of the form KIND:AxB or KIND:AxBxC; give one such as "
-            "v6e:16x16, v5p:4x4x8 or, for two slices, 2*v5e:16x16."
+            f"the topology {name!r} does not have the form KIND:AxB or KIND:AxBxC; give a name "
+            "such as v6e:16x16, v5p:4x4x8 or, for two slices, 2*v5e:16x16."
         )
     slices, kind, shape = int(matched[1] or 1), matched[2], matched[3]
     if kind not in CHIPS:

@@ -170,7 +170,7 @@ def test_memory_by_part_adds_up(compiled: Plan) -> None:
     refused = Memory(0, 0, 0, 0, limit=GIB, refused=3 * GIB)
     small = dataclasses.replace(compiled, memory=refused, work=None)
     assert sum(memory_by_part(small).values()) == 3 * GIB
-    assert "does not fit: it would take 3.00 of 1.00" in "\n".join(described(small))
+    assert "does not fit: needs 3.00, available 1.00" in "\n".join(described(small))
 
 
 def test_a_step_that_does_not_fit_gets_a_compiled_proposal(

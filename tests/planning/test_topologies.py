@@ -35,8 +35,8 @@ def test_names_are_understood(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v6e", "is not of the form KIND:AxB"),
-        ("v6e:256", "is not of the form KIND:AxB"),
+        ("v6e", "does not have the form KIND:AxB"),
+        ("v6e:256", "does not have the form KIND:AxB"),
         ("v2:4x4", "'v2' is unknown; choose among v4, v5e, v5p, v6e, tpu7x."),
         ("v6e:3x3", "there is no slice v6e:3x3; a slice of v6e has the shape 2x2, 2x4, 4x4,"),
         ("v5e:4x4x4", "there is no slice v5e:4x4x4"),
