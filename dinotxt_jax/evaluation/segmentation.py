@@ -264,7 +264,7 @@ def _draw_sheet(job: Job, texts: DenseTexts, path: Address) -> None:
 def _labels(
     job: Job, texts: DenseTexts, indices: Sequence[int]
 ) -> dict[int, Int[np.ndarray, "h w"]]:
-    """Returns the predicted labels of some images, of which each process segments a share."""
+    """Returns predicted labels by image index; each process segments a share of the images."""
     share, count = job.model.share
     mine = indices[share::count]
     sizes: list[tuple[int, int]] = []
@@ -276,13 +276,13 @@ def _labels(
             yield image
 
     predictions = segment(job.model, images(), texts, job.task.segmentation, job.batch_size)
-    found = {
+    own_labels = {
         str(index): dense.labels(*sizes[position])
         for position, (index, dense) in enumerate(zip(mine, predictions, strict=True))
     }
-    everywhere = processes.gathered_arrays(found)
+    labels_by_process = processes.gathered_arrays(own_labels)
     return {
         int(index): labels
         for process in _leaders(job)
-        for index, labels in everywhere[process].items()
+        for index, labels in labels_by_process[process].items()
     }
