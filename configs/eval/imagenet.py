@@ -19,42 +19,52 @@ The argument after the colon is the test set; the folder is the unpacked archive
 All but v2 have one folder per class, named by WordNet id (n01440764, ...). The model chooses only
 among classes that have a folder, so among 200 for A and R; the report says how many there were.
 
-If TensorFlow Datasets has prepared the test set in a random-access format, set `.data.source=tfds`
-and `.data.path=` to the data_dir (`.data.path=''` for the default folder). Name and split are set
-here.
+If TensorFlow Datasets has prepared the test set in a random-access format, append `+tfds`, as in
+`configs/eval/imagenet.py:v2+tfds`. The data_dir is TFDS's default folder, or `.data.path=DATA_DIR`.
 
 The protocol behind the published numbers: short side 256, center crop 224, bicubic, 80 templates.
 """
 
 from dinotxt_jax.config import DataConfig, EvaluationConfig, TaskConfig, to_config_dict
 
+# Test set -> its folder, and its name and split in TensorFlow Datasets.
 VARIANTS = {
-    "1k": {"path": "data/imagenet/val", "name": "imagenet2012", "split": "validation"},
-    "v2": {
-        "path": "data/imagenetv2-matched-frequency-format-val",
-        "name": "imagenet_v2/matched-frequency",
-        "split": "test",
-    },
-    # TFDS labels A and R among all 1000 classes.
-    "a": {"path": "data/imagenet-a", "name": "imagenet_a", "split": "test", "only": "present"},
-    "r": {"path": "data/imagenet-r", "name": "imagenet_r", "split": "test", "only": "present"},
-    "sketch": {"path": "data/sketch", "name": "imagenet_sketch", "split": "test"},
+    "1k": ("data/imagenet/val", "imagenet2012", "validation"),
+    "v2": (
+        "data/imagenetv2-matched-frequency-format-val",
+        "imagenet_v2/matched-frequency",
+        "test",
+    ),
+    "a": ("data/imagenet-a", "imagenet_a", "test"),
+    "r": ("data/imagenet-r", "imagenet_r", "test"),
+    "sketch": ("data/sketch", "imagenet_sketch", "test"),
 }
 
 
-def get_config(variant="1k"):
-    """Returns the evaluation on a test set in `VARIANTS`."""
+def get_config(argument="1k"):
+    """Returns the evaluation on a test set in `VARIANTS`, followed by +tfds for TFDS."""
+    variant, _, source = argument.partition("+")
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is unknown; choose among {', '.join(VARIANTS)}")
+    if source not in ("", "tfds"):
+        raise ValueError(f"source {source!r} is unknown; choose tfds, or leave it out")
+    folder, name, split = VARIANTS[variant]
+    images = {"name": name, "split": split} if source else {"path": folder}
     data = DataConfig(
-        source="folder",
+        source=source or "folder",
         classes="imagenet1k",
+        # TFDS labels A and R among all 1000 classes.
+        only="present" if variant in ("a", "r") else "",
         image_size=224,
         resize=256,
         augmentation="center_crop",
-        **VARIANTS[variant],
+        **images,
     )
-    name = "imagenet" if variant == "1k" else f"imagenet_{variant}"
+    task = "imagenet" if variant == "1k" else f"imagenet_{variant}"
     published = "imagenet1k" if variant == "1k" else ""
-    task = TaskConfig(kind="classification", data=data, templates="openai_80", published=published)
-    return to_config_dict(EvaluationConfig(tasks={name: task}))
+    tasks = {
+        task: TaskConfig(
+            kind="classification", data=data, templates="openai_80", published=published
+        )
+    }
+    return to_config_dict(EvaluationConfig(tasks=tasks))

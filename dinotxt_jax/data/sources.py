@@ -132,16 +132,23 @@ def _kind(config: DataConfig, content: str, section: str) -> SourceKind:
             f"{section}.path is empty, expected the path that {section}.source={config.source} "
             "reads; set it."
         )
-    for key in sorted(_ALL_READ_KEYS - {*kind.reads}):
-        value = getattr(config, key)
-        # Evaluation tasks have separate defaults.
-        if value not in (getattr(DataConfig(), key), getattr(TaskConfig().data, key)):
-            logging.warning(
-                "%s.%s=%r is not read by %s.source=%s and has no effect",
-                section,
-                key,
-                value,
-                section,
-                config.source,
-            )
+    for key in unread_settings(config):
+        logging.warning(
+            "%s.%s=%r is not read by %s.source=%s and has no effect",
+            section,
+            key,
+            getattr(config, key),
+            section,
+            config.source,
+        )
     return kind
+
+
+def unread_settings(config: DataConfig) -> list[str]:
+    """Returns the settings that differ from the defaults but are not read by `config.source`."""
+    usual = DataConfig(), TaskConfig().data  # evaluation tasks have separate defaults
+    return [
+        key
+        for key in sorted(_ALL_READ_KEYS - {*SOURCES[config.source].reads})
+        if getattr(config, key) not in [getattr(defaults, key) for defaults in usual]
+    ]

@@ -21,6 +21,7 @@ from dinotxt_jax.config import (
     from_dict,
     to_config_dict,
 )
+from dinotxt_jax.data.sources import unread_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -97,6 +98,27 @@ def test_all_retrieval_tasks_are_the_default() -> None:
 def test_an_argument_that_an_evaluation_does_not_know_is_named(config: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(CONFIGS / "eval" / f"{config}.py", "b")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.py")), ids=lambda path: path.stem)
+def test_shipped_evaluations_set_only_what_their_sources_read(path: Path) -> None:
+    for task in from_dict(EvaluationConfig, load_config(path).to_dict()).tasks.values():
+        assert unread_settings(task.data) == []
+
+
+@pytest.mark.parametrize("variant", ["1k", "v2", "a", "r", "sketch"])
+def test_imagenet_is_read_from_tensorflow_datasets_on_request(variant: str) -> None:
+    built = load_config(CONFIGS / "eval" / "imagenet.py", f"{variant}+tfds")
+    (task,) = from_dict(EvaluationConfig, built.to_dict()).tasks.values()
+    assert (task.data.source, task.data.path) == ("tfds", "")
+    assert task.data.name
+    assert unread_settings(task.data) == []
+    check(from_dict(EvaluationConfig, built.to_dict()), needs=("tasks",))
+
+
+def test_a_source_that_imagenet_does_not_know_is_named() -> None:
+    with pytest.raises(ValueError, match="source 'csv' is unknown; choose tfds"):
+        load_config(CONFIGS / "eval" / "imagenet.py", "1k+csv")
 
 
 @pytest.mark.parametrize("backbone", ["vits14", "vitb14", "vitl14", "vitg14"])
