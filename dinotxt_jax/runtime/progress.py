@@ -20,7 +20,8 @@ _TICK = 1.0  # seconds between two redraws of a bar that does not advance
 class Bar(tqdm):
     """A bar whose elapsed time moves on a terminal, also while no item ends (a compilation).
 
-    A file gets no more lines than from `tqdm`, because there every redraw would be one.
+    A file gets the redraws of `tqdm`, because there each would be a line, and one that says that
+    the first call is compiled.
     """
 
     # Here, because tqdm draws before its `__init__` ends, and closes bars whose `__init__` fails.
@@ -44,14 +45,15 @@ class Bar(tqdm):
         values = dict(super().format_dict)
         if stage := self._stage:
             name, begun = stage
-            values["postfix"] = f"{name}: {int(time.monotonic() - begun)} s"
+            seconds = "" if self._ticker is None else f": {int(time.monotonic() - begun)} s"
+            values["postfix"] = f"{name}{seconds}"
         return values
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A block in which nothing can advance: shows `name` and its seconds on a terminal."""
+        self._stage = name, time.monotonic()
         if self._ticker is not None:
-            self._stage = name, time.monotonic()
             self.refresh()
         try:
             yield
@@ -60,10 +62,15 @@ class Bar(tqdm):
 
     def compiling(self, function: Callable[..., ItemT]) -> Callable[..., ItemT]:
         """Wraps a `jax.jit` function, so that the first call, which compiles it, is a stage."""
-        first = iter([self.stage("compiling")])
+        first = True
 
         def call(*arguments: Any) -> ItemT:
-            with next(first, contextlib.nullcontext()):
+            nonlocal first
+            if not first:
+                return function(*arguments)
+            first = False
+            with self.stage("compiling"):
+                self.refresh()  # a file says, too, why nothing advances for a while
                 return function(*arguments)
 
         return call

@@ -105,6 +105,22 @@ def test_a_file_gets_no_further_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1/1" in shown(stream)[-1]
 
 
+def test_a_file_says_once_that_the_first_call_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = redirected(monkeypatch, io.StringIO())
+    with progress_bar(2, 0, "step", "training") as bar:
+        step = bar.compiling(lambda: shown(stream))
+        during_first = step()
+        bar.update()
+        during_second = step()
+        bar.update()
+    assert [("compiling" in line, "0/2" in line) for line in during_first] == [
+        (False, True),
+        (True, True),
+    ]
+    assert not any("compiling" in line for line in shown(stream)[2:])
+    assert len(during_second) <= 3
+
+
 def test_only_the_first_process_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = redirected(monkeypatch, Terminal())
     monkeypatch.setattr(processes, "is_first", lambda: False)
