@@ -168,7 +168,8 @@ class TextRows:
         planned = self._row_counts[0]
         if rows > planned and rows not in self._logged and processes.is_first():
             self._logged.add(rows)
-            logging.warning(
+            # Expected about once in 1,000 steps (`planned_rows`), so that it is no warning.
+            logging.info(
                 "a batch needs %d rows of packed captions per device, but %d were planned: "
                 "compiling the step again for %d rows; no caption is dropped",
                 needed,

@@ -103,14 +103,15 @@ def test_a_batch_of_long_captions_is_not_cut_but_counted_and_logged(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
     long = ["a b c d e f g h i j k l m n o p q r s t u v w x y z " * 3] * 64
     run = settings(64, pack=True)
     rows, tokens = text_rows(tokenizer, run), tokenizer(long)
     (arrays, first), (_, second), (_, third) = (arranged(rows, tokens) for _ in range(3))
     assert arrays["tokens"].shape == (DEVICES, 32, 64)
     np.testing.assert_array_equal(arrays["tokens"].reshape(64, 64), tokens)
-    (line,) = lines  # over three such batches
+    planned, line = lines  # over three such batches
+    assert planned.startswith("packing 32 captions into ")
     assert line.startswith("a batch needs 32 rows of packed captions per device, but ")
     assert report(run, first, second, third) == {
         "text_tokens_computed_fraction": 1.0,
