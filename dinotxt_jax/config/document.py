@@ -79,9 +79,8 @@ def document() -> str:
         lines += [introduction.format(meaning=_meaning(defaults)), *_table(defaults, key)]
         for inner, inner_key in _groups(defaults, key):
             if tables.get(type(inner)) == inner_key:
-                lines.append(
-                    f"\nThe settings of [{inner_key}](#{_anchor(inner_key)}) belong to it."
-                )
+                link = f"[{inner_key}](#{_anchor(inner_key)})"
+                lines.append(f"\nThe settings of {link} belong to it{_changed(inner)}.")
                 continue
             contents.append(f"  - [{inner_key}](#{_anchor(inner_key)})")
             lines += [f"\n### {inner_key}\n", _meaning(inner), ""]
@@ -132,15 +131,19 @@ def _table(defaults: Any, key: str) -> Iterator[str]:
 
 def _difference(group: Any, key: str) -> Iterator[str]:
     """Yields a link to the table of a group, printed elsewhere, with the differing defaults."""
+    yield f"The settings of [{key}](#{_anchor(key)}){_changed(group)}."
+
+
+def _changed(group: Any) -> str:
+    """Returns the defaults that differ from those in the table of a group; may be empty."""
     cls: type = type(group)
     usual = cls()
-    names = [setting.name for setting in declared_settings(cls)]
     changed = [
-        f"`{name}` is {_value(getattr(group, name))}"
-        for name in names
-        if getattr(group, name) != getattr(usual, name)
+        f"`{setting.name}` is {_value(getattr(group, setting.name))}"
+        for setting in declared_settings(cls)
+        if getattr(group, setting.name) != getattr(usual, setting.name)
     ]
-    yield f"The settings of [{key}](#{_anchor(key)}); by default {' and '.join(changed)} here."
+    return f"; by default {' and '.join(changed)} here" if changed else ""
 
 
 def _values(setting: Setting) -> str:

@@ -21,7 +21,8 @@ NONE, IMAGE, PAIR = "none", "image", "pair"
 class IngestionConfig:
     """Settings for copying a source into ArrayRecord shards."""
 
-    data: Annotated[DataConfig, "the examples to copy"] = DataConfig()
+    # Without a default, so that a forgotten source is a sentence and no folder of drawn scenes.
+    data: Annotated[DataConfig, "the examples to copy"] = DataConfig(source="")
     shard_size: Annotated[
         int, Range(1, 1_000_000), "number of source examples per shard (shards hold those kept)"
     ] = 10_000

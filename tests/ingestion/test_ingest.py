@@ -260,6 +260,7 @@ def test_other_settings_or_another_source_need_another_folder(
         ({"encoding": "jpg"}, "config.encoding is 'jpg', expected keep, jpeg, webp or png; did"),
         ({"quality": 101}, "config.quality is 101"),
         ({"deduplicate": "all"}, "config.deduplicate is 'all', expected none, image or pair"),
+        ({"data": IngestionConfig().data}, "config.data.source is '', expected scenes"),
         ({"data": DataConfig(workers=2)}, "config.data.workers is 2, expected 0, because"),
         ({"data": DataConfig(source="jsonl")}, "config.data.path is empty"),
         ({"data": DataConfig(source="masks", name="voc_20", path="x")}, "has no captions"),
@@ -271,7 +272,7 @@ def test_mistakes_end_before_anything_is_written(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as raised:
-        ingest(IngestionConfig(**change), str(tmp_path / "out"))
+        ingest(IngestionConfig(**({"data": DataConfig()} | change)), str(tmp_path / "out"))
     assert message in str(raised.value)
     assert not list(tmp_path.iterdir())
 
@@ -297,19 +298,24 @@ def test_the_command_needs_no_config_file(tmp_path: Path) -> None:
         arguments = ("-m", "dinotxt_jax.cli", "ingest", *arguments)
         return commands.run(list(arguments), cwd=tmp_path, env=environment)
 
-    result = command("--output=out", "--config.data.num_scenes=20", "--config.workers=1")
+    drawn = ("--config.data.source=scenes", "--config.data.num_scenes=20")
+    result = command("--output=out", *drawn, "--config.workers=1")
     assert result.returncode == 0, result.stderr
     assert result.stdout == ("out: 20 records of 20 examples (0 duplicates, 0 in quarantine)\n")
     assert "writing" in result.stderr
     assert len(ArrayRecordSource(tmp_path / "out")) == 20
-    printed = command("--config.resize=256", "--print_config")
+    printed = command(*drawn, "--config.resize=256", "--print_config")
     assert printed.returncode == 0, printed.stderr
     assert "config.resize=256  # default: 0" in printed.stdout
     for arguments, message in (
-        (("--config.data.num_scenes=20",), "--output is missing"),
+        (drawn, "--output is missing"),
+        (("--output=x",), "config.data.source is '', expected scenes, jsonl, "),
         (("--output=x", "--config.resise=3"), "did you mean config.resize?"),
-        (("--output=x", "--beam_options=--a"), "--beam_options is given without --runner"),
-        (("--output=x", "--config.resize=-1"), "config.resize is -1, expected a number from 0"),
+        (("--output=x", *drawn, "--beam_options=--a"), "--beam_options is given without --runner"),
+        (
+            ("--output=x", *drawn, "--config.resize=-1"),
+            "config.resize is -1, expected a number from 0",
+        ),
     ):
         result = command(*arguments)
         assert result.returncode == 2

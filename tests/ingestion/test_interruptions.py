@@ -51,9 +51,9 @@ def killed_run(out: Path, workers: int) -> list[int]:
     """Starts the command, kills it after two shards, and returns the processes it had started."""
     process = commands.Process(
         [
-            *("-m", "dinotxt_jax.ingest", f"--output={out}", "--config.data.num_scenes=300"),
-            *("--config.data.image_size=32", "--config.shard_size=10"),
-            f"--config.workers={workers}",
+            *("-m", "dinotxt_jax.ingest", f"--output={out}", "--config.data.source=scenes"),
+            *("--config.data.num_scenes=300", "--config.data.image_size=32"),
+            *("--config.shard_size=10", f"--config.workers={workers}"),
         ],
         cwd=out.parent,
         env=commands.environment(DINOTXT_CACHE=str(out.parent / "cache")),
