@@ -44,7 +44,7 @@ class _Panel:
 def training_curves(
     rows: Sequence[dict[str, Any]], path: Path, *, title: str = "", chance_loss: float | None = None
 ) -> None:
-    """Draws loss, logit scale, learning rate, speed, and evaluation results over steps.
+    """Draws loss, exp(logit_scale), learning rate, speed, and evaluation results over steps.
 
     Quantities that are absent from all rows get no panel.
 
@@ -87,7 +87,8 @@ def _training_panels(rows: Sequence[dict[str, Any]], chance_loss: float | None) 
     scale = [(step, math.exp(value)) for step, value in points("logit_scale")]
     panels = [
         _Panel("loss", "of the training batch; lower is better", [_Line("", points("loss"))]),
-        _Panel("logit scale", "the factor of cosine similarities, learned", [_Line("", scale)]),
+        # Metrics and messages have the logarithm, under the name logit_scale.
+        _Panel("exp(logit_scale)", "multiplies cosine similarities; learned", [_Line("", scale)]),
         _Panel("learning rate", "warm-up, then decay", [_Line("", points("learning_rate"))]),
         _Panel(
             "pairs per second",

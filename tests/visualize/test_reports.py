@@ -63,7 +63,7 @@ def test_training_curves_name_the_run_and_show_chance(tmp_path, monkeypatch) -> 
     figure = axes_of(rows, tmp_path / "c.png", monkeypatch, title="mine", chance_loss=4.1589)
     assert Image.open(tmp_path / "c.png").width == 1320
     assert figure.get_suptitle() == "training run: mine"
-    titles = ["loss", "logit scale", "learning rate", "pairs per second", "mean recall, %"]
+    titles = ["loss", "exp(logit_scale)", "learning rate", "pairs per second", "mean recall, %"]
     assert [axis.get_title() for axis in figure.axes] == titles
     labels = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
     assert labels == ["t", "chance (1.5)", "u"]
