@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -222,6 +223,24 @@ def new_model_directory(path: AddressLike, overwrite: bool = False) -> Iterator[
 
 
 _CONTENT = "content-"
+# No model takes longer to write, seconds.
+_ABANDONED_AFTER = 24 * 3600
+
+
+def _is_abandoned(name: str) -> bool:
+    """Returns whether a folder is content that a killed process left, judged by its age."""
+    if not name.startswith(_CONTENT):
+        return False
+    begun, dash, _ = name.removeprefix(_CONTENT).partition("-")
+    # Names from before the time was part of them have no dash.
+    return not dash or time.time() - int(begun, 16) > _ABANDONED_AFTER
+
+
+def _content_of(address: Address) -> str:
+    """Returns the folder that a model directory's `model.json` names; "" if there is none."""
+    if not retried((address / FILE).exists):
+        return ""
+    return str(json.loads(retried((address / FILE).read_text)).get("content", ""))
 
 
 @contextlib.contextmanager
@@ -229,7 +248,8 @@ def _new_content(address: Address, overwrite: bool) -> Iterator[Address]:
     """Yields a new folder inside a model directory in a bucket, and makes it the content."""
     if (address / FILE).exists() and not overwrite:
         raise FileExistsError(address)
-    name = _CONTENT + processes.gathered_texts(uuid.uuid4().hex[:8])[0]
+    unique = f"{int(time.time()):010x}-{uuid.uuid4().hex[:8]}"
+    name = _CONTENT + processes.gathered_texts(unique)[0]
     processes.wait()
     try:
         yield address / name
@@ -240,10 +260,12 @@ def _new_content(address: Address, overwrite: bool) -> Iterator[Address]:
     processes.wait()  # until all processes have written
     if processes.is_first():
         values = read_json(address / name / FILE, "a new description", "write the model again")
+        replaced = _content_of(address)
         text = json.dumps(values | {"content": name}, indent=2)
         retried(lambda: (address / FILE).write_text(text + "\n"))
         for other in address.iterdir():
-            if other.name.startswith(_CONTENT) and other.name != name:
+            # Another writer may be filling a folder that is neither replaced nor old.
+            if other.name != name and (other.name == replaced or _is_abandoned(other.name)):
                 remove_folder(other)
     processes.wait()
 

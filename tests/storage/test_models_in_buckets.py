@@ -87,6 +87,7 @@ def test_what_a_killed_process_left_is_never_read_and_is_removed(
     assert len(contents(bucket / "model")) == 1
     with pytest.raises(dt.UserError, match=r"is not a model directory \(no model\.json in it\)"):
         read_description(bucket / "model")
+    monkeypatch.setattr(model_directory, "_ABANDONED_AFTER", -1)  # a day later
     write_model_directory(bucket / "model", description, arrays)
     assert contents(bucket / "model") == [read_description(bucket / "model").content]
 
@@ -128,3 +129,21 @@ def test_a_file_in_a_bucket_appears_only_if_the_block_succeeds(bucket: Address) 
     create(bucket / "folder/a", "")
     with pytest.raises(dt.UserError, match="folder is a folder"), new_file(bucket / "folder"):
         pass
+
+
+def test_two_writers_leave_one_whole_model(
+    tiny_backbone: Path, arrays: dict[str, Any], bucket: Address
+) -> None:
+    """As when a launcher converts on all hosts of a pod: neither removes what the other fills."""
+    description = read_description(tiny_backbone)
+    target = bucket / "model"
+    with model_directory.new_model_directory(target) as first:
+        model_directory.save_arrays(first / model_directory.ARRAYS, arrays)
+        write_model_directory(target, description, arrays)
+        sums = model_directory.checksums(dict(arrays))
+        described = dataclasses.replace(description, checksums=sums)
+        model_directory.write_description(first, described)
+    assert contents(target) == [read_description(target).content]
+    images = np.ones((1, 98, 98, 3), np.float32)
+    outputs = [dt.load_backbone(path)(images) for path in (tiny_backbone, str(target))]
+    jax.tree.map(np.testing.assert_array_equal, *outputs)
