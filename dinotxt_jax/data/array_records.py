@@ -32,7 +32,7 @@ from dinotxt_jax.data.manifests import check_shard, expected_shards
 from dinotxt_jax.data.source_kind import SourceKind
 from dinotxt_jax.data.transforms import decode_image
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.storage.addresses import AddressLike, to_address
+from dinotxt_jax.storage.addresses import AddressLike, size_and_version, to_address
 from dinotxt_jax.storage.faults import is_passing
 from dinotxt_jax.storage.files import new_file
 from dinotxt_jax.storage.object_cache import local_copies
@@ -69,6 +69,7 @@ class ArrayRecordSource:
             files = data_files(path, ".array_record", "ArrayRecord", f"{section}.path")
             shards = expected_shards(path, files)
             copies = local_copies(files, f"{section}.path")
+            self._versions = {str(file): size_and_version(file) for file in copies}
             self._records = ArrayRecordDataSource([str(file) for file in copies])
         except RuntimeError as error:
             raise UserError(
@@ -90,6 +91,21 @@ class ArrayRecordSource:
             raise nothing_left(self._path, split, set(), section)
         check_records(self.captions, len(self))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens the files in a worker process, where they must still be the same."""
+        self.__dict__.update(state)
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        """Raises `UserError` if a file differs from the one whose records were counted."""
+        for name, version in self._versions.items():
+            file = to_address(name)
+            if not file.exists() or size_and_version(file) != version:
+                raise UserError(
+                    f"{name} has changed since this command opened it, so that records are no "
+                    "longer the same examples; run the command again, on files that stay."
+                )
+
     def _split(self, number: int) -> str:
         try:
             return self._read(number).get("split", "")
@@ -106,6 +122,7 @@ class ArrayRecordSource:
         except (RuntimeError, ValueError) as error:  # raised by ArrayRecord and msgpack
             if is_passing(error):
                 raise
+            self._check_unchanged()
             raise BadImageError(
                 f"{where}: this is not a msgpack map ({error}), expected records written by "
                 "write_array_record; write the file again."

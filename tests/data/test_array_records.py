@@ -28,6 +28,19 @@ def test_array_record_round_trips(tmp_path):
     assert pickle.loads(pickle.dumps(source))[3] == examples(5)[3]
 
 
+def test_a_file_that_changed_since_it_was_opened_is_named(tmp_path):
+    path = tmp_path / "data.array_record"
+    write_array_record(path, examples(5))
+    source = ArrayRecordSource(path)
+    stored = pickle.dumps(source)
+    write_array_record(path, examples(9)[4:])
+    with pytest.raises(UserError, match="data.array_record has changed since this command opened"):
+        pickle.loads(stored)  # as a decoding worker does
+    path.unlink()
+    with pytest.raises(UserError, match="has changed since"):
+        pickle.loads(stored)
+
+
 def test_array_record_files_are_found_by_folder_and_by_glob(tmp_path):
     write_array_record(tmp_path / "b.array_record-1", examples(4)[2:])
     write_array_record(tmp_path / "a.array_record-0", examples(4)[:2])
