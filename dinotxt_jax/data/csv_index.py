@@ -53,6 +53,10 @@ _CAPTION_COLUMNS = ("caption", "title")
 _SEPARATOR = ";"  # between an image's labels
 
 
+# Key of the fields that no column is for.
+_MORE = "more fields"
+
+
 class IndexRow(NamedTuple):
     """An index line: line number, image file, and the value in the other column."""
 
@@ -95,10 +99,20 @@ def read_index(
             )
         images, splits = [], set()
         for number, row in enumerate(lines, 2):
+            if _MORE in row:
+                raise UserError(
+                    f"{path}:{number}: the line has {len(columns) + len(row[_MORE])} fields, "
+                    f"expected {len(columns)}; put text with commas in double quotes."
+                )
             splits.add(row.get("split") or "")
             if split and row.get("split") != split:
                 continue
             file_name, value = row[image], row[column]
+            if "\t" in (value or ""):
+                raise UserError(
+                    f"{path}:{number}: the column {column} holds a tab, as after a quote that is "
+                    "not closed; close it, or remove the line."
+                )
             if not file_name or not (value or optional):
                 raise UserError(
                     f"{path}:{number}: the column {image if not file_name else column} is empty; "
@@ -123,7 +137,17 @@ def _lines(path: Address, section: str) -> Iterator[csv.DictReader[Any]]:
         with io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as file:
             delimiter = "\t" if "\t" in file.readline() else ","
             file.seek(0)
-            yield csv.DictReader(file, delimiter=delimiter)
+            # An unclosed quote must not swallow the lines after it. TSV files of open_clip have
+            # fields that begin with a quoted word, which strict parsing would refuse.
+            is_strict = delimiter == ","
+            lines = csv.DictReader(file, delimiter=delimiter, restkey=_MORE, strict=is_strict)
+            names = list(lines.fieldnames or ())
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise UserError(
+                    f"{path} has the column {repeated[0]} twice, expected different names; rename "
+                    "one of them."
+                )
+            yield lines
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path} is not a CSV in UTF-8 ({error}); save it in this format."

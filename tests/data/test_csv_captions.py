@@ -75,3 +75,22 @@ def test_captions_that_cannot_be_used_are_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         open_source(index(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", 'image,caption\n0.png,"ok\n1.png,b\n', r"is not a CSV in UTF-8 \(unexpected end"),
+        ("a.csv", "image,caption\n0.png,a dog, running\n", ":2: the line has 3 fields, expected 2"),
+        ("a.csv", "image,caption,caption\n0.png,a,b\n", "has the column caption twice"),
+        ("a.tsv", 'image\tcaption\n0.png\t"ok\n1.png\tb\n', "a quote that is not closed"),
+    ],
+)
+def test_no_line_is_lost_in_silence(name: str, text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        open_source(index(tmp_path, text, name))
+
+
+def test_a_tsv_caption_may_begin_with_a_quoted_word(tmp_path: Path) -> None:
+    source = open_source(index(tmp_path, 'image\tcaption\n0.png\t"big" dog\n', "a.tsv"))
+    assert source[0].captions == ("big dog",)
