@@ -63,6 +63,11 @@ def test_shipped_ingestion_configs_need_only_a_path(path: Path) -> None:
         ("imagenet", "a", {"imagenet_a": "data/imagenet-a"}),
         ("imagenet", "r", {"imagenet_r": "data/imagenet-r"}),
         ("imagenet", "sketch", {"imagenet_sketch": "data/sketch"}),
+        (
+            "flickr8k",
+            "flickr8k+captions",
+            dict.fromkeys(("flickr8k", "captions"), "data/flickr8k/captions.jsonl"),
+        ),
         ("retrieval", "flickr30k", {"flickr30k": "data/flickr30k/dataset_flickr30k.json"}),
         (
             "retrieval",
@@ -80,6 +85,10 @@ def test_an_argument_selects_the_evaluation_tasks(config: str, argument: str, ta
     assert {name: task.data.path for name, task in result.items()} == tasks
 
 
+def test_flickr8k_evaluates_retrieval_alone_because_its_data_may_be_exchanged() -> None:
+    assert set(load_config(CONFIGS / "eval" / "flickr8k.py").tasks) == {"flickr8k"}
+
+
 def test_all_retrieval_tasks_are_the_default() -> None:
     assert set(load_config(CONFIGS / "eval" / "retrieval.py").tasks) == {
         "flickr30k",
@@ -92,6 +101,7 @@ def test_all_retrieval_tasks_are_the_default() -> None:
     ("config", "message"),
     [
         ("imagenet", "variant 'b' is unknown; choose among 1k, v2, a, r, sketch"),
+        ("flickr8k", "task 'b' is unknown; choose among flickr8k, captions"),
         ("retrieval", "task 'b' is unknown; choose among flickr30k, coco_karpathy, coco_2017"),
     ],
 )
