@@ -264,13 +264,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _heads(conversion: "Conversion") -> str:
-    heads, width = conversion.description.vision.num_heads, conversion.description.vision.dim
-    derived = any("o" in match.sizes.get("backbone", {}) for match in conversion.matches)
-    guess = "" if derived or heads * 64 != width else " (width / 64; --set num_heads corrects it)"
-    return f"{heads} heads{guess}"
-
-
 def _report(conversion: "Conversion", output: str) -> None:
     for match in conversion.matches:
         count = sum(len(entry.present) for entry in match.entries)
@@ -285,7 +278,7 @@ def _report(conversion: "Conversion", output: str) -> None:
     vision, text = conversion.description.vision, conversion.description.text
     print(
         f"backbone: patch {vision.patch_size}, width {vision.dim}, {vision.depth} blocks, "
-        f"{_heads(conversion)}, {vision.num_registers} registers, "
+        f"{vision.num_heads} heads, {vision.num_registers} registers, "
         f"preset {conversion.description.preset or 'none'}"
     )
     if text is not None:

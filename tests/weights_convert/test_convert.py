@@ -310,6 +310,12 @@ def test_the_heads_of_the_released_text_transformer_are_known(torch_files):
         check_heads(matches, settings, unknown)
 
 
+def test_a_number_of_heads_that_is_known_is_not_reported_as_a_guess(torch_files, tmp_path, capsys):
+    source = torch_files.write(dinov2(d=128, h=2, k=64))
+    assert main([str(source), f"--output={tmp_path}/model", "--set", "num_heads=2"]) == 0
+    assert "width 128, 2 blocks, 2 heads, 2 registers" in capsys.readouterr().out
+
+
 def test_a_width_that_is_no_multiple_of_64_asks_for_the_heads(torch_files, tmp_path, capsys):
     source = torch_files.write(dinov2(d=48, k=12))
     message = _fails([source, f"--output={tmp_path}/model"], tmp_path, capsys)
