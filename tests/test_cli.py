@@ -137,7 +137,9 @@ def test_dispatch_names_its_commands() -> None:
 
 def test_every_command_has_a_description_of_a_line() -> None:
     for name, module in cli.COMMANDS.items():
-        assert re.fullmatch(r"[A-Z][^\n]{10,100}\.", cli.description(module)), name
+        text = cli.description(module)
+        assert re.fullmatch(r"[A-Z][^\n]{10,100}\.", text), name
+        assert "python -m" not in text, name
 
 
 @pytest.mark.parametrize("arguments", [(), ("train",)])

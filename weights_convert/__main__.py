@@ -1,4 +1,4 @@
-"""The command `python -m weights_convert`: convert, --export, --verify, --describe."""
+"""Converts, exports, verifies and describes checkpoints."""
 
 import argparse
 import re

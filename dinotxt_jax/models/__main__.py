@@ -1,4 +1,4 @@
-"""Prints the models that can be loaded by name: `python -m dinotxt_jax.models`."""
+"""Prints the models that can be loaded by name."""
 
 from __future__ import annotations
 
