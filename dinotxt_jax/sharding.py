@@ -82,10 +82,12 @@ def make_mesh(
         data = max(count // (fsdp * tensor), 1)
     shape = (data, fsdp, tensor)
     if math.prod(shape) != count:
+        there, advice = f"there are {count}", "choose data x fsdp x tensor among "
+        if count == 1:
+            there, advice = "there is 1", "use "
         raise UserError(
             f"config.mesh with data={data} x fsdp={fsdp} x tensor={tensor} needs "
-            f"{math.prod(shape)} devices but there are {count} here; choose data x fsdp x tensor "
-            f"among {_meshes(count, tensor)}."
+            f"{math.prod(shape)} devices but {there} here; {advice}{_meshes(count, tensor)}."
         )
     actual_slices = len({_slice_of(device) for device in devices})
     if slices not in (-1, actual_slices):

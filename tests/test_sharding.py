@@ -29,6 +29,11 @@ def test_a_size_of_tensor_that_does_not_divide_the_devices_names_all_meshes() ->
         sharding.make_mesh(tensor=3)
 
 
+def test_one_device_names_the_only_mesh() -> None:
+    with pytest.raises(UserError, match=r"needs 2 devices but there is 1 here; use 1x1x1\."):
+        sharding.make_mesh(fsdp=2, devices=jax.devices()[:1])
+
+
 class Chip:
     """A chip of a 4 x 4 slice with 2 x 2 chips per host, with the attributes that a mesh reads."""
 

@@ -85,10 +85,13 @@ def images_below(folders: Iterable[Address], where: object) -> list[list[Address
             f"{where} holds no readable image, only other files ({counts}), expected {_ENDINGS}; "
             "convert the images, or correct the path."
         )
-    logging.warning(
-        "%s: %d files are not read because of their endings (%s); images end in %s",
-        *(where, skipped.total(), counts, _ENDINGS),
+    number = skipped.total()
+    unread = (
+        "1 file is not read because of its ending"
+        if number == 1
+        else f"{number} files are not read because of their endings"
     )
+    logging.warning("%s: %s (%s); images end in %s", where, unread, counts, _ENDINGS)
     return images
 
 

@@ -330,6 +330,11 @@ def test_files_that_are_not_read_are_counted_by_ending(
         f"{tree}: 4 files are not read because of their endings (3 .heic, 1 .txt); images end in "
         ".bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
     ]
+    lines.clear()
+    tree_of(tmp_path / "other", "cat")
+    (tmp_path / "other/cat/notes.txt").touch()
+    opened(tmp_path / "other")
+    assert "other: 1 file is not read because of its ending (1 .txt); images" in lines[0]
     assert [file.name for file in image_files([str(tree), str(tree / "cat/1.heic")])] == [
         *("photo.png", "photo.png", "1.heic")
     ]
