@@ -15,7 +15,13 @@ from jax.sharding import Mesh
 
 from dinotxt_jax.config import EvaluationConfig
 from dinotxt_jax.errors import UserError
-from dinotxt_jax.evaluation.pages import METRIC_NAMES, Results, protocol_text, task_texts
+from dinotxt_jax.evaluation.pages import (
+    METRIC_NAMES,
+    Results,
+    protocol_text,
+    task_texts,
+    tasks_title,
+)
 from dinotxt_jax.evaluation.published import comparable
 from dinotxt_jax.evaluation.report import evaluate, named_folder
 from dinotxt_jax.runtime import processes
@@ -73,7 +79,7 @@ def compare_models(
             }
     if not processes.is_first():
         return []
-    title = f"{', '.join(folders)} on {', '.join(config.tasks)}"
+    title = f"{', '.join(folders)} on {tasks_title(config.tasks)}"
     write_text(output / "comparison.md", comparison_markdown(title, results))
     write_text(output / "comparison.html", comparison_html(title, results))
     return [output / "comparison.md", output / "comparison.html"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dinotxt_jax.config import TaskConfig
 from dinotxt_jax.evaluation.published import comparable
 from dinotxt_jax.evaluation.retrieval import RECALLS
 from dinotxt_jax.storage.addresses import Address
@@ -130,6 +132,14 @@ def task_texts(result: Mapping[str, Any]) -> list[str]:
     """Returns sentences that state the data and the protocol for a result."""
     data = [f"Data: {data_name(result['task']['data'])}."] if "task" in result else []
     return [*data, f"Protocol: {protocol_text(result['protocol'])}."]
+
+
+def tasks_title(tasks: Mapping[str, TaskConfig]) -> str:
+    """Returns task names for a title, and the data of a single task, whose name may be general."""
+    if len(tasks) > 1:
+        return ", ".join(tasks)
+    ((name, task),) = tasks.items()
+    return f"{name} ({data_name(dataclasses.asdict(task.data))})"
 
 
 def data_name(data: Mapping[str, Any]) -> str:

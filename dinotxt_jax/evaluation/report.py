@@ -14,7 +14,7 @@ from dinotxt_jax import sharding
 from dinotxt_jax.config import EvaluationConfig, check
 from dinotxt_jax.errors import UserError
 from dinotxt_jax.evaluation.jobs import Job, PartialWork, TaskResult
-from dinotxt_jax.evaluation.pages import data_name, html_page, markdown_page
+from dinotxt_jax.evaluation.pages import html_page, markdown_page, tasks_title
 from dinotxt_jax.evaluation.tasks import (
     OpenTask,
     check_tasks,
@@ -87,7 +87,7 @@ def evaluate(
         if processes.first_says(results.get(task.name, {}).items() >= origin.items()):
             continue
         partial = PartialWork(output / f".{task.name}.partial.npz", origin)
-        title = f"{model_name} on {task.name} ({data_name(task.origin['task']['data'])})"
+        title = f"{model_name} on {tasks_title({task.name: task.task})}"
         settings = (task.name, task.task, task.source, config.batch_size)
         result = run_task(Job(model, *settings, partial=partial, title=title))
         results[task.name] = _stored(result) | origin
@@ -98,7 +98,7 @@ def evaluate(
         partial.clear()
     if not processes.is_first():
         return []
-    title = f"Evaluation of {model_name} on {', '.join(config.tasks)}"
+    title = f"Evaluation of {model_name} on {tasks_title(config.tasks)}"
     return [file, *_write_pages(output, title, config, results)]
 
 

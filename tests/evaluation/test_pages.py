@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dinotxt_jax.evaluation.pages import html_page, markdown_page
+from dinotxt_jax.config import DataConfig, TaskConfig
+from dinotxt_jax.evaluation.pages import html_page, markdown_page, tasks_title
 from dinotxt_jax.evaluation.published import FIGURES, comparable
 from dinotxt_jax.evaluation.report import named_folder
 from dinotxt_jax.evaluation.tasks import KINDS
@@ -50,6 +51,13 @@ def test_published_figures_stand_beside_results_of_the_same_protocol_only() -> N
     assert "20.6" not in markdown_page("t", {"a": result(protocol="whole", resolution=98)}, {})
     for other in ({"images": 5}, {"classes": 3}, {"templates": 1}, {"resolution": "window 64"}):
         assert "19.2" not in markdown_page("t", {"a": result(protocol="slide", **other)}, {})
+
+
+def test_the_title_names_the_data_of_a_task_that_is_named_for_its_protocol() -> None:
+    data = DataConfig(source="masks", name="voc_20", path="data/voc", split="val")
+    slide = {"slide": TaskConfig(kind="segmentation", data=data)}
+    assert tasks_title(slide) == "slide (masks, voc_20, data/voc, split val)"
+    assert tasks_title(slide | {"whole": slide["slide"]}) == "slide, whole"
 
 
 def test_every_metric_that_occurs_is_explained_and_no_other() -> None:

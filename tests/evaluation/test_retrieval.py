@@ -105,7 +105,8 @@ def test_the_report_states_data_and_protocol(model: Path, tmp_path: Path) -> Non
     assert "resolution 56, preparation squash, decoder exact, images 13, captions 65" in report
     assert "![scenes](scenes.png)" in report
     assert Image.open(tmp_path / "report/scenes.png").width == 1656
-    assert report.startswith(f"# Evaluation of {model.parts[-3]}/run/model on scenes\n")
+    title = f"# Evaluation of {model.parts[-3]}/run/model on scenes (scenes, split test)\n"
+    assert report.startswith(title)
     assert "Data: scenes, split test." in report
 
 
