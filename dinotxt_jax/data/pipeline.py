@@ -53,7 +53,7 @@ _RESTARTS = 3
 # If this many random examples in a row are filtered out, the filter passes practically nothing.
 _MOST_FILTERED = 10_000
 # Rows that a worker sends at once, 10 MB with 224 px images. A worker holds at most three chunks,
-# so a hundred workers take about as much memory as a large model's batches.
+# so a hundred workers need no more memory than a large model's batches.
 _CHUNK = 64
 # Examples that a thread makes before it hands them over.
 _TOGETHER = 8

@@ -104,10 +104,10 @@ class InputSpeed:
             yield f"{stage.name:28} {rate:8,.0f}   {share:5.0%}"
         yield f"{'all stages':28} {1 / total:8,.0f}"
         yield f"{'whole pipeline':28} images/s"
-        for whole in (self.configured, self.alternative):
-            label = f"{whole.threads} threads, {whole.workers} workers"
-            note = "   (the settings)" if whole is self.configured else ""
-            yield f"{label:28} {whole.images_per_second:8,.0f}{note}"
+        for pipeline in (self.configured, self.alternative):
+            label = f"{pipeline.threads} threads, {pipeline.workers} workers"
+            note = "   (the settings)" if pipeline is self.configured else ""
+            yield f"{label:28} {pipeline.images_per_second:8,.0f}{note}"
         yield f"{f'limit of {self.cpus} CPUs':28} {self.limit:8,.0f}"
         yield self.bottleneck()
 
