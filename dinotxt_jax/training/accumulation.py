@@ -42,12 +42,12 @@ def join(parts: Rows) -> Rows:
     """Joins parts to a batch; the inverse of `split`."""
     devices = mesh_batch_parts()
 
-    def whole(array: Shaped[Array, "k part_rows ..."]) -> Shaped[Array, "rows ..."]:
+    def merged(array: Shaped[Array, "k part_rows ..."]) -> Shaped[Array, "rows ..."]:
         count, rest = array.shape[0], array.shape[2:]
         moved = jnp.moveaxis(array.reshape(count, devices, -1, *rest), 0, 1)  # [p k m ...]
         return constrain(moved.reshape(-1, *rest), "batch", *[None] * len(rest))
 
-    return jax.tree.map(whole, parts)
+    return jax.tree.map(merged, parts)
 
 
 def map_parts(function: Callable[[Rows], Rows], batch: Rows, count: int) -> Rows:

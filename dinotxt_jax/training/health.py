@@ -26,7 +26,7 @@ class Health(NamedTuple):
         finite: whether the last step was finite.
         nonfinite_steps: number of steps without an update so far.
         in_a_row: number of consecutive non-finite steps, up to the last step.
-        failed_step: the step that exceeded the limit; no later step updates anything (0: none).
+        failed_step: the step at which the run failed; no later step updates anything (0: none).
         last_loss: loss at the last finite step (nan: none yet).
         failed_loss, failed_norm: loss and gradient norm at the last non-finite step.
     """

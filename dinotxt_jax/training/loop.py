@@ -179,11 +179,11 @@ class _Run:
         if processes.is_first():
             save_tokenizer(self.tokenizer, self.workdir / "tokenizer")
         state = self._start()
-        whole = (
+        backbone = (
             self._load_backbone() if self.cache is None or self.evaluations.need_backbone else {}
         )
         with self.termination:
-            state, exit_code = self._make_steps(state, whole)
+            state, exit_code = self._make_steps(state, backbone)
             if exit_code:
                 _end_early(int(state.step), exit_code)
             with self.termination.at_once():
@@ -196,14 +196,14 @@ class _Run:
         self.checkpoints.check()
         self.lock.check()
 
-    def _make_steps(self, state: TrainState, whole: dict[str, Any]) -> tuple[TrainState, int]:
+    def _make_steps(self, state: TrainState, backbone: dict[str, Any]) -> tuple[TrainState, int]:
         """Runs to the last step or until a signal; saves the last completed step.
 
         Returns:
             The final state, and the exit code if a signal ended the run, otherwise 0.
         """
         config, first = self.config, int(state.step)
-        frozen = whole if self.cache is None else {}
+        frozen = backbone if self.cache is None else {}
         step_function = self.trainer.compiled_step()
         with processes.together():
             writer = MetricsWriter(
@@ -218,7 +218,7 @@ class _Run:
         def evaluate(step: int) -> None:
             check = self.termination.check
             with goodput.spent("evaluating"):
-                writer.write(step, self.evaluations.run(step, state, whole, check))
+                writer.write(step, self.evaluations.run(step, state, backbone, check))
 
         try:
             if first and self.evaluations.due(first) and not writer.has_evaluation(first):

@@ -58,7 +58,7 @@ class ModelFlops:
 
 
 class Throughput:
-    """Measures rates between two reports, summed over all devices unless stated otherwise."""
+    """Measures rates between two reports, for all processes together unless stated otherwise."""
 
     def __init__(self) -> None:
         devices = jax.devices()

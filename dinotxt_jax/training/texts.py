@@ -80,8 +80,8 @@ class PreparedTexts(NamedTuple):
     """This process's captions in a batch, before all processes agree on a common size.
 
     Attributes:
-        size: with packing, the number of packed rows per part; otherwise the longest caption in
-            tokens.
+        size: with packing, the largest number of packed rows in any part; otherwise the longest
+            caption in tokens.
         tokens: a caption per row.
         parts: packed rows for each batch part; empty without packing.
     """
