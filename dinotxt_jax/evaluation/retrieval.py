@@ -121,8 +121,8 @@ def ranks_of_right(
         same_label = jnp.asarray(query_labels[rows])[:, None] == labels  # [block g]
         right = same_label
         if same_items:
-            own = np.arange(start, min(start + block, len(queries)))
-            right = same_label.at[np.arange(len(own)), own].set(False)
+            columns = np.arange(start, min(start + block, len(queries)))  # the queries themselves
+            right = same_label.at[np.arange(len(columns)), columns].set(False)
         result = _block_ranks(jnp.asarray(queries[rows]), placed, right, same_label)
         ranks.append(np.asarray(result))
     return np.concatenate(ranks)

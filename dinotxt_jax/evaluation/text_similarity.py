@@ -61,10 +61,11 @@ def read_pairs(settings: TextTaskConfig, section: str) -> RatedPairs:
                 )
     scores = np.array([_score(row[settings.score], n, settings) for n, row in enumerate(rows, 1)])
     if len(rows) < _FEWEST_PAIRS or (scores == scores[0]).all():
-        found = f"{len(rows)} pairs" if len(rows) < _FEWEST_PAIRS else "equal scores in all pairs"
+        is_short = len(rows) < _FEWEST_PAIRS
+        problem = f"{len(rows)} pairs" if is_short else "equal scores in all pairs"
         raise UserError(
-            f"{settings.pairs} has {found}, expected at least {_FEWEST_PAIRS} pairs with different "
-            f"scores; correct {section}.pairs."
+            f"{settings.pairs} has {problem}, expected at least {_FEWEST_PAIRS} pairs with "
+            f"different scores; correct {section}.pairs."
         )
     first, second = ([str(row[column]) for row in rows] for column in list(columns.values())[:2])
     return RatedPairs(first, second, scores)
