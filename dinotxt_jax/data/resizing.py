@@ -1,4 +1,4 @@
-"""Resize rules by name: how evaluation turns an image of any size into model input.
+"""Resizes images of any size to model inputs for evaluation, by rules with names.
 
 The names are `config.data.RESIZE_RULES`; `model.json` and `config.data.augmentation` use them.
 """
@@ -16,14 +16,14 @@ from dinotxt_jax.data.bad_images import BadImageError
 from dinotxt_jax.storage.preprocessing import Preprocessing
 
 _BICUBIC, _BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
-# The bisection for NaFlex: its range of scales, and the width at which it ends.
+# The bisection for NaFlex: the range of scales, and the interval width at which it stops.
 _LOWEST_SCALE, _HIGHEST_SCALE, _SCALE_WIDTH = 1e-6, 100.0, 1e-5
 
 
 def prepare_image(
     image: Image.Image, preprocessing: Preprocessing, patch_size: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Resizes an RGB image by the rule of a model, for evaluation.
+    """Resizes an RGB image by a model's rule, for evaluation.
 
     Args:
         image: RGB, any size.
@@ -31,7 +31,8 @@ def prepare_image(
         patch_size: side of the backbone's patches, pixels; used by naflex.
 
     Returns:
-        A square with the side `preprocessing.crop`; for naflex, sides of whole patches.
+        A square with the side `preprocessing.crop`; for naflex, both sides are multiples of
+        `patch_size`.
 
     Raises:
         BadImageError: the image is too wide or too tall for naflex.
@@ -72,11 +73,11 @@ def squash(image: Image.Image, size: int, filter: Image.Resampling = _BICUBIC) -
 
 
 def squash_plain(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the whole image to size x size, bilinear without antialiasing, fractions cut off.
+    """Resizes the whole image to size x size, bilinear without antialiasing; truncates to uint8.
 
-    This is `tf.image.resize(..., antialias=False)` followed by a cast to uint8, as in big_vision's
-    SigLIP demo, with the same float32 arithmetic: each pixel reads four neighbours of its centre,
-    however many pixels it covers.
+    This equals `tf.image.resize(..., antialias=False)` followed by a cast to uint8, as in
+    big_vision's SigLIP demo, with the same float32 arithmetic: each new pixel interpolates the four
+    old pixels around its centre, regardless of how many old pixels it covers.
     """
     pixels = np.asarray(image, np.float32)
     (top, bottom, down), (left, right, across) = (
@@ -92,7 +93,12 @@ def squash_plain(image: Image.Image, size: int) -> Image.Image:
 def _neighbours(
     count: int, size: int
 ) -> tuple[Int64[np.ndarray, " size"], Int64[np.ndarray, " size"], Float32[np.ndarray, " size"]]:
-    """Returns, for `size` new pixels out of `count`, both neighbours and the second's weight."""
+    """Returns both old neighbours for each new pixel along an axis, and the second's weight.
+
+    Args:
+        count: number of old pixels along the axis.
+        size: number of new pixels along the axis.
+    """
     scale = np.float32(count) / np.float32(size)
     centre = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     below = np.floor(centre)
@@ -113,19 +119,19 @@ SQUARE_VIEWS: dict[str, Callable[[Image.Image, int, int], Image.Image]] = {
 def naflex_size(height: int, width: int, patch_size: int, max_patches: int) -> tuple[int, int]:
     """Returns the size to which SigLIP 2 NaFlex resizes an image, keeping the aspect ratio.
 
-    The scale is the largest one, to 1e-5 and at most 100, with which the image covers at most
-    `max_patches` patches. Both sides are rounded up to whole patches.
+    The scale is the largest (within 1e-5, and at most 100) for which the image covers at most
+    `max_patches` patches. Both sides are rounded up to multiples of `patch_size`.
 
     Args:
-        height, width: of the image, pixels.
-        patch_size: side of a patch, pixels.
+        height, width: image size in pixels.
+        patch_size: patch side in pixels.
         max_patches: maximum number of patches.
 
     Returns:
         Height and width, pixels.
 
     Raises:
-        BadImageError: the short side would be less than one patch.
+        BadImageError: the short side would be shorter than a patch.
     """
     needed = math.ceil(max(height, width) / min(height, width))
     if needed > max_patches:
