@@ -37,12 +37,12 @@ TokenArrays = dict[str, Int[np.ndarray, "..."]]
 
 
 def make_tokenizer(config: Config, workdir: Address, source: Source) -> Tokenizer:
-    """Returns the run's tokenizer: the one kept in `workdir`, or a new one.
+    """Returns the run's tokenizer: loaded from `workdir` if stored there, otherwise a new one.
 
-    A kept tokenizer does not need the vocabulary file or the captions again.
+    A stored tokenizer does not need the vocabulary file or the captions again.
 
     Raises:
-        UserError: the vocabulary is not available, or differs from the one kept in `workdir`.
+        UserError: the vocabulary is not available, or differs from the tokenizer in `workdir`.
     """
     start = starting_point(config)
     if start is not None and start.has_text:
@@ -180,7 +180,7 @@ class TextRows:
 
 
 def check_packable(tokenizer: Tokenizer) -> None:
-    """Raises `UserError` unless texts can share a row and still have the same features."""
+    """Raises `UserError` unless texts can share a row without changing any feature."""
     reason = ""
     if tokenizer.format.padding_is_input:
         reason = "is read by the text transformer together with the padding of its row"
