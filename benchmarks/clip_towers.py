@@ -1,12 +1,12 @@
-"""CLIP against open_clip on one machine: equal labels, time and memory.
+"""Compares CLIP with open_clip on the same machine: predicted labels, time and memory.
 
     pip install -e '.[verify]' open_clip_torch
     python benchmarks/clip_towers.py --images=FOLDER [--model=ViT-B-32] [--count=1000]
 
-open_clip's model gets random weights, `weights_convert` converts them, and both classify the same
-prepared images among the 1000 ImageNet names with one template, and encode the same batch in turns
-in float32 on the CPU with `--threads` threads each. Memory is what each library adds to the
-process while it encodes.
+open_clip's model gets random weights, which `weights_convert` converts. Both models classify the
+same prepared images among the 1000 ImageNet names with a single template. Then both encode the same
+batch alternately in float32 on the CPU, with `--threads` threads each. Memory is the peak of a new
+process that loads the model and encodes a batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def save_reference(name: str, folder: Path) -> None:
     torch.manual_seed(0)
     model = open_clip.create_model(name)
     with torch.no_grad():
-        # Released scales: random ones of the initialisation give nearly equal logits.
+        # Use the released models' scale: the initial scale gives nearly equal logits.
         model.logit_scale.fill_(np.log(100.0))
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
     config = {"model_cfg": open_clip.get_model_config(name)}
@@ -41,8 +41,8 @@ def save_reference(name: str, folder: Path) -> None:
 
 
 def peak_megabytes(code: str, arguments: list[str]) -> int:
-    """Returns the peak memory of a new process that runs some code."""
-    # VmHWM, because ru_maxrss begins with the memory of the process that forked.
+    """Runs code in a new process; returns the peak memory in MiB."""
+    # VmHWM, because ru_maxrss includes the memory of the process that forked.
     program = f"{code}\nprint(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
@@ -66,7 +66,7 @@ with torch.inference_mode():
 
 
 def main() -> None:
-    """Prints how many labels are equal, both times and both peaks of memory."""
+    """Prints the number of equal labels, and both models' times and peak memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--model", default="ViT-B-32")
