@@ -133,10 +133,6 @@ class Batches(Iterator[Batch]):
         termination: records a signal, which is then shared with all processes.
         check: called before each batch; if it raises a `UserError` in any process, all processes
             stop, and nothing may be saved afterwards.
-
-    Attributes:
-        in_flight: a result array from the most recently started step, which tells whether the
-            devices are busy; None before the first step.
     """
 
     def __init__(
@@ -165,7 +161,7 @@ class Batches(Iterator[Batch]):
         self._next: Future[_Prepared] | None = None
         self._position = self._read_position()
         self._check_failure: UserError | None = None
-        self.in_flight: Any = None  # the type of arrays does not declare `is_ready`
+        self._in_flight: Any = None  # the type of arrays does not declare `is_ready`
         if self._pairs > len(source) and processes.is_first():
             logging.warning(
                 "the %d pairs per step exceed the %d examples, so a batch contains the same image "
@@ -213,9 +209,16 @@ class Batches(Iterator[Batch]):
         exit_code = batch.exit_code if processes.several() else self._termination.exit_code
         return batch._replace(waited=waited, exit_code=exit_code)
 
+    def started(self, result: jax.Array) -> None:
+        """Notes that a step with the last batch has been started.
+
+        `result`, any array that the step computes, tells `__next__` whether the devices are busy.
+        """
+        self._in_flight = result
+
     def _wait(self, prepared: Future[_Prepared]) -> float:
         """Waits for a batch; returns how many seconds the devices were idle meanwhile."""
-        while self.in_flight is not None and not self.in_flight.is_ready():
+        while self._in_flight is not None and not self._in_flight.is_ready():
             if wait([prepared], _POLL).done:
                 return 0.0
         started = time.perf_counter()

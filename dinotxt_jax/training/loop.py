@@ -229,7 +229,7 @@ class _Run:
                     with profiler.step(step):
                         batch = next(self.batches)
                         state, metrics = step_function(state, frozen, batch.arrays)
-                    self.batches.in_flight = metrics["loss"]
+                    self.batches.started(metrics["loss"])
                     profiler.end_step(metrics)
                     goodput.add("waiting", batch.waited)
                     goodput.made_step()

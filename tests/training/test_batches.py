@@ -163,7 +163,8 @@ def test_only_waiting_while_the_devices_have_nothing_to_do_counts(
                 time.sleep(seconds)
             release.release()
 
-        batches.in_flight = result  # type: ignore[assignment]
+        if result is not None:
+            batches.started(result)  # type: ignore[arg-type]
         threading.Thread(target=end_reading).start()
         started = time.perf_counter()
         return next(batches).waited, time.perf_counter() - started
