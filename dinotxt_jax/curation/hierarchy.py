@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from dinotxt_jax import sharding
-from dinotxt_jax.config import CurationConfig
+from dinotxt_jax.config import CurationConfig, flatten
 from dinotxt_jax.curation.cluster_folder import SPLIT_PREFIX, ClusterFolder, level_name
 from dinotxt_jax.curation.embeddings import Embeddings, check_pool
 from dinotxt_jax.curation.gathering import ranks
@@ -64,6 +64,10 @@ def cluster(config: CurationConfig, files: Sequence[str], output: Address) -> st
         "embeddings": embeddings.identity,
         "settings": {key: settings[key] for key in _DECISIVE} | {"seed": config.seed},
     }
+    # The division of the work follows from these; other settings are in the description.
+    processes.check_same(
+        flatten(config.image, "config.image") | flatten(config.mesh, "config.mesh")
+    )
     folder.start(description)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     levels = Hierarchy(config, folder, mesh).build(embeddings)

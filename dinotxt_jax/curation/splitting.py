@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Int64
+from jaxtyping import Array, Float, Int, Int32, Int64
 
 from dinotxt_jax import sharding
 from dinotxt_jax.curation.cluster_folder import SPLIT_PREFIX, ClusterFolder
@@ -100,7 +100,7 @@ def split_clusters(
                 folder.save_share(_group_name(clusters), **done)
             bar.update(int(sizes[clusters].sum()))
     team.wait()
-    return _joined_groups(points, coarse, groups, counts, folder)
+    return _joined_groups(points, coarse.labels, sizes, groups, counts, folder)
 
 
 def _group_name(clusters: range) -> str:
@@ -114,12 +114,13 @@ def _group_name(clusters: range) -> str:
 
 def _joined_groups(
     points: Points,
-    coarse: Clustering,
+    labels: Int32[np.ndarray, " n"],
+    sizes: Int64[np.ndarray, " c"],
     groups: list[range],
     counts: Int64[np.ndarray, " c"],
     folder: ClusterFolder,
 ) -> Clustering:
-    """Reads the clusters of all groups.
+    """Reads the clusters of all groups, which together hold every point once.
 
     Raises:
         UserError: a file is damaged or missing, or belongs to other coarse clusters.
@@ -135,17 +136,44 @@ def _joined_groups(
                 f"{folder.path} lacks {name}.npz, which another process wrote; give "
                 "all processes a folder that they share, and run the same command again."
             )
+        inside = slice(clusters.start, clusters.stop)
+        expected = int(sizes[inside].sum()), int(counts[inside].sum())
+        _check_group(done, labels, clusters, *expected, f"{folder.path / name}.npz")
         first = offsets[clusters.start]
         centroids[first : first + len(done["centroids"])] = done["centroids"]
         index[done["indices"]] = first + done["index"]
         distances[done["indices"]] = done["distances"]
-    lost = int(((index < 0) & (coarse.labels >= 0)).sum())
-    if lost:
-        raise UserError(
-            f"{folder.path} has split files that do not cover {lost} of {len(index)} points; "
-            f"remove {SPLIT_PREFIX}*.npz there, and run the same command again."
-        )
     return Clustering(centroids, index, distances)
+
+
+def _check_group(
+    done: dict[str, np.ndarray],
+    labels: Int32[np.ndarray, " n"],
+    clusters: range,
+    points: int,
+    centroids: int,
+    file: str,
+) -> None:
+    """Raises `UserError` if a file does not hold exactly the points of these coarse clusters.
+
+    If coarse clusters are computed again, on another mesh, a few points may move to another one,
+    and would then be in two groups or in none.
+
+    Args:
+        done: arrays of the file.
+        labels: coarse cluster of each point.
+        clusters: the coarse clusters that the file is for.
+        points, centroids: number of points and of new clusters in `clusters`.
+        file: the file, for the message.
+    """
+    stored = labels[done["indices"]]
+    is_inside = (stored >= clusters.start) & (stored < clusters.stop)
+    if (len(stored), len(done["centroids"])) != (points, centroids) or not is_inside.all():
+        raise UserError(
+            f"{file} was made from other coarse clusters: it holds {int(is_inside.sum())} of their "
+            f"{points} points now, and {int((~is_inside).sum())} others; remove "
+            f"{SPLIT_PREFIX}*.npz there, and run the same command again."
+        )
 
 
 def _split_group(

@@ -15,7 +15,7 @@ from blobs import blobs, pool_config, write_embeddings
 from dinotxt_jax import UserError, sharding
 from dinotxt_jax.config import CurationConfig, MeshConfig
 from dinotxt_jax.config.image_curation import ImageCurationConfig
-from dinotxt_jax.curation import kmeans, splitting
+from dinotxt_jax.curation import hierarchy, kmeans, splitting
 from dinotxt_jax.curation.cluster_folder import ClusterFolder
 from dinotxt_jax.curation.hierarchy import Hierarchy, cluster
 from dinotxt_jax.curation.kmeans import Clustering
@@ -180,12 +180,10 @@ def test_an_interrupted_run_continues_to_the_same_result(
             np.testing.assert_array_equal(array, other)
 
 
-def test_another_memory_limit_after_an_interruption_loses_no_point(
-    embeddings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small, large = (
-        dataclasses.replace(STAGED, image=dataclasses.replace(STAGED.image, memory_gib=gib))
-        for gib in (200 * 16 / 2**30, 4.0)
+def begin_split(folder: Path, embeddings: str, monkeypatch: pytest.MonkeyPatch) -> CurationConfig:
+    """Ends a run after the first of several groups of coarse clusters; returns its settings."""
+    config = dataclasses.replace(
+        STAGED, image=dataclasses.replace(STAGED.image, memory_gib=200 * 16 / 2**30)
     )
     save = ClusterFolder.save_share
 
@@ -197,11 +195,60 @@ def test_another_memory_limit_after_an_interruption_loses_no_point(
     with monkeypatch.context() as patched:
         patched.setattr(ClusterFolder, "save_share", killed)
         with pytest.raises(KilledError):
-            cluster(small, [embeddings], tmp_path / "clusters")
-    cluster(large, [embeddings], tmp_path / "clusters")
-    first = levels(tmp_path / "clusters")[0]
-    assert (first.labels >= 0).sum() == COUNT - 1  # example 5 has no embedding
+            cluster(config, [embeddings], folder)
+    return config
+
+
+def test_another_memory_limit_after_an_interruption_loses_no_point(
+    embeddings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_split(tmp_path / "clusters", embeddings, monkeypatch)
+    cluster(STAGED, [embeddings], tmp_path / "clusters")
+    cluster(STAGED, [embeddings], tmp_path / "whole")
+    for first, whole in zip(levels(tmp_path / "clusters"), levels(tmp_path / "whole"), strict=True):
+        for array, other in zip(first, whole, strict=True):
+            np.testing.assert_array_equal(array, other)
+    assert (levels(tmp_path / "clusters")[0].labels >= 0).sum() == COUNT - 1  # 5 has no embedding
     assert not list((tmp_path / "clusters").glob("split*"))
+
+
+def test_groups_of_other_coarse_clusters_are_refused(
+    embeddings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ClusterFolder(tmp_path / "clusters")
+    config = begin_split(folder.path, embeddings, monkeypatch)
+    coarse = folder.clustering("coarse")
+    assert coarse is not None
+    (name,) = folder.names("split")
+    start, stop = map(int, name.removeprefix("split").split("-"))
+    moved = coarse.labels.copy()
+    inside = np.flatnonzero((moved >= start) & (moved < stop))
+    moved[inside[0]] = stop  # to a group that is not finished
+    folder.save_clustering("coarse", coarse._replace(labels=moved))
+    number = len(inside) - 1
+    message = rf"other coarse clusters: it holds {number} of their {number} points now, and 1 othe"
+    with pytest.raises(UserError, match=message):
+        cluster(config, [embeddings], folder.path)
+    (folder.path / f"{name}.npz").unlink()
+    cluster(config, [embeddings], folder.path)
+    check_hierarchy(levels(folder.path))
+
+
+def test_processes_with_other_settings_are_refused(
+    embeddings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: dict[str, Any] = {}
+
+    def compare(values: dict[str, Any]) -> None:
+        compared.update(values)
+        raise KilledError
+
+    monkeypatch.setattr(hierarchy.processes, "check_same", compare)
+    with pytest.raises(KilledError):
+        cluster(settings(memory_gib=3.0), [embeddings], tmp_path / "c")
+    assert compared["config.image.memory_gib"] == 3.0
+    assert compared["config.mesh.fsdp"] == 1
+    assert not (tmp_path / "c").exists()
 
 
 def counted(function: Any, calls: list[int]) -> Any:
