@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Bool
-from tolerances import assert_same
+from tolerances import ROUNDING, assert_same
 
 from dinotxt_jax import sharding
 from dinotxt_jax.models.drop_path import (
@@ -87,7 +87,8 @@ def test_only_the_share_that_is_kept_is_computed_and_rescaled() -> None:
     touched = y[:, 0, 0].reshape(4, 24) > 0
     assert set(touched.sum(1)) <= {16, 17}
     assert (touched[0] != touched[1]).any()
-    np.testing.assert_allclose(y[y > 0], 1 / 0.7, rtol=1e-6)
+    # Three roundings: the rate, its complement, and the quotient.
+    np.testing.assert_allclose(y[y > 0], 1 / 0.7, rtol=3 * ROUNDING)
 
 
 def test_layers_and_branches_leave_out_other_examples() -> None:
@@ -153,4 +154,5 @@ def test_taking_and_putting_rows_are_exact_and_have_the_gradients_of_indexing() 
     np.testing.assert_array_equal(ours(x), plain(x))
     weights = normals(6, 2, 3) + 1
     actual, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weights))(x) for f in (ours, plain))
-    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    # A cosine and its product with a weight, in two programs; rows move by products with 1 and 0.
+    np.testing.assert_allclose(actual, expected, rtol=8 * ROUNDING)

@@ -59,7 +59,7 @@ def test_the_whole_dinotxt_equals_the_official_code(
     convert(files, tmp_path / "model", settings=Settings(text_num_heads=4), show_progress=False)
     model = dt.load(tmp_path / "model")
     images, tokens = np.moveaxis(expected["image_112x112"], 1, -1), expected["tokens"]
-    assert model.logit_scale == pytest.approx(float(expected["logit_scale"][0]), rel=1e-7)
+    assert model.logit_scale == expected["logit_scale"][0]
     features = model.encode_patches(images)
     for name, actual, tolerance in (
         ("112x112/class_token", features.class_token, FEATURES),
@@ -88,9 +88,10 @@ def test_prefix_tokens_are_not_touched_and_lengths_are_kept() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 11, 4, 8))
     turned = rotate(x, rotation)
     np.testing.assert_array_equal(turned[:, :5], x[:, :5])
-    np.testing.assert_allclose(
-        jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-6
-    )
+    # Sine, cosine, two products and their sum for each component; the sum of squares averages these
+    # errors, and adds a few roundings of its own.
+    lengths = (np.linalg.norm(np.float64(array), axis=-1) for array in (turned, x))
+    np.testing.assert_allclose(*lengths, rtol=8 * ROUNDING)
     assert np.abs(turned[:, 5:] - x[:, 5:]).min(axis=-1).max() > 0
 
 
@@ -100,8 +101,10 @@ def test_attention_between_patches_depends_on_their_distance_only() -> None:
     x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 1, 1, 8)), (1, 16, 1, 8))
     turned = rotate(x, rotation)[0, :, 0]
     products = turned @ turned.T
-    np.testing.assert_allclose(products[0, 5], products[10, 15], rtol=1e-4)
-    np.testing.assert_allclose(products[1, 2], products[13, 14], rtol=1e-4)
+    # An error in an angle moves a vector of length |x| by as much times |x|.
+    bound = 2 * ANGLES * float(products[0, 0])
+    np.testing.assert_allclose(products[0, 5], products[10, 15], rtol=0, atol=bound)
+    np.testing.assert_allclose(products[1, 2], products[13, 14], rtol=0, atol=bound)
 
 
 def test_rotation_is_computed_in_float32(tiny_dinov3: Path) -> None:

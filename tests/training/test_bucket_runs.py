@@ -150,5 +150,5 @@ def test_two_killed_processes_are_continued_by_one_in_a_bucket(
     actual = {row["step"]: row["loss"] for row in metrics_of(bucket / "run")}
     assert sorted(actual) == sorted(expected)
     np.testing.assert_allclose(
-        [actual[step] for step in expected], list(expected.values()), rtol=1e-5
+        [actual[step] for step in expected], list(expected.values()), rtol=SAME_LOSS
     )
