@@ -19,6 +19,7 @@ from dinotxt_jax import sharding
 from dinotxt_jax.inference import Model
 from dinotxt_jax.inference.loading import load_dinotxt
 from dinotxt_jax.models.layers import DTypes
+from dinotxt_jax.storage.model_directory import read_description
 from dinotxt_jax.tokenizers import RowFormat, TrainedTokenizer, trimmed_length
 
 
@@ -126,7 +127,7 @@ def test_a_model_describes_itself(tiny_dinotxt: Path, tmp_path: Path) -> None:
 
 
 def test_the_public_names_are_few() -> None:
-    assert dt.__all__ == ["UserError", "load", "load_backbone"]
+    assert dt.__all__ == ["UserError", "list_models", "load", "load_backbone"]
 
 
 def test_wrong_inputs_are_refused_with_the_expected_type(tiny_dinotxt: Path) -> None:
@@ -162,5 +163,9 @@ def test_the_model_inside_a_work_directory_is_pointed_at(
     (tmp_path / "model").symlink_to(tiny_dinotxt)
     with pytest.raises(dt.UserError, match=rf"take {tmp_path}/model"):
         dt.load(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(dt.UserError, match="or make one with python -m weights_convert"):
+        dt.load(empty)
     with pytest.raises(dt.UserError, match="make one with python -m weights_convert hf://a/b"):
-        dt.load("hf://a/b")
+        read_description("hf://a/b")
